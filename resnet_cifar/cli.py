@@ -1,0 +1,209 @@
+"""YAML -> recipe -> overrides from the command line -> checked recipe. Imports nothing heavy.
+
+One validator (pydantic, in recipe.py) reads words of the command line and values of YAML alike, so both give the same
+sentence for the same mistake; tyro renders `--help` from the recipe's own documentation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+
+from resnet_cifar.recipe import Mistake, Recipe, field_paths, flat, nearest, parse, to_dict
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Train a recipe, evaluate it, and leave everything in one run folder. The same command finds its run again."""
+
+    recipe: str = "finetune"
+    """A shipped recipe, a YAML file, or `list`."""
+    run: str = ""
+    """The run folder [default: runs/RECIPE-<8 hex of the recipe>]."""
+    dry_run: bool = False
+    """Print the plan (steps, rates, shares, memory and time) and end."""
+    fresh: bool = False
+    """Start over where the run folder holds a run of this recipe already."""
+
+
+@dataclass(frozen=True)
+class EvalCommand:
+    """Score a run's best model and write RUN/eval-SPLIT.json and RUN/predictions-SPLIT.parquet."""
+
+    run: str
+    """The run folder."""
+    split: str = "test"
+    """`test` or `validation`."""
+
+
+def recipe_names() -> list[str]:
+    """The shipped recipes."""
+    return sorted(path.name.removesuffix(".yaml") for path in _shipped().iterdir() if path.name.endswith(".yaml"))
+
+
+def read_recipe(name: str, overrides: dict[str, str] | None = None) -> Recipe:
+    """The shipped recipe or YAML file `name`, with `overrides` (field path -> word). Raises Mistake."""
+    values = _read_yaml(name)
+    for path, word in (overrides or {}).items():
+        _set(values, path, word)
+    recipe = parse(values)
+    source = Path(recipe.data.source).expanduser()
+    if source.is_dir():  # a run folder must mean the same from any working directory
+        values = to_dict(recipe)
+        values["data"]["source"] = str(source.resolve())
+        recipe = parse(values)
+    return recipe
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Writes the recipe as YAML that `--recipe PATH` reads back to the same values."""
+    path.write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False))
+
+
+def train_command(arguments: list[str]) -> tuple[TrainCommand, Recipe]:
+    """What `train.py ARGUMENTS` asks for. Ends the program after --help and --recipe list; raises Mistake."""
+    own, overrides, rest = _split(arguments, values=("recipe", "run"), flags=("dry_run", "fresh"))
+    if rest:
+        raise Mistake(f"{rest[0]!r} stands alone: fields are given as --FIELD VALUE")
+    command = TrainCommand(**{name: value for name, value in own.items() if name != "help"})
+    if command.recipe == "list":
+        _say("\n".join(f"{name:12} {_first_line(name)}" for name in recipe_names()))
+        raise SystemExit(0)
+    if own.get("help"):
+        _help(TrainCommand, "train.py", read_recipe(command.recipe))
+    return command, read_recipe(command.recipe, overrides)
+
+
+def eval_command(arguments: list[str]) -> tuple[EvalCommand, Recipe]:
+    """What `eval.py RUN ARGUMENTS` asks for, with the run's own recipe and overrides of `data.*`. Raises Mistake."""
+    own, overrides, rest = _split(arguments, values=("split",), flags=())
+    if own.get("help"):
+        _help(EvalCommand, "eval.py", read_recipe("finetune"))
+    if len(rest) != 1:
+        raise Mistake("eval.py takes one run folder: python eval.py RUN [--split test|validation] [--data.source ...]")
+    if own.get("split", "test") not in ("test", "validation"):
+        raise Mistake(f"--split cannot be {own['split']!r}: it should be test or validation")
+    for path in overrides:
+        if not path.startswith("data."):
+            raise Mistake(f"--{path} cannot change when a run is scored: only --data.* can")
+    run = Path(rest[0])
+    if not (run / "recipe.yaml").is_file():
+        raise Mistake(f"{run} is no run folder (it has no recipe.yaml): name a folder that train.py wrote")
+    return EvalCommand(run=str(run), split=own.get("split", "test")), read_recipe(str(run / "recipe.yaml"), overrides)
+
+
+def run(main: Callable[[list[str]], None]) -> int:
+    """Runs `main` on the command line; the user's mistakes end in one sentence, from one process, and exit code 2."""
+    try:
+        main(sys.argv[1:])
+    except Mistake as mistake:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {mistake}", file=sys.stderr, flush=True)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `train.py --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _shipped() -> Any:
+    return resources.files("resnet_cifar") / "recipes"
+
+
+def _read_yaml(name: str) -> dict[str, Any]:
+    file = Path(name) if Path(name).suffix in (".yaml", ".yml") else _shipped() / f"{name}.yaml"
+    if not file.is_file():
+        raise Mistake(f"there is no recipe {name!r}{nearest(name, recipe_names())}; --recipe list shows all")
+    try:
+        values = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Mistake(f"{name} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise Mistake(f"{name} holds no fields: a recipe is YAML such as `batch_size: 256`")
+    return values
+
+
+def _first_line(name: str) -> str:
+    return (_shipped() / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ")
+
+
+def _split(
+    arguments: list[str], values: tuple[str, ...], flags: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """The command's own options, overrides of the recipe, and words that belong to no option."""
+    own: dict[str, Any] = {}
+    overrides: dict[str, str] = {}
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word in ("-h", "--help"):
+            own["help"] = True
+            continue
+        if not word.startswith("--"):
+            rest.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        if name in flags:
+            own[name] = True
+            continue
+        if name not in values and not _is_field(name):
+            raise Mistake(f"unknown field --{name}{nearest(name, [*values, *flags, *field_paths()])}")
+        if not equals:
+            value = next(words, None)
+            if value is None or value.startswith("--"):
+                raise Mistake(f"--{name} needs a value, for example --{name} {_example(name)}")
+        (own if name in values else overrides)[name] = value
+    return own, overrides, rest
+
+
+def _is_field(path: str) -> bool:
+    parts = path.split(".")
+    return ".".join("0" if part.isdigit() else part for part in parts) in field_paths()
+
+
+def _example(path: str) -> Any:
+    return flat(Recipe()).get(".".join("0" if part.isdigit() else part for part in path.split(".")), "NAME")
+
+
+def _set(values: dict[str, Any], path: str, word: str) -> None:
+    *parents, last = path.split(".")
+    here: Any = values
+    for position, part in enumerate(parents):
+        if not isinstance(here, list):
+            following = [*parents, last][position + 1]
+            here = here.setdefault(part, [] if following.isdigit() else {})
+            continue
+        if int(part) > len(here):
+            raise Mistake(f"--{path} skips a phase: the recipe has {len(here)}, so the next is phases.{len(here)}")
+        if int(part) == len(here):
+            here.append({})
+        here = here[int(part)]
+    here[last] = word
+
+
+def _say(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(text)
+
+
+def _help(command: type, program: str, recipe: Recipe) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        raise SystemExit(0)
+    import tyro
+
+    fields = Annotated[tyro.conf.FlagConversionOff[Recipe], tyro.conf.arg(name="")]
+    page = dataclasses.make_dataclass(
+        command.__name__, [("fields", fields, dataclasses.field(default=recipe))], bases=(command,), frozen=True
+    )
+    page.__doc__ = command.__doc__
+    tyro.cli(page, prog=program, args=["--help"], use_underscores=True)

@@ -1,0 +1,126 @@
+"""Augmentations: pure functions of a batch and its random numbers, vectorised, the same on every device.
+
+Images are uint8 [n, height, width, 3] until `to_input`; `u` holds uniforms in [0, 1), float64, one row an image. None
+of these functions knows about ranks, steps or seeds, and none indexes with a boolean mask (that would wait for the
+device). Order of work: crop, flip, cutout and erase at the stored size, float, resize, normalise, mix.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def crop_and_flip(images: Tensor, u: Tensor, flips: Tensor, padding: int) -> Tensor:
+    """Random crop of the reflect-padded image, then a horizontal flip where `flips` is 1.
+
+    Equal to torchvision's `pad(padding_mode="reflect")`, `crop` and `hflip`, without the padded copy: each output
+    pixel looks its source up. u: [n, 2] (down, right); flips: integer [n].
+    """
+    n, height, width, _ = images.shape
+    assert padding < min(height, width), "reflection needs a side longer than the padding"
+    shift = (u * (2 * padding + 1)).long() - padding
+    down = torch.arange(height, device=images.device) + shift[:, :1]
+    across = torch.arange(width, device=images.device)
+    across = torch.where(flips[:, None] == 1, width - 1 - across, across) + shift[:, 1:]
+    rows = torch.arange(n, device=images.device)[:, None, None]
+    return images[rows, _reflect(down, height)[:, :, None], _reflect(across, width)[:, None, :]]
+
+
+def cutout(images: Tensor, u: Tensor, side: int, fill: Tensor) -> Tensor:
+    """Blanks a square around a random centre, cut off at the border (DeVries & Taylor 2017). u: [n, 2]; fill: [3]."""
+    height, width = images.shape[1:3]
+    top = (u[:, 0] * height).long() - side // 2
+    left = (u[:, 1] * width).long() - side // 2
+    return _blank(images, top, left, torch.full_like(top, side), torch.full_like(left, side), fill)
+
+
+def erase(images: Tensor, u: Tensor, probability: float, fill: Tensor) -> Tensor:
+    """Random erasing (Zhong et al. 2017) with torchvision's ranges: area 2 to 33 %, aspect 0.3 to 3.3, log-uniform.
+
+    One attempt, clamped to the image, where torchvision tries ten times. u: [n, 5] (whether, area, aspect, down, right).
+    """
+    height, width = images.shape[1:3]
+    area = height * width * (0.02 + u[:, 1] * (0.33 - 0.02))
+    low, high = torch.log(torch.tensor([0.3, 3.3], dtype=u.dtype)).tolist()
+    aspect = torch.exp(low + u[:, 2] * (high - low))
+    tall = (area * aspect).sqrt().round().clamp(1, height).long()
+    wide = (area / aspect).sqrt().round().clamp(1, width).long()
+    tall = torch.where(u[:, 0] < probability, tall, 0)
+    top = (u[:, 3] * (height - tall + 1)).long()
+    left = (u[:, 4] * (width - wide + 1)).long()
+    return _blank(images, top, left, tall, wide, fill)
+
+
+def to_input(images: Tensor, size: int, interpolation: str, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 [n, h, w, 3] -> normalised [n, 3, size, size] in the type of `mean` and `std` ([3], in 0..1), channels_last.
+
+    Resizing is `torch.nn.functional.interpolate`, what torchvision's `resize` calls, with antialiasing where it shrinks.
+    """
+    # One multiplication and one addition: (x / 255 - mean) / std.
+    scale, shift = 1 / (255 * std), -mean / std
+    pixels = images.to(mean.dtype)
+    if images.shape[1:3] == (size, size):
+        return pixels.mul_(scale).add_(shift).permute(0, 3, 1, 2)
+    smooth = interpolation != "nearest"
+    resized = F.interpolate(
+        pixels.permute(0, 3, 1, 2),
+        size=(size, size),
+        mode=interpolation,
+        align_corners=False if smooth else None,
+        antialias=smooth and size < max(images.shape[1:3]),
+    )
+    if interpolation == "bicubic":
+        resized = resized.clamp_(0, 255)  # it overshoots at edges, as PIL and torchvision know too
+    resized = resized.contiguous(memory_format=torch.channels_last)
+    return resized.mul_(scale[:, None, None]).add_(shift[:, None, None])
+
+
+def mix(inputs: Tensor, targets: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Row 2j takes part of row 2j+1 and the other way round, images and labels by the same shares.
+
+    inputs [n, 3, h, w], n even; targets [n, classes]; keep [n / 2, 1, h or 1, w or 1]: the share each pixel keeps
+    (see `mixup_share`, `cutmix_share`).
+    """
+    pairs = inputs.unflatten(0, (-1, 2))
+    share = keep.to(inputs.dtype)[:, None]
+    mixed = (pairs * share + pairs.flip(1) * (1 - share)).flatten(0, 1)
+    kept = keep.mean(dim=(1, 2, 3)).to(targets.dtype)[:, None, None]
+    labels = targets.unflatten(0, (-1, 2))
+    return mixed, (labels * kept + labels.flip(1) * (1 - kept)).flatten(0, 1)
+
+
+def mixup_share(lam: Tensor, size: int) -> Tensor:
+    """Mixup (Zhang et al. 2017): every pixel keeps the share lam. lam [pairs] -> [pairs, 1, size, size]."""
+    return lam[:, None, None, None].expand(-1, 1, size, size)
+
+
+def cutmix_share(lam: Tensor, u: Tensor, size: int) -> Tensor:
+    """CutMix (Yun et al. 2019): pixels outside a box of area 1 - lam are kept, the box is the partner's.
+
+    The box is cut off at the border and labels follow the area that is left. lam [pairs], u [pairs, 2] (down, right)
+    -> [pairs, 1, size, size] of 0 and 1.
+    """
+    half = (size * (1 - lam).sqrt()).long() // 2
+    side = 2 * half
+    top = (u[:, 0] * size).long() - half
+    left = (u[:, 1] * size).long() - half
+    inside = _inside(top, left, side, side, size, size)
+    return (~inside).to(lam.dtype)[:, None]
+
+
+def _reflect(position: Tensor, length: int) -> Tensor:
+    return length - 1 - (length - 1 - position.abs()).abs()
+
+
+def _inside(top: Tensor, left: Tensor, tall: Tensor, wide: Tensor, height: int, width: int) -> Tensor:
+    """bool [n, height, width]: the boxes' pixels."""
+    y = torch.arange(height, device=top.device)
+    x = torch.arange(width, device=top.device)
+    down = (y >= top[:, None]) & (y < (top + tall)[:, None])
+    across = (x >= left[:, None]) & (x < (left + wide)[:, None])
+    return down[:, :, None] & across[:, None, :]
+
+
+def _blank(images: Tensor, top: Tensor, left: Tensor, tall: Tensor, wide: Tensor, fill: Tensor) -> Tensor:
+    inside = _inside(top, left, tall, wide, *images.shape[1:3])
+    return torch.where(inside[..., None], fill, images)

@@ -1,0 +1,126 @@
+"""From step k on, this rank's augmented batches: order, draws, resident images and augmentations put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resnet_cifar.data import augment, draws
+from resnet_cifar.data.plan import Plan
+from resnet_cifar.data.store import ImageSet
+from resnet_cifar.recipe import Augment, Data
+
+# The columns of a row's random numbers. A new augmentation takes the next free ones.
+_CROP, _FLIP, _CUTOUT, _ERASE = slice(0, 2), 2, slice(3, 5), slice(5, 10)
+_MIX_KIND, _LAMBDA, _BOX = 10, 11, slice(12, 14)
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """What the network sees. mean and std: [3] in 0..1, on the device, in the type of the network's input."""
+
+    data: Data
+    mean: Tensor
+    std: Tensor
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 [n, h, w, 3] -> normalised [n, 3, image_size, image_size], channels_last."""
+        return augment.to_input(images, self.data.image_size, self.data.interpolation, self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a step, on the device: image indices [n], flip parity [n], uniforms [n, COLUMNS], lambdas [n / 2]."""
+
+    indices: Tensor
+    parity: Tensor
+    uniforms: Tensor
+    lambdas: Tensor
+
+
+class Batches:
+    """Rank `rank`'s batches of `plan`, from the resident `images`. Holds no state: any step can be asked for."""
+
+    def __init__(self, plan: Plan, images: ImageSet, classes: int, input_format: InputFormat, rank: int) -> None:
+        self.plan, self.images, self.classes, self.format = plan, images, classes, input_format
+        self.settings = Augment(0, "none") if plan.recipe.data.overfit else plan.recipe.augment
+        self.rank = rank
+        self.device = images.images.device
+        seed = plan.recipe.seed
+        self._coins = draws.bits(seed, "flip", len(images))
+        self._fill = (255 * input_format.mean).round().to(torch.uint8)
+        side = min(images.images.shape[1:3])
+        assert self.settings.crop < side, "checked by `check_sizes`"
+
+    def steps(self, start: int = 0) -> Iterator[Iterator[Batch]]:
+        """Each step's micro-batches from step `start` on; the host's part is made a step ahead."""
+        ahead = self._rows(start) if start < self.plan.steps else None
+        for step in range(start, self.plan.steps):
+            rows, ahead = ahead, self._rows(step + 1) if step + 1 < self.plan.steps else None
+            yield self._micro_batches(rows)
+
+    def step(self, step: int) -> Iterator[Batch]:
+        """The micro-batches of one step: (inputs [n, 3, s, s], targets [n, classes] summing to one)."""
+        return self._micro_batches(self._rows(step))
+
+    def _micro_batches(self, rows: _Rows) -> Iterator[Batch]:
+        return (self._batch(rows, part) for part in self._parts())
+
+    def _parts(self) -> list[slice]:
+        size = self.plan.micro_batch
+        return [slice(start, start + size) for start in range(0, self.plan.share, size)]
+
+    def _rows(self, step: int) -> _Rows:
+        rows = self.plan.rows(self.rank)
+        indices, epochs = self.plan.order(step, rows)
+        uniforms = draws.table(self.plan.recipe.seed, "augment", step, rows)
+        if self.settings.flip == "alternating":
+            parity = (self._coins[indices] + epochs) % 2
+        else:
+            parity = (uniforms[:, _FLIP] < 0.5) & (self.settings.flip == "random")
+        # A pair draws once, with the numbers of its first row.
+        kind, uniform = uniforms[::2, _MIX_KIND], uniforms[::2, _LAMBDA]
+        lambdas = np.where(kind < self._mixup_share, self._beta(uniform, "mixup"), self._beta(uniform, "cutmix"))
+        return _Rows(*(self._to_device(array) for array in (indices, parity.astype(np.uint8), uniforms, lambdas)))
+
+    @property
+    def _mixup_share(self) -> float:
+        """The probability that a pair takes Mixup and not CutMix."""
+        both = self.settings.mixup > 0 and self.settings.cutmix > 0
+        return 0.5 if both else float(self.settings.mixup > 0)
+
+    def _beta(self, uniform: np.ndarray, name: str) -> np.ndarray:
+        alpha = getattr(self.settings, name)
+        return draws.beta(uniform, alpha) if alpha else np.ones_like(uniform)
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type != "cuda":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def _batch(self, rows: _Rows, part: slice) -> Batch:
+        settings, u = self.settings, rows.uniforms[part]
+        indices = rows.indices[part]
+        images = augment.crop_and_flip(self.images.images[indices], u[:, _CROP], rows.parity[part], settings.crop)
+        if settings.cutout:
+            images = augment.cutout(images, u[:, _CUTOUT], settings.cutout, self._fill)
+        if settings.erase:
+            images = augment.erase(images, u[:, _ERASE], settings.erase, self._fill)
+        inputs = self.format(images)
+        targets = F.one_hot(self.images.labels[indices], self.classes).to(inputs.dtype)
+        if settings.mixup or settings.cutmix:
+            size = inputs.shape[-1]
+            lambdas = rows.lambdas[part.start // 2 : part.stop // 2].to(inputs.dtype)
+            blend = augment.mixup_share(lambdas, size)
+            patch = augment.cutmix_share(lambdas, u[::2, _BOX], size)
+            chosen = (u[::2, _MIX_KIND] < self._mixup_share)[:, None, None, None]
+            inputs, targets = augment.mix(inputs, targets, torch.where(chosen, blend, patch))
+        return inputs, targets

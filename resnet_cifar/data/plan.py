@@ -1,0 +1,144 @@
+"""Steps, epochs and phases; which images make step k; what share of it is this rank's. Pure arithmetic, no state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from resnet_cifar.data import draws
+from resnet_cifar.optim import phase_rate
+from resnet_cifar.recipe import Mistake, Recipe
+
+ROWS_AN_EPOCH = 20  # of metrics.jsonl: enough for a curve, few enough for a file
+SMALL_SHARE = 32  # images; below, a device is mostly waiting
+NORM_IMAGES = 2048  # for precise BN: 2048 are 16 batches of 128, and their mean is steady to about 1 %
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole run as a function of the step. `images` is the number of training images, `world` of processes."""
+
+    recipe: Recipe
+    images: int
+    world: int
+
+    def __post_init__(self) -> None:
+        check_share(self.recipe, self.world)
+
+    @property
+    def share(self) -> int:
+        """Rows of every step on one process."""
+        return self.recipe.batch_size // self.world
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows of one backward pass on one process."""
+        return self.recipe.micro_batch or self.share
+
+    @property
+    def phase_ends(self) -> list[int]:
+        """The step at which each phase is over; every phase has at least one step."""
+        ends: list[int] = []
+        epochs = 0.0
+        for phase in self.recipe.phases:
+            epochs += phase.epochs
+            ends.append(max(self.step_at(epochs), (ends[-1] if ends else 0) + 1))
+        return ends
+
+    @property
+    def steps(self) -> int:
+        """Updates of the whole run."""
+        return self.phase_ends[-1]
+
+    def step_at(self, epochs: float) -> int:
+        """The number of updates that is nearest to so many epochs."""
+        return round(epochs * self.images / self.recipe.batch_size)
+
+    def epoch(self, step: int) -> float:
+        """Epochs seen after `step` updates."""
+        return step * self.recipe.batch_size / self.images
+
+    def rate(self, step: int) -> float:
+        """The learning rate of update `step` (the first is 0)."""
+        start = 0
+        for phase, end in zip(self.recipe.phases, self.phase_ends, strict=True):
+            if step < end:
+                return phase_rate(phase, step - start, end - start, self.images / self.recipe.batch_size)
+            start = end
+        raise IndexError(f"step {step} of {self.steps}")
+
+    def rows(self, rank: int) -> slice:
+        """The rows of every step that are rank `rank`'s."""
+        return slice(rank * self.share, (rank + 1) * self.share)
+
+    def order(self, step: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """(image indices, their epochs) of rows `rows` of step `step`, both int64 [n].
+
+        The stream is one permutation of the training images after the other, cut into full steps.
+        """
+        positions = step * self.recipe.batch_size + np.arange(rows.start, rows.stop)
+        epochs, places = np.divmod(positions, self.images)
+        indices = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            indices[here] = _epoch_order(self.recipe.seed, int(epoch), self.images)[places[here]]
+        return indices, epochs
+
+    def norm_rows(self) -> np.ndarray:
+        """The training images that BatchNorm's statistics are estimated on, always the same: int64, sorted."""
+        return np.sort(_epoch_order(self.recipe.seed, 0, self.images)[:NORM_IMAGES])
+
+    def score_steps(self) -> list[int]:
+        """The numbers of updates after which the model is scored; the last is the end of the run."""
+        every, last = self.recipe.evaluate.every, self.epoch(self.steps)
+        steps = {self.step_at(every * k) for k in range(1, int(last / every) + 2)}
+        return sorted({step for step in steps if 0 < step < self.steps} | {self.steps})
+
+    def checkpoint_steps(self) -> list[int]:
+        """The numbers of updates after which a checkpoint is written."""
+        every = self.recipe.checkpoint.every_steps
+        return sorted(set(self.score_steps()) | set(range(every, self.steps, every) if every else ()))
+
+    def row_steps(self) -> list[int]:
+        """The numbers of updates after which metrics.jsonl gets a row; checkpoints lie on rows, for the finite check."""
+        every = max(1, self.step_at(1 / ROWS_AN_EPOCH))
+        return sorted(set(range(every, self.steps, every)) | set(self.checkpoint_steps()))
+
+
+def check_share(recipe: Recipe, world: int) -> None:
+    """Raises Mistake where a batch does not divide over `world` processes, naming sizes that do."""
+    batch, norm, micro = recipe.batch_size, recipe.model.norm_batch, recipe.micro_batch
+    if norm and batch % world == 0 and batch // world < norm:
+        share = batch // world
+        if norm % share or share % 2:
+            raise Mistake(
+                f"model.norm_batch {norm} is no multiple of a process's {share} rows (batch_size {batch} on {world} "
+                f"processes): take --model.norm_batch {norm // share * share or share} or fewer processes"
+            )
+        if micro and micro != share:
+            raise Mistake(f"micro_batch {micro} cuts BatchNorm's groups of {norm} rows: set it to 0 or {share}")
+        return
+    # A share holds whole norm groups and whole Mixup pairs.
+    unit = norm if norm and norm % 2 == 0 else 2 * (norm or 1)
+    if batch % (world * unit):
+        below, above = batch // (world * unit) * world * unit, -(-batch // (world * unit)) * world * unit
+        sizes = " or ".join(str(size) for size in (below, above) if size)
+        raise Mistake(
+            f"batch_size {batch} does not divide over {world} process{'es' * (world > 1)} in groups of {unit} rows "
+            f"(model.norm_batch {norm}): take {sizes}"
+        )
+    share = batch // world
+    if micro and (share % micro or micro % unit):
+        fitting = [size for size in range(unit, share + 1, unit) if share % size == 0]
+        nearest = sorted(sorted(fitting, key=lambda size: abs(size - micro))[:2])
+        raise Mistake(
+            f"micro_batch {micro} does not divide a process's {share} rows in groups of {unit}: take "
+            + " or ".join(map(str, nearest))
+        )
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, images: int) -> np.ndarray:
+    return draws.permutation(seed, "order", epoch, images)

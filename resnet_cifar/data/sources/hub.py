@@ -1,0 +1,106 @@
+"""A data set of the Hugging Face hub, through `datasets`."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from resnet_cifar.data.sources import Splits, find
+from resnet_cifar.data.sources.columns import decode
+from resnet_cifar.recipe import Mistake, Recipe
+
+_SECONDS = 4  # `datasets` alone takes 24 s to find out that there is no hub
+
+
+def endpoint() -> str:
+    """The hub's address."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def settle_offline(recipe: Recipe) -> None:
+    """Sets HF_HUB_OFFLINE where `recipe` needs the hub and it does not answer, so that caches are used at once.
+
+    To be called before anything imports huggingface_hub, which reads the variable on import.
+    """
+    from_hub = find(recipe.data.source).__name__ == __name__
+    weights = recipe.model.pretrained and not recipe.model.checkpoint
+    if "HF_HUB_OFFLINE" in os.environ or not (from_hub or weights):
+        return
+    request = urllib.request.Request(endpoint(), method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=_SECONDS).close()
+    except urllib.error.HTTPError:
+        pass  # it answered
+    except OSError as error:
+        if not isinstance(getattr(error, "reason", None), ssl.SSLError):
+            os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def is_offline() -> bool:
+    """Whether downloads are switched off, by the user or by `settle_offline`."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def identity(source: str) -> str:
+    """The data set's commit: asked of the hub, or, offline, the one that was seen last. Raises Mistake."""
+    from resnet_cifar.data.store import cache_root
+
+    note = Path(cache_root()) / f"hub-{source.replace('/', '--')}.commit"
+    if is_offline():
+        commit = note.read_text() if note.is_file() else "unknown"
+    else:
+        commit = _commit(source)
+        if not note.is_file() or note.read_text() != commit:
+            note.write_text(commit)
+    return f"hub {source} {commit}"
+
+
+def read(source: str) -> Splits:
+    """Every image of the train and test splits. Raises Mistake."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        loaded = datasets.load_dataset(source)
+    except (ConnectionError, FileNotFoundError) as error:  # DatasetNotFoundError is a FileNotFoundError
+        if is_offline() or isinstance(error, ConnectionError):
+            raise _unreachable(source) from None
+        raise _unknown(source) from None
+    except ValueError as error:
+        if is_offline():  # the cache knows the name, but not these files
+            raise _unreachable(source) from None
+        raise Mistake(f"data.source {source!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    return decode(loaded, source)
+
+
+def _commit(source: str) -> str:
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return str(HfApi(endpoint=endpoint()).dataset_info(source, timeout=10).sha)
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        if status in (401, 403, 404):
+            raise _unknown(source) from None
+        raise _unreachable(source) from None
+    except (httpx.HTTPError, OSError):
+        raise _unreachable(source) from None
+
+
+def _unknown(source: str) -> Mistake:
+    return Mistake(
+        f"data.source {source!r} is no data set of the hub that you may read: check OWNER/NAME, or run `hf auth login` "
+        "if it is private or gated"
+    )
+
+
+def _unreachable(source: str) -> Mistake:
+    return Mistake(
+        f"data.source {source!r} is not on this machine yet and the hub ({endpoint()}) cannot be reached: take a local "
+        "copy (--data.source FOLDER, in the hub's layout) or the embedded set (--data.source synthetic)"
+    )

@@ -1,0 +1,59 @@
+"""Which images a run uses: `data.limit` and the validation cut, both stratified by class and drawn from the seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from resnet_cifar.data import draws
+from resnet_cifar.recipe import Mistake, Recipe
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Sorted indices, int64: `train` and `validation` of the source's training images, `test` of its test images."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def choose(train_labels: np.ndarray, test_labels: np.ndarray, classes: int, recipe: Recipe) -> Chosen:
+    """The images of `recipe`. Raises Mistake where a cut leaves a class without images."""
+    seed, data = recipe.seed, recipe.data
+    test = stratified(test_labels, data.limit or len(test_labels), seed, "data", 1)
+    if data.overfit:
+        same = stratified(train_labels, data.overfit, seed, "data", 0)
+        return Chosen(same, same, test)
+    if data.limit and data.limit < classes:
+        raise Mistake(f"data.limit {data.limit} is less than one image for each of {classes} classes: raise it")
+    kept = stratified(train_labels, data.limit or len(train_labels), seed, "data", 0)
+    held_out = round(len(kept) * data.validation)
+    inside = stratified(train_labels[kept], held_out, seed, "split", 0)
+    validation = kept[inside]
+    train = np.delete(kept, inside)
+    if not len(train):
+        raise Mistake(f"data.validation {data.validation:g} leaves no image to train on: lower it")
+    if data.validation:
+        lost = set(train_labels[kept].tolist()) - set(train_labels[validation].tolist())
+        if lost:
+            raise Mistake(
+                f"data.validation {data.validation:g} of {len(kept)} images leaves {len(lost)} of {classes} classes out "
+                "of the validation split: raise it, or set it to 0"
+            )
+    return Chosen(train, validation, test)
+
+
+def stratified(labels: np.ndarray, count: int, seed: int, purpose: str, number: int) -> np.ndarray:
+    """`count` indices of `labels`, sorted, each class in its share (largest remainders), drawn from the seed."""
+    if count >= len(labels):
+        return np.arange(len(labels))
+    order = draws.permutation(seed, purpose, number, len(labels))
+    sizes = np.bincount(labels)
+    exact = sizes * count / len(labels)
+    quota = np.floor(exact).astype(np.int64)
+    most_owed = np.argsort(-(exact - quota), kind="stable")
+    quota[most_owed[: count - quota.sum()]] += 1
+    picked = [order[labels[order] == label][:share] for label, share in enumerate(quota)]
+    return np.sort(np.concatenate(picked))

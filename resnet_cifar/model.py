@@ -1,0 +1,194 @@
+"""timm models: weights, stem, norm groups, precise BatchNorm statistics, export in timm's own format."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import timm
+import timm.data
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file
+from timm.models.resnet import ResNet
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from resnet_cifar.cifar_stem import replace_stem
+from resnet_cifar.data import draws
+from resnet_cifar.optim import classifier
+from resnet_cifar.recipe import Mistake, Recipe, nearest
+
+
+def check_name(name: str) -> None:
+    """Raises Mistake where timm has no model of that name, or no weights of that tag."""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise Mistake(f"model.name {name!r} is not one of timm's models{nearest(architecture, timm.list_models())}")
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tagged:
+        raise Mistake(f"model.name {name!r} has no weights of that tag{nearest(name, tagged) or f'; take {architecture}'}")
+
+
+def build(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
+    """The recipe's model with `classes` outputs, on the CPU, float32, in train mode.
+
+    Random weights follow from the seed. `pretrained`: whether timm's weights are loaded where the recipe asks for
+    them; ranks that get their weights from another rank spare themselves the download. Raises Mistake.
+    """
+    settings = recipe.model
+    check_name(settings.name)
+    torch.random.default_generator.manual_seed(draws.torch_seed(recipe.seed, "init"))
+    pretrained = pretrained and settings.pretrained and not settings.checkpoint
+    options: dict[str, Any] = {}
+    if timm.get_pretrained_cfg(settings.name).fixed_input_size:
+        options["img_size"] = recipe.data.image_size
+    try:
+        model = timm.create_model(settings.name, pretrained=pretrained, num_classes=classes, **options)
+    except (LocalEntryNotFoundError, ConnectionError, OSError) as error:
+        raise Mistake(
+            f"the pretrained weights of model.name {settings.name!r} are not on this machine yet and cannot be fetched "
+            f"({str(error).splitlines()[0]}): take --model.pretrained False, or a run's weights with --model.checkpoint"
+        ) from None
+    except RuntimeError as error:
+        if "pretrained weights" not in str(error).lower():
+            raise
+        raise Mistake(f"model.name {settings.name!r} has no pretrained weights: take --model.pretrained False") from None
+    if settings.stem == "cifar":
+        if not isinstance(model, ResNet):
+            raise Mistake(f"model.stem cifar is for timm's ResNets, not for model.name {settings.name!r}: take imagenet")
+        replace_stem(model)
+    if pretrained:  # a head that starts at zero leaves the features alone until it knows something (BiT, ViT)
+        for parameter in classifier(model).parameters():
+            nn.init.zeros_(parameter)
+    return model.train()
+
+
+def warm_start(model: nn.Module, run: str) -> None:
+    """Loads the weights that run folder `run` exported; a head for other classes is left as it is. Raises Mistake."""
+    file = Path(run) / "model" / "model.safetensors"
+    if not file.is_file():
+        raise Mistake(f"model.checkpoint {run!r} has no {file.relative_to(run)}: name the folder of a finished run")
+    weights = load_file(file)
+    ours = model.state_dict()
+    head = {id(parameter) for parameter in classifier(model).parameters()}
+    names_of_head = {name for name, parameter in model.named_parameters() if id(parameter) in head}
+    for name in names_of_head:
+        if name in weights and weights[name].shape != ours[name].shape:
+            weights[name] = ours[name]
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    if shapes != {name: tensor.shape for name, tensor in ours.items()}:
+        raise Mistake(f"model.checkpoint {run!r} holds another architecture than model.name: take the run's own model")
+    model.load_state_dict(weights)
+
+
+def normalisation(model: nn.Module, recipe: Recipe) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of the inputs, each of three numbers for pixels in 0..1."""
+    if recipe.data.normalize == "none":
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    config = timm.data.resolve_model_data_config(model)
+    return tuple(config["mean"]), tuple(config["std"])
+
+
+class _RowGroups:
+    """Mixed into a BatchNorm class: in training, every `norm_batch` consecutive rows are normalised by themselves."""
+
+    norm_batch: int
+
+    def forward(self, rows: Tensor) -> Tensor:
+        forward = super().forward
+        if not self.training or rows.shape[0] <= self.norm_batch:
+            return forward(rows)
+        groups = []
+        for group in rows.split(self.norm_batch):
+            groups.append(forward(group))
+        return torch.cat(groups)
+
+
+_grouped_classes: dict[type, type] = {}
+
+
+def group_norms(model: nn.Module, rows: int) -> None:
+    """Makes every BatchNorm see groups of exactly `rows` rows in training. Changes `model` in place.
+
+    The modules' class changes, not the tree, so that names of weights stay timm's; subclasses with an activation
+    (timm's BatchNormAct2d) keep it.
+    """
+    for module in model.modules():
+        kind = type(module)
+        if isinstance(module, _BatchNorm):
+            if kind not in _grouped_classes:
+                _grouped_classes[kind] = type(f"Grouped{kind.__name__}", (_RowGroups, kind), {})
+            module.__class__ = _grouped_classes[kind]
+            module.norm_batch = rows
+
+
+def sync_norms(model: nn.Module, group: Any) -> nn.Module:
+    """BatchNorm over the rows of all processes in `group`: torch's SyncBatchNorm, which runs on GPUs only."""
+    from timm.layers import convert_sync_batchnorm
+
+    return convert_sync_batchnorm(model, process_group=group)
+
+
+@torch.no_grad()
+def estimate_norms(model: nn.Module, batches: Iterable[Tensor], average: Callable[[Tensor], Tensor]) -> None:
+    """"Precise BN" (Wu & Johnson 2021): running statistics afresh, the mean over `batches` with today's weights.
+
+    What `torch.optim.swa_utils.update_bn` does, except that all other modules stay in eval mode (dropout is off) and
+    that ranks share the work: `average` turns this rank's statistics into the mean over all batches of all ranks.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        return
+    was_training, momenta = model.training, [module.momentum for module in norms]
+    groups = [getattr(module, "norm_batch", None) for module in norms]
+    model.eval()
+    for module in norms:
+        module.train()
+        module.reset_running_stats()
+        module.momentum = None  # a cumulative mean
+        if hasattr(module, "norm_batch"):
+            module.norm_batch = 1 << 30  # scores see large-batch statistics, so these are of whole batches
+    for batch in batches:
+        model(batch)
+    for module, momentum, rows in zip(norms, momenta, groups, strict=True):
+        module.momentum = momentum
+        module.running_mean.copy_(average(module.running_mean))
+        module.running_var.copy_(average(module.running_var))
+        module.num_batches_tracked.zero_()
+        if rows:
+            module.norm_batch = rows
+    model.train(was_training)
+
+
+def export(
+    model: nn.Module, folder: Path, recipe: Recipe, classes: tuple[str, ...], weights: dict[str, Tensor]
+) -> None:
+    """Writes `weights` in timm's format: `timm.create_model("local-dir:FOLDER", pretrained=True)` loads them.
+
+    The folder is written aside and renamed. A CIFAR stem loads after `import resnet_cifar`.
+    """
+    mean, std = normalisation(model, recipe)
+    size = recipe.data.image_size
+    clean = timm.create_model(
+        model.pretrained_cfg["architecture"],
+        num_classes=len(classes),
+        **({"img_size": size} if timm.get_pretrained_cfg(recipe.model.name).fixed_input_size else {}),
+    )
+    clean.load_state_dict(weights)
+    clean.pretrained_cfg = {
+        **model.pretrained_cfg,
+        "input_size": (3, size, size),
+        "mean": mean,
+        "std": std,
+        "interpolation": recipe.data.interpolation,
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+    }
+    aside = folder.with_name(folder.name + ".writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    timm.models.save_for_hf(clean, aside, model_config={"label_names": list(classes)}, safe_serialization=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)

@@ -1,0 +1,306 @@
+"""Every knob of a run: frozen dataclasses, one documented line a field, and the checks across fields.
+
+A recipe decides the result of a run; processes and machines (accelerate_configs/) only decide how fast it comes.
+Nothing heavy is imported here, so that mistakes in a recipe are answered at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+
+class Mistake(Exception):
+    """Something the user can mend, said in one sentence: the field, its value, the mend. Shown without a traceback."""
+
+
+def _word_no(value: Any) -> Any:
+    return "no" if value is False else value  # YAML 1.1 reads a bare `no` as False
+
+
+def _word_null(value: Any) -> Any:
+    return None if isinstance(value, str) and value.lower() in ("null", "none") else value
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("it should be a number")
+    return value
+
+
+def _no_empty(value: Any) -> Any:
+    if value == "":
+        raise ValueError("it should not be empty")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Name = Annotated[str, BeforeValidator(_no_empty)]
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images: where they come from and how large the network sees them."""
+
+    __pydantic_config__ = _STRICT
+
+    source: Name = "uoft-cs/cifar10"
+    """A data set of the Hugging Face hub (OWNER/NAME), a folder in the hub's layout, or `synthetic` (embedded, drawn)."""
+    limit: Annotated[Whole, Field(ge=0)] = 0
+    """Images kept of each split, stratified by class, before the validation cut; 0 keeps all."""
+    validation: Annotated[Number, Field(ge=0, lt=1)] = 0.1
+    """Fraction of the training images held out, stratified, to choose the best checkpoint; 0: the last one counts."""
+    overfit: Annotated[Whole, Field(ge=0)] = 0
+    """N > 0: train on N images without augmentation and validate on the same N, to prove that the model can learn."""
+    image_size: Annotated[Whole, Field(ge=8, le=1024)] = 224
+    """Side of the square the network sees, pixels; images are resized on the device."""
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bicubic"
+    """How images are resized."""
+    normalize: Literal["model", "none"] = "model"
+    """`model`: the mean and standard deviation of the model's pretraining; `none`: pixels stay in 0..1."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes of training images, drawn from (seed, step, row) on every device alike."""
+
+    __pydantic_config__ = _STRICT
+
+    crop: Annotated[Whole, Field(ge=0, le=64)] = 4
+    """Random crop after reflect-padding by this many pixels (at the stored size); 0 is off."""
+    flip: Literal["none", "random", "alternating"] = "random"
+    """Horizontal flip: in half of the cases, or alternating from epoch to epoch (airbench)."""
+    cutout: Annotated[Whole, Field(ge=0)] = 0
+    """Side of the square that is blanked, pixels at the stored size (DeVries & Taylor 2017); 0 is off."""
+    erase: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    """Probability of random erasing (Zhong et al. 2017); 0 is off."""
+    mixup: Annotated[Number, Field(ge=0)] = 0.0
+    """Beta's alpha of Mixup (Zhang et al. 2017), 0 is off; with CutMix on too, each pair draws one of the two."""
+    cutmix: Annotated[Number, Field(ge=0)] = 0.0
+    """Beta's alpha of CutMix (Yun et al. 2019), 0 is off."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network."""
+
+    __pydantic_config__ = _STRICT
+
+    name: Name = "resnet50.a1_in1k"
+    """Any timm classifier, with or without a weight tag (`timm.list_models()`)."""
+    pretrained: bool = True
+    """Start from timm's pretrained weights, with a new head that starts at zero."""
+    checkpoint: str = ""
+    """Start from the model of this run folder, whatever `pretrained` says; a head of other classes starts anew."""
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    """`cifar`: a 3x3 first convolution of stride 1 and no max-pool, for ResNets on small images."""
+    norm_batch: Annotated[Annotated[Whole, Field(ge=2)] | None, BeforeValidator(_word_null)] = 32
+    """BatchNorm sees groups of exactly this many rows, on any number of devices; null: the device's share."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How weights are updated."""
+
+    __pydantic_config__ = _STRICT
+
+    name: Name = "sgd"
+    """One of `timm.optim.list_optimizers()`; `sgd` is Nesterov with momentum 0.9."""
+    weight_decay: Annotated[Number, Field(ge=0)] = 5e-5
+    """Weight decay; norms and biases have none."""
+    clip: Annotated[Number, Field(ge=0)] = 0.0
+    """Largest global gradient norm; 0 is off."""
+    head_lr: Annotated[Number, Field(gt=0)] = 1.0
+    """The classifier learns at this multiple of the rate."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Cross-entropy."""
+
+    __pydantic_config__ = _STRICT
+
+    label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    """Share of the label spread over all classes."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with a rate of its own."""
+
+    __pydantic_config__ = _STRICT
+
+    epochs: Annotated[Number, Field(gt=0)]
+    """Passes over the training images; steps are rounded and printed."""
+    lr: Annotated[Number, Field(gt=0)]
+    """Peak learning rate."""
+    warmup: Annotated[Number, Field(ge=0)] = 0.0
+    """Epochs of linear warm-up from 0 to the peak."""
+    decay: Literal["cosine", "linear", "step", "one-cycle", "constant"] = "cosine"
+    """From the peak over the rest of the phase; `step`: a tenth at 1/2 and 3/4; `one-cycle` has its own warm-up."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """When the model is scored on the validation split."""
+
+    __pydantic_config__ = _STRICT
+
+    every: Annotated[Number, Field(gt=0)] = 1.0
+    """Epochs between scores; the end of training is always scored."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is kept on disk while training."""
+
+    __pydantic_config__ = _STRICT
+
+    every_steps: Annotated[Whole, Field(ge=0)] = 0
+    """Steps between checkpoints; 0: only when the model is scored."""
+    keep: Annotated[Whole, Field(ge=1)] = 1
+    """Newest checkpoints kept; the best one is kept besides."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """Where curves are drawn."""
+
+    __pydantic_config__ = _STRICT
+
+    to: Annotated[Literal["wandb", "none"], BeforeValidator(_word_no)] = "wandb"
+    """Weights & Biases (offline in the run folder where there is no account), or nothing."""
+    project: Name = "resnet-cifar"
+    """The tracker's project."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run is. Everything but `track` and `checkpoint` decides the result."""
+
+    __pydantic_config__ = _STRICT
+
+    seed: Annotated[Whole, Field(ge=0)] = 0
+    """Of everything random: weights, order, augmentation, splits."""
+    precision: Annotated[Literal["auto", "no", "bf16", "fp16", "fp64"], BeforeValidator(_word_no)] = "auto"
+    """`auto` follows `accelerate launch --mixed_precision`; `no` is float32; `fp64` is for proofs."""
+    batch_size: Annotated[Whole, Field(ge=2)] = 256
+    """The global batch: images one optimiser step learns from, on any number of devices."""
+    micro_batch: Annotated[Whole, Field(ge=0)] = 0
+    """Images of one backward pass on one device, to fit its memory; 0: the device's whole share."""
+    data: Data = field(default_factory=Data)
+    augment: Augment = field(default_factory=Augment)
+    model: Model = field(default_factory=Model)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    loss: Loss = field(default_factory=Loss)
+    phases: Annotated[tuple[Phase, ...], Field(min_length=1)] = (Phase(epochs=20, lr=0.02),)
+    """Trained one after the other."""
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    track: Track = field(default_factory=Track)
+
+
+# What a finished run may differ in and still be the same experiment.
+NOT_DECISIVE = ("track.", "checkpoint.")
+_ADAPTER = TypeAdapter(Recipe)
+
+
+def parse(values: dict[str, Any]) -> Recipe:
+    """A checked recipe from nested plain values (of YAML, or words of the command line).
+
+    Raises Mistake for the first unknown field, wrong type or impossible value, with the field's path.
+    """
+    try:
+        recipe = _ADAPTER.validate_python(values)
+    except ValidationError as error:
+        raise Mistake(_sentence(error)) from None
+    check_across(recipe)
+    return recipe
+
+
+def check_across(recipe: Recipe) -> None:
+    """Raises Mistake where fields contradict each other."""
+    norm, batch = recipe.model.norm_batch, recipe.batch_size
+    if norm and batch % norm:
+        below, above = batch // norm * norm, -(-batch // norm) * norm
+        nearest = " or ".join(str(size) for size in (below, above) if size)
+        raise Mistake(f"batch_size {batch} is not a multiple of model.norm_batch {norm}: take {nearest}")
+    if batch % 2:
+        raise Mistake(f"batch_size {batch} is odd: take {batch - 1} or {batch + 1}")
+    if recipe.micro_batch > batch:
+        raise Mistake(f"micro_batch {recipe.micro_batch} is larger than batch_size {batch}: lower it, or set 0")
+    for index, phase in enumerate(recipe.phases):
+        if phase.warmup > phase.epochs:
+            raise Mistake(
+                f"phases.{index}.warmup {phase.warmup:g} is longer than the phase's {phase.epochs:g} epochs: lower it"
+            )
+        if phase.decay == "one-cycle" and phase.warmup:
+            raise Mistake(f"phases.{index}.warmup {phase.warmup:g}: one-cycle has its own warm-up; set it to 0")
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Nested plain values, as YAML and JSON hold them; `parse` reads them back."""
+    values = dataclasses.asdict(recipe)
+    values["phases"] = list(values["phases"])
+    return values
+
+
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """Field path -> value, e.g. {"phases.0.lr": 0.1, ...}."""
+    return dict(_leaves(to_dict(recipe), ""))
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """Eight hex digits of what decides the result."""
+    decisive = {path: value for path, value in flat(recipe).items() if not path.startswith(NOT_DECISIVE)}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def differences(ours: Recipe, theirs: Recipe) -> list[str]:
+    """What decides the result and differs, as `field: theirs, not ours`."""
+    a, b = flat(ours), flat(theirs)
+    paths = sorted(path for path in a.keys() | b.keys() if not path.startswith(NOT_DECISIVE))
+    return [f"{p}: {b.get(p, 'absent')}, not {a.get(p, 'absent')}" for p in paths if a.get(p) != b.get(p)]
+
+
+def field_paths() -> list[str]:
+    """Every field a recipe with one phase has."""
+    return list(flat(Recipe()))
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """`; did you mean ...?` or nothing, for the end of a sentence."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if not close:  # the last part alone: `lr` for `phases.0.lr`
+        tails = [name for name in known if name.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]]
+        close = tails[:1]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _leaves(values: Any, path: str) -> Iterator[tuple[str, Any]]:
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else None
+    if items is None:
+        yield path, values
+        return
+    for key, value in items:
+        yield from _leaves(value, f"{path}.{key}" if path else str(key))
+
+
+def _sentence(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    path = ".".join(str(part) for part in problem["loc"] if part not in ("int", "float", "none"))
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"unknown field {path}{nearest(path, field_paths())}"
+    if problem["type"] == "missing":
+        return f"{path} is missing: give it a value"
+    reason = problem["msg"].replace("Input should", "it should").removeprefix("Value error, ")
+    return f"{path} cannot be {problem['input']!r}: {reason}"

@@ -1,0 +1,96 @@
+"""What a person sees: a progress bar on a terminal, plain lines elsewhere; from rank 0 only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_LINES_A_RUN = 100  # at the most, where the output is no terminal
+
+
+class Screen:
+    """Prints where `shown`; other ranks stay silent."""
+
+    def __init__(self, shown: bool) -> None:
+        self._console = Console(quiet=not shown, highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._task: Any = None
+        self._steps = 0
+        self._last_line = 0
+
+    def say(self, text: str) -> None:
+        """A line."""
+        self._console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """A line that should not be missed."""
+        self._console.print(f"warning: {text}", style="yellow", markup=False)
+
+    def facts(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Names and values, aligned."""
+        for name, value in rows:
+            self._console.print(f"{name:<12} {value}", markup=False)
+
+    def begin(self, steps: int, done: int) -> None:
+        """Shows progress from `done` of `steps` on."""
+        self._steps, self._last_line = steps, done
+        if not self._console.is_terminal or self._console.quiet:
+            return
+        self._progress = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=steps, completed=done, facts="")
+        self._progress.start()
+
+    def row(self, row: dict[str, Any]) -> None:
+        """A row of metrics.jsonl."""
+        speed = row["images_per_second"]
+        left = (self._steps - row["step"]) / row["step"] * row["images"] / speed
+        facts = f"epoch {row['epoch']:.2f}  loss {row['train/loss']:.3f}  lr {row['lr']:.2g}  {speed:,.0f} images/s"
+        if self._progress is not None:
+            self._progress.update(self._task, completed=row["step"], facts=facts)
+        elif row["step"] - self._last_line >= self._steps / _LINES_A_RUN or row["step"] == self._steps:
+            self._last_line = row["step"]
+            self.say(f"step {row['step']}/{self._steps}  {facts}  {duration(left)} left")
+
+    def score(self, row: dict[str, Any], best: bool) -> None:
+        """A line for a score on the validation split."""
+        self.say(
+            f"epoch {row['epoch']:6.2f}  validation accuracy {row['val/accuracy']:.4f}  loss {row['val/loss']:.4f}"
+            f"{'  (best so far)' if best else ''}"
+        )
+
+    def end(self) -> None:
+        """Takes the progress bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        """The closing table; plain lines where the output is no terminal."""
+        if not self._console.is_terminal:
+            self.say(title)
+            self.facts(rows)
+            return
+        table = Table(title=title, show_header=False, title_justify="left")
+        for row in rows:
+            table.add_row(*row)
+        self._console.print(table)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

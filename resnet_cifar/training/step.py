@@ -1,0 +1,176 @@
+"""One training step, and the sums it leaves on the device."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resnet_cifar import model as models
+from resnet_cifar import optim
+from resnet_cifar.data import draws
+from resnet_cifar.data.batches import Batch, InputFormat
+from resnet_cifar.data.plan import Plan
+from resnet_cifar.recipe import Mistake
+from resnet_cifar.training.world import World
+
+STEPS_AHEAD = 4  # the host may run so far ahead of the device
+_SKIPS = 20  # fp16 updates in a row that the scaler may skip
+_NEVER = torch.iinfo(torch.int64).max
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What happened since the sums were taken before: over all ranks, after `step` updates."""
+
+    step: int
+    loss: float
+    accuracy: float
+    rate: float
+
+
+class Learner:
+    """The model and its optimiser, as trained by `world`: `model` and `optimizer` are the plain ones, for saving."""
+
+    def __init__(self, plan: Plan, world: World, classes: int) -> None:
+        recipe = plan.recipe
+        self.plan, self.world = plan, world
+        self.model = models.build(recipe, classes, pretrained=world.is_main)
+        if recipe.model.checkpoint and world.is_main:
+            models.warm_start(self.model, recipe.model.checkpoint)
+        mean, std = models.normalisation(self.model, recipe)
+        on_device = {"dtype": world.dtype, "device": world.device}
+        self.format = InputFormat(recipe.data, torch.tensor(mean, **on_device), torch.tensor(std, **on_device))
+        self.model = _with_norm_groups(self.model, plan, world)
+        # channels_last before DDP, whose buckets take the gradients' strides over.
+        self.model.to(device=world.device, dtype=world.dtype, memory_format=torch.channels_last)
+        self.optimizer = optim.build(self.model, recipe.optimizer, world.device)
+        self.wrapped, self._optimizer = world.prepare(self.model, self.optimizer)
+        self._parameters = list(self.model.parameters())
+        self._watch_gradients = {
+            (False, False): lambda: None,
+            (True, False): self._clip,
+            (False, True): self._count_skips,
+            (True, True): self._clip_and_count_skips,
+        }[recipe.optimizer.clip > 0, world.scaler is not None]
+        self._sums = torch.zeros(2, dtype=torch.float64, device=world.device)
+        self._first_bad = torch.full((1,), _NEVER, dtype=torch.int64, device=world.device)
+        self._skipped = torch.zeros(1, dtype=torch.int64, device=world.device)
+        self._finished_steps: deque[torch.cuda.Event] = deque()
+        self._pending: deque[tuple[int, int, Tensor, Tensor, torch.cuda.Event | None]] = deque()
+        self._summed_to = 0
+
+    def resume_at(self, step: int) -> None:
+        """Counts from `step` updates on."""
+        self._summed_to = step
+
+    def update(self, step: int, micro_batches: Iterable[Batch]) -> None:
+        """Update number `step`: nothing here waits for the device."""
+        recipe, world = self.plan.recipe, self.world
+        optim.set_rate(self.optimizer, self.plan.rate(step))
+        self._seed_dropout(step)
+        parts = self.plan.share // self.plan.micro_batch
+        for part, (inputs, targets) in enumerate(micro_batches, start=1):
+            with world.reduce_gradients(self.wrapped, now=part == parts):
+                logits = self.wrapped(inputs)
+                losses = F.cross_entropy(
+                    logits, targets, reduction="none", label_smoothing=recipe.loss.label_smoothing
+                )
+                # DDP averages over ranks; the step's gradient is the mean over the global batch.
+                world.backward(losses.sum() * (world.size / recipe.batch_size))
+            self._count(step, losses.detach(), logits.detach(), targets)
+        self._watch_gradients()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._hold_back()
+
+    def take_sums(self, done: int) -> None:
+        """After `done` updates: sends the sums since the last time to the host, where `ready_sums` finds them later."""
+        sums, first_bad = self.world.sum_(self._sums.clone()), self.world.smallest_(self._first_bad.clone())
+        skipped = self._skipped.clone()
+        self._sums.zero_()
+        facts = torch.cat([first_bad, skipped])
+        event = None
+        if self.world.device.type == "cuda":
+            sums, facts = sums.to("cpu", non_blocking=True), facts.to("cpu", non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._pending.append((done, done - self._summed_to, sums, facts, event))
+        self._summed_to = done
+
+    def ready_sums(self, wait: bool = False) -> Iterable[Sums]:
+        """The sums that have arrived; all that were taken, if `wait`. Raises Mistake where a loss was not finite."""
+        while self._pending and (wait or self._pending[0][-1] is None or self._pending[0][-1].query()):
+            done, steps, sums, facts, event = self._pending.popleft()
+            if event is not None:
+                event.synchronize()
+            first_bad, skipped = facts.tolist()
+            self._check(first_bad, skipped)
+            images = steps * self.plan.recipe.batch_size
+            loss, correct = sums.tolist()
+            yield Sums(done, loss / images, correct / images, self.plan.rate(done - 1))
+
+    def _count(self, step: int, losses: Tensor, logits: Tensor, targets: Tensor) -> None:
+        total = losses.sum(dtype=torch.float64)
+        # Under Mixup the larger label counts.
+        correct = (logits.argmax(1) == targets.argmax(1)).sum(dtype=torch.float64)
+        self._sums += torch.stack([total, correct])
+        bad = torch.where(torch.isfinite(total), _NEVER, step)
+        self._first_bad = torch.minimum(self._first_bad, bad)
+
+    def _clip(self) -> None:
+        self.world.unscale(self._optimizer)
+        torch.nn.utils.clip_grad_norm_(self._parameters, self.plan.recipe.optimizer.clip)
+
+    def _count_skips(self) -> None:
+        self.world.unscale(self._optimizer)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        finite = torch.isfinite(torch.nn.utils.get_total_norm(gradients))
+        self._skipped = torch.where(finite, 0, self._skipped + 1)
+
+    def _clip_and_count_skips(self) -> None:
+        self._count_skips()
+        torch.nn.utils.clip_grad_norm_(self._parameters, self.plan.recipe.optimizer.clip)
+
+    def _seed_dropout(self, step: int) -> None:
+        """What timm drops inside its models is keyed by (step, rank); it depends on the number of processes."""
+        seed = draws.torch_seed(self.plan.recipe.seed, "dropout", step, self.world.rank)
+        torch.random.default_generator.manual_seed(seed)
+        if self.world.device.type == "cuda":
+            torch.cuda.default_generators[self.world.device.index].manual_seed(seed)
+
+    def _hold_back(self) -> None:
+        if self.world.device.type == "cuda":
+            event = torch.cuda.Event()
+            event.record()
+            self._finished_steps.append(event)
+            if len(self._finished_steps) > STEPS_AHEAD:
+                self._finished_steps.popleft().synchronize()
+
+    def _check(self, first_bad: int, skipped: int) -> None:
+        if first_bad != _NEVER:
+            raise Mistake(
+                f"the loss of step {first_bad} is not finite: lower the rate (--phases.0.lr), add warm-up, or set "
+                "--optimizer.clip 1"
+            )
+        if skipped >= _SKIPS:
+            raise Mistake(f"fp16 overflowed in {skipped} updates in a row: take --precision bf16, or lower the rate")
+
+
+def _with_norm_groups(model: torch.nn.Module, plan: Plan, world: World) -> torch.nn.Module:
+    rows = plan.recipe.model.norm_batch
+    if rows is None or rows == plan.micro_batch:
+        return model  # one group a backward pass is what BatchNorm does by itself
+    if rows < plan.micro_batch:
+        models.group_norms(model, rows)
+        return model
+    if world.device.type != "cuda":
+        raise Mistake(
+            f"model.norm_batch {rows} is larger than a process's {plan.share} rows, which needs GPUs (SyncBatchNorm has "
+            f"no CPU form): take --model.norm_batch {plan.share}, or fewer processes"
+        )
+    return models.sync_norms(model, world.norm_group(rows // plan.share))

@@ -1,0 +1,22 @@
+"""Reads a recipe, trains it, evaluates it: `accelerate launch train.py [--recipe NAME|FILE] [--FIELD VALUE ...]`."""
+
+import sys
+
+from resnet_cifar import cli
+
+
+def main(arguments: list[str]) -> None:
+    """Nothing heavy is imported before the command and the recipe are checked."""
+    command, recipe = cli.train_command(arguments)
+
+    from resnet_cifar.data.sources import hub
+
+    hub.settle_offline(recipe)
+
+    from resnet_cifar.training.loop import train
+
+    train(command, recipe)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
