@@ -1,4 +1,4 @@
-"""Distributed fine-tuning of timm models on CIFAR-10 in which the recipe decides the result and the machines only the speed."""
+"""Distributed fine-tuning of timm models on CIFAR-10: the recipe decides the result, the machines only the speed."""
 
 import wrapt
 

@@ -29,7 +29,9 @@ def check_name(name: str) -> None:
         raise Mistake(f"model.name {name!r} is not one of timm's models{nearest(architecture, timm.list_models())}")
     tagged = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tagged:
-        raise Mistake(f"model.name {name!r} has no weights of that tag{nearest(name, tagged) or f'; take {architecture}'}")
+        raise Mistake(
+            f"model.name {name!r} has no weights of that tag{nearest(name, tagged) or f'; take {architecture}'}"
+        )
 
 
 def build(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
@@ -55,10 +57,14 @@ def build(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
     except RuntimeError as error:
         if "pretrained weights" not in str(error).lower():
             raise
-        raise Mistake(f"model.name {settings.name!r} has no pretrained weights: take --model.pretrained False") from None
+        raise Mistake(
+            f"model.name {settings.name!r} has no pretrained weights: take --model.pretrained False"
+        ) from None
     if settings.stem == "cifar":
         if not isinstance(model, ResNet):
-            raise Mistake(f"model.stem cifar is for timm's ResNets, not for model.name {settings.name!r}: take imagenet")
+            raise Mistake(
+                f"model.stem cifar is for timm's ResNets, not for model.name {settings.name!r}: take imagenet"
+            )
         replace_stem(model)
     if pretrained:  # a head that starts at zero leaves the features alone until it knows something (BiT, ViT)
         for parameter in classifier(model).parameters():
@@ -134,7 +140,7 @@ def sync_norms(model: nn.Module, group: Any) -> nn.Module:
 
 @torch.no_grad()
 def estimate_norms(model: nn.Module, batches: Iterable[Tensor], average: Callable[[Tensor], Tensor]) -> None:
-    """"Precise BN" (Wu & Johnson 2021): running statistics afresh, the mean over `batches` with today's weights.
+    """ "Precise BN" (Wu & Johnson 2021): running statistics afresh, the mean over `batches` with today's weights.
 
     What `torch.optim.swa_utils.update_bn` does, except that all other modules stay in eval mode (dropout is off) and
     that ranks share the work: `average` turns this rank's statistics into the mean over all batches of all ranks.

@@ -56,7 +56,9 @@ def check_name(name: str) -> str:
         if refused in name:
             raise Mistake(f"optimizer.name {name!r} is not supported, {reason}: take adamw, lamb or sgd")
     if name.startswith(_FOREIGN):
-        raise Mistake(f"optimizer.name {name!r} needs a library of its own: take {name.removeprefix('fused')!r} or adamw")
+        raise Mistake(
+            f"optimizer.name {name!r} needs a library of its own: take {name.removeprefix('fused')!r} or adamw"
+        )
     return name.lower()
 
 

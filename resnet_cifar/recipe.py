@@ -54,7 +54,7 @@ class Data:
     __pydantic_config__ = _STRICT
 
     source: Name = "uoft-cs/cifar10"
-    """A data set of the Hugging Face hub (OWNER/NAME), a folder in the hub's layout, or `synthetic` (embedded, drawn)."""
+    """A data set of the Hugging Face hub (OWNER/NAME), a folder in the hub's layout, or `synthetic` (embedded)."""
     limit: Annotated[Whole, Field(ge=0)] = 0
     """Images kept of each split, stratified by class, before the validation cut; 0 keeps all."""
     validation: Annotated[Number, Field(ge=0, lt=1)] = 0.1

@@ -37,7 +37,7 @@ def cutout(images: Tensor, u: Tensor, side: int, fill: Tensor) -> Tensor:
 def erase(images: Tensor, u: Tensor, probability: float, fill: Tensor) -> Tensor:
     """Random erasing (Zhong et al. 2017) with torchvision's ranges: area 2 to 33 %, aspect 0.3 to 3.3, log-uniform.
 
-    One attempt, clamped to the image, where torchvision tries ten times. u: [n, 5] (whether, area, aspect, down, right).
+    One attempt, clamped to the image, where torchvision tries ten times. u: [n, 5]: whether, area, aspect, down, right.
     """
     height, width = images.shape[1:3]
     area = height * width * (0.02 + u[:, 1] * (0.33 - 0.02))
@@ -52,9 +52,10 @@ def erase(images: Tensor, u: Tensor, probability: float, fill: Tensor) -> Tensor
 
 
 def to_input(images: Tensor, size: int, interpolation: str, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [n, h, w, 3] -> normalised [n, 3, size, size] in the type of `mean` and `std` ([3], in 0..1), channels_last.
+    """uint8 [n, h, w, 3] -> normalised [n, 3, size, size] in the type of `mean` and `std` ([3], in 0..1).
 
-    Resizing is `torch.nn.functional.interpolate`, what torchvision's `resize` calls, with antialiasing where it shrinks.
+    The memory format is channels_last. Resizing is `torch.nn.functional.interpolate`, what torchvision's `resize`
+    calls, with antialiasing where it shrinks.
     """
     # One multiplication and one addition: (x / 255 - mean) / std.
     scale, shift = 1 / (255 * std), -mean / std

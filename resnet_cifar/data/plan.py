@@ -102,7 +102,7 @@ class Plan:
         return sorted(set(self.score_steps()) | set(range(every, self.steps, every) if every else ()))
 
     def row_steps(self) -> list[int]:
-        """The numbers of updates after which metrics.jsonl gets a row; checkpoints lie on rows, for the finite check."""
+        """The numbers of updates after which metrics.jsonl gets a row; checkpoints are rows, for the finite check."""
         every = max(1, self.step_at(1 / ROWS_AN_EPOCH))
         return sorted(set(range(every, self.steps, every)) | set(self.checkpoint_steps()))
 

@@ -39,8 +39,8 @@ def choose(train_labels: np.ndarray, test_labels: np.ndarray, classes: int, reci
         lost = set(train_labels[kept].tolist()) - set(train_labels[validation].tolist())
         if lost:
             raise Mistake(
-                f"data.validation {data.validation:g} of {len(kept)} images leaves {len(lost)} of {classes} classes out "
-                "of the validation split: raise it, or set it to 0"
+                f"data.validation {data.validation:g} of {len(kept)} images leaves {len(lost)} of {classes} classes "
+                "out of the validation split: raise it, or set it to 0"
             )
     return Chosen(train, validation, test)
 

@@ -6,6 +6,7 @@ and renamed into place, so that no lock is needed: who comes second discards. It
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -145,8 +146,6 @@ def _checksum(file: Path) -> str:
 
 def _discard(entry: Path) -> None:
     aside = Path(tempfile.mkdtemp(prefix=f"{entry.name}.damaged-", dir=entry.parent))
-    try:
+    with contextlib.suppress(FileNotFoundError):  # another process may have discarded it first
         entry.rename(aside / "entry")  # at once: nobody may read a folder that is half deleted
-    except FileNotFoundError:
-        pass  # another process discarded it first
     shutil.rmtree(aside, ignore_errors=True)

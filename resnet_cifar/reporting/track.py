@@ -6,7 +6,7 @@ import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from resnet_cifar.recipe import Recipe, to_dict
 
@@ -31,7 +31,7 @@ class Tracker(Protocol):
 class Nothing:
     """The tracker `none`."""
 
-    commands: list[tuple[str, str]] = []
+    commands: ClassVar[list[tuple[str, str]]] = []
 
     def log(self, row: dict[str, Any]) -> None:
         """Does nothing."""
@@ -46,9 +46,7 @@ class Nothing:
 class Wandb:
     """Weights & Biases: online with an account, else a real offline run in RUN/wandb; it never asks."""
 
-    def __init__(
-        self, recipe: Recipe, run: Path, environment: dict[str, Any], warn: Callable[[str], None]
-    ) -> None:
+    def __init__(self, recipe: Recipe, run: Path, environment: dict[str, Any], warn: Callable[[str], None]) -> None:
         import wandb
 
         folder = run / "wandb"

@@ -242,9 +242,7 @@ def _relative(path: Path, folder: RunFolder) -> str:
     return str(path.relative_to(folder.path))
 
 
-def _closing_table(
-    screen: Screen, folder: RunFolder, result: dict[str, Any], commands: list[tuple[str, str]]
-) -> None:
+def _closing_table(screen: Screen, folder: RunFolder, result: dict[str, Any], commands: list[tuple[str, str]]) -> None:
     validation = f"{result['val/accuracy']:.4f}" if "val/accuracy" in result else "none held out; the last model counts"
     screen.table(
         f"Finished in {duration(result['seconds'])}",

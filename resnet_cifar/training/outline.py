@@ -30,8 +30,8 @@ def describe(plan: Plan, world: World, data: ImageData, run: Path) -> list[tuple
         ("devices", f"{world.size} x {world.describe()}, precision {world.precision}"),
         (
             "batch",
-            f"{recipe.batch_size} = {world.size} x {plan.share}, in micro-batches of {plan.micro_batch}; BatchNorm over "
-            + (f"{norm} rows" if norm else "the micro-batch (the result depends on the machines)"),
+            f"{recipe.batch_size} = {world.size} x {plan.share}, in micro-batches of {plan.micro_batch}; BatchNorm "
+            "over " + (f"{norm} rows" if norm else "the micro-batch (the result depends on the machines)"),
         ),
     ]
     start = 0
@@ -59,7 +59,7 @@ def small_share(plan: Plan) -> str | None:
 
 
 def estimate(learner: Learner, data: ImageData) -> list[tuple[str, str]]:
-    """Memory of one device and time of the run, measured on a few images and scaled up. Changes the model's gradients."""
+    """Memory of one device and time of the run, measured on a few images and scaled up."""
     plan, device = learner.plan, learner.world.device
     images = min(plan.micro_batch, _PROBE[device.type])
     saved: dict[int, int] = {}
@@ -85,9 +85,12 @@ def estimate(learner: Learner, data: ImageData) -> list[tuple[str, str]]:
     activations = sum(n for pointer, n in saved.items() if pointer not in weights) / images * plan.micro_batch
     # Weights, gradients and two states of the optimiser, and the images.
     resident = 4 * sum(weights.values()) + sum(s.images.nbytes for s in (data.train, data.validation, data.test))
-    speed = images / min(seconds[1:])
+    speed, gib = images / min(seconds[1:]), 2**30
     total = plan.steps * plan.share / speed
     return [
-        ("memory", f"about {(activations + resident) / 2**30:.1f} GiB a device, {activations / 2**30:.1f} for activations"),
+        (
+            "memory",
+            f"about {(activations + resident) / gib:.1f} GiB a device, {activations / gib:.1f} for activations",
+        ),
         ("time", f"about {duration(total)} of training ({speed:,.0f} images/s a device, measured on {images} images)"),
     ]

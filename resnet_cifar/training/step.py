@@ -77,9 +77,7 @@ class Learner:
         for part, (inputs, targets) in enumerate(micro_batches, start=1):
             with world.reduce_gradients(self.wrapped, now=part == parts):
                 logits = self.wrapped(inputs)
-                losses = F.cross_entropy(
-                    logits, targets, reduction="none", label_smoothing=recipe.loss.label_smoothing
-                )
+                losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=recipe.loss.label_smoothing)
                 # DDP averages over ranks; the step's gradient is the mean over the global batch.
                 world.backward(losses.sum() * (world.size / recipe.batch_size))
             self._count(step, losses.detach(), logits.detach(), targets)
@@ -170,7 +168,7 @@ def _with_norm_groups(model: torch.nn.Module, plan: Plan, world: World) -> torch
         return model
     if world.device.type != "cuda":
         raise Mistake(
-            f"model.norm_batch {rows} is larger than a process's {plan.share} rows, which needs GPUs (SyncBatchNorm has "
-            f"no CPU form): take --model.norm_batch {plan.share}, or fewer processes"
+            f"model.norm_batch {rows} is larger than a process's {plan.share} rows, which needs GPUs (SyncBatchNorm "
+            f"has no CPU form): take --model.norm_batch {plan.share}, or fewer processes"
         )
     return models.sync_norms(model, world.norm_group(rows // plan.share))

@@ -42,7 +42,9 @@ class World:
         self.size: int = self._accelerator.num_processes
         self.is_main: bool = self.rank == 0
         _check_found(self.size)
-        self._store = dist.PrefixStore("resnet_cifar", dist.distributed_c10d._get_default_store()) if self.size > 1 else None
+        self._store = (
+            dist.PrefixStore("resnet_cifar", dist.distributed_c10d._get_default_store()) if self.size > 1 else None
+        )
         self._turns = 0
 
     @property
@@ -62,7 +64,12 @@ class World:
     def idle_threads(self) -> str | None:
         """A warning where the launcher left most cores of a CPU run idle."""
         cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
-        if self.device.type == "cuda" or self.size > 1 or threads >= cores or "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        if (
+            self.device.type == "cuda"
+            or self.size > 1
+            or threads >= cores
+            or "ACCELERATE_MIXED_PRECISION" not in os.environ
+        ):
             return None
         return (
             f"accelerate launch set OMP_NUM_THREADS={threads} and this machine has {cores} cores: take --config_file "
@@ -141,7 +148,7 @@ class World:
         if self._store is None:
             return work()
         self._turns += 1
-        place = f"node {os.environ.get('GROUP_RANK', 0)}" if per_node else "world"
+        place = f"node {os.environ.get('GROUP_RANK', '0')}" if per_node else "world"
         key = f"turn {self._turns} of {place}"
         first = self._accelerator.is_local_main_process if per_node else self.is_main
         if first:
@@ -188,14 +195,14 @@ def _check_launch(on_cpu: bool) -> None:
             "micro_batch splits a batch to fit the memory"
         )
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     devices = os.environ.get("CUDA_VISIBLE_DEVICES")
     hidden = devices is not None and devices.split(",")[0].strip() in ("", "-1")  # accelerate_configs/cpu_ddp.yaml
     asked_for_gpu = launched and not _wants_cpu() and not hidden and (several or bool(devices))
     if on_cpu and asked_for_gpu:
         raise Mistake(
-            "accelerate launch was configured for GPUs and this machine has none that torch can use: take --config_file "
-            f"accelerate_configs/{'cpu_ddp' if several else 'cpu'}.yaml, or check the driver (nvidia-smi)"
+            "accelerate launch was configured for GPUs and this machine has none that torch can use: take "
+            f"--config_file accelerate_configs/{'cpu_ddp' if several else 'cpu'}.yaml, or check the driver (nvidia-smi)"
         )
     if launched and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         # `accelerate launch --cpu --num_processes 2` starts one process and sets only the address.

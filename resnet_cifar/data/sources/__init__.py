@@ -1,7 +1,7 @@
 """A name -> images and labels. One module a kind, each with two functions:
 
-    identity(source) -> str     what the cache is keyed by: changes whenever the images may have changed
-    read(source) -> Splits      every image, decoded
+identity(source) -> str     what the cache is keyed by: changes whenever the images may have changed
+read(source) -> Splits      every image, decoded
 """
 
 from __future__ import annotations

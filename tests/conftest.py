@@ -1,0 +1,78 @@
+"""What all tests share: folders of their own for caches, the real images where they are, and the two entry commands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or writes the user's caches, accounts or launcher settings; all count on one thread."""
+    home = tmp_path_factory.mktemp("home")
+    os.environ.update(
+        HOME=str(home),
+        HF_HOME=str(home / "hf"),
+        RESNET_CIFAR_CACHE=str(home / "cache"),
+        OMP_NUM_THREADS="1",
+        PYTHONPATH=str(ROOT),
+    )
+    for name in list(os.environ):
+        if name.startswith(("WANDB_", "ACCELERATE_", "SLURM_", "HF_ENDPOINT", "XDG_", "CUDA_VISIBLE")):
+            del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """Accelerate keeps one state a process; a test that starts a World in this process begins and ends without one."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The 60,000 real images in the hub's layout: CIFAR10_FOLDER, or ../shared/cifar10 beside the checkout."""
+    folder = Path(os.environ.get("CIFAR10_FOLDER", ROOT.parent / "shared" / "cifar10"))
+    if not folder.is_dir():
+        pytest.skip("the real images are not here: set CIFAR10_FOLDER to a copy in the hub's layout")
+    return folder
+
+
+Run = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs `python ARGUMENTS` in an empty folder and returns the finished process, with its output as text."""
+
+    def python(*arguments: object, env: dict[str, str] | None = None, timeout: int = 300) -> subprocess.CompletedProcess:
+        words = [str(word) for word in arguments]
+        if words[0].endswith(".py"):
+            words[0] = str(ROOT / words[0])
+        return subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return python
