@@ -19,14 +19,15 @@ REFUSED = {
 _FOREIGN = ("bnb", "fused")
 
 
-def build(model: torch.nn.Module, settings: Optimizer, device: torch.device) -> torch.optim.Optimizer:
+def build(model: torch.nn.Module, settings: Optimizer, peak: float, device: torch.device) -> torch.optim.Optimizer:
     """The optimiser over `model`'s trainable parameters; norms and biases do not decay. Raises Mistake.
 
-    Each group has `lr_scale`, the multiple of the rate at which it learns (`set_rate`).
+    Each group has `lr_scale`, the multiple of the rate at which it learns (`set_rate`). `peak`: the run's highest rate,
+    which timm's corrected weight decay (adamc and its kin) is relative to.
     """
     name = check_name(settings.name)
     skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
-    groups = timm.optim.param_groups_weight_decay(model, settings.weight_decay, skip)
+    groups = timm.optim.param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=skip)
     head = {id(parameter) for parameter in classifier(model).parameters()}
     split = []
     for group in groups:
@@ -38,7 +39,7 @@ def build(model: torch.nn.Module, settings: Optimizer, device: torch.device) -> 
     kind = timm.optim.get_optimizer_class(name, bind_defaults=False)
     if device.type == "cuda" and "fused" in inspect.signature(kind).parameters:
         options["fused"] = True  # one kernel an update, and an fp16 skip that needs no look from the host
-    return timm.optim.create_optimizer_v2(split, opt=name, lr=0.0, momentum=0.9, **options)
+    return timm.optim.create_optimizer_v2(split, opt=name, lr=peak, momentum=0.9, **options)
 
 
 def classifier(model: torch.nn.Module) -> torch.nn.Module:

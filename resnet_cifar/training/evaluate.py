@@ -99,8 +99,8 @@ def evaluate(command: EvalCommand, recipe: Recipe) -> None:
                 f"data.source {recipe.data.source!r} has {len(data.classes)} classes and the run's model knows "
                 f"{model.num_classes}: take a source with the same classes"
             )
-        model.load_state_dict(checkpoint.weights(chosen))
         model.to(dtype=world.dtype, memory_format=torch.channels_last)
+        model.load_state_dict(checkpoint.weights(chosen))
         mean, std = (
             torch.tensor(v, dtype=world.dtype, device=world.device) for v in models.normalisation(model, recipe)
         )

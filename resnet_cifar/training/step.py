@@ -48,7 +48,8 @@ class Learner:
         self.model = _with_norm_groups(self.model, plan, world)
         # channels_last before DDP, whose buckets take the gradients' strides over.
         self.model.to(device=world.device, dtype=world.dtype, memory_format=torch.channels_last)
-        self.optimizer = optim.build(self.model, recipe.optimizer, world.device)
+        peak = max(phase.lr for phase in recipe.phases)
+        self.optimizer = optim.build(self.model, recipe.optimizer, peak, world.device)
         self.wrapped, self._optimizer = world.prepare(self.model, self.optimizer)
         self._parameters = list(self.model.parameters())
         self._watch_gradients = {

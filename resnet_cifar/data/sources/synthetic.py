@@ -16,6 +16,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from resnet_cifar.data.sources import Splits
+
 Array = np.ndarray
 Field = Callable[[Array, Array, Array], Array]
 
@@ -145,3 +147,15 @@ _SHAPES: dict[str, Field] = {
     "dots": _texture(lambda v, u: _length(v + 0.25, u + 0.25) - 0.3),
 }
 CLASS_NAMES: tuple[str, ...] = tuple(_SHAPES)
+
+
+def identity(_source: str) -> str:
+    """The drawing's version: to be raised with any change of the bytes."""
+    return "synthetic 1"
+
+
+def read(_source: str) -> Splits:
+    """Both splits, drawn."""
+    drawn = {split: draw(split) for split in SIZES}
+    images, labels = ({split: pair[part] for split, pair in drawn.items()} for part in (0, 1))
+    return Splits(images, labels, CLASS_NAMES)

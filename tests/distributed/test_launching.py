@@ -1,0 +1,126 @@
+"""The real commands with two and three processes, and launchers that do not start what they were asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from conftest import ROOT
+
+TINY = {
+    "--recipe": "debug",
+    "--data.image_size": 32,
+    "--model.name": "test_resnet",
+    "--batch_size": 48,
+    "--micro_batch": 8,
+    "--precision": "fp64",
+}
+
+
+def words(**more: object) -> list[object]:
+    """train.py with the debug recipe made tiny."""
+    options = {**TINY, **{f"--{name}": value for name, value in more.items()}}
+    return [ROOT / "train.py", *(word for pair in options.items() for word in pair)]
+
+
+def rows_of(run) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, launch):
+    """The same command with one, two and three processes, each in a folder of its own: {processes: runs/ folder}."""
+    folders = {}
+    for processes in (1, 2, 3):
+        cwd = tmp_path_factory.mktemp(f"processes{processes}")
+        config = "cpu" if processes == 1 else "cpu_ddp"
+        finished = launch(cwd, *words(), config=config, processes=processes)
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        folders[processes] = cwd / "runs"
+        if processes > 1:
+            assert finished.stdout.count("Finished in") == 1, "other ranks are silent"
+    return folders
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_make_one_run_equal_to_that_of_one(runs, processes):
+    (alone,), (several,) = list(runs[1].iterdir()), list(runs[processes].iterdir())
+    assert several.name == alone.name, "the folder is named after the recipe, not the machines"
+    assert len(list((several / "wandb").glob("offline-run-*"))) == 1
+    ours, theirs = rows_of(several), rows_of(alone)
+    assert len(ours) == len(theirs) > 5
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            assert value == pytest.approx(b[name], abs=1e-9, rel=0), (name, a["step"])
+    result, other = (json.loads((run / "result.json").read_text()) for run in (several, alone))
+    assert result["world_size"] == processes and other["world_size"] == 1
+    for name in ("val/accuracy", "test/accuracy", "test/loss", "checkpoint"):
+        assert result[name] == pytest.approx(other[name], abs=1e-9)
+
+
+def test_eval_gives_the_same_scores_on_several_processes(runs, tmp_path, launch):
+    (run,) = runs[2].iterdir()
+    at_the_end = json.loads((run / "eval-test.json").read_text())
+    before = pyarrow.parquet.read_table(run / "predictions-test.parquet").to_pydict()
+    for processes in (1, 3):
+        config = "cpu" if processes == 1 else "cpu_ddp"
+        finished = launch(tmp_path, ROOT / "eval.py", run, config=config, processes=processes)
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        again = json.loads((run / "eval-test.json").read_text())
+        for name in ("accuracy", "loss", "top5", "images", "class_accuracy"):
+            assert again[name] == pytest.approx(at_the_end[name], abs=1e-9)
+        after = pyarrow.parquet.read_table(run / "predictions-test.parquet").to_pydict()
+        assert after["index"] == before["index"] and after["label"] == before["label"]
+        np.testing.assert_allclose(np.array(after["logits"]), np.array(before["logits"]), rtol=0, atol=1e-9)
+
+
+def test_the_launcher_that_starts_one_process_for_two_is_caught(tmp_path, launch):
+    finished = launch(tmp_path, "--cpu", *words(), config="", processes=2)
+    assert "asked for several processes and started one" in finished.stderr
+    assert "cpu_ddp.yaml" in finished.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("config", ["multi_gpu", "single_gpu"])
+def test_a_gpu_configuration_without_gpus_is_refused(tmp_path, launch, config):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    finished = launch(tmp_path, *words(), config=config, processes=2 if config == "multi_gpu" else None)
+    assert finished.returncode != 0
+    assert finished.stderr.count("error: accelerate launch was configured for GPUs") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_tasks_that_each_believe_to_be_alone_are_caught(tmp_path):
+    """`srun --ntasks 2 python train.py`, without a launcher."""
+    command = [sys.executable, *map(str, words())]
+    environment = {**os.environ, "SLURM_STEP_NUM_TASKS": "2"}
+    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 2
+    assert "each believes that it is alone" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_accumulation_by_the_launcher_is_refused(tmp_path):
+    command = [sys.executable, *map(str, words())]
+    environment = {**os.environ, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
+    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 2
+    assert "gradient_accumulation_steps 4" in finished.stderr
+
+
+def test_a_batch_that_does_not_divide_is_said_once(tmp_path, launch):
+    finished = launch(tmp_path, *words(batch_size=40), processes=2)
+    assert finished.returncode != 0
+    assert finished.stderr.count("error: batch_size 40 does not divide over 2 processes") == 1
+    assert "32 or 48" in finished.stderr

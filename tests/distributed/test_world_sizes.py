@@ -1,0 +1,70 @@
+"""One, two and three processes: the same rows, draws and rates, and the same result to rounding.
+
+Float64 tells a bug from rounding (float32 drifts by up to 1e-4 in a correct program), so it carries the proof.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from worker import CASES
+
+WORKER = Path(__file__).with_name("worker.py")
+SIZES = (1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory, launch) -> dict[int, Path]:
+    """The worker's files for each world size."""
+    folders = {}
+    for size in SIZES:
+        folders[size] = tmp_path_factory.mktemp(f"world{size}")
+        if size == 1:
+            command = [sys.executable, str(WORKER), str(folders[size])]
+            process = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        else:
+            process = launch(folders[size], WORKER, folders[size], processes=size)
+        assert process.returncode == 0, process.stderr[-3000:]
+    return folders
+
+
+@pytest.mark.parametrize("size", SIZES[1:])
+@pytest.mark.parametrize("case", CASES)
+def test_indices_draws_and_rates_are_identical(outputs, case, size):
+    alone = np.load(outputs[1] / f"{case} fp64 rank 0.npz")
+    ranks = [np.load(outputs[size] / f"{case} fp64 rank {rank}.npz") for rank in range(size)]
+    for name in ("indices", "uniforms"):
+        np.testing.assert_array_equal(np.concatenate([r[name] for r in ranks], axis=1), alone[name])
+    rates = [np.load(outputs[n] / f"{case} fp64.npz")["rates"] for n in (1, size)]
+    np.testing.assert_array_equal(*rates)
+
+
+@pytest.mark.parametrize("size", SIZES[1:])
+@pytest.mark.parametrize("case", CASES)
+def test_float64_gradients_weights_and_metrics_are_equal(outputs, case, size):
+    alone, several = (np.load(outputs[n] / f"{case} fp64.npz") for n in (1, size))
+    assert alone.files == several.files
+    assert alone["loss"][-1] != alone["loss"][0]
+    for name in alone.files:
+        tolerance = 1e-12 if name.startswith("gradient") else 1e-9
+        np.testing.assert_allclose(several[name], alone[name], rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("size", SIZES[1:])
+@pytest.mark.parametrize("case", CASES)
+def test_float32_first_gradients_are_equal_to_rounding(outputs, case, size, capsys):
+    alone, several = (np.load(outputs[n] / f"{case} no.npz") for n in (1, size))
+
+    def flat(arrays, prefix):
+        return np.concatenate([arrays[name].ravel() for name in alone.files if name.startswith(prefix)])
+
+    gradient, other = flat(alone, "gradient"), flat(several, "gradient")
+    relative = np.linalg.norm(other - gradient) / np.linalg.norm(gradient)
+    drift = np.abs(flat(several, "weight") - flat(alone, "weight")).max()
+    with capsys.disabled():
+        print(f"\n{case}, {size} processes, float32: gradients {relative:.1e} relative, weights drift {drift:.1e}")
+    assert relative < 1e-5

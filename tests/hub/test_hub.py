@@ -1,0 +1,150 @@
+"""What a run fetches from the hub, what it keeps, and what it says when the hub does not answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CIFAR10
+from hub_server import HubServer
+from safetensors.torch import load_file
+
+TRAIN = Path(__file__).parents[2] / "train.py"
+# A run of four steps whose rate is so small that the weights stay what they were.
+SMALL = (
+    "--model.name test_resnet.r160_in1k --data.image_size 32 --batch_size 32 --track.to none "
+    "--phases.0.epochs 1 --phases.0.warmup 0 --phases.0.lr 1e-9"
+).split()
+CLOSED = "http://127.0.0.1:9"  # the discard port: nobody listens
+
+
+def train(home: Path, endpoint: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs train.py in `home`, which also holds its caches."""
+    home.mkdir(exist_ok=True)
+    env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home / "hf"), "RESNET_CIFAR_CACHE": str(home / "cache")}
+    command = [sys.executable, TRAIN, *SMALL, *arguments]
+    return subprocess.run(command, cwd=home, env={**os.environ, **env}, capture_output=True, text=True, timeout=300)
+
+
+def sentence(finished: subprocess.CompletedProcess) -> str:
+    """The one line that a run which could not start wrote."""
+    assert finished.returncode == 2, finished.stdout + finished.stderr
+    assert finished.stderr.startswith("error: ")
+    assert finished.stderr.count("\n") == 1
+    return finished.stderr
+
+
+def succeeded(finished: subprocess.CompletedProcess) -> None:
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory, hub_root: Path) -> Path:
+    """A home whose caches a first run has filled; runs of other tests work in copies of it."""
+    home = tmp_path_factory.mktemp("filled") / "home"
+    with HubServer(hub_root) as hub:
+        succeeded(train(home, hub.url, "--run", "first"))
+        assert len(hub.requests_for("GET .*parquet")) == 2
+    return home
+
+
+@pytest.fixture
+def copied(filled: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(filled, tmp_path / "home", symlinks=True)
+
+
+def test_default_source_and_weights_come_from_the_hub(filled: Path, hub_root: Path):
+    run = filled / "first"
+    assert 0 <= json.loads((run / "result.json").read_text())["test/accuracy"] <= 1
+    assert list(json.loads((run / "eval-test.json").read_text())["class_accuracy"]) == CIFAR10
+    ours = load_file(run / "model" / "model.safetensors")
+    theirs = load_file(hub_root / "models/timm/test_resnet.r160_in1k/model.safetensors")
+    for name in ("conv1.0.weight", "layer4.0.conv2.weight"):
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-6)
+
+
+def test_runs_from_the_caches_when_the_hub_is_gone(copied: Path):
+    succeeded(train(copied, CLOSED, "--run", "again", "--seed", "1"))
+    assert (copied / "again" / "result.json").is_file()
+
+
+def test_without_hub_and_caches_one_sentence_offers_other_sources(hub: HubServer, tmp_path: Path):
+    hub.gone = True
+    said = sentence(train(tmp_path / "home", hub.url, "--run", "never"))
+    assert "--data.source FOLDER" in said
+    assert "--data.source synthetic" in said
+    assert hub.connections <= 3
+    assert not (tmp_path / "home" / "never").exists()
+
+
+def test_without_weights_one_sentence_offers_random_ones(copied: Path):
+    shutil.rmtree(copied / "hf")
+    assert "--model.pretrained False" in sentence(train(copied, CLOSED, "--run", "again", "--seed", "1"))
+
+
+def test_fine_labels_of_cifar100(hub: HubServer, tmp_path: Path):
+    fine = ("--data.source", "uoft-cs/cifar100", "--data.validation", "0")
+    succeeded(train(tmp_path, hub.url, "--run", "fine", *fine))
+    assert len(json.loads((tmp_path / "fine" / "eval-test.json").read_text())["class_accuracy"]) == 100
+    assert json.loads((tmp_path / "fine" / "model" / "config.json").read_text())["num_classes"] == 100
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        pytest.param("/uoft-cs/cifar10", 404, "RepoNotFound", id="unknown"),
+        pytest.param("/uoft-cs/cifar10", 401, "RepoNotFound", id="unknown-or-private-to-a-stranger"),
+        pytest.param("/resolve/", 403, "GatedRepo", id="gated"),  # such a set's facts are open, its files are not
+    ],
+)
+def test_what_may_not_be_read_is_one_sentence(hub: HubServer, tmp_path: Path, path: str, status: int, code: str):
+    hub.refuse(path, status, code)
+    said = sentence(train(tmp_path, hub.url, "--dry-run"))
+    assert "uoft-cs/cifar10" in said
+    assert "hf auth login" in said
+
+
+def test_a_commit_is_decoded_once(hub: HubServer, copied: Path):
+    succeeded(train(copied, hub.url, "--dry-run"))
+    assert hub.requests_for("GET /api/datasets/uoft-cs/cifar10")
+    assert not hub.requests_for("parquet")
+
+
+def test_a_new_commit_is_decoded_again(hub: HubServer, copied: Path, tmp_path: Path):
+    hub.commit, hub.root = "2" * 40, shutil.copytree(hub.root, tmp_path / "hub")
+    files = hub.root / "datasets/uoft-cs/cifar10/plain_text"
+    shutil.copy(files / "train-00000-of-00001.parquet", files / "test-00000-of-00001.parquet")
+    succeeded(train(copied, hub.url, "--dry-run"))
+    assert sorted(len(np.load(labels)) for labels in copied.glob("cache/*/test-labels.npy")) == [40, 160]
+
+
+@pytest.mark.parametrize("path", ["HEAD /$", "GET .*parquet"])
+def test_a_busy_moment_is_survived(hub: HubServer, tmp_path: Path, path: str):
+    hub.refuse(path, 503, times=1)
+    succeeded(train(tmp_path, hub.url, "--dry-run"))
+
+
+def test_a_busy_hub_is_one_sentence(hub: HubServer, tmp_path: Path):
+    hub.refuse("/api/datasets/", 503)
+    assert "cannot be reached" in sentence(train(tmp_path, hub.url, "--dry-run"))
+
+
+def test_a_busy_hub_is_not_needed_for_what_is_cached(hub: HubServer, copied: Path):
+    hub.refuse("/api/datasets/", 503)
+    succeeded(train(copied, hub.url, "--dry-run"))
+
+
+def test_files_that_a_busy_hub_withholds_are_not_called_unknown(hub: HubServer, tmp_path: Path):
+    hub.refuse("/resolve/.*parquet", 503)
+    finished = train(tmp_path, hub.url, "--dry-run")
+    assert finished.returncode == 2
+    assert "Traceback" not in finished.stderr
+    assert "cannot be reached" in finished.stderr.splitlines()[-1]

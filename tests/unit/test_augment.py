@@ -1,0 +1,260 @@
+"""data/augment.py against torchvision, and against the papers' formulas in plain loops."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+
+from resnet_cifar.data import augment
+
+FILL = torch.tensor([7, 130, 251], dtype=torch.uint8)
+MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+MODES = {
+    "bilinear": InterpolationMode.BILINEAR,
+    "bicubic": InterpolationMode.BICUBIC,
+    "nearest": InterpolationMode.NEAREST,
+}
+
+
+def pictures(n: int, height: int, width: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, height, width, 3), dtype=torch.uint8, generator=generator)
+
+
+def uniforms(n: int, columns: int, seed: int = 0) -> Tensor:
+    return torch.rand(n, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+# Crop and flip
+
+
+@st.composite
+def crops(draw: st.DrawFn) -> tuple[int, int, int, int]:
+    """Height, width, padding, seed."""
+    height, width = draw(st.integers(2, 14)), draw(st.integers(2, 14))
+    return height, width, draw(st.integers(0, min(height, width) - 1)), draw(st.integers(0, 1000))
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(crops())
+def test_crop_and_flip_is_torchvisions_pad_crop_and_hflip(case: tuple[int, int, int, int]) -> None:
+    height, width, padding, seed = case
+    images, u = pictures(6, height, width, seed), uniforms(6, 2, seed)
+    u[0], u[1] = 0, 1 - 2.0**-53  # both ends of the range
+    flips = torch.tensor([0, 1, 1, 0, 1, 0])
+    found = augment.crop_and_flip(images, u, flips, padding)
+    for row in range(6):
+        top, left = (math.floor(float(x) * (2 * padding + 1)) for x in u[row])
+        chw = images[row].permute(2, 0, 1)
+        padded = tv.pad(chw, [padding] * 4, padding_mode="reflect") if padding else chw
+        expected = tv.crop(padded, top, left, height, width)
+        expected = tv.hflip(expected) if flips[row] else expected
+        torch.testing.assert_close(found[row].permute(2, 0, 1), expected, rtol=0, atol=0)
+
+
+def test_crops_reach_every_offset_about_equally() -> None:
+    """A picture whose pixel value is its place tells the offset of its crop."""
+    places = torch.arange(100).reshape(1, 10, 10, 1).expand(4000, 10, 10, 3).to(torch.uint8)
+    found = augment.crop_and_flip(places, uniforms(4000, 2), torch.zeros(4000, dtype=torch.uint8), 2)
+    down, across = (found[:, 5, 5, 0] // 10 - 5).long(), (found[:, 5, 5, 0] % 10 - 5).long()
+    for shift in (down, across):
+        counts = torch.bincount((shift + 2).flatten(), minlength=5)
+        assert len(counts) == 5
+        assert abs(counts - 800).max() < 120
+
+
+# Cutout and erase
+
+
+def blanked_by_hand(image: Tensor, top: int, left: int, tall: int, wide: int) -> Tensor:
+    """The image with a box filled, the box cut off at the border."""
+    expected = image.clone()
+    height, width = image.shape[:2]
+    for y in range(max(top, 0), min(top + tall, height)):
+        for x in range(max(left, 0), min(left + wide, width)):
+            expected[y, x] = FILL
+    return expected
+
+
+@pytest.mark.parametrize("side", [1, 2, 5, 8, 30])
+def test_cutout_blanks_a_square_around_its_centre_and_nothing_else(side: int) -> None:
+    images, u = pictures(20, 12, 9), uniforms(20, 2)
+    u[0], u[1] = 0, 1 - 2.0**-53
+    found = augment.cutout(images, u, side, FILL)
+    for row in range(20):
+        centre_y, centre_x = math.floor(float(u[row, 0]) * 12), math.floor(float(u[row, 1]) * 9)
+        expected = blanked_by_hand(images[row], centre_y - side // 2, centre_x - side // 2, side, side)
+        torch.testing.assert_close(found[row], expected, rtol=0, atol=0)
+
+
+def test_cutout_in_the_middle_has_its_whole_area() -> None:
+    blank = augment.cutout(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), torch.full((1, 2), 0.5).double(), 8, FILL)
+    assert int((blank == FILL).all(-1).sum()) == 64
+
+
+def test_erase_blanks_the_box_of_its_formula_where_it_is_due() -> None:
+    images, u = pictures(64, 20, 16), uniforms(64, 5)
+    found = augment.erase(images, u, 0.5, FILL)
+    erased = 0
+    for row in range(64):
+        whether, area_u, aspect_u, down, right = (float(x) for x in u[row])
+        tall = wide = 0
+        if whether < 0.5:
+            erased += 1
+            area = 20 * 16 * (0.02 + area_u * 0.31)
+            aspect = math.exp(math.log(0.3) + aspect_u * (math.log(3.3) - math.log(0.3)))
+            tall = min(max(round(math.sqrt(area * aspect)), 1), 20)
+            wide = min(max(round(math.sqrt(area / aspect)), 1), 16)
+        top, left = math.floor(down * (20 - tall + 1)), math.floor(right * (16 - wide + 1))
+        torch.testing.assert_close(found[row], blanked_by_hand(images[row], top, left, tall, wide), rtol=0, atol=0)
+    assert 16 < erased < 48
+
+
+def test_erased_boxes_have_torchvisions_areas_and_reach_every_corner() -> None:
+    """Areas 2 to 33 %, aspects 0.3 to 3.3, to a pixel's rounding."""
+    blank = torch.zeros(2000, 64, 64, 3, dtype=torch.uint8)
+    inside = (augment.erase(blank, uniforms(2000, 5), 1.0, FILL) == FILL).all(-1)
+    tall, wide = inside.any(2).sum(1), inside.any(1).sum(1)
+    torch.testing.assert_close(inside.sum((1, 2)), tall * wide)  # one rectangle each
+    area, aspect = tall * wide / 64**2, tall / wide
+    assert 0.015 < area.min() < 0.04
+    assert 0.29 < area.max() < 0.345
+    assert 0.25 < aspect.min() < 0.36
+    assert 2.7 < aspect.max() < 3.9
+    for y, x in ((0, 0), (0, 63), (63, 0), (63, 63)):
+        assert inside[:, y, x].any()
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_erase_never_and_always(probability: float) -> None:
+    images = pictures(200, 16, 16)
+    changed = (augment.erase(images, uniforms(200, 5), probability, FILL) != images).flatten(1).any(1)
+    assert changed.all() if probability else not changed.any()
+
+
+def test_the_stored_images_are_left_alone() -> None:
+    images = pictures(4, 8, 8)
+    before = images.clone()
+    cropped = augment.crop_and_flip(images, uniforms(4, 2), torch.ones(4, dtype=torch.uint8), 0)
+    augment.cutout(cropped, uniforms(4, 2), 4, FILL)
+    augment.erase(images, uniforms(4, 5), 1.0, FILL)
+    augment.to_input(images, 8, "bilinear", torch.tensor(MEAN), torch.tensor(STD))
+    torch.testing.assert_close(images, before, rtol=0, atol=0)
+
+
+# To the network's input
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(8, 8, 19), (8, 8, 8), (20, 20, 7), (12, 9, 16), (16, 9, 12), (9, 16, 16)]
+)
+def test_to_input_is_torchvisions_resize_and_normalize(
+    height: int, width: int, size: int, mode: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    images = pictures(3, height, width)
+    found = augment.to_input(images, size, mode, torch.tensor(MEAN, dtype=dtype), torch.tensor(STD, dtype=dtype))
+    antialias = mode != "nearest" and size < max(height, width)
+    pixels = images.permute(0, 3, 1, 2).double()
+    resized = tv.resize(pixels, [size, size], interpolation=MODES[mode], antialias=antialias)
+    expected = tv.normalize(resized.clamp(0, 255) / 255, list(MEAN), list(STD))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("size", [8, 12, 5])
+def test_to_input_is_channels_last(size: int) -> None:
+    found = augment.to_input(pictures(2, 8, 8), size, "bilinear", torch.tensor(MEAN), torch.tensor(STD))
+    assert found.shape == (2, 3, size, size)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_shrinking_without_antialiasing_would_differ() -> None:
+    """So that the comparison above can tell whether it is on."""
+    pixels = pictures(1, 32, 32).permute(0, 3, 1, 2).double()
+    smooth, rough = (tv.resize(pixels, [8, 8], antialias=antialias) for antialias in (True, False))
+    assert (smooth - rough).abs().max() > 10
+
+
+# Mix
+
+
+def two_kinds(pairs: int, size: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Even rows all 0 and of class 0, odd rows all 1 and of class 1: a pixel's value is the odd row's share of it."""
+    inputs = torch.tensor([0, 1], dtype=dtype).repeat(pairs)[:, None, None, None].expand(-1, 3, size, size)
+    return inputs.contiguous(), torch.eye(2, dtype=dtype).repeat(pairs, 1)
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(st.integers(1, 40), st.integers(0, 1000))
+def test_cutmix_labels_share_what_pixels_share_exactly(size: int, seed: int) -> None:
+    inputs, targets = two_kinds(8, size)
+    lam, u = uniforms(8, 1, seed)[:, 0], uniforms(8, 2, seed + 1)
+    mixed, labels = augment.mix(inputs, targets, augment.cutmix_share(lam, u, size))
+    assert set(mixed.unique().tolist()) <= {0.0, 1.0}
+    odd = (mixed[:, 0] == 1).sum((1, 2))  # pixels counted
+    torch.testing.assert_close(labels[:, 1], odd / size**2, rtol=0, atol=1e-15)
+    torch.testing.assert_close(labels.sum(1), torch.ones(16, dtype=torch.float64), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("size", [9, 32])
+def test_cutmix_boxes_are_those_of_the_paper(size: int) -> None:
+    """A box of side sqrt(1 - lam) around a uniform centre, cut off at the border; kept outside, the partner's inside."""
+    lam, u = uniforms(40, 1)[:, 0], uniforms(40, 2, 1)
+    keep = augment.cutmix_share(lam, u, size)
+    assert keep.shape == (40, 1, size, size)
+    for pair in range(40):
+        half = int(size * math.sqrt(1 - float(lam[pair]))) // 2
+        centre_y, centre_x = int(float(u[pair, 0]) * size), int(float(u[pair, 1]) * size)
+        expected = np.ones((size, size))
+        top, left = max(centre_y - half, 0), max(centre_x - half, 0)
+        expected[top : centre_y + half, left : centre_x + half] = 0
+        np.testing.assert_array_equal(keep[pair, 0].numpy(), expected)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+def test_mixup_is_its_formula(dtype: torch.dtype, tolerance: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 3, 5, 5, dtype=dtype, generator=generator)
+    y = torch.randn(6, 4, dtype=dtype, generator=generator).softmax(1)
+    lam = torch.tensor([0.0, 0.3, 1.0], dtype=dtype)
+    mixed, labels = augment.mix(x, y, augment.mixup_share(lam, 5))
+    assert mixed.dtype == labels.dtype == dtype
+    for pair, share in enumerate(lam.tolist()):
+        for mine, other in ((2 * pair, 2 * pair + 1), (2 * pair + 1, 2 * pair)):
+            expected = x[mine] * share + x[other] * (1 - share), y[mine] * share + y[other] * (1 - share)
+            torch.testing.assert_close((mixed[mine], labels[mine]), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_mixed_labels_sum_to_one_in_float32() -> None:
+    inputs, targets = two_kinds(50, 224, torch.float32)
+    lam, u = uniforms(50, 1)[:, 0].float(), uniforms(50, 2)
+    for keep in (augment.mixup_share(lam, 224), augment.cutmix_share(lam, u, 224)):
+        labels = augment.mix(inputs, targets, keep)[1]
+        torch.testing.assert_close(labels.sum(1), torch.ones(100), rtol=0, atol=2e-7)
+
+
+def test_a_pair_depends_on_itself_only() -> None:
+    x, y = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.eye(6)
+    keep = augment.cutmix_share(torch.tensor([0.2, 0.5, 0.7]), uniforms(3, 2), 4)
+    mixed, labels = augment.mix(x, y, keep)
+    for pair in range(3):
+        own = slice(2 * pair, 2 * pair + 2)
+        alone = augment.mix(x[own], y[own], keep[pair : pair + 1])
+        torch.testing.assert_close((mixed[own], labels[own]), alone, rtol=0, atol=0)
+        assert int((labels[own] > 0).sum(0).count_nonzero()) <= 2
+
+
+def test_mixing_keeps_channels_last() -> None:
+    x = torch.zeros(4, 3, 6, 6).contiguous(memory_format=torch.channels_last)
+    mixed, _ = augment.mix(x, torch.eye(4), augment.mixup_share(torch.tensor([0.4, 0.6]), 6))
+    assert mixed.is_contiguous(memory_format=torch.channels_last)

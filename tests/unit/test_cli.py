@@ -1,0 +1,349 @@
+"""cli.py: words of the command line become a recipe; mistakes become one sentence from one process."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+
+from resnet_cifar import cli
+from resnet_cifar.recipe import Mistake, Recipe, flat
+
+ROOT = Path(__file__).parents[2]
+Run = Callable[..., subprocess.CompletedProcess]
+HEAVY = ("torch", "timm", "numpy", "datasets", "torchvision", "accelerate", "scipy", "wandb", "rich.progress")
+
+
+def recipe_of(*arguments: str) -> Recipe:
+    return cli.train_command(list(arguments))[1]
+
+
+def sentence(*arguments: str) -> str:
+    with pytest.raises(Mistake) as caught:
+        cli.train_command(list(arguments))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_without_arguments_it_is_the_default_recipe() -> None:
+    command, recipe = cli.train_command([])
+    assert command == cli.TrainCommand(recipe="finetune", run="", dry_run=False, fresh=False)
+    assert recipe == cli.read_recipe("finetune")
+
+
+def test_own_options_are_read_and_are_not_part_of_the_recipe() -> None:
+    command, recipe = cli.train_command(["--recipe", "debug", "--run", "runs/x", "--dry_run", "--fresh"])
+    assert command == cli.TrainCommand(recipe="debug", run="runs/x", dry_run=True, fresh=True)
+    assert recipe == cli.read_recipe("debug")
+
+
+def test_overrides_reach_every_depth_and_leave_the_rest() -> None:
+    arguments = ["--seed", "3", "--data.limit", "100", "--phases.0.lr", "2e-5", "--track.to", "none"]
+    ours, shipped = flat(recipe_of("--recipe", "debug", *arguments)), flat(cli.read_recipe("debug"))
+    changed = {path: value for path, value in ours.items() if value != shipped[path]}
+    assert changed == {"seed": 3, "data.limit": 100, "phases.0.lr": 2e-5, "track.to": "none"}
+
+
+def test_a_phase_is_appended() -> None:
+    recipe = recipe_of("--recipe", "demo", "--phases.1.epochs", "2", "--phases.1.lr", "0.5")
+    assert len(recipe.phases) == 2
+    assert recipe.phases[0] == cli.read_recipe("demo").phases[0]
+    assert (recipe.phases[1].epochs, recipe.phases[1].lr, recipe.phases[1].decay) == (2.0, 0.5, "cosine")
+
+
+def test_a_skipped_phase_is_refused() -> None:
+    assert sentence("--recipe", "demo", "--phases.2.lr", "1").startswith("--phases.2.lr skips a phase")
+
+
+def test_an_appended_phase_needs_its_rate() -> None:
+    assert sentence("--recipe", "demo", "--phases.1.epochs", "2") == "phases.1.lr is missing: give it a value"
+
+
+def test_a_value_may_follow_an_equals_sign_or_be_empty_or_negative() -> None:
+    recipe = recipe_of("--seed=4", "--data.source=a/b", "--model.checkpoint=")
+    assert (recipe.seed, recipe.data.source, recipe.model.checkpoint) == (4, "a/b", "")
+    assert sentence("--seed", "-1").startswith("seed cannot be '-1'")
+
+
+def test_dashes_and_underscores_are_the_same() -> None:
+    assert recipe_of("--batch-size", "64") == recipe_of("--batch_size", "64")
+
+
+@pytest.mark.parametrize(("word", "value"), [("False", False), ("false", False), ("True", True), ("no", False)])
+def test_booleans_are_written_out(word: str, value: bool) -> None:
+    assert recipe_of("--model.pretrained", word).model.pretrained is value
+
+
+def test_a_boolean_without_its_word_is_refused() -> None:
+    assert sentence("--model.pretrained", "--seed", "1").startswith("--model.pretrained needs a value")
+
+
+@pytest.mark.parametrize("flag", ["--fresh=False", "--dry_run=no", "--fresh=0"])
+def test_a_flag_that_is_told_no_is_not_on(flag: str) -> None:
+    """Either it is off, or the word after the equals sign is refused: never the opposite of what was asked."""
+    try:
+        command, _ = cli.train_command([flag])
+    except Mistake:
+        return
+    assert not command.fresh
+    assert not command.dry_run
+
+
+@pytest.mark.parametrize("word", ["null", "None", "none"])
+def test_norm_batch_null_on_the_command_line(word: str) -> None:
+    assert recipe_of("--model.norm_batch", word).model.norm_batch is None
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("--lr", "phases.0.lr"),
+        ("--batchsize", "batch_size"),
+        ("--data.sorce", "data.source"),
+        ("--phases.0.epoch", "phases.0.epochs"),
+        ("--recipee", "recipe"),
+        ("--dryrun", "dry_run"),
+        ("--norm_batch", "model.norm_batch"),
+    ],
+)
+def test_an_unknown_field_suggests_the_right_one(written: str, meant: str) -> None:
+    assert sentence(written, "1") == f"unknown field {written}; did you mean {meant}?"
+
+
+def test_a_suggestion_stays_in_the_phase_that_was_written() -> None:
+    assert "phases.0" not in sentence("--phases.1.lrr", "1")
+
+
+@pytest.mark.parametrize("arguments", [("--seed",), ("--seed", "--fresh"), ("--phases.0.lr",), ("--run",)])
+def test_a_missing_value_is_named(arguments: tuple[str, ...]) -> None:
+    assert sentence(*arguments).startswith(f"{arguments[0]} needs a value")
+
+
+def test_a_word_that_belongs_to_no_option_is_refused() -> None:
+    assert sentence("finetune").startswith("'finetune' stands alone")
+
+
+def test_command_line_and_yaml_give_one_sentence_for_one_mistake(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("data: {limit: '-3'}")
+    assert sentence("--recipe", str(tmp_path / "r.yaml")) == sentence("--data.limit", "-3")
+
+
+@pytest.mark.parametrize("text", ["data:\nseed: 1", "data: 5", "phases:", "phases: [null]", "phases: {lr: 1}"])
+def test_an_override_below_something_that_holds_no_fields_is_a_mistake_or_works(text: str, tmp_path: Path) -> None:
+    """`data:` with its lines commented out is null in YAML."""
+    (tmp_path / "r.yaml").write_text(text)
+    try:
+        recipe = recipe_of("--recipe", str(tmp_path / "r.yaml"), "--data.limit", "50", "--phases.0.lr", "0.5")
+    except Mistake:
+        return
+    assert (recipe.data.limit, recipe.phases[0].lr) == (50, 0.5)
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "just words", "a: [1", "a: b: c", "\x00"])
+def test_a_file_that_is_no_recipe_is_a_mistake_that_names_it(text: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    assert str(tmp_path / "r.yaml") in sentence("--recipe", str(tmp_path / "r.yaml"))
+
+
+def test_a_file_of_bytes_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\xfa")
+    assert "is not YAML" in sentence("--recipe", str(tmp_path / "r.yaml"))
+
+
+def test_recipe_list_shows_every_recipe_with_its_first_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.train_command(["--recipe", "list"])
+    assert not ended.value.code
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(
+        path.stem for path in (ROOT / "resnet_cifar" / "recipes").glob("*.yaml")
+    )
+    assert any(line.startswith("demo ") and "ResNet-50 on the embedded set" in line for line in lines)
+
+
+def test_recipe_list_is_silent_on_other_ranks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit):
+        cli.train_command(["--recipe", "list"])
+    assert capsys.readouterr().out == ""
+
+
+def test_an_unknown_recipe_suggests_one() -> None:
+    assert sentence("--recipe", "finetun") == (
+        "there is no recipe 'finetun'; did you mean finetune?; --recipe list shows all"
+    )
+
+
+def test_a_recipe_file_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+    assert "there is no recipe" in sentence("--recipe", str(tmp_path / "none.yaml"))
+
+
+def test_a_resolved_recipe_file_runs_again_to_the_same_recipe(tmp_path: Path) -> None:
+    arguments = ["--recipe", "debug", "--precision", "no", "--model.norm_batch", "null", "--phases.0.lr", "3e-7"]
+    recipe = recipe_of(*arguments)
+    cli.write_recipe(recipe, tmp_path / "recipe.yaml")
+    assert recipe_of("--recipe", str(tmp_path / "recipe.yaml")) == recipe
+
+
+def test_a_relative_folder_means_the_same_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pictures").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert recipe_of("--data.source", "pictures").data.source == str(tmp_path / "pictures")
+
+
+def test_synthetic_is_the_embedded_set_even_beside_a_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sources.find` says so; the command line must not have turned it into the folder before."""
+    (tmp_path / "synthetic").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert recipe_of("--recipe", "demo").data.source == "synthetic"
+
+
+# eval.py
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """What eval.py needs to accept a folder as a run."""
+    folder = tmp_path / "a-run"
+    folder.mkdir()
+    cli.write_recipe(cli.read_recipe("debug"), folder / "recipe.yaml")
+    return folder
+
+
+def test_eval_reads_the_runs_recipe_and_changes_of_its_data(run_folder: Path) -> None:
+    command, recipe = cli.eval_command([str(run_folder), "--split", "validation", "--data.limit", "50"])
+    assert command == cli.EvalCommand(run=str(run_folder), split="validation")
+    assert recipe == cli.read_recipe("debug", {"data.limit": "50"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        ((), "eval.py takes one run folder"),
+        (("a", "b"), "eval.py takes one run folder"),
+        (("nowhere",), "nowhere is no run folder"),
+        (("nowhere", "--split", "train"), "--split cannot be 'train'"),
+        (("nowhere", "--model.name", "resnet18"), "--model.name cannot change"),
+    ],
+)
+def test_eval_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
+    with pytest.raises(Mistake, match=re.escape(start)):
+        cli.eval_command(list(arguments))
+
+
+# The two programs, as they are started
+
+
+def plain(page: str) -> str:
+    """A page of `--help` without its boxes and line breaks."""
+    return " ".join(re.sub(r"[─-╿]", " ", page).split())
+
+
+@pytest.mark.parametrize("name", ["debug", "scratch"])
+def test_help_shows_every_field_with_the_recipes_value(name: str, run: Run) -> None:
+    done = run("train.py", "--recipe", name, "--help", env={"COLUMNS": "100"})
+    assert done.returncode == 0
+    assert done.stderr == ""
+    page = plain(done.stdout)
+    for path, value in flat(cli.read_recipe(name)).items():
+        shown = re.search(rf" --{re.escape(path)} .*?\(default: (.*?)\)", page)
+        assert shown is not None, path
+        assert shown[1].strip("'") == str(value), path
+    for option in ("--recipe", "--run", "--dry_run", "--fresh"):
+        assert option in done.stdout
+
+
+def test_help_offers_nothing_that_is_refused(run: Run) -> None:
+    page = plain(run("train.py", "--help", env={"COLUMNS": "100"}).stdout)
+    mentioned = {"help", "mixed_precision"}  # --mixed_precision is accelerate's
+    for option in sorted(set(re.findall(r" --(\w[\w.]*)", page)) - mentioned):
+        try:
+            cli.train_command([f"--{option}", "1"])
+        except Mistake as mistake:
+            assert "unknown field" not in str(mistake)
+
+
+def test_help_of_eval_names_the_split(run: Run) -> None:
+    done = run("eval.py", "--help")
+    assert done.returncode == 0
+    assert "--split" in done.stdout
+
+
+def test_help_imports_nothing_heavy(run: Run) -> None:
+    done = run("-X", "importtime", ROOT / "train.py", "--help")
+    imported = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert "resnet_cifar.cli" in imported
+    assert imported.isdisjoint(HEAVY)
+
+
+def test_a_command_is_checked_before_anything_heavy_is_imported(run: Run) -> None:
+    script = (
+        "import sys; from resnet_cifar import cli; "
+        "cli.train_command(['--recipe', 'debug', '--seed', '3', '--data.source', 'a/b']); print(*sys.modules)"
+    )
+    imported = run("-c", script).stdout.split()
+    assert "resnet_cifar.cli" in imported
+    assert set(imported).isdisjoint(HEAVY)
+
+
+def test_a_mistake_is_one_line_from_rank_0(run: Run) -> None:
+    done = run("train.py", "--lr", "1", env={"RANK": "0"})
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "error: unknown field --lr; did you mean phases.0.lr?\n"
+
+
+def test_a_mistake_of_a_value_is_one_line_without_a_traceback(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("seed: [1\ndata: {")
+    done = run("train.py", "--recipe", "r.yaml")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: r.yaml is not YAML")
+    assert done.stderr.count("\n") == 1
+
+
+def test_other_ranks_say_nothing_and_end_alike(run: Run) -> None:
+    done = run("train.py", "--lr", "1", env={"RANK": "1"})
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["--recipe", "list"]])
+def test_a_reader_that_leaves_early_sees_no_traceback(arguments: list[str], unbuffered: str) -> None:
+    """`train.py --help | head -1`: the pipe's reader is gone before the first word is written."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *arguments],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            text=True,
+            timeout=60,
+        )
+    finally:
+        os.close(writer)
+    assert done.stderr == ""
+
+
+def test_main_is_given_the_arguments_and_its_success_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(sys, "argv", ["train.py", "--seed", "1"])
+    assert cli.run(seen.append) == 0
+    assert seen == [["--seed", "1"]]
+
+
+def test_a_written_recipe_is_plain_yaml_in_the_order_of_the_fields(tmp_path: Path) -> None:
+    cli.write_recipe(cli.read_recipe("debug"), tmp_path / "r.yaml")
+    assert list(yaml.safe_load((tmp_path / "r.yaml").read_text())) == list(Recipe.__dataclass_fields__)

@@ -1,0 +1,140 @@
+"""data/draws.py: the same numbers for the same name, whoever asks, and no others."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from resnet_cifar.data import draws
+
+GOLDEN_WORDS = [7944233014744848008, 11133354143594423096, 8445715107726659609, 16589012191433068883]
+GOLDEN_PERMUTATION = [4, 0, 2, 1, 5, 7, 3, 6]
+
+
+def philox_block(key: bytes, number: int) -> list[int]:
+    """Block `number` of Philox4x64-10 as its paper has it (Salmon et al. 2011); NumPy's stream begins with block 1."""
+    whole = 2**64 - 1
+    low, high = int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little")
+    block = [number, 0, 0, 0]
+    for _ in range(10):
+        first, second = 0xD2E7470EE14C6C93 * block[0], 0xCA5A826395121157 * block[2]
+        block = [(second >> 64) ^ block[1] ^ low, second & whole, (first >> 64) ^ block[3] ^ high, first & whole]
+        low, high = (low + 0x9E3779B97F4A7C15) & whole, (high + 0xBB67AE8584CAA73B) & whole
+    return block
+
+
+def test_golden_words_and_uniforms() -> None:
+    """NumPy fixes Philox's raw stream; should it ever change, every run would change with it."""
+    words = draws.words(7, "order", 3, count=4)
+    assert words.dtype == np.uint64
+    assert words.tolist() == GOLDEN_WORDS
+    assert draws.uniforms(7, "order", 3, count=4).tolist() == [(word >> 11) / 2**53 for word in GOLDEN_WORDS]
+
+
+def test_words_are_philox_as_published() -> None:
+    key = hashlib.blake2b(b"(7, 'order', 3)", digest_size=16).digest()
+    expected = [word for number in (1, 2, 3) for word in philox_block(key, number)]
+    assert draws.words(7, "order", 3, count=12).tolist() == expected
+    assert draws.words(7, "order", 3, start=8, count=4).tolist() == expected[8:]
+
+
+def test_golden_permutation() -> None:
+    assert draws.permutation(7, "order", 3, 8).tolist() == GOLDEN_PERMUTATION
+
+
+def test_golden_torch_seed_has_32_bits() -> None:
+    assert draws.torch_seed(7, "order", 3) == GOLDEN_WORDS[0] >> 32
+
+
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(5, 9), slice(63, 64), slice(0, 64), slice(32, 48)])
+def test_a_row_of_a_table_does_not_depend_on_which_rows_are_asked_for(rows: slice) -> None:
+    whole = draws.table(1, "augment", 12, slice(0, 64))
+    assert whole.shape == (64, draws.COLUMNS)
+    np.testing.assert_array_equal(draws.table(1, "augment", 12, rows), whole[rows])
+
+
+def test_words_can_be_read_from_the_middle() -> None:
+    whole = draws.words(0, "data", count=40)
+    np.testing.assert_array_equal(draws.words(0, "data", start=12, count=10), whole[12:22])
+
+
+def test_every_part_of_the_name_changes_the_numbers() -> None:
+    names = [
+        (0, "augment", 1),
+        (1, "augment", 1),
+        (0, "order", 1),
+        (0, "augment", 2),
+        (0, "augment", 1, 0),
+        (0, "augment"),
+        (2**32, "augment", 1),  # torch would keep 32 bits of such a seed
+        (0, "augment", 2**32 + 1),
+        (0, "augment", 11),
+        (0, "augment1",),
+    ]
+    streams = {draws.words(*name, count=4).tobytes() for name in names}
+    assert len(streams) == len(names)
+
+
+def test_two_rows_of_one_table_share_no_number() -> None:
+    table = draws.table(3, "augment", 0, slice(0, 256))
+    assert len(np.unique(table)) == table.size
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_a_permutation_holds_every_number_once(size: int) -> None:
+    order = draws.permutation(5, "order", 2, size)
+    assert order.dtype == np.int64
+    assert sorted(order.tolist()) == list(range(size))
+
+
+def test_permutations_put_every_number_everywhere() -> None:
+    """Where 0 lands in 4,000 permutations of 8: chi-square at the 1 in 1,000 level, one fixed seed."""
+    places = [int(np.flatnonzero(draws.permutation(0, "order", epoch, 8) == 0)[0]) for epoch in range(4000)]
+    assert scipy.stats.chisquare(np.bincount(places, minlength=8)).pvalue > 0.001
+
+
+def test_uniforms_are_uniform_in_0_to_1_and_columns_are_unrelated() -> None:
+    table = draws.table(0, "augment", 0, slice(0, 4096))
+    assert table.dtype == np.float64
+    assert table.min() >= 0
+    assert table.max() < 1
+    counts = np.histogram(table, bins=64, range=(0, 1))[0]
+    assert scipy.stats.chisquare(counts).pvalue > 0.001
+    between = np.corrcoef(table.T) - np.eye(draws.COLUMNS)
+    assert abs(between).max() < 5 / np.sqrt(len(table))
+
+
+def test_the_largest_word_stays_below_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = np.array([2**64 - 1, 0], dtype=np.uint64)
+    monkeypatch.setattr(draws, "words", lambda *name, start, count: largest)
+    assert draws.uniforms(0, "augment", count=2).tolist() == [1 - 2.0**-53, 0.0]
+
+
+def test_coins_are_fair_and_differ_between_seeds() -> None:
+    coins = draws.bits(0, "flip", 10_000)
+    assert coins.dtype == np.uint8
+    assert set(coins.tolist()) == {0, 1}
+    assert abs(int(coins.sum()) - 5000) < 200  # four standard deviations
+    assert 4000 < int((coins != draws.bits(1, "flip", 10_000)).sum()) < 6000
+
+
+def test_a_coin_does_not_depend_on_how_many_are_tossed() -> None:
+    np.testing.assert_array_equal(draws.bits(0, "flip", 10), draws.bits(0, "flip", 100)[:10])
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.2, 0.5, 1, 2.0, 8.0])
+def test_beta_is_the_inverse_of_its_distribution(alpha: float) -> None:
+    u = draws.uniforms(0, "augment", 1, count=512)
+    np.testing.assert_allclose(draws.beta(u, alpha), scipy.stats.beta.ppf(u, alpha, alpha), rtol=1e-9, atol=1e-300)
+    low = u[u <= 0.5]  # the upper half lies so close to 1 that float64 cannot tell its values apart
+    np.testing.assert_allclose(scipy.stats.beta.cdf(draws.beta(low, alpha), alpha, alpha), low, rtol=1e-9)
+    np.testing.assert_allclose(draws.beta(1 - low, alpha), 1 - draws.beta(low, alpha), rtol=1e-7)
+
+
+def test_beta_stays_in_its_interval_at_the_ends() -> None:
+    ends = draws.beta(np.array([0.0, 2.0**-53, 1 - 2.0**-53]), 0.1)
+    assert np.isfinite(ends).all()
+    assert ((ends >= 0) & (ends <= 1)).all()

@@ -1,0 +1,346 @@
+"""data/plan.py: the stream of images, the learning rate and the steps at which something happens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.optim import lr_scheduler
+
+from resnet_cifar.data.plan import Plan, check_share
+from resnet_cifar.recipe import Mistake, Recipe, check_across, parse
+
+settings.register_profile("plan", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("plan")
+
+
+def recipe_of(batch_size: int = 10, **values: Any) -> Recipe:
+    return parse({"batch_size": batch_size, "model": {"norm_batch": None}, **values})
+
+
+def plan_of(images: int = 100, batch_size: int = 10, world: int = 1, **phase: Any) -> Plan:
+    """A plan of one phase; by default 10 steps an epoch."""
+    return Plan(recipe_of(batch_size, phases=[{"epochs": 10, "lr": 0.5, **phase}]), images, world)
+
+
+def rates(plan: Plan) -> list[float]:
+    return [plan.rate(step) for step in range(plan.steps)]
+
+
+def whole(plan: Plan, step: int) -> tuple[np.ndarray, np.ndarray]:
+    return plan.order(step, slice(0, plan.recipe.batch_size))
+
+
+# The stream
+
+shapes = st.tuples(st.integers(1, 150), st.integers(1, 6), st.integers(1, 8))
+
+
+@given(shapes, st.integers(0, 5))
+def test_every_image_comes_exactly_once_an_epoch(shape: tuple[int, int, int], seed: int) -> None:
+    images, pairs, world = shape
+    plan = Plan(recipe_of(2 * pairs * world, seed=seed), images, world)
+    steps = range(-(-3 * images // plan.recipe.batch_size))
+    indices, epochs = (np.concatenate(part)[: 3 * images] for part in zip(*(whole(plan, s) for s in steps)))
+    np.testing.assert_array_equal(epochs, np.repeat([0, 1, 2], images))
+    np.testing.assert_array_equal(np.sort(indices.reshape(3, images)), np.tile(np.arange(images), (3, 1)))
+
+
+@given(shapes, st.integers(0, 40))
+def test_the_ranks_rows_are_the_global_batch_in_order_whatever_the_world(
+    shape: tuple[int, int, int], step: int
+) -> None:
+    images, pairs, world = shape
+    recipe = recipe_of(2 * pairs * world)
+    plan, alone = Plan(recipe, images, world), Plan(recipe, images, 1)
+    parts = [plan.order(step, plan.rows(rank)) for rank in range(world)]
+    assert {len(indices) for indices, _ in parts} == {plan.share}
+    for ours, theirs in zip(zip(*parts), whole(alone, step)):
+        np.testing.assert_array_equal(np.concatenate(ours), theirs)
+
+
+def test_the_stream_does_not_depend_on_the_batch_size() -> None:
+    small, large = plan_of(37, 4), plan_of(37, 12)
+    in_fours = np.concatenate([whole(small, step)[0] for step in range(30)])
+    in_twelves = np.concatenate([whole(large, step)[0] for step in range(10)])
+    np.testing.assert_array_equal(in_fours, in_twelves)
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    orders = {
+        whole(Plan(recipe_of(50, seed=seed), 50, 1), epoch)[0].tobytes() for seed in range(3) for epoch in range(3)
+    }
+    assert len(orders) == 9
+    assert np.arange(50).tobytes() not in orders
+
+
+def test_norm_rows_are_training_images_that_do_not_depend_on_step_or_world() -> None:
+    plan = plan_of(5000, 8)
+    rows = plan.norm_rows()
+    assert len(rows) == len(np.unique(rows)) == 2048
+    assert rows.min() >= 0
+    assert rows.max() < 5000
+    np.testing.assert_array_equal(rows, plan_of(5000, 8, world=4).norm_rows())
+    np.testing.assert_array_equal(plan_of(100).norm_rows(), np.arange(100))
+
+
+# Steps and epochs
+
+
+@given(st.integers(1, 500), st.integers(1, 50), st.floats(0.01, 30))
+def test_epochs_are_rounded_to_the_nearest_step(images: int, half_batch: int, epochs: float) -> None:
+    plan = plan_of(images, 2 * half_batch, epochs=epochs)
+    assert abs(plan.step_at(epochs) * plan.recipe.batch_size - epochs * images) <= plan.recipe.batch_size / 2 + 1e-6
+    assert plan.steps == max(1, plan.step_at(epochs))
+    assert plan.epoch(plan.steps) == pytest.approx(plan.steps * plan.recipe.batch_size / images)
+
+
+@given(st.lists(st.floats(0.01, 4), min_size=1, max_size=5), st.integers(1, 200))
+def test_phases_lie_end_to_end_each_with_a_step_and_rounding_does_not_add_up(lengths: list[float], images: int) -> None:
+    plan = Plan(recipe_of(10, phases=[{"epochs": epochs, "lr": 1} for epochs in lengths]), images, 1)
+    ends = plan.phase_ends
+    assert all(later > earlier for earlier, later in zip([0, *ends], ends))
+    assert plan.steps == ends[-1]
+    assert abs(ends[-1] * 10 - sum(lengths) * images) <= 10 * (0.5 + len(lengths))
+    if all(epochs * images >= 10 for epochs in lengths):  # no phase had to be stretched to a step
+        assert abs(ends[-1] * 10 - sum(lengths) * images) <= 5 + 1e-6
+
+
+def test_each_phase_has_its_own_rate_from_its_own_first_step() -> None:
+    phases = [
+        {"epochs": 1, "lr": 0.3, "decay": "constant"},
+        {"epochs": 2, "lr": 0.8, "warmup": 0.5, "decay": "linear"},
+        {"epochs": 0.5, "lr": 0.1, "decay": "constant"},
+    ]
+    found = rates(Plan(recipe_of(10, phases=phases), 100, 1))
+    second = [0.8 * step / 5 for step in range(5)] + [0.8 * (1 - step / 15) for step in range(15)]
+    np.testing.assert_allclose(found, [0.3] * 10 + second + [0.1] * 5, rtol=1e-12)
+
+
+@pytest.mark.parametrize("step", [100, 101])
+def test_there_is_no_rate_after_the_end(step: int) -> None:
+    with pytest.raises(IndexError):
+        plan_of().rate(step)
+
+
+# The rate against torch's schedulers
+
+
+def torch_rates(schedule: Callable[[torch.optim.Optimizer], Any], steps: int, peak: float) -> list[float]:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
+    scheduler = schedule(optimizer)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+DECAYS = {
+    "cosine": lambda steps: lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=steps),
+    "linear": lambda steps: lambda o: lr_scheduler.LinearLR(o, start_factor=1, end_factor=0, total_iters=steps),
+    "step": lambda steps: lambda o: lr_scheduler.MultiStepLR(o, [-(-steps // 2), -(-3 * steps // 4)], gamma=0.1),
+    "constant": lambda steps: lambda o: lr_scheduler.ConstantLR(o, factor=1),
+}
+
+
+@pytest.mark.parametrize("steps", [1, 7, 40, 101])
+@pytest.mark.parametrize("decay", DECAYS)
+def test_a_decay_is_torchs_at_every_step(decay: str, steps: int) -> None:
+    plan = plan_of(epochs=steps / 10, decay=decay)
+    assert plan.steps == steps
+    np.testing.assert_allclose(rates(plan), torch_rates(DECAYS[decay](steps), steps, 0.5), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [10, 40, 101, 390])
+def test_one_cycle_is_torchs_at_every_step(steps: int) -> None:
+    plan = plan_of(epochs=steps / 10, decay="one-cycle")
+    expected = torch_rates(lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.5, total_steps=steps + 1), steps, 0.5)
+    with_end = torch_rates(lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.5, total_steps=steps), steps - 1, 0.5)
+    assert len(expected) == plan.steps
+    np.testing.assert_allclose(rates(plan)[: steps - 1], with_end, rtol=1e-9)
+
+
+def test_one_cycle_starts_peaks_and_ends_where_torchs_does() -> None:
+    """By the formula: a 25th of the peak at first, the peak after 30 %, near nothing at the end."""
+    found = rates(plan_of(epochs=100, decay="one-cycle"))
+    assert found[0] == pytest.approx(0.5 / 25)
+    assert max(found) == pytest.approx(0.5, rel=1e-4)
+    assert int(np.argmax(found)) in (299, 300)
+    assert found[-1] < 0.5 * 1e-4
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_warm_up_starts_at_0_and_reaches_the_peak_at_its_end(decay: str) -> None:
+    found = rates(plan_of(warmup=2, decay=decay))
+    np.testing.assert_allclose(found[:20], 0.5 * np.arange(20) / 20, rtol=1e-12)
+    assert found[20] == 0.5
+    np.testing.assert_allclose(found[20:], torch_rates(DECAYS[decay](80), 80, 0.5), rtol=1e-9, atol=1e-12)
+
+
+def test_a_phase_may_be_all_warm_up() -> None:
+    np.testing.assert_allclose(rates(plan_of(epochs=1, warmup=1)), 0.5 * np.arange(10) / 10)
+
+
+@given(
+    st.integers(1, 400),
+    st.integers(1, 20),
+    st.floats(0.05, 12),
+    st.floats(0, 1),
+    st.sampled_from(["cosine", "linear", "step", "constant"]),
+)
+def test_the_rate_lies_between_0_and_the_peak(
+    images: int, half_batch: int, epochs: float, part: float, decay: str
+) -> None:
+    found = rates(plan_of(images, 2 * half_batch, epochs=epochs, warmup=part * epochs, decay=decay))
+    assert min(found) >= 0
+    assert max(found) <= 0.5
+
+
+# When something happens
+
+
+@given(st.integers(5, 300), st.floats(0.05, 6), st.floats(0.04, 8), st.integers(0, 40))
+def test_scores_are_checkpoints_and_checkpoints_are_rows(
+    images: int, epochs: float, every: float, every_steps: int
+) -> None:
+    recipe = recipe_of(
+        10,
+        phases=[{"epochs": epochs, "lr": 1}],
+        evaluate={"every": every},
+        checkpoint={"every_steps": every_steps},
+    )
+    plan = Plan(recipe, images, 1)
+    scores, checkpoints, rows = plan.score_steps(), plan.checkpoint_steps(), plan.row_steps()
+    assert set(scores) <= set(checkpoints) <= set(rows)
+    for steps in (scores, checkpoints, rows):
+        assert steps[-1] == plan.steps
+        assert steps[0] >= 1
+        assert steps == sorted(set(steps))
+    if every_steps:
+        assert set(range(every_steps, plan.steps, every_steps)) <= set(checkpoints)
+
+
+def test_scores_come_every_so_many_epochs_and_at_the_end() -> None:
+    recipe = recipe_of(10, phases=[{"epochs": 3.2, "lr": 1}], evaluate={"every": 1.5})
+    assert Plan(recipe, 100, 1).score_steps() == [15, 30, 32]
+    assert Plan(replace(recipe, evaluate=replace(recipe.evaluate, every=9)), 100, 1).score_steps() == [32]
+
+
+def test_checkpoints_come_every_so_many_steps_and_with_scores() -> None:
+    recipe = recipe_of(10, phases=[{"epochs": 2, "lr": 1}], checkpoint={"every_steps": 8})
+    assert Plan(recipe, 100, 1).checkpoint_steps() == [8, 10, 16, 20]
+
+
+def test_there_are_about_twenty_rows_an_epoch() -> None:
+    assert Plan(recipe_of(10, phases=[{"epochs": 2, "lr": 1}]), 2000, 1).row_steps() == list(range(10, 401, 10))
+
+
+# Shares
+
+
+def batches(draw: st.DrawFn) -> tuple[Recipe, int]:
+    """A recipe that passes its own checks, and a number of processes."""
+    norm = draw(st.one_of(st.none(), st.integers(2, 48)))
+    unit = 2 if norm is None else norm if norm % 2 == 0 else 2 * norm
+    batch = unit * draw(st.integers(1, 40))
+    micro = draw(st.one_of(st.just(0), st.integers(1, batch)))
+    recipe = parse({"batch_size": batch, "micro_batch": micro, "model": {"norm_batch": norm}})
+    return recipe, draw(st.integers(1, 16))
+
+
+shares = st.composite(batches)()
+
+
+def refusal(recipe: Recipe, world: int) -> str:
+    try:
+        check_share(recipe, world)
+    except Mistake as mistake:
+        return str(mistake)
+    return ""
+
+
+def accept(recipe: Recipe, world: int) -> None:
+    check_across(recipe)
+    check_share(recipe, world)
+
+
+@settings(max_examples=300)
+@given(shares)
+def test_what_is_accepted_divides(case: tuple[Recipe, int]) -> None:
+    recipe, world = case
+    if refusal(recipe, world):
+        return
+    plan = Plan(recipe, 1000, world)
+    norm = recipe.model.norm_batch
+    assert plan.share * world == recipe.batch_size
+    assert plan.share % plan.micro_batch == 0
+    assert plan.micro_batch % 2 == 0, "Mixup's pairs stay together"
+    if norm and norm > plan.share:  # a group of whole processes
+        assert norm % plan.share == 0
+        assert world % (norm // plan.share) == 0
+        assert plan.micro_batch == plan.share
+    elif norm:
+        assert plan.micro_batch % norm == 0
+
+
+@settings(max_examples=300)
+@given(shares)
+def test_the_batch_sizes_that_a_refusal_names_are_accepted(case: tuple[Recipe, int]) -> None:
+    recipe, world = case
+    text = refusal(recipe, world)
+    if text.startswith("batch_size"):
+        sizes = [int(size) for size in text.rsplit("take ", 1)[1].split(" or ")]
+        assert sizes
+        for size in sizes:
+            accept(replace(recipe, batch_size=size, micro_batch=0), world)
+
+
+@settings(max_examples=300)
+@given(shares)
+def test_the_micro_batches_that_a_refusal_names_are_accepted(case: tuple[Recipe, int]) -> None:
+    recipe, world = case
+    text = refusal(recipe, world)
+    if text.startswith("micro_batch"):
+        sizes = [int(size) for size in re.findall(r"\d+", re.split("take |set it to ", text)[-1])]
+        assert sizes
+        for size in sizes:
+            accept(replace(recipe, micro_batch=size), world)
+
+
+@settings(max_examples=300)
+@given(shares)
+def test_the_norm_batch_that_a_refusal_names_is_accepted(case: tuple[Recipe, int]) -> None:
+    recipe, world = case
+    text = refusal(recipe, world)
+    if text.startswith("model.norm_batch"):
+        for size in re.findall(r"--model.norm_batch (\d+)", text):
+            accept(replace(recipe, micro_batch=0, model=replace(recipe.model, norm_batch=int(size))), world)
+
+
+@pytest.mark.parametrize(
+    ("batch", "norm", "world", "text"),
+    [
+        (256, 32, 3, "batch_size 256 does not divide over 3 processes in groups of 32 rows (model.norm_batch 32): "),
+        (10, None, 4, "batch_size 10 does not divide over 4 processes in groups of 2 rows"),
+        (96, 32, 4, "model.norm_batch 32 is no multiple of a process's 24 rows (batch_size 96 on 4 processes): take "),
+    ],
+)
+def test_a_refusal_names_field_value_and_processes(batch: int, norm: int | None, world: int, text: str) -> None:
+    recipe = parse({"batch_size": batch, "model": {"norm_batch": norm}})
+    assert refusal(recipe, world).startswith(text)
+    with pytest.raises(Mistake):
+        Plan(recipe, 1000, world)
+
+
+def test_the_nearest_batch_sizes_are_named() -> None:
+    assert refusal(parse({"batch_size": 256}), 3).endswith("take 192 or 288")
+    assert refusal(parse({"batch_size": 256, "micro_batch": 96}), 1).endswith("take 64 or 128")

@@ -1,0 +1,330 @@
+"""recipe.py: the list of knobs, what a value may be, and the sentence that answers one that may not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from resnet_cifar import cli, recipe
+from resnet_cifar.recipe import Mistake, Phase, Recipe, Track, differences, field_paths, fingerprint, parse
+
+KNOBS = [
+    "seed",
+    "precision",
+    "batch_size",
+    "micro_batch",
+    "data.source",
+    "data.limit",
+    "data.validation",
+    "data.overfit",
+    "data.image_size",
+    "data.interpolation",
+    "data.normalize",
+    "augment.crop",
+    "augment.flip",
+    "augment.cutout",
+    "augment.erase",
+    "augment.mixup",
+    "augment.cutmix",
+    "model.name",
+    "model.pretrained",
+    "model.checkpoint",
+    "model.stem",
+    "model.norm_batch",
+    "optimizer.name",
+    "optimizer.weight_decay",
+    "optimizer.clip",
+    "optimizer.head_lr",
+    "loss.label_smoothing",
+    "phases.0.epochs",
+    "phases.0.lr",
+    "phases.0.warmup",
+    "phases.0.decay",
+    "evaluate.every",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "track.to",
+    "track.project",
+]
+
+# Another valid value for every knob that decides the result.
+OTHER_VALUES: dict[str, Any] = {
+    "seed": 1,
+    "precision": "bf16",
+    "batch_size": 512,
+    "micro_batch": 32,
+    "data.source": "synthetic",
+    "data.limit": 100,
+    "data.validation": 0.2,
+    "data.overfit": 8,
+    "data.image_size": 32,
+    "data.interpolation": "nearest",
+    "data.normalize": "none",
+    "augment.crop": 2,
+    "augment.flip": "alternating",
+    "augment.cutout": 4,
+    "augment.erase": 0.1,
+    "augment.mixup": 0.2,
+    "augment.cutmix": 0.5,
+    "model.name": "resnet18",
+    "model.pretrained": False,
+    "model.checkpoint": "runs/other",
+    "model.stem": "cifar",
+    "model.norm_batch": 16,
+    "optimizer.name": "adamw",
+    "optimizer.weight_decay": 0.1,
+    "optimizer.clip": 1.0,
+    "optimizer.head_lr": 3.0,
+    "loss.label_smoothing": 0.2,
+    "phases.0.epochs": 7.0,
+    "phases.0.lr": 0.3,
+    "phases.0.warmup": 2.0,
+    "phases.0.decay": "linear",
+    "evaluate.every": 0.5,
+}
+
+
+def nested(path: str, value: Any) -> dict[str, Any]:
+    """The values of a recipe in which only `path` is given."""
+    if path.startswith("phases.0."):
+        return {"phases": [{"epochs": 20, "lr": 0.02, path.removeprefix("phases.0."): value}]}
+    *rooms, last = path.split(".")
+    return {rooms[0]: {last: value}} if rooms else {last: value}
+
+
+def value_at(recipe: Recipe, path: str) -> Any:
+    here: Any = recipe
+    for part in path.split("."):
+        here = here[int(part)] if part.isdigit() else getattr(here, part)
+    return here
+
+
+def sentence(values: dict[str, Any]) -> str:
+    with pytest.raises(Mistake) as caught:
+        parse(values)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_a_new_knob_is_a_decision_and_is_listed_here() -> None:
+    assert field_paths() == KNOBS
+
+
+@pytest.mark.parametrize("name", cli.recipe_names())
+def test_a_shipped_recipe_is_the_same_after_a_round_trip_through_yaml(name: str, tmp_path: Path) -> None:
+    shipped = cli.read_recipe(name)
+    cli.write_recipe(shipped, tmp_path / "again.yaml")
+    assert cli.read_recipe(str(tmp_path / "again.yaml")) == shipped
+
+
+def test_every_value_survives_a_round_trip_through_yaml(tmp_path: Path) -> None:
+    """Words that YAML reads as something else (no, null) are the ones that could be lost."""
+    phases = [{"epochs": 0.1, "lr": 1e-7, "decay": "one-cycle"}, {"epochs": 3, "lr": 2, "warmup": 1}]
+    ours = parse({"precision": "no", "model": {"norm_batch": None}, "track": {"to": "none"}, "phases": phases})
+    cli.write_recipe(ours, tmp_path / "again.yaml")
+    assert cli.read_recipe(str(tmp_path / "again.yaml")) == ours
+
+
+def test_a_rate_without_a_point_is_a_number() -> None:
+    """YAML 1.1 reads 2e-5 as a string."""
+    values = yaml.safe_load("phases: [{epochs: 1, lr: 2e-5}]")
+    assert isinstance(values["phases"][0]["lr"], str)
+    assert parse(values).phases[0].lr == 0.00002
+
+
+@pytest.mark.parametrize("word", ["no", "'no'"])
+def test_precision_no_means_float32(word: str) -> None:
+    assert parse(yaml.safe_load(f"precision: {word}")).precision == "no"
+
+
+@pytest.mark.parametrize("word", ["null", "'null'", "~", "None"])
+def test_norm_batch_null_is_none_in_yaml(word: str) -> None:
+    assert parse(yaml.safe_load(f"model: {{norm_batch: {word}}}")).model.norm_batch is None
+
+
+def test_whole_numbers_of_the_command_line_are_words() -> None:
+    values = {"batch_size": "64", "model": {"norm_batch": "16", "pretrained": "False"}}
+    ours = parse(values)
+    assert (ours.batch_size, ours.model.norm_batch, ours.model.pretrained) == (64, 16, False)
+
+
+@pytest.mark.parametrize(
+    ("values", "path"),
+    [
+        ({"batchsize": 4}, "batchsize"),
+        ({"data": {"sizes": 4}}, "data.sizes"),
+        ({"phases": [{"epochs": 1, "lr": 1, "wramup": 1}]}, "phases.0.wramup"),
+        ({"phases": [{"epochs": 1, "lr": 1}, {"epochs": 1, "lr": 1, "momentum": 1}]}, "phases.1.momentum"),
+    ],
+)
+def test_an_unknown_field_is_named_with_its_path(values: dict[str, Any], path: str) -> None:
+    assert sentence(values).startswith(f"unknown field {path}")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ({"batchsize": 4}, "batch_size"),
+        ({"lr": 0.1}, "phases.0.lr"),
+        ({"model": {"pretained": True}}, "model.pretrained"),
+        ({"phases": [{"epochs": 1, "lr": 1, "wramup": 1}]}, "phases.0.warmup"),
+    ],
+)
+def test_an_unknown_field_suggests_the_one_that_was_meant(written: dict[str, Any], meant: str) -> None:
+    assert sentence(written).endswith(f"did you mean {meant}?")
+
+
+def test_a_suggestion_stays_in_the_phase_that_was_written() -> None:
+    phases = [{"epochs": 1, "lr": 1}, {"epochs": 1, "lr": 1, "wramup": 1}]
+    assert "phases.0" not in sentence({"phases": phases})
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("seed", "first"),
+        ("seed", True),
+        ("batch_size", 2.5),
+        ("batch_size", None),
+        ("data.limit", "1e3"),
+        ("data.source", ""),
+        ("data.source", 5),
+        ("data.validation", True),
+        ("data.interpolation", "lanczos"),
+        ("model.pretrained", "maybe"),
+        ("model.norm_batch", "many"),
+        ("model.norm_batch", True),
+        ("phases.0.lr", "fast"),
+        ("phases.0.decay", "exponential"),
+        ("track.to", "tensorboard"),
+        ("data", None),
+        ("phases", 5),
+    ],
+)
+def test_a_wrong_type_is_answered_with_path_and_value(path: str, value: Any) -> None:
+    assert sentence(nested(path, value)).startswith(f"{path} cannot be {value!r}: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("seed", -1),
+        ("batch_size", 1),
+        ("micro_batch", -1),
+        ("data.limit", -1),
+        ("data.validation", 1.0),
+        ("data.validation", -0.1),
+        ("data.image_size", 7),
+        ("data.image_size", 1025),
+        ("augment.crop", 65),
+        ("augment.erase", 1.1),
+        ("augment.mixup", -1.0),
+        ("model.norm_batch", 1),
+        ("optimizer.weight_decay", float("nan")),
+        ("optimizer.head_lr", 0.0),
+        ("loss.label_smoothing", 1.0),
+        ("phases.0.epochs", 0.0),
+        ("phases.0.lr", float("inf")),
+        ("phases.0.lr", -0.1),
+        ("phases.0.warmup", -1.0),
+        ("evaluate.every", 0.0),
+        ("checkpoint.keep", 0),
+    ],
+)
+def test_a_value_out_of_range_is_answered_with_path_and_value(path: str, value: Any) -> None:
+    assert sentence(nested(path, value)).startswith(f"{path} cannot be {value!r}: ")
+
+
+@pytest.mark.parametrize("left_out", ["epochs", "lr"])
+def test_what_is_missing_is_named_with_its_path(left_out: str) -> None:
+    phase = {key: 1 for key in ("epochs", "lr") if key != left_out}
+    assert sentence({"phases": [{"epochs": 1, "lr": 1}, phase]}) == f"phases.1.{left_out} is missing: give it a value"
+
+
+def test_a_recipe_has_at_least_one_phase() -> None:
+    assert sentence({"phases": []}).startswith("phases cannot be ")
+
+
+@pytest.mark.parametrize(
+    ("batch", "norm", "ending"), [(100, 32, "take 96 or 128"), (20, 32, "take 32"), (33, 32, "take 32 or 64")]
+)
+def test_a_batch_that_norm_groups_do_not_divide_names_the_nearest_that_they_do(
+    batch: int, norm: int, ending: str
+) -> None:
+    text = sentence({"batch_size": batch, "model": {"norm_batch": norm}})
+    assert text == f"batch_size {batch} is not a multiple of model.norm_batch {norm}: {ending}"
+
+
+def test_an_odd_batch_names_its_neighbours() -> None:
+    assert sentence({"batch_size": 7, "model": {"norm_batch": None}}) == "batch_size 7 is odd: take 6 or 8"
+
+
+def test_a_bare_no_is_shown_as_it_was_written() -> None:
+    assert sentence(yaml.safe_load("track: {to: no}")).startswith("track.to cannot be 'no': ")
+
+
+@pytest.mark.parametrize(("batch", "norm"), [(7, None), (9, 3), (10, 3), (45, 5), (100, 32), (104, 7)])
+def test_the_batches_that_are_named_are_accepted(batch: int, norm: int | None) -> None:
+    """With an odd norm group the nearest multiple may be odd, and the nearest even number no multiple."""
+    text = sentence({"batch_size": batch, "model": {"norm_batch": norm}})
+    for size in text.split("take ")[1].split(" or "):
+        parse({"batch_size": int(size), "model": {"norm_batch": norm}})
+
+
+def test_a_micro_batch_larger_than_the_batch_is_refused() -> None:
+    assert sentence({"micro_batch": 512}).startswith("micro_batch 512 is larger than batch_size 256")
+
+
+def test_a_warm_up_longer_than_its_phase_is_refused() -> None:
+    phases = [{"epochs": 5, "lr": 1}, {"epochs": 2, "lr": 1, "warmup": 2.5}]
+    assert sentence({"phases": phases}).startswith("phases.1.warmup 2.5 is longer than the phase's 2 epochs")
+
+
+def test_one_cycle_brings_its_own_warm_up() -> None:
+    phases = [{"epochs": 5, "lr": 1, "warmup": 1, "decay": "one-cycle"}]
+    assert sentence({"phases": phases}).startswith("phases.0.warmup 1: one-cycle has its own warm-up")
+
+
+def test_the_fingerprint_ignores_where_a_run_is_drawn_and_kept() -> None:
+    ours = Recipe()
+    theirs = parse({"track": {"to": "none", "project": "other"}, "checkpoint": {"every_steps": 5, "keep": 3}})
+    assert fingerprint(ours) == fingerprint(theirs)
+    assert differences(ours, theirs) == []
+
+
+def test_the_values_below_change_every_knob_that_decides() -> None:
+    assert list(OTHER_VALUES) == [path for path in KNOBS if not path.startswith(("track.", "checkpoint."))]
+
+
+@pytest.mark.parametrize("path", OTHER_VALUES)
+def test_the_fingerprint_changes_with_every_knob_that_decides_and_the_difference_names_it(path: str) -> None:
+    ours, theirs = Recipe(), parse(nested(path, OTHER_VALUES[path]))
+    assert value_at(theirs, path) == OTHER_VALUES[path] != value_at(ours, path)
+    assert fingerprint(ours) != fingerprint(theirs)
+    assert differences(ours, theirs) == [f"{path}: {value_at(theirs, path)}, not {value_at(ours, path)}"]
+
+
+def test_the_fingerprint_is_eight_hex_digits_and_counts_the_phases() -> None:
+    one = Recipe()
+    two = replace(one, phases=(*one.phases, Phase(epochs=1, lr=0.1)))
+    for name in (fingerprint(one), fingerprint(two)):
+        assert len(name) == 8
+        assert int(name, 16) >= 0
+    assert fingerprint(one) != fingerprint(two)
+    assert "phases.1.lr: 0.1, not absent" in differences(one, two)
+
+
+def test_a_field_that_was_not_written_and_its_default_are_one_experiment() -> None:
+    """The folder's name must not change when the resolved recipe is run again."""
+    assert fingerprint(parse({"phases": [{"epochs": 20, "lr": "2e-2"}]})) == fingerprint(Recipe())
+
+
+def test_plain_values_read_back_to_the_same_recipe() -> None:
+    ours = parse({"phases": [{"epochs": 1, "lr": 1}, {"epochs": 2, "lr": 0.5}], "track": {"to": "none"}})
+    assert parse(recipe.to_dict(ours)) == ours
+    assert ours.track == Track(to="none")
