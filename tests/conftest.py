@@ -62,7 +62,9 @@ Run = Callable[..., subprocess.CompletedProcess]
 def run(tmp_path: Path) -> Run:
     """Runs `python ARGUMENTS` in an empty folder and returns the finished process, with its output as text."""
 
-    def python(*arguments: object, env: dict[str, str] | None = None, timeout: int = 300) -> subprocess.CompletedProcess:
+    def python(
+        *arguments: object, env: dict[str, str] | None = None, timeout: int = 300
+    ) -> subprocess.CompletedProcess:
         words = [str(word) for word in arguments]
         if words[0].endswith(".py"):
             words[0] = str(ROOT / words[0])

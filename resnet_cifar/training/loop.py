@@ -84,6 +84,7 @@ class Run:
         self.best: dict[str, Any] | None = None
         self.began = time.perf_counter()
         self._rows_until, self._images_until = self.began, 0
+        self._to_first_step = 0.0
 
     def run(self) -> None:
         """Trains every step that is left, then scores the best model once on the test split."""
@@ -127,7 +128,8 @@ class Run:
         rows, checkpoints = set(self.plan.row_steps()), set(self.plan.checkpoint_steps())
         scores = set(self.plan.score_steps())
         self.screen.begin(self.plan.steps, start)
-        self._status("running", start, seconds_to_first_step=time.time() - psutil.Process().create_time())
+        self._to_first_step = time.time() - psutil.Process().create_time()
+        self._status("running", start)
         self._rows_until, self._images_until = time.perf_counter(), start * self.plan.recipe.batch_size
         for step, micro_batches in enumerate(self.batches.steps(start), start=start):
             self.learner.update(step, micro_batches)
@@ -233,9 +235,11 @@ class Run:
         self.screen.end()
         _closing_table(self.screen, folder, result, self.tracker.commands)
 
-    def _status(self, state: str, done: int, **facts: Any) -> None:
+    def _status(self, state: str, done: int) -> None:
         if self.world.is_main:
-            self.folder.status(state, step=done, steps=self.plan.steps, **facts)
+            self.folder.status(
+                state, step=done, steps=self.plan.steps, seconds_to_first_step=round(self._to_first_step, 2)
+            )
 
 
 def _relative(path: Path, folder: RunFolder) -> str:

@@ -10,8 +10,6 @@ import pytest
 import yaml
 from hub_server import HubServer
 
-CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-
 
 @pytest.fixture(scope="session")
 def hub_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -20,7 +18,9 @@ def hub_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     root = tmp_path_factory.mktemp("hub")
-    _write_data_set(root / "datasets/uoft-cs/cifar10", "plain_text", {"label": CIFAR10}, {"train": 160, "test": 40})
+    animals = ["bird", "cat", "deer", "dog", "frog", "horse"]
+    names = {"label": ["airplane", "automobile", *animals, "ship", "truck"]}
+    _write_data_set(root / "datasets/uoft-cs/cifar10", "plain_text", names, {"train": 160, "test": 40})
     fine, coarse = [f"fine {number}" for number in range(100)], [f"coarse {number}" for number in range(20)]
     names = {"fine_label": fine, "coarse_label": coarse}
     _write_data_set(root / "datasets/uoft-cs/cifar100", "cifar100", names, {"train": 200, "test": 100})

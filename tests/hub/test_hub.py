@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,16 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CIFAR10
 from hub_server import HubServer
 from safetensors.torch import load_file
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 # A run of four steps whose rate is so small that the weights stay what they were.
-SMALL = (
+SMALL = shlex.split(
     "--model.name test_resnet.r160_in1k --data.image_size 32 --batch_size 32 --track.to none "
     "--phases.0.epochs 1 --phases.0.warmup 0 --phases.0.lr 1e-9"
-).split()
+)
 CLOSED = "http://127.0.0.1:9"  # the discard port: nobody listens
 
 
@@ -30,7 +30,8 @@ def train(home: Path, endpoint: str, *arguments: str) -> subprocess.CompletedPro
     home.mkdir(exist_ok=True)
     env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home / "hf"), "RESNET_CIFAR_CACHE": str(home / "cache")}
     command = [sys.executable, TRAIN, *SMALL, *arguments]
-    return subprocess.run(command, cwd=home, env={**os.environ, **env}, capture_output=True, text=True, timeout=300)
+    output = {"capture_output": True, "text": True}
+    return subprocess.run(command, cwd=home, env={**os.environ, **env}, check=False, timeout=300, **output)
 
 
 def sentence(finished: subprocess.CompletedProcess) -> str:
@@ -64,7 +65,8 @@ def copied(filled: Path, tmp_path: Path) -> Path:
 def test_default_source_and_weights_come_from_the_hub(filled: Path, hub_root: Path):
     run = filled / "first"
     assert 0 <= json.loads((run / "result.json").read_text())["test/accuracy"] <= 1
-    assert list(json.loads((run / "eval-test.json").read_text())["class_accuracy"]) == CIFAR10
+    classes = list(json.loads((run / "eval-test.json").read_text())["class_accuracy"])
+    assert (len(classes), classes[0], classes[-1]) == (10, "airplane", "truck")
     ours = load_file(run / "model" / "model.safetensors")
     theirs = load_file(hub_root / "models/timm/test_resnet.r160_in1k/model.safetensors")
     for name in ("conv1.0.weight", "layer4.0.conv2.weight"):
@@ -126,25 +128,26 @@ def test_a_new_commit_is_decoded_again(hub: HubServer, copied: Path, tmp_path: P
     assert sorted(len(np.load(labels)) for labels in copied.glob("cache/*/test-labels.npy")) == [40, 160]
 
 
-@pytest.mark.parametrize("path", ["HEAD /$", "GET .*parquet"])
-def test_a_busy_moment_is_survived(hub: HubServer, tmp_path: Path, path: str):
-    hub.refuse(path, 503, times=1)
+def test_a_busy_moment_is_survived(hub: HubServer, tmp_path: Path):
+    hub.refuse("", 503, times=1)
     succeeded(train(tmp_path, hub.url, "--dry-run"))
 
 
-def test_a_busy_hub_is_one_sentence(hub: HubServer, tmp_path: Path):
-    hub.refuse("/api/datasets/", 503)
-    assert "cannot be reached" in sentence(train(tmp_path, hub.url, "--dry-run"))
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        pytest.param("/api/datasets/", 503, id="facts"),
+        pytest.param("GET .*parquet", 503, id="files"),
+        pytest.param("HEAD .*parquet", 520, id="facts-of-files"),  # unlike 503, not tried again for 24 s
+    ],
+)
+def test_a_busy_hub_is_one_sentence(hub: HubServer, tmp_path: Path, path: str, status: int):
+    hub.refuse(path, status)
+    said = sentence(train(tmp_path, hub.url, "--dry-run"))
+    assert "cannot be reached" in said
+    assert "--data.source" in said
 
 
 def test_a_busy_hub_is_not_needed_for_what_is_cached(hub: HubServer, copied: Path):
     hub.refuse("/api/datasets/", 503)
     succeeded(train(copied, hub.url, "--dry-run"))
-
-
-def test_files_that_a_busy_hub_withholds_are_not_called_unknown(hub: HubServer, tmp_path: Path):
-    hub.refuse("/resolve/.*parquet", 503)
-    finished = train(tmp_path, hub.url, "--dry-run")
-    assert finished.returncode == 2
-    assert "Traceback" not in finished.stderr
-    assert "cannot be reached" in finished.stderr.splitlines()[-1]

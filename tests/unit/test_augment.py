@@ -64,9 +64,9 @@ def test_crops_reach_every_offset_about_equally() -> None:
     """A picture whose pixel value is its place tells the offset of its crop."""
     places = torch.arange(100).reshape(1, 10, 10, 1).expand(4000, 10, 10, 3).to(torch.uint8)
     found = augment.crop_and_flip(places, uniforms(4000, 2), torch.zeros(4000, dtype=torch.uint8), 2)
-    down, across = (found[:, 5, 5, 0] // 10 - 5).long(), (found[:, 5, 5, 0] % 10 - 5).long()
-    for shift in (down, across):
-        counts = torch.bincount((shift + 2).flatten(), minlength=5)
+    centre = found[:, 5, 5, 0].long()
+    for shift in (centre // 10 - 5, centre % 10 - 5):
+        counts = torch.bincount(shift + 2, minlength=5)
         assert len(counts) == 5
         assert abs(counts - 800).max() < 120
 
@@ -202,7 +202,7 @@ def test_cutmix_labels_share_what_pixels_share_exactly(size: int, seed: int) -> 
     mixed, labels = augment.mix(inputs, targets, augment.cutmix_share(lam, u, size))
     assert set(mixed.unique().tolist()) <= {0.0, 1.0}
     odd = (mixed[:, 0] == 1).sum((1, 2))  # pixels counted
-    torch.testing.assert_close(labels[:, 1], odd / size**2, rtol=0, atol=1e-15)
+    torch.testing.assert_close(labels[:, 1], odd.double() / size**2, rtol=0, atol=1e-15)
     torch.testing.assert_close(labels.sum(1), torch.ones(16, dtype=torch.float64), rtol=0, atol=1e-15)
 
 

@@ -1,0 +1,184 @@
+"""Every shipped recipe runs; its values are what the plan says; a model can learn; a finished run is found again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from resnet_cifar import cli, run_folder
+from resnet_cifar.cli import TrainCommand
+from resnet_cifar.data.plan import Plan
+from resnet_cifar.recipe import Mistake
+from resnet_cifar.training.loop import train
+
+TRAINING_IMAGES = 45_000  # of CIFAR-10, after the validation cut
+
+# steps of an epoch, of the run, and the rates at the start, after the warm-up, in the middle and at the end
+SHIPPED = {
+    "finetune": (176, 3516, {0: 0.0, 176: 0.02, 1846: 0.01, 3515: 0.0}),
+    "scratch": (352, 35156, {0: 0.0, 352: 0.1, 17754: 0.05, 35155: 0.0}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_accelerator: None) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def tiny(name: str, **overrides: str) -> cli.Recipe:
+    """The recipe with model, images and batch made small: two steps."""
+    words = {
+        "data.source": "synthetic",
+        "data.limit": "120",
+        "data.image_size": "32",
+        "batch_size": "16",
+        "micro_batch": "0",
+        "model.name": "test_resnet",
+        "model.pretrained": "False",
+        "model.norm_batch": "8",
+        "phases.0.epochs": "0.3",
+        "phases.0.warmup": "0",
+        "track.to": "none",
+        **overrides,
+    }
+    recipe = cli.read_recipe(name, words)
+    return replace(recipe, phases=recipe.phases[:1])
+
+
+@pytest.mark.parametrize("name", cli.recipe_names())
+def test_every_recipe_runs_two_steps(name: str) -> None:
+    recipe = tiny(name)
+    train(TrainCommand(recipe=name, run="run"), recipe)
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 2
+    assert {"step", "epoch", "images", "lr", "train/loss", "train/accuracy", "images_per_second"} <= rows[0].keys()
+    assert 0 <= rows[-1]["val/accuracy"] <= 1 and rows[-1]["val/loss"] > 0
+    result = json.loads(Path("run/result.json").read_text())
+    assert {"val/accuracy", "test/accuracy", "test/loss", "checkpoint", "seconds", "world_size"} <= result.keys()
+    assert (Path("run") / result["checkpoint"] / "model.safetensors").is_file()
+    assert json.loads(Path("run/status.json").read_text())["state"] == "finished"
+    assert cli.read_recipe("run/recipe.yaml") == replace(recipe, precision="no"), "the resolved recipe runs again"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_values_give_this_plan(name: str) -> None:
+    plan = Plan(cli.read_recipe(name), TRAINING_IMAGES, world=1)
+    epoch, steps, rates = SHIPPED[name]
+    assert (plan.step_at(1), plan.steps) == (epoch, steps)
+    for step, rate in rates.items():
+        assert plan.rate(step) == pytest.approx(rate, abs=plan.recipe.phases[0].lr * 1e-3)
+
+
+def test_the_default_recipe_fits_one_to_eight_devices() -> None:
+    recipe = cli.read_recipe("finetune")
+    assert [Plan(recipe, TRAINING_IMAGES, world).share for world in (1, 2, 4, 8)] == [256, 128, 64, 32]
+    assert recipe.model.name == "resnet50.a1_in1k" and recipe.model.pretrained and recipe.data.image_size == 224
+
+
+def test_a_model_can_learn_a_few_images_by_heart() -> None:
+    words = {"data.overfit": "32", "phases.0.epochs": "40", "evaluate.every": "40", "model.norm_batch": "16"}
+    train(TrainCommand(recipe="debug", run="run"), tiny("debug", **words))
+    assert json.loads(Path("run/result.json").read_text())["val/accuracy"] == 1.0
+
+
+def test_a_finished_run_is_reported_and_not_trained_again(capsys: pytest.CaptureFixture) -> None:
+    recipe = tiny("debug")
+    train(TrainCommand(recipe="debug"), recipe)
+    (folder,) = Path("runs").iterdir()
+    assert folder == run_folder.default_path("debug", replace(recipe, precision="no"))
+    written = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    capsys.readouterr()
+    train(TrainCommand(recipe="debug"), recipe)
+    assert "this run is finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == written
+    train(TrainCommand(recipe="debug", fresh=True), recipe)
+    assert sorted(path.name for path in Path("runs").iterdir()) == [folder.name, folder.name + ".before-1"]
+
+
+def test_a_folder_of_another_recipe_is_refused_naming_the_fields() -> None:
+    train(TrainCommand(recipe="debug", run="run"), tiny("debug"))
+    with pytest.raises(Mistake, match=r"seed: 1, not 0.*--fresh"):
+        train(TrainCommand(recipe="debug", run="run"), tiny("debug", seed="1"))
+
+
+def test_the_plan_is_printed_and_nothing_is_left_behind(capsys: pytest.CaptureFixture) -> None:
+    train(TrainCommand(recipe="debug", dry_run=True), tiny("debug"))
+    printed = capsys.readouterr().out
+    for word in ("steps 0 to 2", "micro-batches of 16", "BatchNorm over 8 rows", "GiB a device", "images/s a device"):
+        assert word in printed
+    assert not list(Path().iterdir())
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_naming_the_step() -> None:
+    words = {"optimizer.name": "sgd", "optimizer.clip": "0", "phases.0.lr": "1e30", "phases.0.epochs": "1"}
+    with pytest.raises(Mistake, match=r"the loss of step 1 is not finite"):
+        train(TrainCommand(recipe="debug", run="run"), tiny("debug", **words))
+    assert json.loads(Path("run/status.json").read_text())["state"] == "failed"
+
+
+def test_a_run_goes_on_from_its_newest_checkpoint_to_the_same_weights() -> None:
+    """The short form: the same process count, an exception in mid-epoch; kills come with the checkpoint's own tests."""
+    recipe = tiny("debug", **{"phases.0.epochs": "1", "checkpoint.every_steps": "2"})
+    train(TrainCommand(recipe="debug", run="whole"), recipe)
+    _stop_after(3, recipe)
+    train(TrainCommand(recipe="debug", run="stopped"), recipe)
+    rows = [
+        [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in file.open()]
+        for file in (Path("whole/metrics.jsonl"), Path("stopped/metrics.jsonl"))
+    ]
+    assert rows[0] == rows[1]
+    from safetensors.torch import load_file
+
+    whole, stopped = (load_file(f"{run}/model/model.safetensors") for run in ("whole", "stopped"))
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+
+
+def _stop_after(steps: int, recipe: cli.Recipe) -> None:
+    from accelerate.state import AcceleratorState
+    from resnet_cifar.training.step import Learner
+
+    AcceleratorState._reset_state(True)
+    update = Learner.update
+
+    def stop(self: Learner, step: int, *rest: object) -> None:
+        if step == steps:
+            raise InterruptedError
+        update(self, step, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "update", stop)
+        with pytest.raises(InterruptedError):
+            train(TrainCommand(recipe="debug", run="stopped"), recipe)
+    AcceleratorState._reset_state(True)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ({"model.name": "resnet51"}, r"model.name 'resnet51' is not one of timm's models; did you mean resnet5\d"),
+        ({"optimizer.name": "sdg"}, r"optimizer.name 'sdg' is not one of timm's optimisers; did you mean sgd"),
+        ({"data.source": "nowhere"}, r"data.source 'nowhere' is no folder here"),
+        ({"model.stem": "cifar", "model.name": "test_vit"}, r"model.stem cifar is for timm's ResNets"),
+        ({"precision": "fp16"}, r"precision fp16 needs a GPU"),
+        ({"model.checkpoint": "no-run"}, r"model.checkpoint 'no-run' has no model/model.safetensors"),
+        ({"data.validation": "0.02"}, r"data.validation 0.02 of 120 images leaves 8 of 10 classes out"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 works on this machine")
+def test_mistakes_leave_no_folder(words: dict[str, str], sentence: str) -> None:
+    with pytest.raises(Mistake, match=sentence):
+        train(TrainCommand(recipe="debug", run="run"), tiny("debug", **words))
+    assert not Path("run").exists()
+
+
+def test_warm_start_takes_another_runs_weights() -> None:
+    train(TrainCommand(recipe="debug", run="first"), tiny("debug"))
+    recipe = tiny("debug", **{"model.checkpoint": "first", "phases.0.lr": "1e-12", "seed": "5"})
+    train(TrainCommand(recipe="debug", run="second"), recipe)
+    from safetensors.torch import load_file
+
+    first, second = (load_file(f"{run}/model/model.safetensors") for run in ("first", "second"))
+    torch.testing.assert_close(second["layer1.0.conv1.weight"], first["layer1.0.conv1.weight"], rtol=0, atol=1e-6)

@@ -1,0 +1,225 @@
+"""W&B gets every row of a run, with an account or without, and never keeps a run from training."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from wandb_server import StoredRun, WandbServer
+
+TRAIN = Path(__file__).parents[2] / "train.py"
+NOBODY = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}  # the discard port
+# Nine steps: checkpoints after 4, 8 and 9, scores after 4 and 9, a row after each.
+RECIPE = """
+batch_size: 32
+data: {image_size: 32}
+model: {name: test_resnet, pretrained: false}
+phases: [{epochs: 2, lr: 0.01}]
+checkpoint: {every_steps: 4, keep: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """160 + 40 noise images of ten classes, in the hub's layout."""
+    from datasets import ClassLabel, Dataset, Features, Image
+
+    folder = tmp_path_factory.mktemp("images")
+    noise = np.random.default_rng(0)
+    features = Features({"img": Image(), "label": ClassLabel(num_classes=10)})
+    for split, size in (("train", 160), ("test", 40)):
+        pixels = list(noise.integers(0, 256, (size, 32, 32, 3), dtype=np.uint8))
+        rows = {"img": pixels, "label": [row % 10 for row in range(size)]}
+        Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}-00000.parquet")
+    return folder
+
+
+def python(home: Path, *arguments: object, env: dict[str, str]) -> subprocess.CompletedProcess:
+    """Runs `python ARGUMENTS` in `home`, without a terminal or any other input."""
+    command = [sys.executable, *map(str, arguments)]
+    pipes = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    return subprocess.run(command, cwd=home, env={**os.environ, **env}, check=False, timeout=300, **pipes)
+
+
+def train(
+    home: Path, images: Path, *arguments: str, env: dict[str, str] | None = None, code: int = 0
+) -> subprocess.CompletedProcess:
+    """Runs train.py in `home`, as the run RUN."""
+    (home / "small.yaml").write_text(RECIPE)
+    command = [TRAIN, "--recipe", "small.yaml", "--data.source", images, "--run", "RUN", *arguments]
+    finished = python(home, *command, env=env or {})
+    assert finished.returncode == code, finished.stdout + finished.stderr
+    assert "Traceback" not in finished.stderr
+    return finished
+
+
+def written(home: Path) -> list[dict[str, Any]]:
+    """The rows of RUN/metrics.jsonl."""
+    return [json.loads(line) for line in (home / "RUN" / "metrics.jsonl").read_text().splitlines()]
+
+
+def own(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """History rows without W&B's own entries."""
+    return [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
+
+
+def kept(home: Path) -> Path:
+    """The one W&B run in RUN/wandb that can be uploaded."""
+    (folder,) = (home / "RUN" / "wandb").glob("offline-run-*")
+    return folder
+
+
+def inspect(home: Path, *options: str) -> str:
+    """What W&B's own reader makes of the offline run."""
+    (file,) = kept(home).glob("run-*.wandb")
+    finished = python(home, "-m", "wandb", "leet", "inspect", *options, "--json", file, env={})
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def history(home: Path) -> list[dict[str, Any]]:
+    """The offline run's rows."""
+    records = [json.loads(line) for line in inspect(home).splitlines()]
+    return own([record["history"]["item"] for record in records if record["type"] == "history"])
+
+
+def uploaded(home: Path, printed: str) -> StoredRun:
+    """What the service has after the command that was printed to upload the run."""
+    (command,) = (line.split()[1:] for line in printed.splitlines() if line.startswith("upload "))
+    assert command == ["wandb", "sync", str(kept(home).relative_to(home))]
+    with WandbServer() as server:
+        finished = python(home, "-m", *command, env=server.account())
+        assert finished.returncode == 0, finished.stderr
+        return only_run(server)
+
+
+def only_run(server: WandbServer) -> StoredRun:
+    (run,) = server.runs.values()
+    return run
+
+
+def check_settings(home: Path, settings: dict[str, Any]) -> None:
+    """W&B's config is the resolved recipe and the environment."""
+    environment = json.loads((home / "RUN" / "environment.json").read_text())
+    assert settings == {**yaml.safe_load((home / "RUN" / "recipe.yaml").read_text()), "environment": environment}
+
+
+def check_summary(home: Path, summary: dict[str, Any]) -> None:
+    """W&B's summary holds the final scores."""
+    result = json.loads((home / "RUN" / "result.json").read_text())
+    for name in ("test/accuracy", "test/loss", "val/accuracy"):
+        assert summary[name] == result[name]
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory, images: Path) -> tuple[Path, str]:
+    """Where a user without an account has trained, and what was printed."""
+    home = tmp_path_factory.mktemp("offline")
+    return home, train(home, images).stdout
+
+
+def test_offline_run_holds_every_row(offline: tuple[Path, str]):
+    home, _ = offline
+    rows = written(home)
+    names = {"step", "epoch", "images", "lr", "train/loss", "train/accuracy", "images_per_second"}
+    assert all(names <= row.keys() for row in rows)
+    assert sum("val/accuracy" in row for row in rows) == 2
+    assert history(home) == rows
+
+
+def test_offline_run_holds_recipe_and_scores(offline: tuple[Path, str]):
+    home, _ = offline
+    seen = json.loads(inspect(home, "--summary"))
+    assert (seen["state"], seen["exit_code"]) == ("finished", 0)
+    check_settings(home, seen["config"])
+    check_summary(home, seen["summary"])
+
+
+def test_printed_command_uploads_the_whole_run(offline: tuple[Path, str]):
+    home, printed = offline
+    run = uploaded(home, printed)
+    assert own(run.history) == written(home)
+    assert run.state == "finished"
+    check_settings(home, run.settings())
+    check_summary(home, run.summary)
+
+
+def test_printed_command_shows_the_curves(offline: tuple[Path, str]):
+    home, printed = offline
+    (curves,) = (line.split()[1:] for line in printed.splitlines() if line.startswith("curves "))
+    assert curves[:3] == ["wandb", "leet", "run"]
+    assert home / curves[3] == kept(home).parent
+    assert python(home, "-m", *curves[:3], "--help", env={}).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def online(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Iterator[tuple[Path, WandbServer]]:
+    """Where a user with an account has trained, and the service."""
+    home = tmp_path_factory.mktemp("online")
+    with WandbServer() as server:
+        train(home, images, env=server.account())
+        yield home, server
+
+
+def test_online_run_is_whole(online: tuple[Path, WandbServer]):
+    home, server = online
+    run = only_run(server)
+    assert own(run.history) == written(home)
+    assert run.state == "finished"
+    check_settings(home, run.settings())
+    check_summary(home, run.summary)
+
+
+def test_finished_run_is_not_tracked_again(online: tuple[Path, WandbServer], images: Path):
+    home, server = online
+    before = len(server.requests)
+    train(home, images, env=server.account())
+    assert server.requests[before:] == []
+
+
+def test_resumed_run_goes_on_in_the_same_place(online: tuple[Path, WandbServer], images: Path, tmp_path: Path):
+    home, before = online
+    run = shutil.copytree(home / "RUN", tmp_path / "RUN")
+    (run / "result.json").unlink()
+    shutil.rmtree(max((run / "checkpoints").iterdir()))
+    with WandbServer() as server:
+        server.runs = copy.deepcopy(before.runs)
+        train(tmp_path, images, env=server.account())
+    stored = only_run(server)
+    assert [row["step"] for row in stored.history] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 9]
+    assert own(stored.history)[-1] == written(tmp_path)[-1]
+    assert stored.state == "finished"
+
+
+def test_key_without_server_falls_back_to_offline(images: Path, tmp_path: Path):
+    printed = train(tmp_path, images, env=NOBODY).stdout
+    assert printed.count("W&B is offline") == 1
+    assert len(written(tmp_path)) == 9
+    assert own(uploaded(tmp_path, printed).history) == written(tmp_path)
+
+
+def test_none_writes_nothing_and_imports_nothing(images: Path, tmp_path: Path):
+    imports = train(tmp_path, images, "--track.to", "none", env={"PYTHONPROFILEIMPORTTIME": "1"}).stderr
+    assert re.search(r"\| +torch$", imports, re.MULTILINE)
+    assert not re.search(r"\| +wandb$", imports, re.MULTILINE)
+    assert not (tmp_path / "RUN" / "wandb").exists()
+
+
+def test_failed_run_is_recorded_as_failed(images: Path, tmp_path: Path):
+    said = train(tmp_path, images, "--phases.0.lr", "1e30", code=2).stderr
+    assert said.startswith("error: the loss of step 1 is not finite")
+    assert said.count("\n") == 1
+    assert json.loads((tmp_path / "RUN" / "status.json").read_text())["state"] == "failed"
+    seen = json.loads(inspect(tmp_path, "--summary"))
+    assert (seen["state"], seen["exit_code"]) == ("failed", 1)

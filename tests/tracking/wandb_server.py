@@ -1,0 +1,159 @@
+"""A stand-in for the W&B service on loopback: as much of it as online runs and `wandb sync` of wandb 0.31 talk to."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import threading
+import urllib.parse
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+_ENTITY = "local"
+
+
+@dataclass
+class StoredRun:
+    """What the service knows of a run."""
+
+    project: str
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    state: str = "running"
+
+    def settings(self) -> dict[str, Any]:
+        """The config as it was given to `wandb.init`, without W&B's own entries."""
+        return {key: entry["value"] for key, entry in self.config.items() if key != "_wandb"}
+
+
+class WandbServer(ThreadingHTTPServer):
+    """Keeps runs in memory: `with WandbServer() as server: ... server.url, server.runs["PROJECT/ID"]`.
+
+    `requests` are operations of GraphQL, or "METHOD /path", in order.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.runs: dict[str, StoredRun] = {}
+        self.requests: list[str] = []
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> WandbServer:
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients drop their connections when they end: nothing to report."""
+
+    def account(self) -> dict[str, str]:
+        """The environment of a user who has an account here."""
+        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": "0" * 40}
+
+    def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """The data of a GraphQL operation; those that are not needed get none."""
+        operations: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+            "Viewer": lambda _: {"viewer": {"id": "user", "entity": _ENTITY, "username": _ENTITY, "flags": "{}"}},
+            "UpsertBucket": self._upsert,
+            "RunResumeStatus": self._resume_status,
+            "CreateRunFiles": self._create_files,
+        }
+        return operations.get(operation, lambda _: {})(variables)
+
+    def stream(self, run: StoredRun, body: dict[str, Any]) -> None:
+        """Takes a piece of a run's file stream: lines of its history, its summary, its end."""
+        for name, piece in (body.get("files") or {}).items():
+            lines = piece["content"]
+            if name == "wandb-summary.json":
+                run.summary = json.loads(lines[-1])
+            elif name == "wandb-history.jsonl":
+                first = piece.get("offset", len(run.history))  # a piece that is sent again replaces itself
+                run.history[first : first + len(lines)] = [json.loads(line) for line in lines]
+        if body.get("complete"):
+            run.state = "failed" if body.get("exitcode") else "finished"
+
+    def _upsert(self, variables: dict[str, Any]) -> dict[str, Any]:
+        key = f"{variables['project']}/{variables['name']}"
+        inserted = key not in self.runs
+        run = self.runs.setdefault(key, StoredRun(variables["project"], variables["name"]))
+        run.state = "running"
+        if variables.get("config"):
+            run.config = json.loads(variables["config"])
+        return {"upsertBucket": {"bucket": _bucket(run), "inserted": inserted}}
+
+    def _resume_status(self, variables: dict[str, Any]) -> dict[str, Any]:
+        run = self.runs.get(f"{variables['project']}/{variables['name']}")
+        bucket = None
+        if run is not None:
+            tail = json.dumps([json.dumps(row) for row in run.history[-1:]])
+            counts = {"logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]", "historyTail": tail}
+            # Without a time `t` in its config a run cannot be resumed.
+            known = {"summaryMetrics": json.dumps(run.summary), "wandbConfig": '{"t": 1}', "notes": "", "tags": []}
+            bucket = {**_bucket(run), **counts, **known}
+        entity = {"id": "entity", "name": _ENTITY}
+        return {"model": {"id": "project", "name": variables["project"], "entity": entity, "bucket": bucket}}
+
+    def _create_files(self, variables: dict[str, Any]) -> dict[str, Any]:
+        files = [{"name": name, "uploadUrl": f"{self.url}/upload"} for name in variables["files"]]
+        return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: WandbServer
+
+    def do_POST(self) -> None:
+        body, path = self._body(), urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+        answer: dict[str, Any] = {}
+        with self.server.lock:
+            if path == "/graphql":
+                query = json.loads(body)
+                operation = re.search(r"(?:query|mutation)\s+(\w+)", query["query"])[1]
+                self.server.requests.append(operation)
+                answer = {"data": self.server.answer(operation, query.get("variables") or {})}
+            else:
+                self.server.requests.append(f"{self.command} {path}")
+                if match := re.fullmatch(r"/files/[^/]+/([^/]+/[^/]+)/file_stream", path):
+                    self.server.stream(self.server.runs[match[1]], json.loads(body))
+                    answer = {"exitcode": None, "limits": {}}
+        self._reply(json.dumps(answer).encode())
+
+    do_GET = do_PUT = do_POST
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Requests are kept, not printed."""
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        return gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+
+    def _reply(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def _bucket(run: StoredRun) -> dict[str, Any]:
+    project = {"id": "project", "name": run.project, "entity": {"id": "entity", "name": _ENTITY}}
+    facts = {"config": json.dumps(run.config), "historyLineCount": len(run.history), "project": project}
+    return {"id": f"{run.project}-{run.name}", "name": run.name, "displayName": run.name, **facts}

@@ -1,0 +1,188 @@
+"""data/batches.py: one batch, however many processes and micro-batches it is cut into."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from resnet_cifar.data.batches import Batches, InputFormat
+from resnet_cifar.data.plan import Plan
+from resnet_cifar.data.store import ImageSet
+from resnet_cifar.recipe import Recipe, parse
+
+CLASSES = 10
+EVERYTHING = {"crop": 2, "flip": "alternating", "cutout": 3, "erase": 0.5, "mixup": 0.3, "cutmix": 1.0}
+NOTHING = {"crop": 0, "flip": "none"}
+
+
+def recipe_of(augment: dict[str, Any], batch_size: int = 16, size: int = 12, **data: Any) -> Recipe:
+    return parse(
+        {
+            "batch_size": batch_size,
+            "model": {"norm_batch": None},
+            "data": {"source": "synthetic", "image_size": size, "interpolation": "bicubic", **data},
+            "augment": augment,
+            "phases": [{"epochs": 3, "lr": 0.1}],
+        }
+    )
+
+
+def batches_of(
+    recipe: Recipe, images: Tensor, world: int = 1, rank: int = 0, plain: bool = False, classes: int = CLASSES
+) -> Batches:
+    """`plain`: pixels stay in 0..1; else they are normalised."""
+    labels = torch.arange(len(images)) % classes
+    mean, std = ((0.0,) * 3, (1.0,) * 3) if plain else ((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
+    form = InputFormat(recipe.data, torch.tensor(mean), torch.tensor(std))
+    data = ImageSet(images, labels, np.arange(len(images)))
+    return Batches(Plan(recipe, len(images), world), data, classes, form, rank)
+
+
+def joined(parts: Any) -> tuple[Tensor, Tensor]:
+    inputs, targets = zip(*parts)
+    return torch.cat(inputs), torch.cat(targets)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randint(0, 256, (50, 9, 9, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("flip", ["random", "alternating"])
+@pytest.mark.parametrize(("world", "micro_batch"), [(1, 4), (1, 2), (2, 0), (2, 4), (4, 0), (4, 2), (8, 2)])
+def test_ranks_and_micro_batches_make_the_same_batch_bit_for_bit(
+    images: Tensor, world: int, micro_batch: int, flip: str
+) -> None:
+    recipe = recipe_of({**EVERYTHING, "flip": flip})
+    whole = batches_of(recipe, images)
+    cut = replace(recipe, micro_batch=micro_batch)
+    ranks = [batches_of(cut, images, world, rank) for rank in range(world)]
+    for step in range(8):  # the third epoch has begun
+        expected = joined(whole.step(step))
+        parts = [list(rank.step(step)) for rank in ranks]
+        assert {len(inputs) for part in parts for inputs, _ in part} == {micro_batch or 16 // world}
+        found = joined(part for rank in parts for part in rank)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_every_augmentation_of_the_proof_above_is_at_work(images: Tensor) -> None:
+    recipe = recipe_of(EVERYTHING)
+    ours = joined(batches_of(recipe, images).step(1))[0]
+    for field, off in {**dict.fromkeys(EVERYTHING, 0), "flip": "none"}.items():
+        without = replace(recipe, augment=replace(recipe.augment, **{field: off}))
+        theirs = joined(batches_of(without, images).step(1))[0]
+        assert not torch.equal(ours, theirs), field
+
+
+def test_steps_are_the_steps_that_can_be_asked_for_one_by_one(images: Tensor) -> None:
+    ours = batches_of(replace(recipe_of(EVERYTHING), micro_batch=8), images)
+    for start in (0, 3):
+        found = [joined(step) for step in ours.steps(start)]
+        assert len(found) == ours.plan.steps - start
+        for step, batch in enumerate(found, start=start):
+            torch.testing.assert_close(batch, joined(ours.step(step)), rtol=0, atol=0)
+    assert list(ours.steps(ours.plan.steps)) == []
+
+
+def test_without_augmentation_a_batch_is_the_images_of_the_plan(images: Tensor) -> None:
+    ours = batches_of(recipe_of(NOTHING, size=9), images, plain=True)
+    for step in range(ours.plan.steps):
+        indices, _ = ours.plan.order(step, slice(0, 16))
+        inputs, targets = joined(ours.step(step))
+        pixels = (inputs * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        torch.testing.assert_close(pixels, images[indices], rtol=0, atol=0)
+        assert targets.argmax(1).tolist() == [index % CLASSES for index in indices]
+        assert targets.sum() == 16
+
+
+def flips(ours: Batches, images: Tensor) -> dict[tuple[int, int], bool]:
+    """(image, epoch) -> whether it was flipped; nothing else may have happened to it."""
+    found = {}
+    for step in range(ours.plan.steps):
+        indices, epochs = ours.plan.order(step, ours.plan.rows(0))
+        pixels = (joined(ours.step(step))[0] * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        for index, epoch, seen in zip(indices.tolist(), epochs.tolist(), pixels):
+            flipped = torch.equal(seen, images[index].flip(1))
+            assert flipped or torch.equal(seen, images[index])
+            found[index, epoch] = flipped
+    return found
+
+
+def test_the_alternating_flip_starts_at_random_and_alternates_for_each_image(images: Tensor) -> None:
+    found = flips(
+        batches_of(recipe_of({"crop": 0, "flip": "alternating"}, batch_size=10, size=9), images, plain=True), images
+    )
+    assert len(found) == 3 * 50
+    assert 13 < sum(found[image, 0] for image in range(50)) < 37
+    for image in range(50):
+        assert found[image, 0] != found[image, 1] != found[image, 2]
+
+
+def test_the_random_flip_flips_half_and_not_by_turns(images: Tensor) -> None:
+    found = flips(
+        batches_of(recipe_of({"crop": 0, "flip": "random"}, batch_size=10, size=9), images, plain=True), images
+    )
+    assert 50 < sum(found.values()) < 100
+    assert 10 < sum(found[image, 0] == found[image, 1] for image in range(50)) < 40
+
+
+def test_overfit_trains_on_plain_images(images: Tensor) -> None:
+    plain = joined(batches_of(recipe_of(NOTHING), images).step(0))
+    overfit = joined(batches_of(recipe_of({**EVERYTHING, "flip": "random"}, overfit=50), images).step(0))
+    torch.testing.assert_close(overfit, plain, rtol=0, atol=0)
+
+
+def test_a_step_draws_anew_when_its_image_comes_again(images: Tensor) -> None:
+    """One image, batch 2: the two rows and the steps show it differently."""
+    ours = batches_of(recipe_of({"crop": 4, "flip": "random"}, batch_size=4, size=9), images[:1])
+    seen = torch.cat([joined(ours.step(step))[0] for step in range(10)])
+    assert len({picture.numpy().tobytes() for picture in seen}) > 20
+
+
+def constant_images(count: int) -> Tensor:
+    """Image i has the value i everywhere."""
+    return torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 8, 8, 3).contiguous()
+
+
+@pytest.mark.parametrize("augment", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
+def test_labels_share_what_pixels_share(augment: dict[str, float]) -> None:
+    """Every image is a class of its own, and its value tells how much of it a mixed image holds."""
+    images = constant_images(64)
+    ours = batches_of(recipe_of({**NOTHING, **augment}, 32, 8), images, plain=True, classes=64)
+    mixed = 0
+    for step in range(ours.plan.steps):
+        inputs, targets = joined(ours.step(step))
+        values = torch.arange(64, dtype=torch.float64) / 255
+        torch.testing.assert_close(inputs.double().mean((1, 2, 3)), targets.double() @ values, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(targets.sum(1), torch.ones(32), rtol=0, atol=1e-6)
+        mixed += int((targets.max(1).values < 0.999).sum())
+    assert mixed > 30
+
+
+def test_with_both_on_half_of_the_pairs_are_blended_and_half_are_patched() -> None:
+    ours = batches_of(recipe_of({**NOTHING, "mixup": 8.0, "cutmix": 1.0}, 64, 8), constant_images(256), plain=True)
+    blended = total = 0
+    for step in range(ours.plan.steps):
+        indices, _ = ours.plan.order(step, slice(0, 64))
+        inputs = joined(ours.step(step))[0] * 255
+        for pair in range(32):
+            pixels = inputs[2 * pair]
+            ends = torch.tensor(indices[2 * pair : 2 * pair + 2])
+            patched = ((pixels[..., None] - ends).abs() < 1e-3).any(-1).all()
+            blended += int(not patched)
+            total += 1
+    assert total == 384
+    assert 150 < blended < 234
+
+
+def test_blanked_pixels_are_the_mean_of_the_normalisation(images: Tensor) -> None:
+    """So that a blanked pixel is zero for the network, to a grey level."""
+    recipe = recipe_of({**NOTHING, "cutout": 30}, size=9)
+    inputs, _ = joined(batches_of(recipe, images).step(0))
+    centre = inputs[:, :, 4, 4]  # a square of 30 covers every 9x9 image
+    assert centre.abs().max() < 1 / (2 * 255 * 0.24) + 1e-6

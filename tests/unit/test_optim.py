@@ -1,0 +1,138 @@
+"""optim.py: which parameters decay, how fast the head learns, and which names are refused."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import timm.optim
+import torch
+from torch import nn
+
+from resnet_cifar import optim
+from resnet_cifar.recipe import Mistake, Optimizer
+
+CPU = torch.device("cpu")
+KNOWN = timm.optim.list_optimizers()
+
+
+def tiny(name: str = "test_resnet") -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=10)
+
+
+def settings_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[float, float]]:
+    """Parameter name -> (weight decay, multiple of the rate)."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [(names[id(p)], group) for group in optimizer.param_groups for p in group["params"]]
+    assert len(groups) == len(names) == len({name for name, _ in groups})
+    return {name: (group["weight_decay"], group["lr_scale"]) for name, group in groups}
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet_gn"])
+def test_norms_and_biases_do_not_decay_and_weights_do(name: str) -> None:
+    model = tiny(name)
+    found = settings_of(model, optim.build(model, Optimizer(weight_decay=0.3), CPU))
+    no_norm = (nn.Conv2d, nn.Linear)
+    weights = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, no_norm)}
+    assert weights
+    assert {path for path, (decay, _) in found.items() if decay == 0.3} == weights
+    assert {decay for path, (decay, _) in found.items() if path not in weights} == {0}
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
+def test_only_the_classifier_learns_at_its_own_rate(name: str) -> None:
+    model = tiny(name)
+    optimizer = optim.build(model, Optimizer(head_lr=10), CPU)
+    head = {"fc.weight", "fc.bias", "head.weight", "head.bias", "classifier.weight", "classifier.bias"}
+    found = settings_of(model, optimizer)
+    at_ten = {path for path, (_, scale) in found.items() if scale == 10}
+    assert len(at_ten) == 2
+    assert at_ten <= head
+    assert {scale for path, (_, scale) in found.items() if path not in at_ten} == {1}
+    optim.set_rate(optimizer, 0.02)
+    for group in optimizer.param_groups:
+        assert group["lr"] == 0.02 * group["lr_scale"]
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = tiny()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.fc.requires_grad_(True)
+    optimizer = optim.build(model, Optimizer(), CPU)
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {
+        id(p) for p in model.fc.parameters()
+    }
+
+
+def test_sgd_is_nesterov_with_momentum() -> None:
+    """Three steps against torch's own, with each group's decay and rate."""
+    ours, theirs = tiny(), tiny()
+    optimizer = optim.build(ours, Optimizer(name="sgd", weight_decay=0.1, head_lr=5), CPU)
+    optim.set_rate(optimizer, 0.05)
+    decaying = [p for p in theirs.parameters() if p.ndim > 1 and p is not theirs.fc.weight]
+    others = [p for name, p in theirs.named_parameters() if p.ndim <= 1 and name != "fc.bias"]
+    groups = [
+        {"params": decaying, "weight_decay": 0.1},
+        {"params": others},
+        {"params": [theirs.fc.weight], "weight_decay": 0.1, "lr": 0.25},
+        {"params": [theirs.fc.bias], "lr": 0.25},
+    ]
+    reference = torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True)
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        for model, stepper in ((ours, optimizer), (theirs, reference)):
+            stepper.zero_grad()
+            model(x).square().mean().backward()
+            stepper.step()
+    for mine, expected in zip(ours.parameters(), theirs.parameters()):
+        torch.testing.assert_close(mine, expected, rtol=1e-6, atol=1e-7)
+
+
+REFUSED = [name for name in KNOWN if name.startswith(("bnb", "fused", "kron")) or name == "adahessian"]
+
+
+@pytest.mark.parametrize("spelled", [str.lower, str.capitalize, str.upper])
+@pytest.mark.parametrize("name", ["kron", "kronw", "adahessian", "fusedsgd", "fusedadam", "bnbadam", "bnblion8bit"])
+def test_some_names_are_refused_however_they_are_spelled(name: str, spelled: type[str]) -> None:
+    assert name in REFUSED
+    with pytest.raises(Mistake, match="optimizer.name"):
+        optim.check_name(spelled(name))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_refusal_names_is_accepted(name: str) -> None:
+    with pytest.raises(Mistake) as caught:
+        optim.check_name(name)
+    offered = str(caught.value).rsplit("take ", 1)[1].replace(" or ", ", ").split(", ")
+    for other in offered:
+        assert optim.check_name(other.strip("'"))
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "lamb"])
+def test_a_name_may_be_written_in_capitals(name: str) -> None:
+    assert optim.check_name(name) == name.lower()
+
+
+@pytest.mark.parametrize(("written", "meant"), [("sdg", "sgd"), ("adam-w", "adamw"), ("rmsproptff", "rmsproptf")])
+def test_an_unknown_name_suggests_one(written: str, meant: str) -> None:
+    with pytest.raises(Mistake) as caught:
+        optim.check_name(written)
+    assert str(caught.value) == (f"optimizer.name {written!r} is not one of timm's optimisers; did you mean {meant}?")
+
+
+@pytest.mark.parametrize("name", [name for name in KNOWN if name not in REFUSED])
+def test_every_other_name_of_timm_can_be_built_and_steps(name: str) -> None:
+    """DESIGN: to add an optimiser, open nothing."""
+    torch.manual_seed(0)
+    model = tiny()
+    optimizer = optim.build(model, Optimizer(name=name), CPU)
+    before = [p.detach().clone() for p in model.parameters()]
+    x = torch.randn(2, 3, 32, 32)
+    for _ in range(2):
+        optim.set_rate(optimizer, 0.01)
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert any(not torch.equal(p, q) for p, q in zip(model.parameters(), before))

@@ -1,0 +1,124 @@
+"""data/split.py: stratified cuts, drawn from the seed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resnet_cifar.data.split import choose, stratified
+from resnet_cifar.recipe import Mistake, Recipe, parse
+
+
+def recipe_of(seed: int = 0, **data: Any) -> Recipe:
+    return parse({"seed": seed, "data": {"source": "synthetic", **data}})
+
+
+def labels_of(*sizes: int, seed: int = 0) -> np.ndarray:
+    """So many labels of class 0, 1, ..., in a mixed order."""
+    return np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(any), st.data())
+def test_counts_are_those_of_the_largest_remainders(sizes: list[int], data: st.DataObject) -> None:
+    """Hamilton's method: everyone's whole share, and one more for those with the largest remainders."""
+    labels = labels_of(*sizes)
+    count = data.draw(st.integers(0, len(labels)))
+    picked = stratified(labels, count, 3, "split", 0)
+    assert len(picked) == count
+    assert picked.tolist() == sorted(set(picked.tolist()))
+    taken = np.bincount(labels[picked], minlength=len(sizes))
+    shares = [(size * count) // len(labels) for size in sizes]
+    remainders = np.array([(size * count) % len(labels) for size in sizes])  # in whole numbers: exact
+    more = taken - shares
+    assert set(more.tolist()) <= {0, 1}
+    if more.any() and not more.all():
+        assert remainders[more == 1].min() >= remainders[more == 0].max()
+
+
+def test_a_balanced_set_is_cut_evenly() -> None:
+    chosen = choose(labels_of(*[500] * 10), labels_of(*[100] * 10), 10, recipe_of(validation=0.1))
+    assert np.bincount(labels_of(*[500] * 10)[chosen.validation]).tolist() == [50] * 10
+    assert np.bincount(labels_of(*[500] * 10)[chosen.train]).tolist() == [450] * 10
+    np.testing.assert_array_equal(chosen.test, np.arange(1000))
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.integers(0, 5), st.floats(0.05, 0.9), st.integers(0, 200))
+def test_train_and_validation_share_no_image_and_lose_none(seed: int, validation: float, limit: int) -> None:
+    train, test = labels_of(80, 60, 40), labels_of(20, 20, 20)
+    try:
+        chosen = choose(train, test, 3, recipe_of(seed, validation=validation, limit=limit))
+    except Mistake:
+        return
+    assert len(np.intersect1d(chosen.train, chosen.validation)) == 0
+    both = np.union1d(chosen.train, chosen.validation)
+    assert len(both) == (min(limit, 180) if limit else 180)
+    assert len(chosen.validation) == round(len(both) * validation)
+    assert len(chosen.test) == (min(limit, 60) if limit else 60)
+    for part in (chosen.train, chosen.validation, chosen.test):
+        assert part.dtype == np.int64
+        assert (np.diff(part) > 0).all()
+
+
+def test_the_choice_follows_from_the_seed() -> None:
+    train, test = labels_of(50, 50), labels_of(30, 30)
+    first, again, other = (choose(train, test, 2, recipe_of(seed, limit=40)) for seed in (1, 1, 2))
+    for name in ("train", "validation", "test"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
+        assert not np.array_equal(getattr(first, name), getattr(other, name))
+
+
+def test_the_choice_is_no_prefix() -> None:
+    picked = stratified(np.zeros(1000, dtype=np.int64), 100, 0, "data", 0)
+    assert picked.max() > 900
+    assert picked.min() < 100
+
+
+def test_without_validation_all_images_are_trained_on() -> None:
+    chosen = choose(labels_of(5, 5), labels_of(2, 2), 2, recipe_of(validation=0))
+    np.testing.assert_array_equal(chosen.train, np.arange(10))
+    assert len(chosen.validation) == 0
+
+
+def test_overfit_validates_on_what_it_trains_on() -> None:
+    train = labels_of(50, 50)
+    chosen = choose(train, labels_of(5, 5), 2, recipe_of(overfit=8))
+    np.testing.assert_array_equal(chosen.train, chosen.validation)
+    assert np.bincount(train[chosen.train]).tolist() == [4, 4]
+    assert len(chosen.test) == 10
+
+
+@pytest.mark.parametrize(
+    ("sizes", "data", "start"),
+    [
+        ((50, 50, 50), {"limit": 2}, "data.limit 2 is less than one image for each of 3 classes"),
+        ((50, 50), {"validation": 0.995}, "data.validation 0.995 leaves no image to train on"),
+        ((50, 50, 50), {"validation": 0.01}, "data.validation 0.01 of 150 images leaves 1 of 3 classes out of the"),
+    ],
+)
+def test_a_cut_that_cannot_be_made_is_answered(sizes: tuple[int, ...], data: dict[str, Any], start: str) -> None:
+    with pytest.raises(Mistake) as caught:
+        choose(labels_of(*sizes), labels_of(*sizes), len(sizes), recipe_of(**data))
+    assert str(caught.value).startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "data"),
+    [
+        ((990, 10), {"limit": 20, "validation": 0}),  # a fifth of an image of class 1
+        ((2, 2, 2, 2), {"validation": 0.75}),  # six of eight images: two classes lose both theirs
+    ],
+)
+def test_no_class_is_left_without_training_images(sizes: tuple[int, ...], data: dict[str, Any]) -> None:
+    """Either the cut keeps one image of every class to train on, or it is refused."""
+    train = labels_of(*sizes)
+    try:
+        chosen = choose(train, labels_of(*sizes), len(sizes), recipe_of(**data))
+    except Mistake:
+        return
+    assert set(train[chosen.train].tolist()) == set(range(len(sizes)))
