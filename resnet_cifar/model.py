@@ -52,7 +52,7 @@ def build(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
     except (LocalEntryNotFoundError, ConnectionError, OSError) as error:
         raise Mistake(
             f"the pretrained weights of model.name {settings.name!r} are not on this machine yet and cannot be fetched "
-            f"({str(error).splitlines()[0]}): take --model.pretrained False, or a run's weights with --model.checkpoint"
+            f"({type(error).__name__}): take --model.pretrained False, or a run's weights with --model.checkpoint"
         ) from None
     except RuntimeError as error:
         if "pretrained weights" not in str(error).lower():

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -229,13 +230,12 @@ def parse(values: dict[str, Any]) -> Recipe:
 
 def check_across(recipe: Recipe) -> None:
     """Raises Mistake where fields contradict each other."""
-    norm, batch = recipe.model.norm_batch, recipe.batch_size
-    if norm and batch % norm:
-        below, above = batch // norm * norm, -(-batch // norm) * norm
-        nearest = " or ".join(str(size) for size in (below, above) if size)
-        raise Mistake(f"batch_size {batch} is not a multiple of model.norm_batch {norm}: take {nearest}")
-    if batch % 2:
-        raise Mistake(f"batch_size {batch} is odd: take {batch - 1} or {batch + 1}")
+    batch, unit = recipe.batch_size, row_unit(recipe)
+    if batch % unit:
+        raise Mistake(
+            f"batch_size {batch} is not a multiple of {unit} (whole groups of model.norm_batch "
+            f"{recipe.model.norm_batch}, even for Mixup's pairs): take {multiples_beside(batch, unit)}"
+        )
     if recipe.micro_batch > batch:
         raise Mistake(f"micro_batch {recipe.micro_batch} is larger than batch_size {batch}: lower it, or set 0")
     for index, phase in enumerate(recipe.phases):
@@ -245,6 +245,16 @@ def check_across(recipe: Recipe) -> None:
             )
         if phase.decay == "one-cycle" and phase.warmup:
             raise Mistake(f"phases.{index}.warmup {phase.warmup:g}: one-cycle has its own warm-up; set it to 0")
+
+
+def row_unit(recipe: Recipe) -> int:
+    """Rows that must stay together: whole norm groups and whole Mixup pairs."""
+    return math.lcm(2, recipe.model.norm_batch or 1)
+
+
+def multiples_beside(number: int, unit: int) -> str:
+    """The multiples of `unit` around `number`, as `A or B`."""
+    return " or ".join(str(size) for size in (number // unit * unit, -(-number // unit) * unit) if size)
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:

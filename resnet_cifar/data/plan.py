@@ -9,7 +9,7 @@ import numpy as np
 
 from resnet_cifar.data import draws
 from resnet_cifar.optim import phase_rate
-from resnet_cifar.recipe import Mistake, Recipe
+from resnet_cifar.recipe import Mistake, Recipe, multiples_beside, row_unit
 
 ROWS_AN_EPOCH = 20  # of metrics.jsonl: enough for a curve, few enough for a file
 SMALL_SHARE = 32  # images; below, a device is mostly waiting
@@ -120,14 +120,11 @@ def check_share(recipe: Recipe, world: int) -> None:
         if micro and micro != share:
             raise Mistake(f"micro_batch {micro} cuts BatchNorm's groups of {norm} rows: set it to 0 or {share}")
         return
-    # A share holds whole norm groups and whole Mixup pairs.
-    unit = norm if norm and norm % 2 == 0 else 2 * (norm or 1)
+    unit = row_unit(recipe)
     if batch % (world * unit):
-        below, above = batch // (world * unit) * world * unit, -(-batch // (world * unit)) * world * unit
-        sizes = " or ".join(str(size) for size in (below, above) if size)
         raise Mistake(
             f"batch_size {batch} does not divide over {world} process{'es' * (world > 1)} in groups of {unit} rows "
-            f"(model.norm_batch {norm}): take {sizes}"
+            f"(model.norm_batch {norm}): take {multiples_beside(batch, world * unit)}"
         )
     share = batch // world
     if micro and (share % micro or micro % unit):

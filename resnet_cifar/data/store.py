@@ -74,8 +74,9 @@ def ensure(source: str) -> Path:
             return entry
         print(f"the cache entry {entry} is damaged ({damage}): decoding again", file=sys.stderr, flush=True)
         _discard(entry)
+    data = kind.read(source)
     try:
-        _write(kind.read(source), entry)
+        _write(data, entry)
     except OSError as error:
         raise Mistake(f"the cache {entry.parent} cannot be written ({error}): set RESNET_CIFAR_CACHE") from None
     return entry

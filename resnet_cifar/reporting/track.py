@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from resnet_cifar.recipe import Recipe, to_dict
+from resnet_cifar.recipe import Mistake, Recipe, to_dict
 
 _DEFAULT_URL = "https://api.wandb.ai"
 
@@ -62,14 +63,18 @@ class Wandb:
             "config": {**to_dict(recipe), "environment": environment},
             # The log is flushed every 15 s by default, and a killed run would lose them.
             "settings": wandb.Settings(
-                silent=True, console="off", x_transaction_log_flush_interval=1, finish_timeout=10, init_timeout=20
+                silent=True, console="off", x_transaction_log_flush_interval=1, finish_timeout=10, init_timeout=8
             ),
         }
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
         try:
             self._run = wandb.init(mode=mode, **options)
+        except ValueError as error:  # of pydantic, which checks WANDB_* variables
+            raise Mistake(f"a WANDB_ variable is wrong: {' '.join(str(error).split())}") from None
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             wandb.teardown()  # without it the id counts as in use
+            for begun in folder.glob(f"run-*-{options['id']}"):
+                shutil.rmtree(begun)
             warn(f"W&B is offline for this run ({str(error).splitlines()[0]})")
             self._run = wandb.init(mode="offline", **options)
         # Rows bring their own axes: W&B's own step drops what comes late after a resume.

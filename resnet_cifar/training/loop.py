@@ -84,24 +84,25 @@ class Run:
         self.best: dict[str, Any] | None = None
         self.began = time.perf_counter()
         self._rows_until, self._images_until = self.began, 0
-        self._to_first_step = 0.0
+        self._to_first_step, self._done = 0.0, 0
 
     def run(self) -> None:
         """Trains every step that is left, then scores the best model once on the test split."""
         if self.world.is_main:
             facts = {**environment.describe(), "world_size": self.world.size, "data": self.data.fingerprint}
             self.folder.claim(self.plan.recipe, facts)
-            self.tracker = track.start(self.plan.recipe, self.folder.path, facts, self.screen.warn)
         failed = True
         try:
+            if self.world.is_main:
+                self.tracker = track.start(self.plan.recipe, self.folder.path, facts, self.screen.warn)
             self._train(self._resume())
             self._finish()
             failed = False
         finally:
             self.screen.end()
             self.tracker.finish(failed)
-            if failed and self.world.is_main:
-                self.folder.status("failed")
+            if failed:
+                self._status("failed", self._done)
 
     def _resume(self) -> int:
         """Takes up the newest checkpoint and returns the number of updates it has seen; 0 where there is none."""
@@ -133,7 +134,7 @@ class Run:
         self._rows_until, self._images_until = time.perf_counter(), start * self.plan.recipe.batch_size
         for step, micro_batches in enumerate(self.batches.steps(start), start=start):
             self.learner.update(step, micro_batches)
-            done = step + 1
+            self._done = done = step + 1
             if done in rows:
                 self.learner.take_sums(done)
             if done in checkpoints:
@@ -230,7 +231,8 @@ class Run:
             "world_size": world.size,
         }
         run_folder.write_json(folder.path / "result.json", result)
-        self.tracker.summary(result)
+        best = {f"best/{name}": value for name, value in result.items() if name == "step" or name.startswith("val/")}
+        self.tracker.summary({**best, "test/accuracy": result["test/accuracy"], "test/loss": result["test/loss"]})
         self._status("finished", self.plan.steps)
         self.screen.end()
         _closing_table(self.screen, folder, result, self.tracker.commands)

@@ -24,7 +24,13 @@ def launch() -> Callable[..., subprocess.CompletedProcess]:
         chosen += ["--num_processes", str(processes)] if processes else []
         command = [sys.executable, "-m", "accelerate.commands.launch", *chosen, *map(str, words)]
         return subprocess.run(
-            command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=600
+            command,
+            check=False,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=600,
         )
 
     return accelerate

@@ -104,7 +104,9 @@ def test_tasks_that_each_believe_to_be_alone_are_caught(tmp_path):
     """`srun --ntasks 2 python train.py`, without a launcher."""
     command = [sys.executable, *map(str, words())]
     environment = {**os.environ, "SLURM_STEP_NUM_TASKS": "2"}
-    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    finished = subprocess.run(
+        command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert finished.returncode == 2
     assert "each believes that it is alone" in finished.stderr
     assert "Traceback" not in finished.stderr
@@ -114,7 +116,9 @@ def test_tasks_that_each_believe_to_be_alone_are_caught(tmp_path):
 def test_accumulation_by_the_launcher_is_refused(tmp_path):
     command = [sys.executable, *map(str, words())]
     environment = {**os.environ, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
-    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    finished = subprocess.run(
+        command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert finished.returncode == 2
     assert "gradient_accumulation_steps 4" in finished.stderr
 

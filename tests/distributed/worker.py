@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from resnet_cifar.data import draws
 from resnet_cifar.data.batches import Batches
 from resnet_cifar.data.plan import Plan

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from resnet_cifar import cli, run_folder
 from resnet_cifar.cli import TrainCommand
 from resnet_cifar.data.plan import Plan
@@ -138,6 +139,7 @@ def test_a_run_goes_on_from_its_newest_checkpoint_to_the_same_weights() -> None:
 
 def _stop_after(steps: int, recipe: cli.Recipe) -> None:
     from accelerate.state import AcceleratorState
+
     from resnet_cifar.training.step import Learner
 
     AcceleratorState._reset_state(True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -209,10 +208,9 @@ def test_key_without_server_falls_back_to_offline(images: Path, tmp_path: Path):
     assert own(uploaded(tmp_path, printed).history) == written(tmp_path)
 
 
-def test_none_writes_nothing_and_imports_nothing(images: Path, tmp_path: Path):
-    imports = train(tmp_path, images, "--track.to", "none", env={"PYTHONPROFILEIMPORTTIME": "1"}).stderr
-    assert re.search(r"\| +torch$", imports, re.MULTILINE)
-    assert not re.search(r"\| +wandb$", imports, re.MULTILINE)
+def test_none_writes_nothing_and_needs_no_wandb(images: Path, tmp_path: Path):
+    (tmp_path / "wandb.py").write_text("raise ImportError")  # timm imports wandb too, where it can
+    train(tmp_path, images, "--track.to", "none", env={"PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"})
     assert not (tmp_path / "RUN" / "wandb").exists()
 
 

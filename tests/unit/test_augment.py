@@ -208,7 +208,7 @@ def test_cutmix_labels_share_what_pixels_share_exactly(size: int, seed: int) -> 
 
 @pytest.mark.parametrize("size", [9, 32])
 def test_cutmix_boxes_are_those_of_the_paper(size: int) -> None:
-    """A box of side sqrt(1 - lam) around a uniform centre, cut off at the border; kept outside, the partner's inside."""
+    """A box of side sqrt(1 - lam) around a uniform centre, cut off at the border: 0 inside, 1 outside."""
     lam, u = uniforms(40, 1)[:, 0], uniforms(40, 2, 1)
     keep = augment.cutmix_share(lam, u, size)
     assert keep.shape == (40, 1, size, size)

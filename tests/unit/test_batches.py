@@ -44,7 +44,7 @@ def batches_of(
 
 
 def joined(parts: Any) -> tuple[Tensor, Tensor]:
-    inputs, targets = zip(*parts)
+    inputs, targets = zip(*parts, strict=True)
     return torch.cat(inputs), torch.cat(targets)
 
 
@@ -106,7 +106,7 @@ def flips(ours: Batches, images: Tensor) -> dict[tuple[int, int], bool]:
     for step in range(ours.plan.steps):
         indices, epochs = ours.plan.order(step, ours.plan.rows(0))
         pixels = (joined(ours.step(step))[0] * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-        for index, epoch, seen in zip(indices.tolist(), epochs.tolist(), pixels):
+        for index, epoch, seen in zip(indices.tolist(), epochs.tolist(), pixels, strict=True):
             flipped = torch.equal(seen, images[index].flip(1))
             assert flipped or torch.equal(seen, images[index])
             found[index, epoch] = flipped

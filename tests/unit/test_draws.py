@@ -72,10 +72,7 @@ def test_every_part_of_the_name_changes_the_numbers() -> None:
         (2**32, "augment", 1),  # torch would keep 32 bits of such a seed
         (0, "augment", 2**32 + 1),
         (0, "augment", 11),
-        (
-            0,
-            "augment1",
-        ),
+        (0, "augment1", 0),
     ]
     streams = {draws.words(*name, count=4).tobytes() for name in names}
     assert len(streams) == len(names)

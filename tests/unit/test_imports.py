@@ -47,7 +47,7 @@ def imported(nodes: Iterable[ast.AST]) -> Iterator[str]:
 
 def own_module(name: str) -> str | None:
     """`resnet_cifar.data.draws.beta` -> `data.draws`; None for another package's."""
-    if name.split(".")[0] != "resnet_cifar":
+    if name.split(".", maxsplit=1)[0] != "resnet_cifar":
         return None
     parts = name.split(".")[1:]
     while ".".join(parts) not in FILES:
@@ -62,7 +62,7 @@ def arrows(module: str, nodes: Iterable[ast.AST] | None = None) -> set[str]:
 
 
 def room(module: str) -> str:
-    return module if module in LEVEL else module.split(".")[0]
+    return module if module in LEVEL else module.split(".", maxsplit=1)[0]
 
 
 def test_every_module_lies_in_a_layer() -> None:

@@ -31,7 +31,7 @@ def settings_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet_gn"])
 def test_norms_and_biases_do_not_decay_and_weights_do(name: str) -> None:
     model = tiny(name)
-    found = settings_of(model, optim.build(model, Optimizer(weight_decay=0.3), CPU))
+    found = settings_of(model, optim.build(model, Optimizer(weight_decay=0.3), 0.1, CPU))
     no_norm = (nn.Conv2d, nn.Linear)
     weights = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, no_norm)}
     assert weights
@@ -42,7 +42,7 @@ def test_norms_and_biases_do_not_decay_and_weights_do(name: str) -> None:
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
 def test_only_the_classifier_learns_at_its_own_rate(name: str) -> None:
     model = tiny(name)
-    optimizer = optim.build(model, Optimizer(head_lr=10), CPU)
+    optimizer = optim.build(model, Optimizer(head_lr=10), 0.1, CPU)
     head = {"fc.weight", "fc.bias", "head.weight", "head.bias", "classifier.weight", "classifier.bias"}
     found = settings_of(model, optimizer)
     at_ten = {path for path, (_, scale) in found.items() if scale == 10}
@@ -54,12 +54,19 @@ def test_only_the_classifier_learns_at_its_own_rate(name: str) -> None:
         assert group["lr"] == 0.02 * group["lr_scale"]
 
 
+def test_what_a_model_exempts_does_not_decay() -> None:
+    """A vision transformer's position embedding is a matrix that should not shrink."""
+    model = tiny("test_vit")
+    assert "pos_embed" in model.no_weight_decay()
+    assert settings_of(model, optim.build(model, Optimizer(weight_decay=0.3), 0.1, CPU))["pos_embed"][0] == 0
+
+
 def test_frozen_parameters_are_left_out() -> None:
     model = tiny()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     model.fc.requires_grad_(True)
-    optimizer = optim.build(model, Optimizer(), CPU)
+    optimizer = optim.build(model, Optimizer(), 0.1, CPU)
     assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {
         id(p) for p in model.fc.parameters()
     }
@@ -68,7 +75,7 @@ def test_frozen_parameters_are_left_out() -> None:
 def test_sgd_is_nesterov_with_momentum() -> None:
     """Three steps against torch's own, with each group's decay and rate."""
     ours, theirs = tiny(), tiny()
-    optimizer = optim.build(ours, Optimizer(name="sgd", weight_decay=0.1, head_lr=5), CPU)
+    optimizer = optim.build(ours, Optimizer(name="sgd", weight_decay=0.1, head_lr=5), 0.1, CPU)
     optim.set_rate(optimizer, 0.05)
     decaying = [p for p in theirs.parameters() if p.ndim > 1 and p is not theirs.fc.weight]
     others = [p for name, p in theirs.named_parameters() if p.ndim <= 1 and name != "fc.bias"]
@@ -85,7 +92,7 @@ def test_sgd_is_nesterov_with_momentum() -> None:
             stepper.zero_grad()
             model(x).square().mean().backward()
             stepper.step()
-    for mine, expected in zip(ours.parameters(), theirs.parameters()):
+    for mine, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-6, atol=1e-7)
 
 
@@ -96,7 +103,7 @@ REFUSED = [name for name in KNOWN if name.startswith(("bnb", "fused", "kron")) o
 @pytest.mark.parametrize("name", ["kron", "kronw", "adahessian", "fusedsgd", "fusedadam", "bnbadam", "bnblion8bit"])
 def test_some_names_are_refused_however_they_are_spelled(name: str, spelled: type[str]) -> None:
     assert name in REFUSED
-    with pytest.raises(Mistake, match="optimizer.name"):
+    with pytest.raises(Mistake, match=r"optimizer\.name"):
         optim.check_name(spelled(name))
 
 
@@ -126,7 +133,7 @@ def test_every_other_name_of_timm_can_be_built_and_steps(name: str) -> None:
     """DESIGN: to add an optimiser, open nothing."""
     torch.manual_seed(0)
     model = tiny()
-    optimizer = optim.build(model, Optimizer(name=name), CPU)
+    optimizer = optim.build(model, Optimizer(name=name), 0.1, CPU)
     before = [p.detach().clone() for p in model.parameters()]
     x = torch.randn(2, 3, 32, 32)
     for _ in range(2):
@@ -135,4 +142,4 @@ def test_every_other_name_of_timm_can_be_built_and_steps(name: str) -> None:
         model(x).square().mean().backward()
         optimizer.step()
     assert all(p.isfinite().all() for p in model.parameters())
-    assert any(not torch.equal(p, q) for p, q in zip(model.parameters(), before))
+    assert any(not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))

@@ -17,8 +17,8 @@ from torch.optim import lr_scheduler
 from resnet_cifar.data.plan import Plan, check_share
 from resnet_cifar.recipe import Mistake, Recipe, check_across, parse
 
-settings.register_profile("plan", deadline=None, derandomize=True, max_examples=60)
-settings.load_profile("plan")
+some = settings(deadline=None, derandomize=True, max_examples=60)
+many = settings(some, max_examples=300)
 
 
 def recipe_of(batch_size: int = 10, **values: Any) -> Recipe:
@@ -43,16 +43,20 @@ def whole(plan: Plan, step: int) -> tuple[np.ndarray, np.ndarray]:
 shapes = st.tuples(st.integers(1, 150), st.integers(1, 6), st.integers(1, 8))
 
 
+@some
 @given(shapes, st.integers(0, 5))
 def test_every_image_comes_exactly_once_an_epoch(shape: tuple[int, int, int], seed: int) -> None:
     images, pairs, world = shape
     plan = Plan(recipe_of(2 * pairs * world, seed=seed), images, world)
     steps = range(-(-3 * images // plan.recipe.batch_size))
-    indices, epochs = (np.concatenate(part)[: 3 * images] for part in zip(*(whole(plan, s) for s in steps)))
+    indices, epochs = (
+        np.concatenate(part)[: 3 * images] for part in zip(*(whole(plan, s) for s in steps), strict=True)
+    )
     np.testing.assert_array_equal(epochs, np.repeat([0, 1, 2], images))
     np.testing.assert_array_equal(np.sort(indices.reshape(3, images)), np.tile(np.arange(images), (3, 1)))
 
 
+@some
 @given(shapes, st.integers(0, 40))
 def test_the_ranks_rows_are_the_global_batch_in_order_whatever_the_world(
     shape: tuple[int, int, int], step: int
@@ -62,7 +66,7 @@ def test_the_ranks_rows_are_the_global_batch_in_order_whatever_the_world(
     plan, alone = Plan(recipe, images, world), Plan(recipe, images, 1)
     parts = [plan.order(step, plan.rows(rank)) for rank in range(world)]
     assert {len(indices) for indices, _ in parts} == {plan.share}
-    for ours, theirs in zip(zip(*parts), whole(alone, step)):
+    for ours, theirs in zip(zip(*parts, strict=True), whole(alone, step), strict=True):
         np.testing.assert_array_equal(np.concatenate(ours), theirs)
 
 
@@ -94,6 +98,7 @@ def test_norm_rows_are_training_images_that_do_not_depend_on_step_or_world() -> 
 # Steps and epochs
 
 
+@some
 @given(st.integers(1, 500), st.integers(1, 50), st.floats(0.01, 30))
 def test_epochs_are_rounded_to_the_nearest_step(images: int, half_batch: int, epochs: float) -> None:
     plan = plan_of(images, 2 * half_batch, epochs=epochs)
@@ -102,11 +107,12 @@ def test_epochs_are_rounded_to_the_nearest_step(images: int, half_batch: int, ep
     assert plan.epoch(plan.steps) == pytest.approx(plan.steps * plan.recipe.batch_size / images)
 
 
+@some
 @given(st.lists(st.floats(0.01, 4), min_size=1, max_size=5), st.integers(1, 200))
 def test_phases_lie_end_to_end_each_with_a_step_and_rounding_does_not_add_up(lengths: list[float], images: int) -> None:
     plan = Plan(recipe_of(10, phases=[{"epochs": epochs, "lr": 1} for epochs in lengths]), images, 1)
     ends = plan.phase_ends
-    assert all(later > earlier for earlier, later in zip([0, *ends], ends))
+    assert all(later > earlier for earlier, later in zip([0, *ends[:-1]], ends, strict=True))
     assert plan.steps == ends[-1]
     assert abs(ends[-1] * 10 - sum(lengths) * images) <= 10 * (0.5 + len(lengths))
     if all(epochs * images >= 10 for epochs in lengths):  # no phase had to be stretched to a step
@@ -188,6 +194,7 @@ def test_a_phase_may_be_all_warm_up() -> None:
     np.testing.assert_allclose(rates(plan_of(epochs=1, warmup=1)), 0.5 * np.arange(10) / 10)
 
 
+@some
 @given(
     st.integers(1, 400),
     st.integers(1, 20),
@@ -206,6 +213,7 @@ def test_the_rate_lies_between_0_and_the_peak(
 # When something happens
 
 
+@some
 @given(st.integers(5, 300), st.floats(0.05, 6), st.floats(0.04, 8), st.integers(0, 40))
 def test_scores_are_checkpoints_and_checkpoints_are_rows(
     images: int, epochs: float, every: float, every_steps: int
@@ -271,7 +279,7 @@ def accept(recipe: Recipe, world: int) -> None:
     check_share(recipe, world)
 
 
-@settings(max_examples=300)
+@many
 @given(shares)
 def test_what_is_accepted_divides(case: tuple[Recipe, int]) -> None:
     recipe, world = case
@@ -290,7 +298,7 @@ def test_what_is_accepted_divides(case: tuple[Recipe, int]) -> None:
         assert plan.micro_batch % norm == 0
 
 
-@settings(max_examples=300)
+@many
 @given(shares)
 def test_the_batch_sizes_that_a_refusal_names_are_accepted(case: tuple[Recipe, int]) -> None:
     recipe, world = case
@@ -302,7 +310,7 @@ def test_the_batch_sizes_that_a_refusal_names_are_accepted(case: tuple[Recipe, i
             accept(replace(recipe, batch_size=size, micro_batch=0), world)
 
 
-@settings(max_examples=300)
+@many
 @given(shares)
 def test_the_micro_batches_that_a_refusal_names_are_accepted(case: tuple[Recipe, int]) -> None:
     recipe, world = case
@@ -314,7 +322,7 @@ def test_the_micro_batches_that_a_refusal_names_are_accepted(case: tuple[Recipe,
             accept(replace(recipe, micro_batch=size), world)
 
 
-@settings(max_examples=300)
+@many
 @given(shares)
 def test_the_norm_batch_that_a_refusal_names_is_accepted(case: tuple[Recipe, int]) -> None:
     recipe, world = case

@@ -159,7 +159,7 @@ def test_a_cache_that_cannot_be_made_is_a_mistake(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RESNET_CIFAR_CACHE", str(tmp_path / "file" / below))
-    with pytest.raises(Mistake, match="the cache folder .*file.* set RESNET_CIFAR_CACHE"):
+    with pytest.raises(Mistake, match=r"the cache folder .*file.* set RESNET_CIFAR_CACHE"):
         store.ensure("x/y")
 
 
@@ -225,5 +225,5 @@ def test_a_source_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
     assert kind(str(tmp_path)) == "folder"
     assert kind("synthetic") == "synthetic"
     for name in ("nothing", "a/b/c", "./a", "no/such/folder"):
-        with pytest.raises(Mistake, match="data.source"):
+        with pytest.raises(Mistake, match=r"data\.source"):
             sources.find(name)

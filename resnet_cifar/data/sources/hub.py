@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import ssl
+import threading
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 from resnet_cifar.data.sources import Splits, find
 from resnet_cifar.data.sources.columns import decode
@@ -29,14 +29,13 @@ def settle_offline(recipe: Recipe) -> None:
     weights = recipe.model.pretrained and not recipe.model.checkpoint
     if "HF_HUB_OFFLINE" in os.environ or not (from_hub or weights):
         return
-    request = urllib.request.Request(endpoint(), method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=_SECONDS).close()
-    except urllib.error.HTTPError:
-        pass  # it answered
-    except OSError as error:
-        if not isinstance(getattr(error, "reason", None), ssl.SSLError):
-            os.environ["HF_HUB_OFFLINE"] = "1"
+    answers: list[bool] = []
+    # In a thread, because a name server that is silent takes longer than any timeout of the request.
+    asking = threading.Thread(target=lambda: answers.append(_answers()), daemon=True)
+    asking.start()
+    asking.join(_SECONDS + 1)
+    if answers != [True]:
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def is_offline() -> bool:
@@ -45,30 +44,30 @@ def is_offline() -> bool:
 
 
 def identity(source: str) -> str:
-    """The data set's commit: asked of the hub, or, offline, the one that was seen last. Raises Mistake."""
+    """The data set's commit: asked of the hub or, where it does not say, the one that was seen last. Raises Mistake."""
     from resnet_cifar.data.store import cache_root
 
-    note = Path(cache_root()) / f"hub-{source.replace('/', '--')}.commit"
-    if is_offline():
+    note = cache_root() / f"hub-{source.replace('/', '--')}.commit"
+    commit = None if is_offline() else _commit(source)
+    if commit is None:
         commit = note.read_text() if note.is_file() else "unknown"
-    else:
-        commit = _commit(source)
-        if not note.is_file() or note.read_text() != commit:
-            note.write_text(commit)
+    elif not note.is_file() or note.read_text() != commit:
+        note.write_text(commit)
     return f"hub {source} {commit}"
 
 
 def read(source: str) -> Splits:
     """Every image of the train and test splits. Raises Mistake."""
     import datasets
+    import httpx
 
     datasets.disable_progress_bars()
     try:
         loaded = datasets.load_dataset(source)
-    except (ConnectionError, FileNotFoundError) as error:  # DatasetNotFoundError is a FileNotFoundError
-        if is_offline() or isinstance(error, ConnectionError):
-            raise _unreachable(source) from None
-        raise _unknown(source) from None
+    except datasets.exceptions.DatasetNotFoundError:
+        raise (_unreachable(source) if is_offline() else _unknown(source)) from None
+    except (httpx.HTTPError, OSError):  # huggingface_hub's errors are one or the other
+        raise _unreachable(source) from None
     except ValueError as error:
         if is_offline():  # the cache knows the name, but not these files
             raise _unreachable(source) from None
@@ -76,7 +75,20 @@ def read(source: str) -> Splits:
     return decode(loaded, source)
 
 
-def _commit(source: str) -> str:
+def _answers() -> bool:
+    request = urllib.request.Request(endpoint(), method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError as error:
+        # huggingface_hub brings certificates of its own, so a doubt about them is left to it.
+        return isinstance(getattr(error, "reason", None), ssl.SSLError)
+    return True
+
+
+def _commit(source: str) -> str | None:
+    """The newest commit, or None where the hub is too busy to say. Raises Mistake where it knows no such data set."""
     import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -84,12 +96,11 @@ def _commit(source: str) -> str:
     try:
         return str(HfApi(endpoint=endpoint()).dataset_info(source, timeout=10).sha)
     except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        if status in (401, 403, 404):
+        if error.response is not None and error.response.status_code in (401, 403, 404):
             raise _unknown(source) from None
-        raise _unreachable(source) from None
+        return None
     except (httpx.HTTPError, OSError):
-        raise _unreachable(source) from None
+        return None
 
 
 def _unknown(source: str) -> Mistake:

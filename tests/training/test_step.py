@@ -1,0 +1,167 @@
+"""The step by itself: its gradient, fp16's skipped updates, compilation, and what it leaves in saved names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from resnet_cifar.data import draws
+from resnet_cifar.data.batches import Batches
+from resnet_cifar.data.plan import Plan
+from resnet_cifar.data.store import ImageSet
+from resnet_cifar.recipe import Mistake, parse
+from resnet_cifar.training.evaluate import check_same_weights, predict
+from resnet_cifar.training.step import Learner
+from resnet_cifar.training.world import World
+
+IMAGES = 64
+VALUES = {
+    "batch_size": 32,
+    "micro_batch": 16,
+    "data": {"image_size": 32},
+    "model": {"name": "test_resnet", "pretrained": False, "norm_batch": 8},
+    "phases": [{"epochs": 20, "lr": 0.05, "decay": "constant"}],
+}
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+
+@pytest.fixture
+def images() -> ImageSet:
+    pixels = (draws.words(0, "pixels", count=IMAGES * 32 * 32 * 3) & np.uint64(255)).astype(np.uint8)
+    labels = np.arange(IMAGES) % 10
+    return ImageSet(torch.from_numpy(pixels).view(IMAGES, 32, 32, 3), torch.from_numpy(labels), np.arange(IMAGES))
+
+
+Start = Callable[..., tuple[Learner, Batches]]
+
+
+@pytest.fixture
+def start(images: ImageSet) -> Start:
+    def learner(world: World, **values: object) -> tuple[Learner, Batches]:
+        plan = Plan(parse({**VALUES, **values}), IMAGES, world.size)
+        learner = Learner(plan, world, classes=10)
+        return learner, Batches(plan, images, 10, learner.format, rank=0)
+
+    return learner
+
+
+def test_the_gradient_is_the_mean_over_the_batch(start: Start) -> None:
+    """Against one backward pass of the mean loss; a model without BatchNorm, so that groups play no part."""
+    learner, batches = start(
+        World("fp64"), precision="fp64", model={"name": "test_vit", "pretrained": False, "norm_batch": 8}
+    )
+    inputs, targets = (torch.cat(parts) for parts in zip(*batches.step(0), strict=True))
+    loss = F.cross_entropy(learner.model(inputs), targets)
+    expected = torch.autograd.grad(loss, list(learner.model.parameters()))
+    seen = []
+    learner._optimizer.step = lambda: seen.extend(p.grad.clone() for p in learner.model.parameters())
+    learner.update(0, batches.step(0))
+    for ours, theirs in zip(seen, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
+
+
+def test_clipping_bounds_the_global_norm(start: Start) -> None:
+    learner, batches = start(World("no"), optimizer={"name": "sgd", "clip": 0.01})
+    norms = []
+    step = learner._optimizer.step
+
+    def note() -> None:
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in learner.model.parameters()]).item())
+        step()
+
+    learner._optimizer.step = note
+    for number in range(3):
+        learner.update(number, batches.step(number))
+    assert norms == pytest.approx([0.01] * 3, rel=1e-3)
+
+
+def test_bf16_trains_and_keeps_float32_weights(start: Start) -> None:
+    learner, batches = start(World("bf16"), precision="bf16")
+    kinds = []
+    learner.model.layer1[0].conv1.register_forward_hook(lambda _m, _i, output: kinds.append(output.dtype))
+    learner.update(0, batches.step(0))
+    learner.take_sums(1)
+    (sums,) = learner.ready_sums(wait=True)
+    assert set(kinds) == {torch.bfloat16}
+    assert {p.dtype for p in learner.model.parameters()} == {torch.float32}
+    assert 1.5 < sums.loss < 4
+
+
+class TestScaler:
+    """fp16's bookkeeping with torch's CPU scaler: Accelerate has none for CPUs, the step does not know."""
+
+    @staticmethod
+    def scaled(start: Start, scale: float) -> tuple[Learner, Batches]:
+        world = World("no")
+        world._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+        return start(world)
+
+    def test_scaling_changes_nothing(self, start: Start) -> None:
+        results = []
+        for scale in (1.0, 2.0**16):
+            learner, batches = self.scaled(start, scale)
+            for number in range(3):
+                learner.update(number, batches.step(number))
+            results.append(torch.cat([p.detach().flatten() for p in learner.model.parameters()]))
+        torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-6)
+
+    def test_an_overflow_skips_the_update_but_not_its_images_and_rate(self, start: Start) -> None:
+        learner, batches = self.scaled(start, scale=2.0**16)
+        before = [p.detach().clone() for p in learner.model.parameters()]
+        overflow = learner.model.conv1[0].weight.register_hook(lambda gradient: gradient * torch.inf)
+        learner.update(0, batches.step(0))
+        overflow.remove()
+        assert all(torch.equal(a, b) for a, b in zip(before, learner.model.parameters(), strict=True))
+        assert learner._skipped.item() == 1
+        assert learner.world.scaler.get_scale() == 2.0**15
+        learner.update(1, batches.step(1))
+        assert learner._skipped.item() == 0
+        assert not all(torch.equal(a, b) for a, b in zip(before, learner.model.parameters(), strict=True))
+        learner.take_sums(2)
+        (sums,) = learner.ready_sums(wait=True)
+        assert (sums.step, sums.rate) == (2, 0.05)
+
+    def test_an_update_that_works_ends_the_count(self, start: Start) -> None:
+        learner, batches = self.scaled(start, scale=2.0**16)
+        learner._skipped += 19
+        learner.update(0, batches.step(0))
+        assert learner._skipped.item() == 0
+
+    def test_twenty_in_a_row_stop_the_run(self, start: Start) -> None:
+        learner, _ = self.scaled(start, scale=1.0)
+        learner._skipped += 20
+        learner.take_sums(1)
+        with pytest.raises(Mistake, match="20 updates in a row"):
+            list(learner.ready_sums(wait=True))
+
+
+def test_a_run_compiles_once_for_training_and_once_for_scoring(
+    start: Start, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rates, draws and lambdas are tensors or stay outside: the third step compiles nothing."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    torch._dynamo.reset()
+    counts = torch._dynamo.utils.counters["stats"]
+    counts.clear()
+    mixing = {"augment": {"mixup": 0.2, "cutmix": 1.0}}
+    learner, batches = start(World("no"), **mixing)
+    compiled = []
+    for number in range(3):
+        learner.update(number, batches.step(number))
+        predict(learner.world, learner.wrapped, images, learner.format)
+        compiled.append(counts["unique_graphs"])
+    assert compiled == [2, 2, 2]
+    assert not [name for name in learner.model.state_dict() if "_orig_mod" in name or name.startswith("module.")]
+
+
+def test_different_weights_on_ranks_are_found(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, _ = start(World("no"))
+    check_same_weights(learner.world, learner.model)
+    monkeypatch.setattr(learner.world, "gather", lambda value: torch.cat([value, value, value + 1]))
+    with pytest.raises(RuntimeError, match=r"ranks \[2\] differ"):
+        check_same_weights(learner.world, learner.model)

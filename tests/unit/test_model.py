@@ -1,0 +1,456 @@
+"""model.py and cifar_stem.py: what is built, how BatchNorm sees rows, and a model that others can load."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
+
+from resnet_cifar import model as models
+from resnet_cifar import optim
+from resnet_cifar.recipe import Mistake, Recipe, parse
+
+Run = Callable[..., subprocess.CompletedProcess]
+CLASSES = tuple("abcdefghij")
+
+
+def recipe_of(name: str = "test_resnet", size: int = 32, seed: int = 0, **model: Any) -> Recipe:
+    return parse(
+        {
+            "seed": seed,
+            "data": {"source": "synthetic", "image_size": size},
+            "model": {"name": name, "pretrained": False, **model},
+        }
+    )
+
+
+def built(
+    name: str = "test_resnet", classes: int = 10, dtype: torch.dtype = torch.float64, **options: Any
+) -> nn.Module:
+    return models.build(recipe_of(name, **options), classes, pretrained=True).to(dtype)
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+# Norm groups
+
+
+def test_a_grouped_norm_is_batch_norm_of_each_group() -> None:
+    """Outputs and gradients against the formula, with a last group that is not full."""
+    norm = nn.BatchNorm2d(3).double()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    models.group_norms(norm, 4)
+    x = noise(10, 3, 5, 5).requires_grad_()
+    weight, bias = (p.detach().clone().requires_grad_() for p in (norm.weight, norm.bias))
+    parts = []
+    for rows in (x[0:4], x[4:8], x[8:10]):
+        mean = rows.mean((0, 2, 3), keepdim=True)
+        variance = rows.var((0, 2, 3), unbiased=False, keepdim=True)
+        parts.append((rows - mean) / (variance + norm.eps).sqrt() * weight[:, None, None] + bias[:, None, None])
+    expected = torch.cat(parts)
+    found = norm(x)
+    torch.testing.assert_close(found, expected)
+    direction = noise(10, 3, 5, 5, seed=1)
+    ours = torch.autograd.grad((found * direction).sum(), (x, norm.weight, norm.bias))
+    theirs = torch.autograd.grad((expected * direction).sum(), (x, weight, bias))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+def test_a_grouped_model_sees_each_group_as_a_batch_of_its_own(name: str) -> None:
+    plain, grouped = built(name), built(name)
+    if name == "test_efficientnet":
+        assert any(isinstance(module, BatchNormAct2d) for module in plain.modules())
+    models.group_norms(grouped, 4)
+    x = noise(12, 3, 32, 32)
+    expected, found = torch.cat([plain(rows) for rows in x.split(4)]), grouped(x)
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, copy.deepcopy(plain)(x))
+    for outputs, model in ((expected, plain), (found, grouped)):
+        outputs.square().mean().backward()
+        assert all(p.grad is not None for p in model.parameters())
+    for ours, theirs in zip(grouped.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+def test_grouping_keeps_weights_names_and_evaluation(name: str) -> None:
+    plain, grouped = built(name).eval(), built(name).eval()
+    models.group_norms(grouped, 4)
+    assert list(grouped.state_dict()) == list(plain.state_dict())
+    x = noise(6, 3, 32, 32)
+    torch.testing.assert_close(grouped(x), plain(x), rtol=0, atol=0)
+
+
+def test_a_copy_of_a_grouped_model_is_grouped_and_apart() -> None:
+    grouped = built()
+    models.group_norms(grouped, 4)
+    twin = copy.deepcopy(grouped)
+    x = noise(8, 3, 32, 32)
+    torch.testing.assert_close(twin(x), grouped(x), rtol=0, atol=0)
+    with torch.no_grad():
+        twin.conv1[0].weight.zero_()
+    assert grouped.conv1[0].weight.abs().sum() > 0
+
+
+def test_another_model_is_not_grouped() -> None:
+    models.group_norms(built(), 4)
+    x = noise(8, 3, 32, 32)
+    plain, reference = built(), timm.create_model("test_resnet", num_classes=10).double()
+    reference.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(plain(x), reference(x), rtol=0, atol=0)
+
+
+def test_groups_can_be_set_again() -> None:
+    again, once = built(), built()
+    models.group_norms(again, 8)
+    models.group_norms(again, 4)
+    models.group_norms(once, 4)
+    x = noise(8, 3, 32, 32)
+    torch.testing.assert_close(again(x), once(x), rtol=0, atol=0)
+
+
+# Precise BatchNorm
+
+
+def alone(statistics: Tensor) -> Tensor:
+    return statistics
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_estimated_statistics_are_those_of_update_bn(grouped: bool) -> None:
+    """Also where training sees small groups: scores see whole batches."""
+    ours, theirs = built("test_efficientnet"), built("test_efficientnet")
+    if grouped:
+        models.group_norms(ours, 4)
+        ours(noise(8, 3, 32, 32, seed=9))  # statistics of training are forgotten
+    batches = [noise(16, 3, 32, 32, seed=seed) for seed in range(5)]
+    models.estimate_norms(ours, iter(batches), alone)
+    update_bn(batches, theirs)
+    for mine, expected in zip(norms(ours), norms(theirs), strict=True):
+        torch.testing.assert_close(mine.running_mean, expected.running_mean)
+        torch.testing.assert_close(mine.running_var, expected.running_var)
+
+
+def test_estimating_leaves_everything_else_as_it_was() -> None:
+    model = built("test_efficientnet")
+    models.group_norms(model, 4)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    kept = [(module.momentum, module.norm_batch) for module in norms(model)]
+    models.estimate_norms(model, [noise(16, 3, 32, 32)], alone)
+    assert [(module.momentum, module.norm_batch) for module in norms(model)] == kept
+    assert all(module.training for module in model.modules())
+    for name, tensor in model.state_dict().items():
+        if "running" not in name and "tracked" not in name:
+            torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+    models.estimate_norms(model.eval(), [noise(16, 3, 32, 32)], alone)
+    assert not any(module.training for module in model.modules())
+
+
+class Noted(nn.Module):
+    """Says whether it was in training while it ran."""
+
+    seen: bool | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = self.training
+        return x
+
+
+def test_dropout_is_off_while_statistics_are_estimated() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), Noted())
+    models.estimate_norms(model, [noise(4, 3, 2, 2, dtype=torch.float32)], alone)
+    assert model[1].seen is False
+
+
+def test_two_ranks_that_share_the_batches_get_what_one_gets() -> None:
+    """Three batches and two: the mean is weighted, and both ranks end with the same statistics."""
+    batches = [noise(16, 3, 32, 32, seed=seed) for seed in range(5)]
+    whole, first, second = built(), built(), built()
+    models.estimate_norms(whole, batches, alone)
+    seen: dict[str, list[Tensor]] = {"first": [], "second": []}
+
+    def noting(name: str) -> Callable[[Tensor], Tensor]:
+        return lambda statistics: (seen[name].append(statistics.clone()), statistics)[1]
+
+    models.estimate_norms(first, batches[0::2], noting("first"))
+    models.estimate_norms(second, batches[1::2], noting("second"))
+    for rank, part in ((first, batches[0::2]), (second, batches[1::2])):
+        means: Iterator[Tensor] = ((3 * a + 2 * b) / 5 for a, b in zip(seen["first"], seen["second"], strict=True))
+        models.estimate_norms(rank, part, lambda statistics, means=means: next(means))
+        assert next(means, None) is None
+        for mine, expected in zip(norms(rank), norms(whole), strict=True):
+            torch.testing.assert_close(mine.running_mean, expected.running_mean)
+            torch.testing.assert_close(mine.running_var, expected.running_var)
+
+
+def test_a_model_without_batch_norm_is_left_alone() -> None:
+    models.estimate_norms(built("test_vit"), [], alone)
+
+
+# Building
+
+
+def test_weights_follow_from_the_seed_only() -> None:
+    torch.manual_seed(1)
+    first = models.build(recipe_of(seed=5), 10, pretrained=True).state_dict()
+    torch.manual_seed(2)
+    torch.rand(7)
+    again = models.build(recipe_of(seed=5), 10, pretrained=False).state_dict()
+    other = models.build(recipe_of(seed=6), 10, pretrained=True).state_dict()
+    for name, tensor in first.items():
+        torch.testing.assert_close(again[name], tensor, rtol=0, atol=0)
+    assert not torch.equal(first["conv1.0.weight"], other["conv1.0.weight"])
+
+
+def test_a_stems_weights_follow_from_the_seed_too() -> None:
+    first, again, other = (built(stem="cifar", seed=seed).conv1.weight for seed in (1, 1, 2))
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    assert not torch.equal(first, other)
+
+
+@pytest.fixture
+def without_download(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """timm.create_model that notes what was asked for and gives random weights."""
+    asked: list[bool] = []
+    original = timm.create_model
+
+    def create(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
+        asked.append(pretrained)
+        return original(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("wanted", "checkpoint", "here", "zero"),
+    [(True, "", True, True), (True, "", False, False), (False, "", True, False), (True, "runs/x", True, False)],
+)
+def test_the_head_starts_at_zero_only_on_pretrained_features(
+    wanted: bool, checkpoint: str, here: bool, zero: bool, without_download: list[bool]
+) -> None:
+    model = models.build(recipe_of(pretrained=wanted, checkpoint=checkpoint), 10, pretrained=here)
+    assert without_download == [zero]
+    assert (model.fc.weight.abs().sum() == 0) == zero
+    assert model.conv1[0].weight.abs().sum() > 0
+    assert model.training
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "resnet18"])
+def test_a_cifar_stem_keeps_the_resolution(name: str) -> None:
+    model = built(name, stem="cifar", dtype=torch.float32)
+    assert (model.conv1.kernel_size, model.conv1.stride) == ((3, 3), (1, 1))
+    seen: list[torch.Size] = []
+    model.layer1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    model(torch.zeros(2, 3, 32, 32))
+    assert seen[0][2:] == (32, 32)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet"])
+def test_a_cifar_stem_is_refused_where_there_is_none(name: str) -> None:
+    with pytest.raises(Mistake, match=f"model.stem cifar is for timm's ResNets, not for model.name '{name}'"):
+        models.build(recipe_of(name, stem="cifar"), 10, pretrained=False)
+
+
+def test_a_models_registered_name_with_a_stem_is_the_model_or_a_mistake() -> None:
+    """`timm.list_models()` offers resnet18_cifar after `import resnet_cifar`."""
+    assert "resnet18_cifar" in timm.list_models()
+    try:
+        model = models.build(recipe_of("resnet18_cifar"), 10, pretrained=False)
+    except Mistake:
+        return
+    assert model.conv1.kernel_size == (3, 3)
+
+
+def test_a_transformer_takes_the_recipes_image_size() -> None:
+    model = built("test_vit", size=64, dtype=torch.float32)
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("resnet5o", "model.name 'resnet5o' is not one of timm's models; did you mean resnet50"),
+        ("resnet50.a1_in1kk", "model.name 'resnet50.a1_in1kk' has no weights of that tag; did you mean resnet50.a1"),
+        ("resnet50.zzz", "model.name 'resnet50.zzz' has no weights of that tag"),
+    ],
+)
+def test_an_unknown_name_or_tag_is_answered_before_any_download(name: str, start: str) -> None:
+    with pytest.raises(Mistake) as caught:
+        models.check_name(name)
+    assert str(caught.value).startswith(start)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet50.a1_in1k", "test_vit", "test_vit.r160_in1k"])
+def test_known_names_are_accepted(name: str) -> None:
+    models.check_name(name)
+
+
+def test_inputs_are_normalised_as_in_pretraining_or_not_at_all() -> None:
+    model = built()
+    config = timm.get_pretrained_cfg("test_resnet")
+    assert models.normalisation(model, recipe_of()) == (tuple(config.mean), tuple(config.std))
+    none = parse({"data": {"source": "synthetic", "normalize": "none"}})
+    assert models.normalisation(model, none) == ((0, 0, 0), (1, 1, 1))
+
+
+# Warm start
+
+
+def exported(model: nn.Module, recipe: Recipe, folder: Path, classes: tuple[str, ...] = CLASSES) -> Path:
+    models.export(model, folder, recipe, classes, model.state_dict())
+    return folder
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """A run folder with a model of ten classes."""
+    (tmp_path / "run").mkdir()
+    model = built(seed=1, dtype=torch.float32)
+    exported(model, recipe_of(), tmp_path / "run" / "model")
+    return tmp_path / "run"
+
+
+def test_a_warm_start_takes_everything_where_classes_agree(finished: Path) -> None:
+    model = built(dtype=torch.float32)
+    models.warm_start(model, str(finished))
+    saved = load_file(finished / "model" / "model.safetensors")
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, saved[name], rtol=0, atol=0)
+
+
+def test_a_warm_start_with_other_classes_begins_a_new_head(finished: Path) -> None:
+    model = built(classes=4, dtype=torch.float32)
+    head = {name: tensor.clone() for name, tensor in model.fc.state_dict().items()}
+    models.warm_start(model, str(finished))
+    saved = load_file(finished / "model" / "model.safetensors")
+    for name, tensor in model.state_dict().items():
+        expected = head[name.removeprefix("fc.")] if name.startswith("fc.") else saved[name]
+        torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
+    assert model.fc.weight.shape[0] == 4
+
+
+def test_a_warm_start_from_another_architecture_or_nothing_is_a_mistake(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match="holds another architecture"):
+        models.warm_start(built("test_efficientnet", dtype=torch.float32), str(finished))
+    with pytest.raises(Mistake, match=r"has no model/model\.safetensors"):
+        models.warm_start(built(dtype=torch.float32), str(tmp_path))
+
+
+# Export
+
+
+def trained(recipe: Recipe) -> nn.Module:
+    """A model that differs from its first weights everywhere, running statistics and zero-initialised ones included."""
+    model = models.build(recipe, 10, pretrained=False)
+    generator = torch.Generator().manual_seed(7)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.add_(0.1 * torch.rand(tensor.shape, generator=generator))
+    return model.eval()
+
+
+FRESH = """
+import sys
+{imports}
+import torch
+from safetensors.torch import load_file, save_file
+torch.set_num_threads(1)
+for folder in sys.argv[1:]:
+    model = timm.create_model(f"local-dir:{{folder}}/model", pretrained=True).eval()
+    with torch.no_grad():
+        save_file({{"logits": model(load_file(f"{{folder}}/inputs")["inputs"])}}, f"{{folder}}/logits")
+"""
+
+
+def logits_of_a_fresh_process(imports: str, recipes: list[Recipe], tmp_path: Path, run: Run) -> None:
+    """Exports each recipe's model, loads it in another process, and compares logits bit for bit."""
+    expected = {}
+    for number, recipe in enumerate(recipes):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        model, size = trained(recipe), recipe.data.image_size
+        inputs = noise(3, 3, size, size, dtype=torch.float32)
+        save_file({"inputs": inputs}, folder / "inputs")
+        exported(model, recipe, folder / "model")
+        with torch.no_grad():
+            expected[folder] = model(inputs)
+    done = run("-c", FRESH.format(imports=imports), *expected)
+    assert done.returncode == 0, done.stderr
+    for folder, logits in expected.items():
+        torch.testing.assert_close(load_file(folder / "logits")["logits"], logits, rtol=0, atol=0)
+
+
+def test_stock_timm_loads_an_exported_model(tmp_path: Path, run: Run) -> None:
+    """A ResNet, a model of BatchNormAct2d, and a transformer at another image size than its own."""
+    recipes = [recipe_of(), recipe_of("test_efficientnet"), recipe_of("test_vit", size=48)]
+    logits_of_a_fresh_process("import timm", recipes, tmp_path, run)
+
+
+@pytest.mark.parametrize("imports", ["import resnet_cifar, timm", "import timm, resnet_cifar"])
+def test_a_cifar_stem_loads_after_the_package_is_imported(imports: str, tmp_path: Path, run: Run) -> None:
+    recipes = [recipe_of(stem="cifar"), recipe_of("resnet18", stem="cifar")]
+    logits_of_a_fresh_process(imports, recipes, tmp_path, run)
+
+
+def test_an_exported_model_says_what_it_needs(tmp_path: Path) -> None:
+    recipe = parse(
+        {
+            "data": {"source": "synthetic", "image_size": 48, "interpolation": "bilinear", "normalize": "none"},
+            "model": {"name": "test_resnet", "pretrained": False},
+        }
+    )
+    folder = exported(models.build(recipe, 10, pretrained=False), recipe, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architecture"] == "test_resnet"
+    assert config["num_classes"] == 10
+    assert config["label_names"] == list(CLASSES)
+    loaded = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{folder}", pretrained=True))
+    assert (loaded["input_size"], loaded["interpolation"]) == ((3, 48, 48), "bilinear")
+    assert (tuple(loaded["mean"]), tuple(loaded["std"])) == ((0, 0, 0), (1, 1, 1))
+    assert loaded["crop_pct"] == 1.0
+
+
+def test_an_export_replaces_an_older_one_and_leaves_nothing_aside(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").write_text("")
+    (tmp_path / "model.writing").mkdir()
+    exported(built(dtype=torch.float32), recipe_of(), tmp_path / "model")
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_a_trained_grouped_model_exports_to_what_it_scores_as(tmp_path: Path) -> None:
+    """As the loop does it: grouped, trained a little, statistics estimated, exported."""
+    recipe = recipe_of()
+    model = models.build(recipe, 10, pretrained=False)
+    models.group_norms(model, 4)
+    optimizer = optim.build(model, recipe.optimizer, 0.1, torch.device("cpu"))
+    x = noise(16, 3, 32, 32, dtype=torch.float32)
+    F.cross_entropy(model(x), torch.arange(16) % 10).backward()
+    optim.set_rate(optimizer, 0.1)
+    optimizer.step()
+    models.estimate_norms(model, [x], alone)
+    folder = exported(model, recipe, tmp_path / "model")
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    torch.testing.assert_close(loaded(x), model.eval()(x), rtol=0, atol=0)
