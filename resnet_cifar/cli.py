@@ -92,8 +92,8 @@ def eval_command(arguments: list[str]) -> tuple[EvalCommand, Recipe]:
     if own.get("split", "test") not in ("test", "validation"):
         raise Mistake(f"--split cannot be {own['split']!r}: it should be test or validation")
     for path in overrides:
-        if not path.startswith("data."):
-            raise Mistake(f"--{path} cannot change when a run is scored: only --data.* can")
+        if not path.startswith("data.") and path != "precision":
+            raise Mistake(f"--{path} cannot change when a run is scored: only --data.* and --precision can")
     run = Path(rest[0])
     if not (run / "recipe.yaml").is_file():
         raise Mistake(f"{run} is no run folder (it has no recipe.yaml): name a folder that train.py wrote")

@@ -12,6 +12,7 @@ import timm.data
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
+from timm.layers import convert_sync_batchnorm
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -131,11 +132,16 @@ def group_norms(model: nn.Module, rows: int) -> None:
             module.norm_batch = rows
 
 
-def sync_norms(model: nn.Module, group: Any) -> nn.Module:
-    """BatchNorm over the rows of all processes in `group`: torch's SyncBatchNorm, which runs on GPUs only."""
-    from timm.layers import convert_sync_batchnorm
+def sync_norms(model: nn.Module, group: Any, alone: Any) -> nn.Module:
+    """BatchNorm over the rows of all processes in `group`: torch's SyncBatchNorm, which runs on GPUs only.
 
-    return convert_sync_batchnorm(model, process_group=group)
+    `alone`: the group of this process only, for statistics that are not shared batch by batch (`estimate_norms`).
+    """
+    model = convert_sync_batchnorm(model, process_group=group)
+    for module in model.modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            module.alone = alone
+    return model
 
 
 @torch.no_grad()
@@ -155,8 +161,11 @@ def estimate_norms(model: nn.Module, batches: Iterable[Tensor], average: Callabl
         module.train()
         module.reset_running_stats()
         module.momentum = None  # a cumulative mean
+        # Statistics are of whole batches of one rank: ranks have different numbers of them.
+        if isinstance(module, nn.SyncBatchNorm):
+            module.process_group, module.alone = module.alone, module.process_group
         if hasattr(module, "norm_batch"):
-            module.norm_batch = 1 << 30  # scores see large-batch statistics, so these are of whole batches
+            module.norm_batch = 1 << 30
     for batch in batches:
         model(batch)
     for module, momentum, rows in zip(norms, momenta, groups, strict=True):
@@ -164,6 +173,8 @@ def estimate_norms(model: nn.Module, batches: Iterable[Tensor], average: Callabl
         module.running_mean.copy_(average(module.running_mean))
         module.running_var.copy_(average(module.running_var))
         module.num_batches_tracked.zero_()
+        if isinstance(module, nn.SyncBatchNorm):
+            module.process_group, module.alone = module.alone, module.process_group
         if rows:
             module.norm_batch = rows
     model.train(was_training)

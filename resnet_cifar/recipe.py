@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 
-class Mistake(Exception):
+class Mistake(ValueError):
     """Something the user can mend, said in one sentence: the field, its value, the mend. Shown without a traceback."""
 
 

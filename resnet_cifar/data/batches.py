@@ -13,7 +13,7 @@ from torch import Tensor
 from resnet_cifar.data import augment, draws
 from resnet_cifar.data.plan import Plan
 from resnet_cifar.data.store import ImageSet
-from resnet_cifar.recipe import Augment, Data
+from resnet_cifar.recipe import Augment, Data, Mistake
 
 # The columns of a row's random numbers. A new augmentation takes the next free ones.
 _CROP, _FLIP, _CUTOUT, _ERASE = slice(0, 2), 2, slice(3, 5), slice(5, 10)
@@ -57,7 +57,10 @@ class Batches:
         self._coins = draws.bits(seed, "flip", len(images))
         self._fill = (255 * input_format.mean).round().to(torch.uint8)
         side = min(images.images.shape[1:3])
-        assert self.settings.crop < side, "checked by `check_sizes`"
+        if self.settings.crop >= side:
+            raise Mistake(
+                f"augment.crop {self.settings.crop} reflects more than images of {side} pixels have: lower it"
+            )
 
     def steps(self, start: int = 0) -> Iterator[Iterator[Batch]]:
         """Each step's micro-batches from step `start` on; the host's part is made a step ahead."""

@@ -19,6 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from resnet_cifar.recipe import Mistake
+
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -62,16 +64,20 @@ def prune(folder: Path, keep: int, best: int | None) -> None:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """state.json, after every file's checksum was verified. Raises ValueError, naming what is damaged."""
+    """state.json, after every file's checksum was verified. Raises Mistake, naming what is damaged."""
     try:
         state = json.loads((checkpoint / "state.json").read_text())
         for file, checksum in state["checksums"].items():
             if _checksum(checkpoint / file) != checksum:
-                raise ValueError(f"{checkpoint / file} has changed since it was written")
+                raise Mistake(
+                    f"{checkpoint / file} has changed since it was written: remove the folder to use the one before"
+                )
     except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{checkpoint} is damaged ({type(error).__name__}: {error})") from None
+        raise Mistake(
+            f"the checkpoint {checkpoint} is damaged ({error}): remove the folder to use the one before"
+        ) from None
     if state["format"] != FORMAT:
-        raise ValueError(f"{checkpoint} has format {state['format']}, and this version reads {FORMAT}")
+        raise Mistake(f"{checkpoint} has format {state['format']}, and this version reads {FORMAT}")
     return state
 
 

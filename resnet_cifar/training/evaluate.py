@@ -89,37 +89,33 @@ def evaluate(command: EvalCommand, recipe: Recipe) -> None:
     world = World(recipe.precision)
     screen = Screen(shown=world.is_main)
     folder = RunFolder(Path(command.run))
-    try:
-        chosen = _chosen_checkpoint(folder)
-        entry = world.main_first(lambda: str(store.ensure(recipe.data.source)), per_node=True)
-        data = store.load(Path(entry), recipe, world.device)
-        model = models.build(recipe, _outputs(chosen), pretrained=False)
-        if len(data.classes) != model.num_classes:
-            raise Mistake(
-                f"data.source {recipe.data.source!r} has {len(data.classes)} classes and the run's model knows "
-                f"{model.num_classes}: take a source with the same classes"
-            )
-        model.to(dtype=world.dtype, memory_format=torch.channels_last)
-        model.load_state_dict(checkpoint.weights(chosen))
-        mean, std = (
-            torch.tensor(v, dtype=world.dtype, device=world.device) for v in models.normalisation(model, recipe)
+    chosen = _chosen_checkpoint(folder)
+    entry = world.main_first(lambda: str(store.ensure(recipe.data.source)), per_node=True)
+    data = store.load(Path(entry), recipe, world.device)
+    model = models.build(recipe, _outputs(chosen), pretrained=False)
+    if len(data.classes) != model.num_classes:
+        raise Mistake(
+            f"data.source {recipe.data.source!r} has {len(data.classes)} classes and the run's model knows "
+            f"{model.num_classes}: take a source with the same classes"
         )
-        images = data.test if command.split == "test" else data.validation
-        if not len(images):
-            raise Mistake("--split validation is empty, the run held no images out (data.validation 0): take test")
-        predictions = predict(world, world.prepare_to_score(model), images, InputFormat(recipe.data, mean, std))
-        if world.is_main:
-            facts = {
-                "split": command.split,
-                "source": recipe.data.source,
-                "checkpoint": str(chosen.relative_to(folder.path)),
-            }
-            scores = write_scores(folder.path, predictions, images.indices, data.classes, facts)
-            rows = [(name, f"{accuracy:.4f}") for name, accuracy in scores["class_accuracy"].items()]
-            summary = f"accuracy {scores['accuracy']:.4f}, top-5 {scores['top5']:.4f}, loss {scores['loss']:.4f}"
-            screen.table(f"{command.split} split of {recipe.data.source}: {summary}", rows)
-    finally:
-        world.close()
+    model.to(dtype=world.dtype, memory_format=torch.channels_last)
+    model.load_state_dict(checkpoint.weights(chosen))
+    mean, std = (torch.tensor(v, dtype=world.dtype, device=world.device) for v in models.normalisation(model, recipe))
+    images = data.test if command.split == "test" else data.validation
+    if not len(images):
+        raise Mistake("--split validation is empty, the run held no images out (data.validation 0): take test")
+    predictions = predict(world, world.prepare_to_score(model), images, InputFormat(recipe.data, mean, std))
+    if world.is_main:
+        facts = {
+            "split": command.split,
+            "source": recipe.data.source,
+            "checkpoint": str(chosen.relative_to(folder.path)),
+        }
+        scores = write_scores(folder.path, predictions, images.indices, data.classes, facts)
+        rows = [(name, f"{accuracy:.4f}") for name, accuracy in scores["class_accuracy"].items()]
+        summary = f"accuracy {scores['accuracy']:.4f}, top-5 {scores['top5']:.4f}, loss {scores['loss']:.4f}"
+        screen.table(f"{command.split} split of {recipe.data.source}: {summary}", rows)
+    world.close()
 
 
 def write_scores(

@@ -33,26 +33,24 @@ def train(command: TrainCommand, recipe: Recipe) -> None:
     recipe = dataclasses.replace(recipe, precision=world.precision)
     screen = Screen(shown=world.is_main)
     folder = RunFolder(Path(command.run) if command.run else run_folder.default_path(command.recipe, recipe))
-    try:
-        # What needs no data is answered before any download.
-        models.check_name(recipe.model.name)
-        optim.check_name(recipe.optimizer.name)
-        check_share(recipe, world.size)
-        if not command.dry_run and world.main_first(lambda: _look(folder, command, recipe, screen)) == "finished":
-            return
-        entry = world.main_first(lambda: str(store.ensure(recipe.data.source)), per_node=True)
-        data = store.load(Path(entry), recipe, world.device)
-        plan = Plan(recipe, len(data.train), world.size)
-        learner = Learner(plan, world, len(data.classes))
-        screen.facts(outline.describe(plan, world, data, folder.path))
-        for warning in filter(None, (outline.small_share(plan), world.idle_threads())):
-            screen.warn(warning)
-        if command.dry_run:
-            screen.facts(outline.estimate(learner, data))
-        else:
-            Run(plan, world, data, learner, folder, screen).run()
-    finally:
-        world.close()
+    # What needs no data is answered before any download.
+    models.check_name(recipe.model.name)
+    optim.check_name(recipe.optimizer.name)
+    check_share(recipe, world.size)
+    if not command.dry_run and world.main_first(lambda: _look(folder, command, recipe, screen)) == "finished":
+        return
+    entry = world.main_first(lambda: str(store.ensure(recipe.data.source)), per_node=True)
+    data = store.load(Path(entry), recipe, world.device)
+    plan = Plan(recipe, len(data.train), world.size)
+    learner = Learner(plan, world, len(data.classes))
+    screen.facts(outline.describe(plan, world, data, folder.path))
+    for warning in filter(None, (outline.small_share(plan), world.idle_threads())):
+        screen.warn(warning)
+    if command.dry_run:
+        screen.facts(outline.estimate(learner, data))
+    else:
+        Run(plan, world, data, learner, folder, screen).run()
+    world.close()
 
 
 def _look(folder: RunFolder, command: TrainCommand, recipe: Recipe, screen: Screen) -> str:
@@ -106,24 +104,24 @@ class Run:
 
     def _resume(self) -> int:
         """Takes up the newest checkpoint and returns the number of updates it has seen; 0 where there is none."""
-        learner, saved = self.learner, checkpoint.steps(self.folder.checkpoints)
-        if not saved:
-            if self.world.is_main:
-                self.folder.cut_rows(0)
+        learner, checkpoints = self.learner, self.folder.checkpoints
+        # Rank 0 decides: a network file system may show ranks different folders for a while.
+        step = int(self.world.main_first(lambda: str(max(checkpoint.steps(checkpoints), default=0))))
+        if self.world.is_main:
+            self.folder.cut_rows(step)
+        if not step:
             return 0
-        newest = self.folder.checkpoints / checkpoint.name(saved[-1])
+        newest = checkpoints / checkpoint.name(step)
         state = checkpoint.read_state(newest)
         learner.model.load_state_dict(checkpoint.weights(newest))
         checkpoint.load_optimizer(newest, state["optimizer"], learner.model, learner.optimizer)
         if learner.world.scaler is not None:
             learner.world.scaler.load_state_dict(state["scaler"])
-        learner.resume_at(state["step"])
+        learner.resume_at(step)
         self.best = state["best"]
-        if self.world.is_main:
-            self.folder.cut_rows(state["step"])
         best = f", best validation accuracy {self.best['val/accuracy']:.4f}" if self.best else ""
-        self.screen.say(f"resuming at step {state['step']}, epoch {self.plan.epoch(state['step']):.2f}{best}")
-        return state["step"]
+        self.screen.say(f"resuming at step {step}, epoch {self.plan.epoch(step):.2f}{best}")
+        return step
 
     def _train(self, start: int) -> None:
         rows, checkpoints = set(self.plan.row_steps()), set(self.plan.checkpoint_steps())

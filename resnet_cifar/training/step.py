@@ -172,4 +172,4 @@ def _with_norm_groups(model: torch.nn.Module, plan: Plan, world: World) -> torch
             f"model.norm_batch {rows} is larger than a process's {plan.share} rows, which needs GPUs (SyncBatchNorm "
             f"has no CPU form): take --model.norm_batch {plan.share}, or fewer processes"
         )
-    return models.sync_norms(model, world.norm_group(rows // plan.share))
+    return models.sync_norms(model, world.norm_group(rows // plan.share), alone=world.norm_group(1))

@@ -169,7 +169,8 @@ class World:
         return groups[self.rank // processes]
 
     def close(self) -> None:
-        """Leaves the process group."""
+        """Leaves the process group, at the end of what went well: after an error other ranks may wait in a collective,
+        and the launcher ends them."""
         self._accelerator.end_training()
 
 
