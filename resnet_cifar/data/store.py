@@ -74,6 +74,7 @@ def ensure(source: str) -> Path:
             return entry
         print(f"the cache entry {entry} is damaged ({damage}): decoding again", file=sys.stderr, flush=True)
         _discard(entry)
+    print(f"decoding {source} once, into {entry}", flush=True)
     data = kind.read(source)
     try:
         _write(data, entry)

@@ -57,7 +57,7 @@ class Wandb:
         options: dict[str, Any] = {
             "project": recipe.track.project,
             "name": run.name,
-            "id": _identifier(folder / "run-id"),
+            "id": _identifier(folder / ".id"),
             "dir": str(run),
             "resume": "allow",
             "config": {**to_dict(recipe), "environment": environment},
