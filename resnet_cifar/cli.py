@@ -56,7 +56,9 @@ def read_recipe(name: str, overrides: dict[str, str] | None = None) -> Recipe:
         _set(values, path, word)
     recipe = parse(values)
     source = Path(recipe.data.source).expanduser()
-    if source.is_dir():  # a run folder must mean the same from any working directory
+    if (
+        recipe.data.source != "synthetic" and source.is_dir()
+    ):  # a run folder must mean the same from any working directory
         values = to_dict(recipe)
         values["data"]["source"] = str(source.resolve())
         recipe = parse(values)
@@ -103,7 +105,10 @@ def eval_command(arguments: list[str]) -> tuple[EvalCommand, Recipe]:
 def run(main: Callable[[list[str]], None]) -> int:
     """Runs `main` on the command line; the user's mistakes end in one sentence, from one process, and exit code 2."""
     try:
-        main(sys.argv[1:])
+        try:
+            main(sys.argv[1:])
+        finally:
+            sys.stdout.flush()
     except Mistake as mistake:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {mistake}", file=sys.stderr, flush=True)
@@ -154,6 +159,8 @@ def _split(
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
         if name in flags:
+            if equals:
+                raise Mistake(f"--{name} takes no value: leave {value!r} away")
             own[name] = True
             continue
         if name not in values and not _is_field(name):
@@ -178,16 +185,22 @@ def _example(path: str) -> Any:
 def _set(values: dict[str, Any], path: str, word: str) -> None:
     *parents, last = path.split(".")
     here: Any = values
-    for position, part in enumerate(parents):
-        if not isinstance(here, list):
-            following = [*parents, last][position + 1]
-            here = here.setdefault(part, [] if following.isdigit() else {})
-            continue
-        if int(part) > len(here):
-            raise Mistake(f"--{path} skips a phase: the recipe has {len(here)}, so the next is phases.{len(here)}")
-        if int(part) == len(here):
-            here.append({})
-        here = here[int(part)]
+    for part, following in zip(parents, [*parents, last][1:], strict=True):
+        new: Any = [] if following.isdigit() else {}
+        if isinstance(here, list):
+            if int(part) > len(here):
+                raise Mistake(f"--{path} skips a phase: the recipe has {len(here)}, so the next is phases.{len(here)}")
+            if int(part) == len(here):
+                here.append(new)
+            place: Any = int(part)
+        else:
+            place = part
+            here.setdefault(part, new)
+        if here[place] is None:  # `data:` with nothing under it
+            here[place] = new
+        if not isinstance(here[place], type(new)):
+            raise Mistake(f"--{path} has no place in the recipe: {part} cannot be {here[place]!r}")
+        here = here[place]
     here[last] = word
 
 
@@ -206,4 +219,5 @@ def _help(command: type, program: str, recipe: Recipe) -> None:
         command.__name__, [("fields", fields, dataclasses.field(default=recipe))], bases=(command,), frozen=True
     )
     page.__doc__ = command.__doc__
+    page = tyro.conf.FlagCreatePairsOff[page]
     tyro.cli(page, prog=program, args=["--help"], use_underscores=True)

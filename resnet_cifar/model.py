@@ -17,7 +17,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from resnet_cifar.cifar_stem import replace_stem
+from resnet_cifar.cifar_stem import SUFFIX, replace_stem
 from resnet_cifar.data import draws
 from resnet_cifar.optim import classifier
 from resnet_cifar.recipe import Mistake, Recipe, nearest
@@ -26,6 +26,8 @@ from resnet_cifar.recipe import Mistake, Recipe, nearest
 def check_name(name: str) -> None:
     """Raises Mistake where timm has no model of that name, or no weights of that tag."""
     architecture, _, tag = name.partition(".")
+    if architecture.endswith(SUFFIX):
+        raise Mistake(f"model.name {name!r}: take {architecture.removesuffix(SUFFIX)} with --model.stem cifar")
     if not timm.is_model(architecture):
         raise Mistake(f"model.name {name!r} is not one of timm's models{nearest(architecture, timm.list_models())}")
     tagged = timm.list_pretrained(f"{architecture}.*")
@@ -126,9 +128,10 @@ def group_norms(model: nn.Module, rows: int) -> None:
     for module in model.modules():
         kind = type(module)
         if isinstance(module, _BatchNorm):
-            if kind not in _grouped_classes:
-                _grouped_classes[kind] = type(f"Grouped{kind.__name__}", (_RowGroups, kind), {})
-            module.__class__ = _grouped_classes[kind]
+            if not issubclass(kind, _RowGroups):
+                if kind not in _grouped_classes:
+                    _grouped_classes[kind] = type(f"Grouped{kind.__name__}", (_RowGroups, kind), {})
+                module.__class__ = _grouped_classes[kind]
             module.norm_batch = rows
 
 

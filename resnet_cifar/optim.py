@@ -50,17 +50,15 @@ def classifier(model: torch.nn.Module) -> torch.nn.Module:
 
 def check_name(name: str) -> str:
     """timm's name of the optimiser. Raises Mistake where timm has none of that name, or where it cannot work here."""
-    known = timm.optim.list_optimizers()
-    if name.lower() not in known:
+    known, name = timm.optim.list_optimizers(), name.lower()
+    if name not in known:
         raise Mistake(f"optimizer.name {name!r} is not one of timm's optimisers{nearest(name, known)}")
     for refused, reason in REFUSED.items():
         if refused in name:
             raise Mistake(f"optimizer.name {name!r} is not supported, {reason}: take adamw, lamb or sgd")
     if name.startswith(_FOREIGN):
-        raise Mistake(
-            f"optimizer.name {name!r} needs a library of its own: take {name.removeprefix('fused')!r} or adamw"
-        )
-    return name.lower()
+        raise Mistake(f"optimizer.name {name!r} needs a library of its own: take adamw, lamb or sgd")
+    return name
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -90,7 +88,7 @@ def _step(progress: float) -> float:
 
 
 def _one_cycle(progress: float) -> float:
-    """Smith & Topin 2019 with torch's defaults: cosine from 1/25 to 1 over 30 %, then to 1/250,000."""
+    """Smith & Topin 2019 with torch's default shape: cosine from 1/25 to 1 over 30 %, then to 1/250,000."""
     rise, start, end = 0.3, 1 / 25, 1 / 250_000
     if progress < rise:
         return start + (1 - start) * (1 - _cosine(progress / rise))

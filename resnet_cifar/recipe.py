@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -156,7 +157,7 @@ class Evaluate:
 
     __pydantic_config__ = _STRICT
 
-    every: Annotated[Number, Field(gt=0)] = 1.0
+    every: Annotated[Number, Field(ge=0.01)] = 1.0
     """Epochs between scores; the end of training is always scored."""
 
 
@@ -186,7 +187,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run is. Everything but `track` and `checkpoint` decides the result."""
+    """What a run is. Everything but `track`, `checkpoint` and `evaluate` decides how it trains."""
 
     __pydantic_config__ = _STRICT
 
@@ -203,15 +204,15 @@ class Recipe:
     model: Model = field(default_factory=Model)
     optimizer: Optimizer = field(default_factory=Optimizer)
     loss: Loss = field(default_factory=Loss)
-    phases: Annotated[tuple[Phase, ...], Field(min_length=1)] = (Phase(epochs=20, lr=0.02),)
+    phases: Annotated[tuple[Phase, ...], Field(min_length=1)] = (Phase(epochs=20.0, lr=0.02),)
     """Trained one after the other."""
     evaluate: Evaluate = field(default_factory=Evaluate)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     track: Track = field(default_factory=Track)
 
 
-# What a finished run may differ in and still be the same experiment.
-NOT_DECISIVE = ("track.", "checkpoint.")
+# What may differ between two starts of one run.
+NOT_DECISIVE = ("track.", "checkpoint.", "evaluate.")
 _ADAPTER = TypeAdapter(Recipe)
 
 
@@ -289,11 +290,13 @@ def field_paths() -> list[str]:
 
 def nearest(word: str, known: list[str]) -> str:
     """`; did you mean ...?` or nothing, for the end of a sentence."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    phase = re.match(r"phases\.\d+", word)
+    close = difflib.get_close_matches(re.sub(r"^phases\.\d+", "phases.0", word), known, n=1, cutoff=0.5)
     if not close:  # the last part alone: `lr` for `phases.0.lr`
-        tails = [name for name in known if name.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]]
-        close = tails[:1]
-    return f"; did you mean {close[0]}?" if close else ""
+        close = [name for name in known if name.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]][:1]
+    if not close:
+        return ""
+    return f"; did you mean {close[0].replace('phases.0', phase[0]) if phase else close[0]}?"
 
 
 def _leaves(values: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -101,8 +101,9 @@ class RunFolder:
         """Drops rows of metrics.jsonl after update `step`, which a resumed run writes again."""
         file = self.path / "metrics.jsonl"
         if file.is_file():
-            kept = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step]
-            write_text(file, "".join(line + "\n" for line in kept))
+            # A row that a kill cut short has no end of line.
+            lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            write_text(file, "".join(line for line in lines if json.loads(line)["step"] <= step))
 
 
 def read_json(file: Path) -> dict[str, Any] | None:

@@ -110,23 +110,18 @@ class Plan:
 def check_share(recipe: Recipe, world: int) -> None:
     """Raises Mistake where a batch does not divide over `world` processes, naming sizes that do."""
     batch, norm, micro = recipe.batch_size, recipe.model.norm_batch, recipe.micro_batch
-    if norm and batch % world == 0 and batch // world < norm:
-        share = batch // world
-        if norm % share or share % 2:
-            raise Mistake(
-                f"model.norm_batch {norm} is no multiple of a process's {share} rows (batch_size {batch} on {world} "
-                f"processes): take --model.norm_batch {norm // share * share or share} or fewer processes"
-            )
+    unit = row_unit(recipe)
+    share, left = divmod(batch, world)
+    if norm and share and not left and norm > share and norm % share == 0 and share % 2 == 0:
+        # A group spans the shares of several processes.
         if micro and micro != share:
             raise Mistake(f"micro_batch {micro} cuts BatchNorm's groups of {norm} rows: set it to 0 or {share}")
         return
-    unit = row_unit(recipe)
     if batch % (world * unit):
         raise Mistake(
             f"batch_size {batch} does not divide over {world} process{'es' * (world > 1)} in groups of {unit} rows "
             f"(model.norm_batch {norm}): take {multiples_beside(batch, world * unit)}"
         )
-    share = batch // world
     if micro and (share % micro or micro % unit):
         fitting = [size for size in range(unit, share + 1, unit) if share % size == 0]
         nearest = sorted(sorted(fitting, key=lambda size: abs(size - micro))[:2])

@@ -33,15 +33,17 @@ def choose(train_labels: np.ndarray, test_labels: np.ndarray, classes: int, reci
     inside = stratified(train_labels[kept], held_out, seed, "split", 0)
     validation = kept[inside]
     train = np.delete(kept, inside)
-    if not len(train):
-        raise Mistake(f"data.validation {data.validation:g} leaves no image to train on: lower it")
-    if data.validation:
-        lost = set(train_labels[kept].tolist()) - set(train_labels[validation].tolist())
-        if lost:
-            raise Mistake(
-                f"data.validation {data.validation:g} of {len(kept)} images leaves {len(lost)} of {classes} classes "
-                "out of the validation split: raise it, or set it to 0"
-            )
+    everything = set(train_labels.tolist())
+    if lost := everything - set(train_labels[train].tolist()):
+        raise Mistake(
+            f"data.limit {data.limit} and data.validation {data.validation:g} leave {len(lost)} of {classes} classes "
+            "no image to train on: raise the one or lower the other"
+        )
+    if data.validation and (lost := everything - set(train_labels[validation].tolist())):
+        raise Mistake(
+            f"data.validation {data.validation:g} of {len(kept)} images leaves {len(lost)} of {classes} classes out of "
+            "the validation split: raise it, or set it to 0"
+        )
     return Chosen(train, validation, test)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 from resnet_cifar.data import sources, split
+from resnet_cifar.data.sources import cache_root
 from resnet_cifar.recipe import Mistake, Recipe
 
 _FORMAT = 1
@@ -50,17 +50,6 @@ class ImageData:
     test: ImageSet
     classes: tuple[str, ...]
     fingerprint: str
-
-
-def cache_root() -> Path:
-    """$RESNET_CIFAR_CACHE, or resnet_cifar in the user's cache folder. Raises Mistake where it cannot be written."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    root = Path(os.environ.get("RESNET_CIFAR_CACHE") or Path(home) / "resnet_cifar")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Mistake(f"the cache folder {root} cannot be made ({error.strerror}): set RESNET_CIFAR_CACHE") from None
-    return root
 
 
 def ensure(source: str) -> Path:
@@ -113,8 +102,9 @@ def _write(data: sources.Splits, entry: Path) -> None:
                 file = building / f"{name}-{kind}.npy"
                 np.save(file, array)
                 checksums[file.name] = _checksum(file)
-        digest = hashlib.sha256(json.dumps([checksums, data.classes]).encode()).hexdigest()
-        meta = {"format": _FORMAT, "classes": data.classes, "checksums": checksums, "fingerprint": digest[:16]}
+        classes = list(data.classes)
+        fingerprint = _fingerprint(checksums, classes)
+        meta = {"format": _FORMAT, "classes": classes, "checksums": checksums, "fingerprint": fingerprint}
         (building / "meta.json").write_text(json.dumps(meta, indent=1))
         building.chmod(0o755)  # mkdtemp's folders are private; a cache is shared
         try:
@@ -133,9 +123,14 @@ def _damage(entry: Path) -> str | None:
         for name, checksum in meta["checksums"].items():
             if _checksum(entry / name) != checksum:
                 return f"{name} has changed"
-        return None
+        same = _fingerprint(meta["checksums"], meta["classes"]) == meta["fingerprint"]
+        return None if same else "meta.json has changed"
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
+
+
+def _fingerprint(checksums: dict[str, str], classes: list[str]) -> str:
+    return hashlib.sha256(json.dumps([checksums, classes]).encode()).hexdigest()[:16]
 
 
 def _checksum(file: Path) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from resnet_cifar.recipe import Mistake
 
 FORMAT = 1
+_FILES = ("model.safetensors", "optimizer.safetensors")
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -40,6 +41,7 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
     _write(aside / "optimizer.safetensors", tensors)
     checksums = {file.name: _checksum(file) for file in sorted(aside.iterdir())}
     whole = {"format": FORMAT, "step": step, "optimizer": scalars, "checksums": checksums, **state}
+    whole["checksum"] = _state_checksum(whole)
     with (aside / "state.json").open("w") as stream:
         json.dump(whole, stream, indent=1)
         stream.flush()
@@ -65,19 +67,18 @@ def prune(folder: Path, keep: int, best: int | None) -> None:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """state.json, after every file's checksum was verified. Raises Mistake, naming what is damaged."""
+    mend = "remove the folder to use the one before"
     try:
         state = json.loads((checkpoint / "state.json").read_text())
-        for file, checksum in state["checksums"].items():
-            if _checksum(checkpoint / file) != checksum:
-                raise Mistake(
-                    f"{checkpoint / file} has changed since it was written: remove the folder to use the one before"
-                )
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise Mistake(
-            f"the checkpoint {checkpoint} is damaged ({error}): remove the folder to use the one before"
-        ) from None
-    if state["format"] != FORMAT:
-        raise Mistake(f"{checkpoint} has format {state['format']}, and this version reads {FORMAT}")
+        if state["format"] != FORMAT:
+            raise Mistake(f"{checkpoint} has format {state['format']} and this version reads {FORMAT}: {mend}")
+        changed = [file for file in _FILES if _checksum(checkpoint / file) != state["checksums"][file]]
+        if state.pop("checksum") != _state_checksum(state):
+            changed.append("state.json")
+    except (OSError, KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise Mistake(f"the checkpoint {checkpoint} is damaged ({type(error).__name__}: {error}): {mend}") from None
+    if changed:
+        raise Mistake(f"{checkpoint / changed[0]} has changed since it was written: {mend}")
     return state
 
 
@@ -98,7 +99,9 @@ def load_optimizer(
         saved.update(_under(tensors, f"group/{number}/"))
         for index, parameter in zip(saved["params"], group["params"], strict=True):
             key = names[id(parameter)]
-            state = {**_under(tensors, f"state/{key}/"), **scalars["state"].get(key, {})}
+            saved_tensors = _under(tensors, f"state/{key}/").items()
+            state = {name: _laid_out_like(parameter, tensor) for name, tensor in saved_tensors}
+            state.update(scalars["state"].get(key, {}))
             if state:
                 whole["state"][index] = state
     optimizer.load_state_dict(whole)
@@ -114,8 +117,8 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tupl
         for key, value in group.items():
             if isinstance(value, Tensor):
                 tensors[f"group/{number}/{key}"] = value
-            elif key not in ("params", "param_names"):
-                plain[key] = value
+            elif key not in ("params", "param_names") and not isinstance(value, torch.dtype):
+                plain[key] = value  # a type is the constructor's, and is set by it again
         scalars["groups"].append(plain)
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
@@ -124,6 +127,11 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tupl
             else:
                 scalars["state"].setdefault(names[id(parameter)], {})[key] = value
     return _on_host(tensors), scalars
+
+
+def _laid_out_like(parameter: Tensor, saved: Tensor) -> Tensor:
+    """`saved` in the parameter's memory format, in which sums over it run in the same order as before."""
+    return torch.empty_like(parameter, dtype=saved.dtype).copy_(saved) if saved.shape == parameter.shape else saved
 
 
 def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -145,6 +153,10 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _state_checksum(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _checksum(file: Path) -> str:

@@ -97,7 +97,11 @@ def test_overfit_validates_on_what_it_trains_on() -> None:
     ("sizes", "data", "start"),
     [
         ((50, 50, 50), {"limit": 2}, "data.limit 2 is less than one image for each of 3 classes"),
-        ((50, 50), {"validation": 0.995}, "data.validation 0.995 leaves no image to train on"),
+        (
+            (50, 50),
+            {"validation": 0.995},
+            "data.limit 0 and data.validation 0.995 leave 2 of 2 classes no image to train on",
+        ),
         ((50, 50, 50), {"validation": 0.01}, "data.validation 0.01 of 150 images leaves 1 of 3 classes out of the"),
     ],
 )

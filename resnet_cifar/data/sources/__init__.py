@@ -6,6 +6,7 @@ read(source) -> Splits      every image, decoded
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,3 +48,14 @@ def find(source: str) -> ModuleType:
         f"data.source {source!r} is no folder here, no hub id (OWNER/NAME) and not `synthetic`: "
         "take uoft-cs/cifar10, a folder in the hub's layout, or synthetic"
     )
+
+
+def cache_root() -> Path:
+    """$RESNET_CIFAR_CACHE, or resnet_cifar in the user's cache folder. Raises Mistake where it cannot be written."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = Path(os.environ.get("RESNET_CIFAR_CACHE") or Path(home) / "resnet_cifar")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Mistake(f"the cache folder {root} cannot be made ({error.strerror}): set RESNET_CIFAR_CACHE") from None
+    return root

@@ -29,7 +29,7 @@ def decode(loaded: DatasetDict, source: str) -> Splits:
     images, labels = {}, {}
     for split, name in (("train", "train"), ("test", held_out)):
         images[split] = _images(loaded[name], image, f"{source} {name}")
-        labels[split] = np.asarray(loaded[name].with_format("numpy")[:][label], dtype=np.int64)
+        labels[split] = _labels(loaded[name], label)
         outside = np.flatnonzero((labels[split] < 0) | (labels[split] >= len(classes)))
         if outside.size:
             raise Mistake(
@@ -59,7 +59,13 @@ def _columns(split: Dataset, source: str) -> tuple[str, str]:
 
 def _class_names(split: Dataset, label: str) -> tuple[str, ...]:
     names = getattr(split.features[label], "names", None)
-    return tuple(names) if names else tuple(str(number) for number in range(max(split[:][label]) + 1))
+    return tuple(names) if names else tuple(str(number) for number in range(int(_labels(split, label).max()) + 1))
+
+
+def _labels(split: Dataset, label: str) -> np.ndarray:
+    """int64 [n], -1 where there is none; the images are not touched."""
+    column = split.select_columns([label]).with_format("arrow")[:][label]
+    return column.fill_null(-1).to_numpy().astype(np.int64)
 
 
 def _images(split: Dataset, column: str, where: str) -> np.ndarray:

@@ -8,7 +8,7 @@ import threading
 import urllib.error
 import urllib.request
 
-from resnet_cifar.data.sources import Splits, find
+from resnet_cifar.data.sources import Splits, cache_root, find
 from resnet_cifar.data.sources.columns import decode
 from resnet_cifar.recipe import Mistake, Recipe
 
@@ -45,8 +45,6 @@ def is_offline() -> bool:
 
 def identity(source: str) -> str:
     """The data set's commit: asked of the hub or, where it does not say, the one that was seen last. Raises Mistake."""
-    from resnet_cifar.data.store import cache_root
-
     note = cache_root() / f"hub-{source.replace('/', '--')}.commit"
     commit = None if is_offline() else _commit(source)
     if commit is None:
