@@ -20,7 +20,7 @@ TRAINING_IMAGES = 45_000  # of CIFAR-10, after the validation cut
 # steps of an epoch, of the run, and the rates at the start, after the warm-up, in the middle and at the end
 SHIPPED = {
     "finetune": (176, 3516, {0: 0.0, 176: 0.02, 1846: 0.01, 3515: 0.0}),
-    "scratch": (352, 35156, {0: 0.0, 352: 0.1, 17754: 0.05, 35155: 0.0}),
+    "scratch": (176, 17578, {0: 0.0, 176: 0.01, 8877: 0.005, 17577: 0.0}),
 }
 
 
