@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,8 @@ def build(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
     check_name(settings.name)
     torch.random.default_generator.manual_seed(draws.torch_seed(recipe.seed, "init"))
     pretrained = pretrained and settings.pretrained and not settings.checkpoint
-    options: dict[str, Any] = {}
-    if timm.get_pretrained_cfg(settings.name).fixed_input_size:
-        options["img_size"] = recipe.data.image_size
     try:
-        model = timm.create_model(settings.name, pretrained=pretrained, num_classes=classes, **options)
+        model = timm.create_model(settings.name, pretrained=pretrained, num_classes=classes, **_input_size(recipe))
     except (LocalEntryNotFoundError, ConnectionError, OSError) as error:
         raise Mistake(
             f"the pretrained weights of model.name {settings.name!r} are not on this machine yet and cannot be fetched "
@@ -73,6 +71,12 @@ def build(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
         for parameter in classifier(model).parameters():
             nn.init.zeros_(parameter)
     return model.train()
+
+
+def _input_size(recipe: Recipe) -> dict[str, int]:
+    """What models of a fixed input size (most transformers) want to be told."""
+    fixed = timm.get_pretrained_cfg(recipe.model.name).fixed_input_size
+    return {"img_size": recipe.data.image_size} if fixed else {}
 
 
 def warm_start(model: nn.Module, run: str) -> None:
@@ -149,7 +153,7 @@ def sync_norms(model: nn.Module, group: Any, alone: Any) -> nn.Module:
 
 @torch.no_grad()
 def estimate_norms(model: nn.Module, batches: Iterable[Tensor], average: Callable[[Tensor], Tensor]) -> None:
-    """ "Precise BN" (Wu & Johnson 2021): running statistics afresh, the mean over `batches` with today's weights.
+    """Running statistics afresh: the mean over `batches` with today's weights ("precise BN", Wu & Johnson 2021).
 
     What `torch.optim.swa_utils.update_bn` does, except that all other modules stay in eval mode (dropout is off) and
     that ranks share the work: `average` turns this rank's statistics into the mean over all batches of all ranks.
@@ -168,7 +172,7 @@ def estimate_norms(model: nn.Module, batches: Iterable[Tensor], average: Callabl
         if isinstance(module, nn.SyncBatchNorm):
             module.process_group, module.alone = module.alone, module.process_group
         if hasattr(module, "norm_batch"):
-            module.norm_batch = 1 << 30
+            module.norm_batch = sys.maxsize
     for batch in batches:
         model(batch)
     for module, momentum, rows in zip(norms, momenta, groups, strict=True):
@@ -192,11 +196,7 @@ def export(
     """
     mean, std = normalisation(model, recipe)
     size = recipe.data.image_size
-    clean = timm.create_model(
-        model.pretrained_cfg["architecture"],
-        num_classes=len(classes),
-        **({"img_size": size} if timm.get_pretrained_cfg(recipe.model.name).fixed_input_size else {}),
-    )
+    clean = timm.create_model(model.pretrained_cfg["architecture"], num_classes=len(classes), **_input_size(recipe))
     clean.load_state_dict(weights)
     clean.pretrained_cfg = {
         **model.pretrained_cfg,
