@@ -98,9 +98,9 @@ class Run:
             failed = False
         finally:
             self.screen.end()
-            self.tracker.finish(failed)
             if failed:
                 self._status("failed", self._done)
+            self.tracker.finish(failed)
 
     def _resume(self) -> int:
         """Takes up the newest checkpoint and returns the number of updates it has seen; 0 where there is none."""

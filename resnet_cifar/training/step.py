@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from resnet_cifar import optim
 from resnet_cifar.data import draws
 from resnet_cifar.data.batches import Batch, InputFormat
 from resnet_cifar.data.plan import Plan
-from resnet_cifar.recipe import Mistake
+from resnet_cifar.recipe import Mistake, Recipe
 from resnet_cifar.training.world import World
 
 STEPS_AHEAD = 4  # the host may run so far ahead of the device
@@ -39,9 +39,7 @@ class Learner:
     def __init__(self, plan: Plan, world: World, classes: int) -> None:
         recipe = plan.recipe
         self.plan, self.world = plan, world
-        self.model = models.build(recipe, classes, pretrained=world.is_main)
-        if recipe.model.checkpoint and world.is_main:
-            models.warm_start(self.model, recipe.model.checkpoint)
+        self.model = _first_model(recipe, classes, world)
         mean, std = models.normalisation(self.model, recipe)
         on_device = {"dtype": world.dtype, "device": world.device}
         self.format = InputFormat(recipe.data, torch.tensor(mean, **on_device), torch.tensor(std, **on_device))
@@ -52,12 +50,11 @@ class Learner:
         self.optimizer = optim.build(self.model, recipe.optimizer, peak, world.device)
         self.wrapped, self._optimizer = world.prepare(self.model, self.optimizer)
         self._parameters = list(self.model.parameters())
-        self._watch_gradients = {
-            (False, False): lambda: None,
-            (True, False): self._clip,
-            (False, True): self._count_skips,
-            (True, True): self._clip_and_count_skips,
-        }[recipe.optimizer.clip > 0, world.scaler is not None]
+        self._before_update: list[Callable[[], None]] = []
+        if world.scaler is not None:
+            self._before_update.append(self._unscale_and_count_skips)
+        if recipe.optimizer.clip:
+            self._before_update.append(self._clip)
         self._sums = torch.zeros(2, dtype=torch.float64, device=world.device)
         self._first_bad = torch.full((1,), _NEVER, dtype=torch.int64, device=world.device)
         self._skipped = torch.zeros(1, dtype=torch.int64, device=world.device)
@@ -82,7 +79,8 @@ class Learner:
                 # DDP averages over ranks; the step's gradient is the mean over the global batch.
                 world.backward(losses.sum() * (world.size / recipe.batch_size))
             self._count(step, losses.detach(), logits.detach(), targets)
-        self._watch_gradients()
+        for look in self._before_update:
+            look()
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._hold_back()
@@ -95,7 +93,7 @@ class Learner:
         facts = torch.cat([first_bad, skipped])
         event = None
         if self.world.device.type == "cuda":
-            sums, facts = sums.to("cpu", non_blocking=True), facts.to("cpu", non_blocking=True)
+            sums, facts = _copied_aside(sums), _copied_aside(facts)
             event = torch.cuda.Event()
             event.record()
         self._pending.append((done, done - self._summed_to, sums, facts, event))
@@ -122,18 +120,13 @@ class Learner:
         self._first_bad = torch.minimum(self._first_bad, bad)
 
     def _clip(self) -> None:
-        self.world.unscale(self._optimizer)
         torch.nn.utils.clip_grad_norm_(self._parameters, self.plan.recipe.optimizer.clip)
 
-    def _count_skips(self) -> None:
-        self.world.unscale(self._optimizer)
+    def _unscale_and_count_skips(self) -> None:
+        self.world.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         finite = torch.isfinite(torch.nn.utils.get_total_norm(gradients))
         self._skipped = torch.where(finite, 0, self._skipped + 1)
-
-    def _clip_and_count_skips(self) -> None:
-        self._count_skips()
-        torch.nn.utils.clip_grad_norm_(self._parameters, self.plan.recipe.optimizer.clip)
 
     def _seed_dropout(self, step: int) -> None:
         """What timm drops inside its models is keyed by (step, rank); it depends on the number of processes."""
@@ -158,6 +151,25 @@ class Learner:
             )
         if skipped >= _SKIPS:
             raise Mistake(f"fp16 overflowed in {skipped} updates in a row: take --precision bf16, or lower the rate")
+
+
+def _first_model(recipe: Recipe, classes: int, world: World) -> torch.nn.Module:
+    """The model with the recipe's first weights on rank 0; other ranks wait for its download and get them from it."""
+    made: list[torch.nn.Module] = []
+
+    def make() -> str:
+        made.append(models.build(recipe, classes, pretrained=True))
+        if recipe.model.checkpoint:
+            models.warm_start(made[0], recipe.model.checkpoint)
+        return "made"
+
+    world.main_first(make)
+    return made[0] if made else models.build(recipe, classes, pretrained=False)
+
+
+def _copied_aside(tensor: Tensor) -> Tensor:
+    """A copy in pinned memory of the host, on its way when this returns."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def _with_norm_groups(model: torch.nn.Module, plan: Plan, world: World) -> torch.nn.Module:

@@ -107,10 +107,6 @@ class World:
         """A context for forward and backward in which gradients are reduced over ranks only if `now`."""
         return nullcontext() if now else self._accelerator.no_sync(model)
 
-    def unscale(self, optimizer: Any) -> None:
-        """Divides gradients by fp16's scale, once a step."""
-        self._accelerator.unscale_gradients(optimizer)
-
     def mean(self, value: Tensor, weight: float) -> Tensor:
         """The mean of every rank's `value`, weighted by each rank's `weight`; the same on every rank."""
         if self.size == 1:

@@ -50,10 +50,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, real_data: Path) -> Path:
         "--data.limit": 2000,
         "--model.name": "resnet18",
         "--model.stem": "imagenet",
-        "--batch_size": 32,
-        "--phases.0.epochs": 3,
-        "--phases.0.lr": 0.02,
-        "--evaluate.every": 3,
+        "--batch_size": 64,
+        "--phases.0.epochs": 4,
+        "--evaluate.every": 4,
         "--augment.mixup": 0,
         "--augment.cutmix": 0,
     }

@@ -110,6 +110,16 @@ class TestScaler:
             results.append(torch.cat([p.detach().flatten() for p in learner.model.parameters()]))
         torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-6)
 
+    def test_clipping_sees_unscaled_gradients(self, start: Start) -> None:
+        results = []
+        for scale in (1.0, 2.0**16):
+            world = World("no")
+            world._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            learner, batches = start(world, optimizer={"name": "sgd", "clip": 0.05})
+            learner.update(0, batches.step(0))
+            results.append(torch.cat([p.detach().flatten() for p in learner.model.parameters()]))
+        torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-7)
+
     def test_an_overflow_skips_the_update_but_not_its_images_and_rate(self, start: Start) -> None:
         learner, batches = self.scaled(start, scale=2.0**16)
         before = [p.detach().clone() for p in learner.model.parameters()]
