@@ -16,10 +16,10 @@ RESULTS = Path(__file__).parent / "results"
 def main() -> None:
     """Each benchmark is a module with `measure(source) -> dict`; what it prints is what it returns."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", default=NAMES, choices=NAMES, help="which ones; all by default")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all by default")
     parser.add_argument("--source", default="synthetic", help="the images, as in data.source")
     arguments = parser.parse_args()
-    for name in arguments.names:
+    for name in arguments.names or NAMES:
         measured = import_module(f"benchmarks.{name}").measure(arguments.source)
         facts = environment.describe()
         facts.pop("command")  # it names folders of the machine

@@ -20,6 +20,7 @@ from resnet_cifar.data.batches import Batches, InputFormat
 from resnet_cifar.data.plan import Plan
 
 BATCH, ROUNDS, BATCHES = 256, 7, 12
+SETTLE = 3  # seconds in which workers fill their queues again, so that they do not slow the next one down
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -37,6 +38,7 @@ def measure(source: str) -> dict[str, Any]:
             for _ in range(2 * number + 1):  # what was fetched ahead while others were measured
                 next(loader)
             speeds[f"dataloader, {number} workers"].append(_speed(loader, BATCHES, device))
+            time.sleep(SETTLE)
     medians = {name: round(statistics.median(values)) for name, values in speeds.items()}
     best = max(value for name, value in medians.items() if name != "resident")
     return {"images_per_second": medians, "resident_over_best_dataloader": round(medians["resident"] / best, 2)}
