@@ -128,3 +128,12 @@ def test_a_batch_that_does_not_divide_is_said_once(tmp_path, launch):
     assert finished.returncode != 0
     assert finished.stderr.count("error: batch_size 40 does not divide over 2 processes") == 1
     assert "32 or 48" in finished.stderr
+
+
+def test_what_only_rank_0_finds_ends_every_rank_and_is_said_once(tmp_path, launch):
+    (tmp_path / "empty").mkdir()
+    finished = launch(tmp_path, *words(**{"data.source": "empty"}), processes=2)
+    assert finished.returncode != 0
+    assert finished.stderr.count("error: data.source") == 1
+    assert "is not in the hub's layout" in finished.stderr
+    assert not (tmp_path / "runs").exists()
