@@ -426,7 +426,7 @@ def test_an_exported_model_says_what_it_needs(tmp_path: Path) -> None:
     assert config["num_classes"] == 10
     assert config["label_names"] == list(CLASSES)
     loaded = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{folder}", pretrained=True))
-    assert (loaded["input_size"], loaded["interpolation"]) == ((3, 48, 48), "bilinear")
+    assert (list(loaded["input_size"]), loaded["interpolation"]) == ([3, 48, 48], "bilinear")
     assert (tuple(loaded["mean"]), tuple(loaded["std"])) == ((0, 0, 0), (1, 1, 1))
     assert loaded["crop_pct"] == 1.0
 
