@@ -114,6 +114,8 @@ def run(main: Callable[[list[str]], None]) -> int:
             print(f"error: {mistake}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            print("\nstopped: the same command goes on from its newest checkpoint", file=sys.stderr, flush=True)
         return 130
     except BrokenPipeError:  # `train.py --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -125,7 +127,8 @@ def _shipped() -> Any:
 
 
 def _read_yaml(name: str) -> dict[str, Any]:
-    file = Path(name) if Path(name).suffix in (".yaml", ".yml") else _shipped() / f"{name}.yaml"
+    is_file = Path(name).suffix in (".yaml", ".yml") or Path(name).is_file()
+    file = Path(name) if is_file else _shipped() / f"{name}.yaml"
     if not file.is_file():
         raise Mistake(f"there is no recipe {name!r}{nearest(name, recipe_names())}; --recipe list shows all")
     try:

@@ -299,6 +299,11 @@ def nearest(word: str, known: list[str]) -> str:
     return f"; did you mean {close[0].replace('phases.0', phase[0]) if phase else close[0]}?"
 
 
+def _example_under(path: str) -> str:
+    """A field under `path`, as an example."""
+    return next((name for name in field_paths() if name.startswith(path + ".")), "phases.0.lr")
+
+
 def _leaves(values: Any, path: str) -> Iterator[tuple[str, Any]]:
     items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else None
     if items is None:
@@ -312,8 +317,18 @@ def _sentence(error: ValidationError) -> str:
     problem = error.errors()[0]
     path = ".".join(str(part) for part in problem["loc"] if part not in ("int", "float", "none"))
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"unknown field {path}{nearest(path, field_paths())}"
+        groups = {name.split(".", 1)[0] for name in field_paths()}
+        return f"unknown field {path}{nearest(path, [*sorted(groups), *field_paths()])}"
     if problem["type"] == "missing":
         return f"{path} is missing: give it a value"
-    reason = problem["msg"].replace("Input should", "it should").removeprefix("Value error, ")
+    if path == "phases":
+        example = "- {epochs: 20, lr: 0.02}"
+        return f"phases cannot be {problem['input']!r}: it should be a list of at least one phase, such as `{example}`"
+    reasons = {
+        "bool_parsing": "it should be True or False",
+        "bool_type": "it should be True or False",
+        "dataclass_type": f"it should have fields under it, such as {_example_under(path)}",
+    }
+    said = problem["msg"].replace("Input should", "it should").removeprefix("Value error, ")
+    reason = reasons.get(problem["type"], said)
     return f"{path} cannot be {problem['input']!r}: {reason}"

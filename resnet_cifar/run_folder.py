@@ -41,8 +41,9 @@ class RunFolder:
 
     def check(self, recipe: Recipe) -> None:
         """Raises Mistake where the folder holds another recipe's run, or something that is no run."""
-        if self.path.exists() and not self.path.is_dir():
-            raise Mistake(f"--run {self.path} is a file: name a folder")
+        for place in (self.path, *self.path.parents):
+            if place.exists() and not place.is_dir():
+                raise Mistake(f"--run {self.path}: {place} is a file; name a folder")
         if not (self.path / "recipe.yaml").is_file():
             if self.path.is_dir() and any(self.path.iterdir()):
                 raise Mistake(f"--run {self.path} holds files that are no run: name a new or empty folder")
@@ -88,7 +89,7 @@ class RunFolder:
             raise Mistake(f"--run {self.path} was taken over by start {now} (this is {self._start}): stopping")
 
     def status(self, state: str, **facts: Any) -> None:
-        """Writes status.json: `running`, `finished` or `failed`, and facts."""
+        """Writes status.json: `running`, `finished`, `interrupted` or `failed`, and facts."""
         self.keep_owning()
         write_json(self.path / "status.json", {"state": state, "time": time.time(), **facts})
 
@@ -110,7 +111,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
     """The file's object, or None where there is no such file."""
     try:
         return json.loads(file.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

@@ -23,9 +23,11 @@ def full(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, 
     count = len(classes)
     top = min(5, count)
     by_class = multiclass_recall(logits, labels, num_classes=count, average="none")
+    top5 = multiclass_accuracy(logits, labels, num_classes=count, average="micro", top_k=top)
+    # torchmetrics counts in float32, whose last digits are dust in a file.
     return {
         **summary(logits, labels),
-        "top5": multiclass_accuracy(logits, labels, num_classes=count, average="micro", top_k=top).item(),
+        "top5": round(top5.item(), 6),
         "images": len(labels),
-        "class_accuracy": dict(zip(classes, by_class.tolist(), strict=True)),
+        "class_accuracy": {name: round(value, 6) for name, value in zip(classes, by_class.tolist(), strict=True)},
     }

@@ -100,8 +100,8 @@ class Wandb:
             return []
         if not self._run.offline:
             return [("curves", str(self._run.url))]
-        here = folder / Path(self._run.dir).parent.name
-        return [("curves", f"wandb leet run {folder}"), ("upload", f"wandb sync {here}")]
+        # Every start of an offline run leaves a piece; they are uploaded together, in order.
+        return [("curves", f"wandb leet run {folder}"), ("upload", f"wandb sync {folder}/offline-run-*")]
 
 
 def start(recipe: Recipe, run: Path, environment: dict[str, Any], warn: Callable[[str], None]) -> Tracker:

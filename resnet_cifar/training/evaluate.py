@@ -92,12 +92,13 @@ def evaluate(command: EvalCommand, recipe: Recipe) -> None:
     chosen = _chosen_checkpoint(folder)
     entry = world.main_first(lambda: str(store.ensure(recipe.data.source)), per_node=True)
     data = store.load(Path(entry), recipe, world.device)
-    model = models.build(recipe, _outputs(chosen), pretrained=False)
-    if len(data.classes) != model.num_classes:
+    known = tuple(checkpoint.read_state(chosen)["classes"])
+    if data.classes != known:
         raise Mistake(
-            f"data.source {recipe.data.source!r} has {len(data.classes)} classes and the run's model knows "
-            f"{model.num_classes}: take a source with the same classes"
+            f"data.source {recipe.data.source!r} has the classes {_short(data.classes)} and the run's model knows "
+            f"{_short(known)}: take a source with the same ones in the same order"
         )
+    model = models.build(recipe, len(known), pretrained=False)
     model.to(dtype=world.dtype, memory_format=torch.channels_last)
     model.load_state_dict(checkpoint.weights(chosen))
     mean, std = (torch.tensor(v, dtype=world.dtype, device=world.device) for v in models.normalisation(model, recipe))
@@ -110,11 +111,21 @@ def evaluate(command: EvalCommand, recipe: Recipe) -> None:
             "split": command.split,
             "source": recipe.data.source,
             "checkpoint": str(chosen.relative_to(folder.path)),
+            "limit": recipe.data.limit,
+            "precision": world.precision,
         }
-        scores = write_scores(folder.path, predictions, images.indices, data.classes, facts)
+        try:
+            scores = write_scores(folder.path, predictions, images.indices, data.classes, facts)
+        except OSError as error:
+            summary = metrics.summary(*predictions)
+            raise Mistake(
+                f"{folder.path} cannot be written ({error.strerror}), and the scores were {summary}: make it writable"
+            ) from None
         rows = [(name, f"{accuracy:.4f}") for name, accuracy in scores["class_accuracy"].items()]
         summary = f"accuracy {scores['accuracy']:.4f}, top-5 {scores['top5']:.4f}, loss {scores['loss']:.4f}"
-        screen.table(f"{command.split} split of {recipe.data.source}: {summary}", rows)
+        if folder.result() is None:
+            screen.warn("this run is not finished: these are the scores of its best checkpoint so far")
+        screen.table(f"{command.split} split of {recipe.data.source}, {facts['checkpoint']}: {summary}", rows)
     world.close()
 
 
@@ -152,5 +163,5 @@ def _chosen_checkpoint(folder: RunFolder) -> Path:
     return folder.checkpoints / checkpoint.name(best)
 
 
-def _outputs(chosen: Path) -> int:
-    return int(checkpoint.read_state(chosen)["classes"])
+def _short(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:3]) + f", ... ({len(classes)})" * (len(classes) > 3)

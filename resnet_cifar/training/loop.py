@@ -42,7 +42,7 @@ def train(command: TrainCommand, recipe: Recipe) -> None:
     entry = world.main_first(lambda: str(store.ensure(recipe.data.source)), per_node=True)
     data = store.load(Path(entry), recipe, world.device)
     plan = Plan(recipe, len(data.train), world.size)
-    learner = Learner(plan, world, len(data.classes))
+    learner = Learner(plan, world, len(data.classes), pretrained=not command.dry_run)
     screen.facts(outline.describe(plan, world, data, folder.path))
     for warning in filter(None, (outline.small_share(plan), world.idle_threads())):
         screen.warn(warning)
@@ -89,18 +89,21 @@ class Run:
         if self.world.is_main:
             facts = {**environment.describe(), "world_size": self.world.size, "data": self.data.fingerprint}
             self.folder.claim(self.plan.recipe, facts)
-        failed = True
+        ended = "failed"
         try:
             if self.world.is_main:
                 self.tracker = track.start(self.plan.recipe, self.folder.path, facts, self.screen.warn)
             self._train(self._resume())
             self._finish()
-            failed = False
+            ended = "finished"
+        except KeyboardInterrupt:
+            ended = "interrupted"
+            raise
         finally:
             self.screen.end()
-            if failed:
-                self._status("failed", self._done)
-            self.tracker.finish(failed)
+            if ended != "finished":
+                self._status(ended, self._done)
+            self.tracker.finish(failed=ended != "finished")
 
     def _resume(self) -> int:
         """Takes up the newest checkpoint and returns the number of updates it has seen; 0 where there is none."""
@@ -197,7 +200,7 @@ class Run:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "recipe": to_dict(self.plan.recipe),
             "data": self.data.fingerprint,
-            "classes": len(self.data.classes),
+            "classes": list(self.data.classes),
         }
         checkpoint.save(self.folder.checkpoints, done, self.learner.model, self.learner.optimizer, state)
         keep = self.plan.recipe.checkpoint.keep
@@ -214,7 +217,14 @@ class Run:
         predictions = predict(world, learner.wrapped, self.data.test, learner.format)
         if not world.is_main:
             return
-        facts = {"split": "test", "source": self.plan.recipe.data.source, "checkpoint": _relative(chosen, folder)}
+        data = self.plan.recipe.data
+        facts = {
+            "split": "test",
+            "source": data.source,
+            "checkpoint": _relative(chosen, folder),
+            "limit": data.limit,
+            "precision": world.precision,
+        }
         scores = write_scores(folder.path, predictions, self.data.test.indices, self.data.classes, facts)
         models.export(learner.model, folder.model, self.plan.recipe, self.data.classes, checkpoint.weights(chosen))
         result = {

@@ -34,12 +34,15 @@ class Sums:
 
 
 class Learner:
-    """The model and its optimiser, as trained by `world`: `model` and `optimizer` are the plain ones, for saving."""
+    """The model and its optimiser, as trained by `world`: `model` and `optimizer` are the plain ones, for saving.
 
-    def __init__(self, plan: Plan, world: World, classes: int) -> None:
+    Without `pretrained` it starts from random weights whatever the recipe says, which is enough for an estimate.
+    """
+
+    def __init__(self, plan: Plan, world: World, classes: int, pretrained: bool = True) -> None:
         recipe = plan.recipe
         self.plan, self.world = plan, world
-        self.model = _first_model(recipe, classes, world)
+        self.model = _first_model(recipe, classes, world) if pretrained else models.build(recipe, classes, False)
         mean, std = models.normalisation(self.model, recipe)
         on_device = {"dtype": world.dtype, "device": world.device}
         self.format = InputFormat(recipe.data, torch.tensor(mean, **on_device), torch.tensor(std, **on_device))

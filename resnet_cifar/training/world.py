@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -72,8 +73,8 @@ class World:
         ):
             return None
         return (
-            f"accelerate launch set OMP_NUM_THREADS={threads} and this machine has {cores} cores: take --config_file "
-            f"accelerate_configs/cpu.yaml, or set OMP_NUM_THREADS={cores}"
+            f"OMP_NUM_THREADS={threads} leaves {cores - threads} of {cores} cores idle, and accelerate launch sets 1 "
+            f"unless told otherwise: set OMP_NUM_THREADS={cores}, or leave it to accelerate_configs/cpu.yaml"
         )
 
     @property
@@ -85,7 +86,9 @@ class World:
         """Autocast, DDP and compile around `model`; rank 0's weights and buffers everywhere."""
         model.to(self.device)
         self.broadcast_(model)
-        return self._accelerator.prepare(model, optimizer)
+        with warnings.catch_warnings():  # Accelerate knows DDP's older name of the argument only
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+            return self._accelerator.prepare(model, optimizer)
 
     def prepare_to_score(self, model: nn.Module) -> nn.Module:
         """Autocast and compile around `model`, which will not be trained."""

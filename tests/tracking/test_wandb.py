@@ -96,9 +96,11 @@ def history(home: Path) -> list[dict[str, Any]]:
 def uploaded(home: Path, printed: str) -> StoredRun:
     """What the service has after the command that was printed to upload the run."""
     (command,) = (line.split()[1:] for line in printed.splitlines() if line.startswith("upload "))
-    assert command == ["wandb", "sync", str(kept(home).relative_to(home))]
+    assert command[:2] == ["wandb", "sync"]
+    pieces = [str(path.relative_to(home)) for path in sorted(home.glob(command[2]))]  # as a shell would
+    assert pieces == [str(kept(home).relative_to(home))]
     with WandbServer() as server:
-        finished = python(home, "-m", *command, env=server.account())
+        finished = python(home, "-m", *command[:2], *pieces, env=server.account())
         assert finished.returncode == 0, finished.stderr
         return only_run(server)
 
