@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,12 +88,13 @@ def check_same_weights(world: World, model: nn.Module) -> None:
 def evaluate(command: EvalCommand, recipe: Recipe) -> None:
     """Scores the best checkpoint of a run on one of its splits, or on those of another source. Raises Mistake."""
     world = World(recipe.precision)
+    recipe = dataclasses.replace(recipe, precision=world.precision)
     screen = Screen(shown=world.is_main)
     folder = RunFolder(Path(command.run))
-    chosen = _chosen_checkpoint(folder)
+    chosen, state = _chosen_checkpoint(folder)
     entry = world.main_first(lambda: str(store.ensure(recipe.data.source)), per_node=True)
     data = store.load(Path(entry), recipe, world.device)
-    known = tuple(checkpoint.read_state(chosen)["classes"])
+    known = tuple(state["classes"])
     if data.classes != known:
         raise Mistake(
             f"data.source {recipe.data.source!r} has the classes {_short(data.classes)} and the run's model knows "
@@ -107,15 +109,8 @@ def evaluate(command: EvalCommand, recipe: Recipe) -> None:
         raise Mistake("--split validation is empty, the run held no images out (data.validation 0): take test")
     predictions = predict(world, world.prepare_to_score(model), images, InputFormat(recipe.data, mean, std))
     if world.is_main:
-        facts = {
-            "split": command.split,
-            "source": recipe.data.source,
-            "checkpoint": str(chosen.relative_to(folder.path)),
-            "limit": recipe.data.limit,
-            "precision": world.precision,
-        }
         try:
-            scores = write_scores(folder.path, predictions, images.indices, data.classes, facts)
+            scores = write_scores(folder.path, command.split, recipe, chosen, predictions, images.indices, known)
         except OSError as error:
             summary = metrics.summary(*predictions)
             raise Mistake(
@@ -125,19 +120,35 @@ def evaluate(command: EvalCommand, recipe: Recipe) -> None:
         summary = f"accuracy {scores['accuracy']:.4f}, top-5 {scores['top5']:.4f}, loss {scores['loss']:.4f}"
         if folder.result() is None:
             screen.warn("this run is not finished: these are the scores of its best checkpoint so far")
-        screen.table(f"{command.split} split of {recipe.data.source}, {facts['checkpoint']}: {summary}", rows)
+        screen.table(f"{command.split} split of {recipe.data.source}, {scores['checkpoint']}: {summary}", rows)
     world.close()
 
 
 def write_scores(
-    run: Path, predictions: Predictions, indices: np.ndarray, classes: tuple[str, ...], facts: dict[str, Any]
+    run: Path,
+    split: str,
+    recipe: Recipe,
+    chosen: Path,
+    predictions: Predictions,
+    indices: np.ndarray,
+    classes: tuple[str, ...],
 ) -> dict[str, Any]:
-    """Writes RUN/eval-SPLIT.json and RUN/predictions-SPLIT.parquet; the scores. `indices`: of the source's split."""
+    """Writes RUN/eval-SPLIT.json and RUN/predictions-SPLIT.parquet; returns the scores and what was scored.
+
+    `chosen`: the checkpoint; `indices`: which images of the source's split these are.
+    """
     import pyarrow
     import pyarrow.parquet
 
-    scores = {**facts, **metrics.full(predictions.logits, predictions.labels, classes)}
-    run_folder.write_json(run / f"eval-{facts['split']}.json", scores)
+    scores = {
+        "split": split,
+        "source": recipe.data.source,
+        "checkpoint": str(chosen.relative_to(run)),
+        "limit": recipe.data.limit,
+        "precision": recipe.precision,
+        **metrics.full(predictions.logits, predictions.labels, classes),
+    }
+    run_folder.write_json(run / f"eval-{split}.json", scores)
     table = pyarrow.table(
         {
             "index": indices,
@@ -146,21 +157,24 @@ def write_scores(
             "logits": list(predictions.logits.numpy()),
         }
     )
-    file = run / f"predictions-{facts['split']}.parquet"
+    file = run / f"predictions-{split}.parquet"
     aside = file.with_name(file.name + ".writing")
     pyarrow.parquet.write_table(table, aside)
     aside.replace(file)
     return scores
 
 
-def _chosen_checkpoint(folder: RunFolder) -> Path:
-    """The best checkpoint, or the newest of a run without validation. Raises Mistake."""
+def _chosen_checkpoint(folder: RunFolder) -> tuple[Path, dict[str, Any]]:
+    """The best checkpoint, or the newest of a run without validation, and its verified state. Raises Mistake."""
     steps = checkpoint.steps(folder.checkpoints)
     if not steps:
         raise Mistake(f"{folder.path} has no checkpoint yet: let train.py reach its first one")
-    state = checkpoint.read_state(folder.checkpoints / checkpoint.name(steps[-1]))
-    best = state["best"]["step"] if state["best"] else steps[-1]
-    return folder.checkpoints / checkpoint.name(best)
+    newest = folder.checkpoints / checkpoint.name(steps[-1])
+    state = checkpoint.read_state(newest)
+    if state["best"] is None or state["best"]["step"] == steps[-1]:
+        return newest, state
+    best = folder.checkpoints / checkpoint.name(state["best"]["step"])
+    return best, checkpoint.read_state(best)
 
 
 def _short(classes: tuple[str, ...]) -> str:

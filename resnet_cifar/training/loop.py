@@ -211,28 +211,22 @@ class Run:
         learner, world, folder = self.learner, self.world, self.folder
         step = self.best["step"] if self.best else self.plan.steps
         chosen = folder.checkpoints / checkpoint.name(step)
+        weights = checkpoint.weights(chosen) if world.is_main else {}
         if world.is_main:
-            learner.model.load_state_dict(checkpoint.weights(chosen))
+            learner.model.load_state_dict(weights)
         world.broadcast_(learner.model)
         predictions = predict(world, learner.wrapped, self.data.test, learner.format)
         if not world.is_main:
             return
-        data = self.plan.recipe.data
-        facts = {
-            "split": "test",
-            "source": data.source,
-            "checkpoint": _relative(chosen, folder),
-            "limit": data.limit,
-            "precision": world.precision,
-        }
-        scores = write_scores(folder.path, predictions, self.data.test.indices, self.data.classes, facts)
-        models.export(learner.model, folder.model, self.plan.recipe, self.data.classes, checkpoint.weights(chosen))
+        recipe, data = self.plan.recipe, self.data
+        scores = write_scores(folder.path, "test", recipe, chosen, predictions, data.test.indices, data.classes)
+        models.export(learner.model, folder.model, recipe, data.classes, weights)
         result = {
             **({"val/accuracy": self.best["val/accuracy"], "val/loss": self.best["val/loss"]} if self.best else {}),
             "test/accuracy": scores["accuracy"],
             "test/top5": scores["top5"],
             "test/loss": scores["loss"],
-            "checkpoint": _relative(chosen, folder),
+            "checkpoint": scores["checkpoint"],
             "step": step,
             "steps": self.plan.steps,
             "seconds": time.perf_counter() - self.began,
@@ -250,10 +244,6 @@ class Run:
             self.folder.status(
                 state, step=done, steps=self.plan.steps, seconds_to_first_step=round(self._to_first_step, 2)
             )
-
-
-def _relative(path: Path, folder: RunFolder) -> str:
-    return str(path.relative_to(folder.path))
 
 
 def _closing_table(screen: Screen, folder: RunFolder, result: dict[str, Any], commands: list[tuple[str, str]]) -> None:

@@ -100,27 +100,24 @@ def test_a_gpu_configuration_without_gpus_is_refused(tmp_path, launch, config):
     assert not (tmp_path / "runs").exists()
 
 
-def test_tasks_that_each_believe_to_be_alone_are_caught(tmp_path):
-    """`srun --ntasks 2 python train.py`, without a launcher."""
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        # `srun --ntasks 2 python train.py`, without a launcher
+        ("SLURM_STEP_NUM_TASKS", "2", "each believes that it is alone"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps 4"),
+    ],
+)
+def test_an_environment_that_would_change_the_run_is_refused(tmp_path, variable, value, sentence):
     command = [sys.executable, *map(str, words())]
-    environment = {**os.environ, "SLURM_STEP_NUM_TASKS": "2"}
+    environment = {**os.environ, variable: value}
     finished = subprocess.run(
         command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
     assert finished.returncode == 2
-    assert "each believes that it is alone" in finished.stderr
+    assert sentence in finished.stderr
     assert "Traceback" not in finished.stderr
     assert not (tmp_path / "runs").exists()
-
-
-def test_accumulation_by_the_launcher_is_refused(tmp_path):
-    command = [sys.executable, *map(str, words())]
-    environment = {**os.environ, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
-    finished = subprocess.run(
-        command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert finished.returncode == 2
-    assert "gradient_accumulation_steps 4" in finished.stderr
 
 
 def test_a_batch_that_does_not_divide_is_said_once(tmp_path, launch):
