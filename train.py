@@ -6,16 +6,18 @@ from resnet_cifar import cli
 
 
 def main(arguments: list[str]) -> None:
-    """Nothing heavy is imported before the command and the recipe are checked."""
+    """Nothing heavy is imported before the command and the recipe are checked and signals are heard."""
     command, recipe = cli.train_command(arguments)
 
     from resnet_cifar.data.sources import hub
+    from resnet_cifar.training.interrupts import Requests
 
+    requests = Requests(command.max_minutes)
     hub.settle_offline(recipe)
 
     from resnet_cifar.training.loop import train
 
-    train(command, recipe)
+    train(command, recipe, requests)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from resnet_cifar.reporting import environment
 
-NAMES = ("pipeline", "training", "startup")
+NAMES = ("pipeline", "training", "startup", "checkpoints")
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -7,6 +7,7 @@ sentence for the same mistake; tyro renders `--help` from the recipe's own docum
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -32,6 +33,10 @@ class TrainCommand:
     """Print the plan (steps, rates, shares, memory and time) and end."""
     fresh: bool = False
     """Start over where the run folder holds a run of this recipe already."""
+    extend: float = 0.0
+    """Append a phase of so many epochs, like the last one without its warm-up, to the run that the rest names."""
+    max_minutes: float = 0.0
+    """Save and end after so many minutes, as if interrupted: for queues with time limits; 0 is off."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +77,30 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
 
 def train_command(arguments: list[str]) -> tuple[TrainCommand, Recipe]:
     """What `train.py ARGUMENTS` asks for. Ends the program after --help and --recipe list; raises Mistake."""
-    own, overrides, rest = _split(arguments, values=("recipe", "run"), flags=("dry_run", "fresh"))
+    values = ("recipe", "run", "extend", "max_minutes")
+    own, overrides, rest = _split(arguments, values, flags=("dry_run", "fresh"))
     if rest:
         raise Mistake(f"{rest[0]!r} stands alone: fields are given as --FIELD VALUE")
+    for name in ("extend", "max_minutes"):
+        if name in own:
+            own[name] = _positive(name, own[name])
     command = TrainCommand(**{name: value for name, value in own.items() if name != "help"})
     if command.recipe == "list":
         _say("\n".join(f"{name:12} {_first_line(name)}" for name in recipe_names()))
         raise SystemExit(0)
     if own.get("help"):
         _help(TrainCommand, "train.py", read_recipe(command.recipe))
+    if command.extend and command.fresh:
+        raise Mistake("--extend goes on with a run and --fresh starts over: give one of them")
     return command, read_recipe(command.recipe, overrides)
+
+
+def extended(recipe: Recipe, epochs: float) -> Recipe:
+    """The recipe with one more phase, of `epochs`: like its last one, without a warm-up. 0 epochs: as it is."""
+    if not epochs:
+        return recipe
+    more = dataclasses.replace(recipe.phases[-1], epochs=epochs, warmup=0.0)
+    return dataclasses.replace(recipe, phases=(*recipe.phases, more))
 
 
 def eval_command(arguments: list[str]) -> tuple[EvalCommand, Recipe]:
@@ -181,7 +200,19 @@ def _is_field(path: str) -> bool:
     return ".".join("0" if part.isdigit() else part for part in parts) in field_paths()
 
 
+def _positive(name: str, word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise Mistake(f"--{name} cannot be {word!r}: it should be a number above 0")
+    return value
+
+
 def _example(path: str) -> Any:
+    if path in ("extend", "max_minutes"):
+        return 10
     return flat(Recipe()).get(".".join("0" if part.isdigit() else part for part in path.split(".")), "NAME")
 
 

@@ -162,15 +162,33 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class EarlyStopping:
+    """Ending training when the validation split no longer gains."""
+
+    __pydantic_config__ = _STRICT
+
+    patience: Annotated[Whole, Field(ge=0)] = 0
+    """Scores in a row without an improvement after which training ends; 0: it never ends early."""
+    metric: Literal["accuracy", "loss"] = "accuracy"
+    """What should improve on the validation split."""
+    min_improvement: Annotated[Number, Field(ge=0)] = 0.0
+    """An improvement is more than this, in the metric's unit (accuracy is 0..1)."""
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """What is kept on disk while training."""
 
     __pydantic_config__ = _STRICT
 
     every_steps: Annotated[Whole, Field(ge=0)] = 0
-    """Steps between checkpoints; 0: only when the model is scored."""
-    keep: Annotated[Whole, Field(ge=1)] = 1
-    """Newest checkpoints kept; the best one is kept besides."""
+    """Steps between checkpoints, besides those at every score; 0 is off."""
+    every_minutes: Annotated[Number, Field(ge=0)] = 10.0
+    """Minutes between checkpoints, at the next row of metrics.jsonl; 0 is off."""
+    every_epochs: Annotated[Number, Field(ge=0)] = 0.0
+    """Epochs between checkpoints; 0 is off."""
+    keep: Annotated[Whole, Field(ge=1)] = 2
+    """Newest checkpoints kept; the best one is kept besides. Two, so that a damaged one has one before it."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +205,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run is. Everything but `track`, `checkpoint` and `evaluate` decides how it trains."""
+    """What a run is. Everything but `track`, `checkpoint`, `evaluate` and `rank_timeout` decides how it trains."""
 
     __pydantic_config__ = _STRICT
 
@@ -199,6 +217,10 @@ class Recipe:
     """The global batch: images one optimiser step learns from, on any number of devices."""
     micro_batch: Annotated[Whole, Field(ge=0)] = 0
     """Images of one backward pass on one device, to fit its memory; 0: the device's whole share."""
+    deterministic: bool = False
+    """Only operations that repeat to the bit, on GPUs too (slower; an operation that has no such form is refused)."""
+    rank_timeout: Annotated[Number, Field(gt=0)] = 300.0
+    """Seconds without a sign of life, or without progress in training, after which other processes give a rank up."""
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     model: Model = field(default_factory=Model)
@@ -207,12 +229,13 @@ class Recipe:
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)] = (Phase(epochs=20.0, lr=0.02),)
     """Trained one after the other."""
     evaluate: Evaluate = field(default_factory=Evaluate)
+    early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     track: Track = field(default_factory=Track)
 
 
-# What may differ between two starts of one run.
-NOT_DECISIVE = ("track.", "checkpoint.", "evaluate.")
+# What may differ between two starts of one run; when scores decide the end of training, so does `evaluate`.
+_NOT_DECISIVE = ("track.", "checkpoint.", "rank_timeout", "evaluate.")
 _ADAPTER = TypeAdapter(Recipe)
 
 
@@ -239,6 +262,11 @@ def check_across(recipe: Recipe) -> None:
         )
     if recipe.micro_batch > batch:
         raise Mistake(f"micro_batch {recipe.micro_batch} is larger than batch_size {batch}: lower it, or set 0")
+    if recipe.early_stopping.patience and not (recipe.data.validation or recipe.data.overfit):
+        raise Mistake(
+            f"early_stopping.patience {recipe.early_stopping.patience} needs a validation split: set data.validation, "
+            "or patience to 0"
+        )
     for index, phase in enumerate(recipe.phases):
         if phase.warmup > phase.epochs:
             raise Mistake(
@@ -272,15 +300,19 @@ def flat(recipe: Recipe) -> dict[str, Any]:
 
 def fingerprint(recipe: Recipe) -> str:
     """Eight hex digits of what decides the result."""
-    decisive = {path: value for path, value in flat(recipe).items() if not path.startswith(NOT_DECISIVE)}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(_decisive(recipe), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def differences(ours: Recipe, theirs: Recipe) -> list[str]:
     """What decides the result and differs, as `field: theirs, not ours`."""
     a, b = flat(ours), flat(theirs)
-    paths = sorted(path for path in a.keys() | b.keys() if not path.startswith(NOT_DECISIVE))
+    paths = sorted(_decisive(ours).keys() | _decisive(theirs).keys())
     return [f"{p}: {b.get(p, 'absent')}, not {a.get(p, 'absent')}" for p in paths if a.get(p) != b.get(p)]
+
+
+def _decisive(recipe: Recipe) -> dict[str, Any]:
+    ignored = _NOT_DECISIVE[:-1] if recipe.early_stopping.patience else _NOT_DECISIVE
+    return {path: value for path, value in flat(recipe).items() if not path.startswith(ignored)}
 
 
 def field_paths() -> list[str]:

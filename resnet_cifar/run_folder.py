@@ -6,12 +6,18 @@ checkpoints/  model/  wandb/  eval-SPLIT.json  predictions-SPLIT.parquet
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import hashlib
 import json
+import mmap
 import os
+import secrets
+import shutil
 import socket
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from resnet_cifar import cli
 from resnet_cifar.recipe import Mistake, Recipe, differences, fingerprint
@@ -23,11 +29,17 @@ def default_path(recipe_name: str, recipe: Recipe) -> Path:
 
 
 class RunFolder:
-    """One run's folder. Only rank 0 writes."""
+    """One run's folder. Only rank 0 writes, and only while no later start has claimed the folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._start = 0
+        self._owner: dict[str, Any] = {}
+        self._rows: BinaryIO | None = None
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether this process has claimed the folder."""
+        return bool(self._owner)
 
     @property
     def checkpoints(self) -> Path:
@@ -39,25 +51,47 @@ class RunFolder:
         """The exported model."""
         return self.path / "model"
 
-    def check(self, recipe: Recipe) -> None:
-        """Raises Mistake where the folder holds another recipe's run, or something that is no run."""
+    def check(self, recipe: Recipe, extends: bool = False) -> None:
+        """Raises Mistake where the folder holds another recipe's run, or something that is no run.
+
+        With `extends` the folder's run may lack the recipe's last phases.
+        """
         for place in (self.path, *self.path.parents):
             if place.exists() and not place.is_dir():
                 raise Mistake(f"--run {self.path}: {place} is a file; name a folder")
-        if not (self.path / "recipe.yaml").is_file():
+        ours = self._recipe()
+        if ours is None:
             if self.path.is_dir() and any(self.path.iterdir()):
                 raise Mistake(f"--run {self.path} holds files that are no run: name a new or empty folder")
             return
-        differing = differences(cli.read_recipe(str(self.path / "recipe.yaml")), recipe)
+        missing = len(recipe.phases) - len(ours.phases)
+        wanted = recipe
+        if extends and missing > 0:
+            wanted = dataclasses.replace(recipe, phases=recipe.phases[: len(ours.phases)])
+            if (self.result() or {}).get("stopped_early"):
+                raise Mistake(f"--extend: the run in {self.path} stopped early, so its phases never ended")
+        differing = differences(ours, wanted)
         if differing:
-            raise Mistake(
-                f"--run {self.path} belongs to another recipe ({'; '.join(differing[:6])}): name another folder, or "
-                "start over there with --fresh"
+            extended = missing < 0 and not differences(
+                dataclasses.replace(ours, phases=ours.phases[: len(recipe.phases)]), recipe
             )
+            mend = "give the same --extend again" if extended else "name another folder, or start over with --fresh"
+            raise Mistake(f"--run {self.path} belongs to another recipe ({'; '.join(differing[:6])}): {mend}")
+
+    def finished(self, recipe: Recipe) -> dict[str, Any] | None:
+        """The result of the finished run of all of the recipe's phases, or None."""
+        ours = self._recipe()
+        return self.result() if ours is not None and len(ours.phases) == len(recipe.phases) else None
 
     def result(self) -> dict[str, Any] | None:
         """What the finished run reached, or None."""
         return read_json(self.path / "result.json")
+
+    def mark_finished(self, result: dict[str, Any]) -> None:
+        """Makes status.json say what result.json says, where a kill came between the two."""
+        if (read_json(self.path / "status.json") or {}).get("state") != "finished":
+            facts = {"time": time.time(), "step": result["steps"], "steps": result["steps"]}
+            write_json(self.path / "status.json", {"state": "finished", **facts})
 
     def move_aside(self) -> Path | None:
         """Renames an existing folder to NAME.before-N, so that starting over loses nothing; where it is now."""
@@ -69,13 +103,25 @@ class RunFolder:
         return self.path.rename(aside)
 
     def claim(self, recipe: Recipe, environment: dict[str, Any]) -> None:
-        """Makes the folder this process's: the next start number, the recipe and the environment. Raises Mistake."""
+        """Makes the folder this process's: the next start number, the recipe and the environment. Raises Mistake.
+
+        Of two starts at the same moment the later to write owner.json has it: the token tells equal numbers apart.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._start = (read_json(self.path / "owner.json") or {}).get("start", 0) + 1
-            owner = {"start": self._start, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
-            write_json(self.path / "owner.json", owner)
-            aside = self.path / "recipe.yaml.writing"
+            start = (read_json(self.path / "owner.json") or {}).get("start", 0) + 1
+            self._owner = {
+                "start": start,
+                "token": secrets.token_hex(8),
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "time": time.time(),
+            }
+            write_json(self.path / "owner.json", self._owner)
+            if result := self.result():  # of the run that is extended
+                with contextlib.suppress(FileNotFoundError):  # another start has just done it
+                    (self.path / "result.json").rename(self.path / f"result-step-{result['steps']}.json")
+            aside = self.path / f"recipe.yaml.writing-{self._owner['token']}"
             cli.write_recipe(recipe, aside)
             aside.replace(self.path / "recipe.yaml")
             write_json(self.path / "environment.json", environment)
@@ -83,28 +129,67 @@ class RunFolder:
             raise Mistake(f"--run {self.path} cannot be written ({error.strerror}): name another folder") from None
 
     def keep_owning(self) -> None:
-        """Raises Mistake where a later start has taken the folder over."""
-        now = (read_json(self.path / "owner.json") or {}).get("start", 0)
-        if now != self._start:
-            raise Mistake(f"--run {self.path} was taken over by start {now} (this is {self._start}): stopping")
+        """Raises Mistake where another start has taken the folder over."""
+        now = read_json(self.path / "owner.json")
+        if now is None:
+            raise Mistake(f"--run {self.path} has been moved or removed: stopping")
+        if now.get("token") != self._owner["token"]:
+            where = f"start {now.get('start')} (pid {now.get('pid')} on {now.get('host')})"
+            raise Mistake(
+                f"--run {self.path} was taken over by {where}; this is start {self._owner['start']}: stopping"
+            )
 
     def status(self, state: str, **facts: Any) -> None:
         """Writes status.json: `running`, `finished`, `interrupted` or `failed`, and facts."""
         self.keep_owning()
         write_json(self.path / "status.json", {"state": state, "time": time.time(), **facts})
 
+    def continue_rows(self, step: int) -> None:
+        """Begins to append to metrics.jsonl, without the rows after update `step`: a resumed run writes them again.
+
+        Into a new file with the old name: what an owner of before still appends goes to its own, which nobody sees.
+        """
+        file = self.path / "metrics.jsonl"
+        aside = file.with_name(f"{file.name}.writing-{self._owner['token']}")
+        self.keep_owning()
+        if file.is_file():
+            shutil.copyfile(file, aside)
+            os.truncate(aside, _end_of_rows(aside, step))
+        self._rows = aside.open("ab")
+        os.fsync(self._rows.fileno())
+        self.keep_owning()
+        aside.replace(file)
+        flush(self.path)
+
     def append_row(self, row: dict[str, Any]) -> None:
         """Adds a row to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
+        self.keep_owning()
+        self._rows.write(json.dumps(row).encode() + b"\n")
+        self._rows.flush()
 
-    def cut_rows(self, step: int) -> None:
-        """Drops rows of metrics.jsonl after update `step`, which a resumed run writes again."""
-        file = self.path / "metrics.jsonl"
-        if file.is_file():
-            # A row that a kill cut short has no end of line.
-            lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            write_text(file, "".join(line for line in lines if json.loads(line)["step"] <= step))
+    def sync(self) -> None:
+        """Puts every row on disk, if the folder is still this start's: a checkpoint must not outlive its rows."""
+        self.keep_owning()
+        os.fsync(self._rows.fileno())
+
+    def _recipe(self) -> Recipe | None:
+        file = self.path / "recipe.yaml"
+        return cli.read_recipe(str(file)) if file.is_file() else None
+
+
+def _end_of_rows(file: Path, step: int) -> int:
+    """Bytes of the rows up to update `step`, looked for from the end: a long run resumes as fast as a short one."""
+    if not file.stat().st_size:
+        return 0
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        end = content.rfind(b"\n") + 1  # a row that a kill cut short has no end of line
+        while end:
+            begin = content.rfind(b"\n", 0, end - 1) + 1
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # what a power cut garbled is cut too
+                if json.loads(content[begin:end])["step"] <= step:
+                    break
+            end = begin
+        return end
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
@@ -117,14 +202,32 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 def write_json(file: Path, values: dict[str, Any]) -> None:
     """Writes aside and renames, so that a reader sees the old or the new file."""
-    write_text(file, json.dumps(values, indent=1) + "\n")
+    aside = file.with_name(f"{file.name}.writing-{secrets.token_hex(4)}")  # two starts may write at the same moment
+    try:
+        with aside.open("w") as stream:
+            stream.write(json.dumps(values, indent=1) + "\n")
+            stream.flush()
+            flush(aside)
+        aside.replace(file)
+        flush(file.parent)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
-def write_text(file: Path, text: str) -> None:
-    """Writes aside, flushes and renames."""
-    aside = file.with_name(file.name + ".writing")
-    with aside.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(file)
+def flush(path: Path) -> None:
+    """Puts a file, or the names in a folder, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(file: Path) -> str:
+    """The file's digest, in hex."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

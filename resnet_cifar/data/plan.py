@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class Plan:
         """Rows of one backward pass on one process."""
         return self.recipe.micro_batch or self.share
 
-    @property
+    @cached_property
     def phase_ends(self) -> list[int]:
         """The step at which each phase is over; every phase has at least one step."""
         ends: list[int] = []
@@ -47,7 +47,7 @@ class Plan:
             ends.append(max(self.step_at(epochs), (ends[-1] if ends else 0) + 1))
         return ends
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """Updates of the whole run."""
         return self.phase_ends[-1]
@@ -90,21 +90,27 @@ class Plan:
         """The training images that BatchNorm's statistics are estimated on, always the same: int64, sorted."""
         return np.sort(_epoch_order(self.recipe.seed, 0, self.images)[:NORM_IMAGES])
 
-    def score_steps(self) -> list[int]:
-        """The numbers of updates after which the model is scored; the last is the end of the run."""
-        every, last = self.recipe.evaluate.every, self.epoch(self.steps)
-        steps = {self.step_at(every * k) for k in range(1, int(last / every) + 2)}
-        return sorted({step for step in steps if 0 < step < self.steps} | {self.steps})
+    def is_score(self, done: int) -> bool:
+        """Whether the model is scored after `done` updates: every so many epochs, and at the end of the run."""
+        return done == self.steps or self._is_multiple(done, self.recipe.evaluate.every)
 
-    def checkpoint_steps(self) -> list[int]:
-        """The numbers of updates after which a checkpoint is written."""
-        every = self.recipe.checkpoint.every_steps
-        return sorted(set(self.score_steps()) | set(range(every, self.steps, every) if every else ()))
+    def is_checkpoint(self, done: int) -> bool:
+        """Whether a checkpoint is written after `done` updates, whatever the time."""
+        settings = self.recipe.checkpoint
+        return (
+            self.is_score(done)
+            or (settings.every_steps > 0 and done % settings.every_steps == 0)
+            or (settings.every_epochs > 0 and self._is_multiple(done, settings.every_epochs))
+        )
 
-    def row_steps(self) -> list[int]:
-        """The numbers of updates after which metrics.jsonl gets a row; checkpoints are rows, for the finite check."""
-        every = max(1, self.step_at(1 / ROWS_AN_EPOCH))
-        return sorted(set(range(every, self.steps, every)) | set(self.checkpoint_steps()))
+    def is_row(self, done: int) -> bool:
+        """Whether metrics.jsonl gets a row after `done` updates; checkpoints are rows, for the finite check."""
+        return done % max(1, self.step_at(1 / ROWS_AN_EPOCH)) == 0 or self.is_checkpoint(done)
+
+    def _is_multiple(self, done: int, epochs: float) -> bool:
+        """Whether `done` updates are nearest to a multiple of so many epochs."""
+        near = int(self.epoch(done) / epochs)
+        return any(k > 0 and self.step_at(epochs * k) == done for k in range(near - 1, near + 3))
 
 
 def check_share(recipe: Recipe, world: int) -> None:

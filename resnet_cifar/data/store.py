@@ -21,6 +21,7 @@ import torch
 from resnet_cifar.data import sources, split
 from resnet_cifar.data.sources import cache_root
 from resnet_cifar.recipe import Mistake, Recipe
+from resnet_cifar.run_folder import sha256
 
 _FORMAT = 1
 _SPLITS = ("train", "test")
@@ -101,7 +102,7 @@ def _write(data: sources.Splits, entry: Path) -> None:
             for kind, array in (("images", data.images[name]), ("labels", data.labels[name])):
                 file = building / f"{name}-{kind}.npy"
                 np.save(file, array)
-                checksums[file.name] = _checksum(file)
+                checksums[file.name] = sha256(file)
         classes = list(data.classes)
         fingerprint = _fingerprint(checksums, classes)
         meta = {"format": _FORMAT, "classes": classes, "checksums": checksums, "fingerprint": fingerprint}
@@ -121,7 +122,7 @@ def _damage(entry: Path) -> str | None:
     try:
         meta = json.loads((entry / "meta.json").read_text())
         for name, checksum in meta["checksums"].items():
-            if _checksum(entry / name) != checksum:
+            if sha256(entry / name) != checksum:
                 return f"{name} has changed"
         same = _fingerprint(meta["checksums"], meta["classes"]) == meta["fingerprint"]
         return None if same else "meta.json has changed"
@@ -131,14 +132,6 @@ def _damage(entry: Path) -> str | None:
 
 def _fingerprint(checksums: dict[str, str], classes: list[str]) -> str:
     return hashlib.sha256(json.dumps([checksums, classes]).encode()).hexdigest()[:16]
-
-
-def _checksum(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _discard(entry: Path) -> None:

@@ -15,9 +15,14 @@ _DEFAULT_URL = "https://api.wandb.ai"
 
 
 class Tracker(Protocol):
-    """Where a run's rows are drawn. `commands` tells the user how to see them: (what, command)."""
+    """Where a run's rows are drawn.
+
+    `commands` tells the user how to see them: (what, command). `identity` is kept in checkpoints, so that whoever takes
+    one up continues the same curve.
+    """
 
     commands: list[tuple[str, str]]
+    identity: str | None
 
     def log(self, row: dict[str, Any]) -> None:
         """Adds a row of metrics.jsonl."""
@@ -25,14 +30,15 @@ class Tracker(Protocol):
     def summary(self, values: dict[str, Any]) -> None:
         """Sets the run's final numbers."""
 
-    def finish(self, failed: bool) -> None:
-        """Ends the run within a bounded time."""
+    def finish(self, state: str) -> None:
+        """Ends the run as `finished`, `interrupted` or `failed`, within a bounded time."""
 
 
 class Nothing:
     """The tracker `none`."""
 
     commands: ClassVar[list[tuple[str, str]]] = []
+    identity = None
 
     def log(self, row: dict[str, Any]) -> None:
         """Does nothing."""
@@ -40,24 +46,32 @@ class Nothing:
     def summary(self, values: dict[str, Any]) -> None:
         """Does nothing."""
 
-    def finish(self, failed: bool) -> None:
+    def finish(self, state: str) -> None:
         """Does nothing."""
 
 
 class Wandb:
     """Weights & Biases: online with an account, else a real offline run in RUN/wandb; it never asks."""
 
-    def __init__(self, recipe: Recipe, run: Path, environment: dict[str, Any], warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: Path,
+        environment: dict[str, Any],
+        warn: Callable[[str], None],
+        identity: str | None,
+    ) -> None:
         import wandb
 
         folder = run / "wandb"
         folder.mkdir(exist_ok=True)
         # Artifacts wait beside the run, so that a copied run syncs whole.
         os.environ.setdefault("WANDB_DATA_DIR", str((folder / "data").resolve()))
+        self.identity = _identity(folder / ".id", identity)
         options: dict[str, Any] = {
             "project": recipe.track.project,
             "name": run.name,
-            "id": _identifier(folder / ".id"),
+            "id": self.identity,
             "dir": str(run),
             "resume": "allow",
             "config": {**to_dict(recipe), "environment": environment},
@@ -91,9 +105,11 @@ class Wandb:
         """Sets the run's final numbers."""
         self._run.summary.update(values)
 
-    def finish(self, failed: bool) -> None:
-        """Ends the run within a bounded time."""
-        self._run.finish(exit_code=int(failed))
+    def finish(self, state: str) -> None:
+        """Ends the run within a bounded time; an interrupted one shows as preempted until it goes on."""
+        if state == "interrupted":
+            self._run.mark_preempting()
+        self._run.finish(exit_code=int(state != "finished"))
 
     def _commands(self, folder: Path) -> list[tuple[str, str]]:
         if self._run.settings.mode == "disabled":
@@ -104,15 +120,21 @@ class Wandb:
         return [("curves", f"wandb leet run {folder}"), ("upload", f"wandb sync {folder}/offline-run-*")]
 
 
-def start(recipe: Recipe, run: Path, environment: dict[str, Any], warn: Callable[[str], None]) -> Tracker:
-    """The tracker that `track.to` names; `warn` hears what the user should know."""
-    return Wandb(recipe, run, environment, warn) if recipe.track.to == "wandb" else Nothing()
+def start(
+    recipe: Recipe,
+    run: Path,
+    environment: dict[str, Any],
+    warn: Callable[[str], None],
+    identity: str | None = None,
+) -> Tracker:
+    """The tracker that `track.to` names, going on as `identity`; `warn` hears what the user should know."""
+    return Wandb(recipe, run, environment, warn, identity) if recipe.track.to == "wandb" else Nothing()
 
 
-def _identifier(file: Path) -> str:
+def _identity(file: Path, saved: str | None) -> str:
     """The run's id, made once and kept with the run, so that every start of it continues one W&B run."""
     if not file.is_file():
-        file.write_text(secrets.token_hex(4))
+        file.write_text(saved or secrets.token_hex(4))
     return file.read_text()
 
 

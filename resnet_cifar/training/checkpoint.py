@@ -1,28 +1,33 @@
-"""Checkpoints: a folder of safetensors and state.json, pickle-free, by parameter name, whole or not there.
+"""Checkpoints: a folder of safetensors and state.json, pickle-free, whole or not there.
 
     step-00000100/  model.safetensors  optimizer.safetensors  state.json
 
-It is written beside its final name, flushed, checksummed and renamed. Nothing in it depends on the number of processes.
+It is written beside its final name, flushed, checksummed and renamed, in the background while training goes on. A
+reader verifies it, and where the newest is damaged takes the one before and says so.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
+import secrets
 import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
 
 from resnet_cifar.recipe import Mistake
+from resnet_cifar.run_folder import flush, sha256
+from resnet_cifar.training.snapshot import Snapshot
 
-FORMAT = 1
-_FILES = ("model.safetensors", "optimizer.safetensors")
+FORMAT = 2
+_WEIGHTS, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -31,29 +36,50 @@ def name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
-    """Writes the checkpoint after `step` updates; `state` is plain JSON. `model` and `optimizer` are not wrapped."""
-    final, aside = folder / name(step), folder / f"{name(step)}.writing"
-    shutil.rmtree(aside, ignore_errors=True)
+class Damage(Mistake):
+    """A checkpoint is not what was written."""
+
+
+def write(
+    folder: Path,
+    step: int,
+    snapshot: Snapshot,
+    state: dict[str, Any],
+    before: Callable[[], None] = lambda: None,
+) -> Path:
+    """Writes the checkpoint after `step` updates; `state` is plain JSON. Raises OSError, and then nothing has changed.
+
+    At any instant the folder holds this checkpoint or all that were there before (`recover` tidies up after a kill).
+    `before` is called when all is written, before it takes its name, and may refuse by raising.
+    """
+    final = folder / name(step)
+    aside = folder / f"{final.name}.writing-{secrets.token_hex(4)}"  # an owner of before may still be writing its own
     aside.mkdir(parents=True)
-    tensors, scalars = _optimizer_state(model, optimizer)
-    _write(aside / "model.safetensors", _on_host(model.state_dict()))
-    _write(aside / "optimizer.safetensors", tensors)
-    checksums = {file.name: _checksum(file) for file in sorted(aside.iterdir())}
-    whole = {"format": FORMAT, "step": step, "optimizer": scalars, "checksums": checksums, **state}
-    whole["checksum"] = _state_checksum(whole)
-    with (aside / "state.json").open("w") as stream:
-        json.dump(whole, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    shutil.rmtree(final, ignore_errors=True)  # a run that was started over writes the same steps again
+    try:
+        checksums = {}
+        for file, tensors in ((_WEIGHTS, snapshot.weights), (_OPTIMIZER, snapshot.optimizer)):
+            content = safetensors.torch.save(tensors)
+            checksums[file] = hashlib.sha256(content).hexdigest()
+            _write(aside / file, content)
+        whole = {"format": FORMAT, "step": step, "optimizer": snapshot.scalars, "checksums": checksums, **state}
+        whole["checksum"] = _state_checksum(whole)
+        _write(aside / _STATE, (json.dumps(whole, indent=1) + "\n").encode())
+        flush(aside)
+        before()
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)  # it may be what fills the disk
+        raise
+    replaced = folder / f"{final.name}.replaced"
+    if final.exists():  # an interrupt in an evaluation saved the same step, without its score
+        final.rename(replaced)
     aside.rename(final)
-    _flush(folder)
+    flush(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
     return final
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of all whole checkpoints, rising."""
+    """The steps of all checkpoints that were written whole, rising."""
     names = (_NAME.fullmatch(path.name) for path in folder.iterdir()) if folder.is_dir() else ()
     return sorted(int(match[1]) for match in names if match)
 
@@ -62,102 +88,135 @@ def prune(folder: Path, keep: int, best: int | None) -> None:
     """Removes all but the newest `keep` and the best checkpoint."""
     for step in steps(folder)[:-keep]:
         if step != best:
-            shutil.rmtree(folder / name(step))
+            shutil.rmtree(folder / name(step), ignore_errors=True)  # tried again after the next one
+
+
+def recover(folder: Path) -> None:
+    """Tidies up after a kill: what was being replaced comes back, what was half written goes."""
+    for replaced in folder.glob("step-*.replaced"):
+        final = replaced.with_suffix("")
+        if final.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            replaced.rename(final)
+    for aside in folder.glob("step-*.writing-*"):
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that is whole; None where there never was one.
+
+    A damaged one is named to `warn` and put aside as NAME.damaged. Raises Mistake where none is left, and where one
+    cannot be read at all or has another format, which putting it aside would not mend.
+    """
+    recover(folder)
+    damaged = list(folder.glob("step-*.damaged"))
+    for step in reversed(steps(folder)):
+        checkpoint = folder / name(step)
+        try:
+            read_state(checkpoint)
+        except Damage as damage:
+            aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            damaged.append(checkpoint.rename(aside))
+            warn(f"{damage}; it is now {aside.name}")
+        else:
+            return checkpoint
+    if damaged:
+        raise Mistake(
+            f"no checkpoint in {folder} is whole ({', '.join(sorted(path.name for path in damaged))}): bring one back "
+            "from a copy, or start over with --fresh"
+        )
+    return None
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """state.json, after every file's checksum was verified. Raises Mistake, naming what is damaged."""
-    mend = "remove the folder to use the one before"
+    """state.json, after every file was verified. Raises Damage, naming the file, and Mistake for another format."""
     try:
-        state = json.loads((checkpoint / "state.json").read_text())
+        state = json.loads((checkpoint / _STATE).read_text())
         if state["format"] != FORMAT:
-            raise Mistake(f"{checkpoint} has format {state['format']} and this version reads {FORMAT}: {mend}")
-        changed = [file for file in _FILES if _checksum(checkpoint / file) != state["checksums"][file]]
+            raise Mistake(f"{checkpoint} has format {state['format']}, and this version reads {FORMAT}")
+        changed = [file for file in (_WEIGHTS, _OPTIMIZER) if sha256(checkpoint / file) != state["checksums"][file]]
         if state.pop("checksum") != _state_checksum(state):
-            changed.append("state.json")
-    except (OSError, KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise Mistake(f"the checkpoint {checkpoint} is damaged ({type(error).__name__}: {error}): {mend}") from None
+            changed.append(_STATE)
+        foreign = {path.name for path in checkpoint.iterdir()} - {_WEIGHTS, _OPTIMIZER, _STATE}
+        if not changed:
+            for file in (_WEIGHTS, _OPTIMIZER):
+                with safetensors.safe_open(checkpoint / file, "pt") as tensors:  # checks the header against the size
+                    tensors.keys()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, KeyError, TypeError, AttributeError) as error:
+        raise Damage(f"the checkpoint {checkpoint} is damaged ({type(error).__name__}: {error})") from None
+    except (SafetensorError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise Damage(f"the checkpoint {checkpoint} is damaged ({error})") from None
+    except OSError as error:
+        raise Mistake(f"the checkpoint {checkpoint} cannot be read ({error.strerror}): try again") from None
     if changed:
-        raise Mistake(f"{checkpoint / changed[0]} has changed since it was written: {mend}")
+        raise Damage(f"{checkpoint / changed[0]} has changed since it was written")
+    if foreign:
+        raise Damage(f"{checkpoint / min(foreign)} is not a checkpoint's file (nothing in one is a pickle)")
     return state
+
+
+def read(checkpoint: Path) -> tuple[Snapshot, dict[str, Any]]:
+    """(what was saved, its state) of a verified checkpoint. Raises Mistake."""
+    state = read_state(checkpoint)
+    optimizer = safetensors.torch.load_file(checkpoint / _OPTIMIZER)
+    return Snapshot(weights(checkpoint), optimizer, state["optimizer"]), state
 
 
 def weights(checkpoint: Path) -> dict[str, Tensor]:
     """The model's weights and buffers by timm's names, on the CPU."""
-    return load_file(checkpoint / "model.safetensors")
+    return safetensors.torch.load_file(checkpoint / _WEIGHTS)
 
 
-def load_optimizer(
-    checkpoint: Path, scalars: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    """Gives a new `optimizer` over `model` the state it had; `scalars` is `read_state(...)["optimizer"]`."""
-    tensors = load_file(checkpoint / "optimizer.safetensors")
-    names = {id(parameter): key for key, parameter in model.named_parameters()}
-    whole = optimizer.state_dict()
-    for number, (group, saved) in enumerate(zip(optimizer.param_groups, whole["param_groups"], strict=True)):
-        saved.update(scalars["groups"][number])
-        saved.update(_under(tensors, f"group/{number}/"))
-        for index, parameter in zip(saved["params"], group["params"], strict=True):
-            key = names[id(parameter)]
-            saved_tensors = _under(tensors, f"state/{key}/").items()
-            state = {name: _laid_out_like(parameter, tensor) for name, tensor in saved_tensors}
-            state.update(scalars["state"].get(key, {}))
-            if state:
-                whole["state"][index] = state
-    optimizer.load_state_dict(whole)
+class Writer:
+    """Writes one checkpoint at a time in a thread of its own; `before` as in `write`, and before others are removed."""
+
+    def __init__(self, folder: Path, keep: int, before: Callable[[], None]) -> None:
+        self.folder, self._keep, self._before = folder, keep, before
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def write(self, step: int, snapshot: Snapshot, state: dict[str, Any], best: int | None) -> None:
+        """Begins to write; waits for the checkpoint before, if that is not done. Raises what that one raised."""
+        self.wait()
+        self._thread = threading.Thread(target=self._run, args=(step, snapshot, state, best), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is on disk. Raises Mistake where it could not be written."""
+        if self._thread is not None:
+            self._thread.join()
+        self.check()
+
+    def check(self) -> None:
+        """Raises what went wrong in the background, without waiting."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _run(self, step: int, snapshot: Snapshot, state: dict[str, Any], best: int | None) -> None:
+        last = 0
+        try:
+            last = max(steps(self.folder), default=0)
+            write(self.folder, step, snapshot, state, self._before)
+            self._before()
+            prune(self.folder, self._keep, best)
+        except OSError as error:
+            self._error = Mistake(
+                f"the checkpoint of step {step} could not be written to {self.folder} ({error.strerror}): make room, "
+                f"and the same command goes on from step {last}"
+            )
+        except Exception as error:  # raised again where the run waits for this thread
+            self._error = error
 
 
-def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, plain values) by parameter name. Reads the state only: asking torch for it would make some step."""
-    names = {id(parameter): key for key, parameter in model.named_parameters()}
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, Any] = {"state": {}, "groups": []}
-    for number, group in enumerate(optimizer.param_groups):
-        plain = {}
-        for key, value in group.items():
-            if isinstance(value, Tensor):
-                tensors[f"group/{number}/{key}"] = value
-            elif key not in ("params", "param_names") and not isinstance(value, torch.dtype):
-                plain[key] = value  # a type is the constructor's, and is set by it again
-        scalars["groups"].append(plain)
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"state/{names[id(parameter)]}/{key}"] = value
-            else:
-                scalars["state"].setdefault(names[id(parameter)], {})[key] = value
-    return _on_host(tensors), scalars
-
-
-def _laid_out_like(parameter: Tensor, saved: Tensor) -> Tensor:
-    """`saved` in the parameter's memory format, in which sums over it run in the same order as before."""
-    return torch.empty_like(parameter, dtype=saved.dtype).copy_(saved) if saved.shape == parameter.shape else saved
-
-
-def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-
-
-def _write(file: Path, tensors: dict[str, Tensor]) -> None:
-    save_file(tensors, file)
-    _flush(file)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _write(file: Path, content: bytes) -> None:
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        flush(file)
 
 
 def _state_checksum(state: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _checksum(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,12 +35,22 @@ class Predictions(NamedTuple):
     labels: Tensor
 
 
+def _go_on() -> None:
+    """Nobody asks a run that is only scored to stop."""
+
+
 @torch.no_grad()
-def predict(world: World, model: nn.Module, images: ImageSet, input_format: InputFormat) -> Predictions:
+def predict(
+    world: World,
+    model: nn.Module,
+    images: ImageSet,
+    input_format: InputFormat,
+    tick: Callable[[], None] = _go_on,
+) -> Predictions:
     """Scores every image exactly once, whatever the world size; all ranks get all predictions.
 
     Batches are cut from the global index range, all of one size, and dealt to ranks in blocks; what lies beyond the
-    end is filled up with the last image and dropped.
+    end is filled up with the last image and dropped. `tick` is called before each, on all ranks equally often.
     """
     size = batch_size(len(images), input_format.data.image_size)
     batches = -(-len(images) // size)
@@ -48,6 +59,7 @@ def predict(world: World, model: nn.Module, images: ImageSet, input_format: Inpu
     model.eval()
     logits = []
     for batch in range(world.rank * each, (world.rank + 1) * each):
+        tick()
         rows = torch.arange(batch * size, (batch + 1) * size, device=images.images.device).clamp_(max=len(images) - 1)
         logits.append(model(input_format(images.images[rows])))
     model.train(was_training)
@@ -55,15 +67,28 @@ def predict(world: World, model: nn.Module, images: ImageSet, input_format: Inpu
     return Predictions(gathered.to("cpu"), images.labels.to("cpu"))
 
 
-def refresh_norms(world: World, model: nn.Module, images: ImageSet, input_format: InputFormat, rows: Tensor) -> None:
-    """Precise BN of `model` (not wrapped) on the training images `rows`, shared between ranks."""
+def refresh_norms(
+    world: World,
+    model: nn.Module,
+    images: ImageSet,
+    input_format: InputFormat,
+    rows: Tensor,
+    tick: Callable[[], None] = _go_on,
+) -> None:
+    """Precise BN of `model` (not wrapped) on the training images `rows`, shared by the ranks; `tick`: see `predict`."""
     size = batch_size(len(rows), input_format.data.image_size)
     batches = list(rows.split(size))
     if len(batches) > 1 and len(batches[-1]) < size:
         batches.pop()  # every batch weighs the same
     mine = batches[world.rank :: world.size]
-    inputs = (input_format(images.images[batch]) for batch in mine)
-    models.estimate_norms(model, inputs, lambda statistics: world.mean(statistics, float(len(mine))))
+
+    def inputs() -> Iterator[Tensor]:
+        for turn in range(-(-len(batches) // world.size)):
+            tick()
+            if turn < len(mine):
+                yield input_format(images.images[mine[turn]])
+
+    models.estimate_norms(model, inputs(), lambda statistics: world.mean(statistics, float(len(mine))))
 
 
 def batch_size(images: int, image_size: int) -> int:
@@ -169,12 +194,15 @@ def _chosen_checkpoint(folder: RunFolder) -> tuple[Path, dict[str, Any]]:
     steps = checkpoint.steps(folder.checkpoints)
     if not steps:
         raise Mistake(f"{folder.path} has no checkpoint yet: let train.py reach its first one")
-    newest = folder.checkpoints / checkpoint.name(steps[-1])
-    state = checkpoint.read_state(newest)
-    if state["best"] is None or state["best"]["step"] == steps[-1]:
-        return newest, state
-    best = folder.checkpoints / checkpoint.name(state["best"]["step"])
-    return best, checkpoint.read_state(best)
+    chosen = folder.checkpoints / checkpoint.name(steps[-1])
+    try:
+        state = checkpoint.read_state(chosen)
+        if state["best"] is not None and state["best"]["step"] != steps[-1]:
+            chosen = folder.checkpoints / checkpoint.name(state["best"]["step"])
+            state = checkpoint.read_state(chosen)
+    except Mistake as mistake:
+        raise Mistake(f"{mistake}: move it away to score the one before") from None
+    return chosen, state
 
 
 def _short(classes: tuple[str, ...]) -> str:

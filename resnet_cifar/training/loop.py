@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import time
 from pathlib import Path
 from typing import Any
@@ -10,29 +11,37 @@ from typing import Any
 import psutil
 import torch
 
+from resnet_cifar import cli, optim, run_folder
 from resnet_cifar import model as models
-from resnet_cifar import optim, run_folder
 from resnet_cifar.cli import TrainCommand
 from resnet_cifar.data import store
 from resnet_cifar.data.batches import Batches
 from resnet_cifar.data.plan import Plan, check_share
 from resnet_cifar.data.store import ImageData
-from resnet_cifar.recipe import Recipe, to_dict
-from resnet_cifar.reporting import environment, metrics, track
+from resnet_cifar.recipe import Mistake, Recipe
+from resnet_cifar.reporting import metrics
 from resnet_cifar.reporting.console import Screen, duration
 from resnet_cifar.run_folder import RunFolder
-from resnet_cifar.training import checkpoint, outline
+from resnet_cifar.training import checkpoint, outline, snapshot
+from resnet_cifar.training.early_stopping import EarlyStopping
 from resnet_cifar.training.evaluate import check_same_weights, predict, refresh_norms, write_scores
+from resnet_cifar.training.interrupts import Interrupted, Requests, exit_code
+from resnet_cifar.training.recorder import Recorder
+from resnet_cifar.training.snapshot import Snapshot
 from resnet_cifar.training.step import Learner, Sums
-from resnet_cifar.training.world import World
+from resnet_cifar.training.watch import GO_ON, Watch
+from resnet_cifar.training.world import World, lost_connection
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
-def train(command: TrainCommand, recipe: Recipe) -> None:
-    """Trains, evaluates and exports what `command` asks for. Raises Mistake."""
-    world = World(recipe.precision)
-    recipe = dataclasses.replace(recipe, precision=world.precision)
+def train(command: TrainCommand, base: Recipe, requests: Requests) -> None:
+    """Trains, evaluates and exports what `command` asks for. Raises Mistake, and SystemExit where it is interrupted."""
+    world = World(base.precision, base.deterministic)
+    base = dataclasses.replace(base, precision=world.precision)
+    recipe = cli.extended(base, command.extend)
     screen = Screen(shown=world.is_main)
-    folder = RunFolder(Path(command.run) if command.run else run_folder.default_path(command.recipe, recipe))
+    folder = RunFolder(Path(command.run) if command.run else run_folder.default_path(command.recipe, base))
     # What needs no data is answered before any download.
     models.check_name(recipe.model.name)
     optim.check_name(recipe.optimizer.name)
@@ -49,7 +58,8 @@ def train(command: TrainCommand, recipe: Recipe) -> None:
     if command.dry_run:
         screen.facts(outline.estimate(learner, data))
     else:
-        Run(plan, world, data, learner, folder, screen).run()
+        recorder = Recorder(plan, world, data, folder, screen)
+        Run(plan, world, data, learner, recorder, Watch(world, requests, recipe.rank_timeout)).run()
     world.close()
 
 
@@ -59,11 +69,12 @@ def _look(folder: RunFolder, command: TrainCommand, recipe: Recipe, screen: Scre
         if aside := folder.move_aside():
             screen.say(f"starting over; what was there is now in {aside}")
         return "new"
-    folder.check(recipe)
-    result = folder.result()
+    folder.check(recipe, extends=bool(command.extend))
+    result = folder.finished(recipe)
     if result is None:
         return "new"
-    screen.say("this run is finished (--fresh starts it over)")
+    folder.mark_finished(result)
+    screen.say("this run is finished (--fresh starts it over, --extend EPOCHS goes on)")
     _closing_table(screen, folder, result, [])
     return "finished"
 
@@ -72,102 +83,117 @@ class Run:
     """One start of a run: trains from where its folder is to the end."""
 
     def __init__(
-        self, plan: Plan, world: World, data: ImageData, learner: Learner, folder: RunFolder, screen: Screen
+        self, plan: Plan, world: World, data: ImageData, learner: Learner, recorder: Recorder, watch: Watch
     ) -> None:
         self.plan, self.world, self.data = plan, world, data
-        self.learner, self.folder, self.screen = learner, folder, screen
+        self.learner, self.recorder, self.watch = learner, recorder, watch
         self.batches = Batches(plan, data.train, len(data.classes), learner.format, world.rank)
         self.norm_rows = torch.from_numpy(plan.norm_rows()).to(world.device)
-        self.tracker: track.Tracker = track.Nothing()
         self.best: dict[str, Any] | None = None
+        self.stopping = EarlyStopping(plan.recipe.early_stopping)
         self.began = time.perf_counter()
         self._rows_until, self._images_until = self.began, 0
-        self._to_first_step, self._done = 0.0, 0
+        self._saved = 0  # the updates that the newest checkpoint has seen
+        self._unscored: dict[str, Any] | None = None  # the row of a score that is under way
 
     def run(self) -> None:
         """Trains every step that is left, then scores the best model once on the test split."""
-        if self.world.is_main:
-            facts = {**environment.describe(), "world_size": self.world.size, "data": self.data.fingerprint}
-            self.folder.claim(self.plan.recipe, facts)
-        ended = "failed"
+        recorder, ended, why = self.recorder, "failed", ""
+        self.watch.leaving = recorder.leave
         try:
-            if self.world.is_main:
-                self.tracker = track.start(self.plan.recipe, self.folder.path, facts, self.screen.warn)
-            self._train(self._resume())
+            self._resume(*recorder.open())
+            self._train()
             self._finish()
             ended = "finished"
-        except KeyboardInterrupt:
-            ended = "interrupted"
+        except Interrupted as request:
+            self._save_interrupted()
+            ended, why = "interrupted", str(request)
+        except OSError as error:
+            why = f"{recorder.folder.path} cannot be written ({error.strerror}): make room, and {GO_ON}"
+            self.watch.fail(why, everywhere=False)
+            raise (Mistake(why) if error.errno in _DISK else error) from None
+        except BaseException as error:
+            why = str(error) or type(error).__name__
+            if lost_connection(error):
+                self.watch.blame()
+            self.watch.fail(why, everywhere=isinstance(error, Mistake))
             raise
         finally:
-            self.screen.end()
-            if ended != "finished":
-                self._status(ended, self._done)
-            self.tracker.finish(failed=ended != "finished")
+            recorder.end(ended, why)
+        self.watch.close()
+        if ended == "interrupted":
+            recorder.screen.say(f"interrupted by {why} at step {recorder.done}, and saved: {GO_ON}")
+            raise SystemExit(exit_code())
 
-    def _resume(self) -> int:
-        """Takes up the newest checkpoint and returns the number of updates it has seen; 0 where there is none."""
-        learner, checkpoints = self.learner, self.folder.checkpoints
-        # Rank 0 decides: a network file system may show ranks different folders for a while.
-        step = int(self.world.main_first(lambda: str(max(checkpoint.steps(checkpoints), default=0))))
-        if self.world.is_main:
-            self.folder.cut_rows(step)
-        if not step:
-            return 0
-        newest = checkpoints / checkpoint.name(step)
-        state = checkpoint.read_state(newest)
-        learner.model.load_state_dict(checkpoint.weights(newest))
-        checkpoint.load_optimizer(newest, state["optimizer"], learner.model, learner.optimizer)
-        if learner.world.scaler is not None:
-            learner.world.scaler.load_state_dict(state["scaler"])
-        learner.resume_at(step)
-        self.best = state["best"]
+    def _resume(self, saved: Snapshot | None, state: dict[str, Any] | None) -> None:
+        """Takes up what was saved; rank 0 has read it, and the others get it from there."""
+        learner, world, recorder = self.learner, self.world, self.recorder
+        learner.warm_up(*next(self.batches.step(0)))
+        if state is None:
+            return
+        weights = world.share(saved.weights if saved else None)
+        optimizer = world.share(saved.optimizer if saved else None)
+        try:
+            snapshot.restore(Snapshot(weights, optimizer, state["optimizer"]), learner.model, learner.optimizer)
+        except Mistake as mistake:
+            raise Mistake(f"the checkpoint of step {state['step']} does not fit: {mistake}") from None
+        if world.scaler is not None:
+            world.scaler.load_state_dict(state["scaler"])
+        recorder.done = self._saved = step = state["step"]
+        learner.resume_at(step, state["begun"])
+        self.best, self._unscored = state["best"], state["unscored"]
+        self.stopping.resume(state["stopping"])
         best = f", best validation accuracy {self.best['val/accuracy']:.4f}" if self.best else ""
-        self.screen.say(f"resuming at step {step}, epoch {self.plan.epoch(step):.2f}{best}")
-        return step
+        recorder.screen.say(f"resuming at step {step}, epoch {self.plan.epoch(step):.2f}{best}")
 
-    def _train(self, start: int) -> None:
-        rows, checkpoints = set(self.plan.row_steps()), set(self.plan.checkpoint_steps())
-        scores = set(self.plan.score_steps())
-        self.screen.begin(self.plan.steps, start)
-        self._to_first_step = time.time() - psutil.Process().create_time()
-        self._status("running", start)
-        self._rows_until, self._images_until = time.perf_counter(), start * self.plan.recipe.batch_size
+    def _train(self) -> None:
+        plan, learner, recorder, start = self.plan, self.learner, self.recorder, self.recorder.done
+        recorder.screen.begin(plan.steps, start)
+        recorder.seconds_to_first_step = time.time() - psutil.Process().create_time()
+        recorder.status("running")
+        self._rows_until, self._images_until = time.perf_counter(), start * plan.recipe.batch_size
+        if self._unscored:
+            self._settle(self._unscored, score=True)
+        if self.stopping.over:
+            return
         for step, micro_batches in enumerate(self.batches.steps(start), start=start):
-            self.learner.update(step, micro_batches)
-            self._done = done = step + 1
-            if done in rows:
-                self.learner.take_sums(done)
-            if done in checkpoints:
-                self._pause(done, score=done in scores)
-            else:
-                for sums in self.learner.ready_sums():
-                    self._write_row(self._row(sums))
+            self.watch.tick(step)
+            learner.update(step, micro_batches)
+            recorder.done = done = step + 1
+            if plan.is_row(done):
+                learner.take_sums(done)
+                if plan.is_checkpoint(done) or recorder.is_time_to_save():
+                    *before, last = (self._row(sums) for sums in learner.ready_sums(wait=True))
+                    self._write(*before)
+                    self._settle(last, score=plan.is_score(done))
+                    if self.stopping.over:
+                        return
+            self._write(*map(self._row, learner.ready_sums()))
 
-    def _pause(self, done: int, score: bool) -> None:
-        """Reads what has been summed, scores the model if it is time to, and saves it."""
-        rows = [self._row(sums) for sums in self.learner.ready_sums(wait=True)]
+    def _settle(self, row: dict[str, Any], score: bool) -> None:
+        """Scores the model if it is time to, writes the step's row, and saves."""
         began = time.perf_counter()
         if score:
-            rows[-1] |= self._score(done)
-        for row in rows:
-            self._write_row(row)
-        if self.world.is_main:
-            self._save(done)
-        self._status("running", done)
+            self._unscored = dict(row)
+            row |= self._score()
+            self._unscored = None
+        self._write(row)
+        self._save()
+        self.recorder.status("running")
         self._rows_until += time.perf_counter() - began  # images_per_second leaves it out
 
-    def _score(self, done: int) -> dict[str, float]:
+    def _score(self) -> dict[str, float]:
         """Scores today's weights on the validation split and remembers the best."""
         learner, world, validation = self.learner, self.world, self.data.validation
         check_same_weights(world, learner.model)
-        refresh_norms(world, learner.model, self.data.train, learner.format, self.norm_rows)
+        refresh_norms(world, learner.model, self.data.train, learner.format, self.norm_rows, self.watch.tick)
         if not len(validation):
             return {}
-        predictions = predict(world, learner.wrapped, validation, learner.format)
+        predictions = predict(world, learner.wrapped, validation, learner.format, self.watch.tick)
         scores = {f"val/{key}": value for key, value in metrics.summary(*predictions).items()}
+        self.stopping.see(scores)
         if self.best is None or scores["val/accuracy"] > self.best["val/accuracy"]:  # ties keep the earlier
-            self.best = {"step": done, **scores}
+            self.best = {"step": self.recorder.done, **scores}
         return scores
 
     def _row(self, sums: Sums) -> dict[str, Any]:
@@ -184,38 +210,44 @@ class Run:
             "images_per_second": speed,
         }
 
-    def _write_row(self, row: dict[str, Any]) -> None:
-        if self.world.is_main:
-            self.folder.append_row(row)
-            self.tracker.log(row)
-            self.screen.row(row)
-            if "val/accuracy" in row:
-                self.screen.score(row, best=self.best is not None and self.best["step"] == row["step"])
+    def _write(self, *rows: dict[str, Any]) -> None:
+        for row in rows:
+            self.recorder.row(row, is_best=self.best is not None and self.best["step"] == row["step"])
 
-    def _save(self, done: int) -> None:
-        self.folder.keep_owning()
-        scaler = self.world.scaler
+    def _save(self, begun: dict[str, float] | None = None) -> None:
+        """Hands a copy of the state to the writer; `begun`: the sums of a row that is not over yet."""
+        self._saved = self.recorder.done
+        if not self.world.is_main:
+            return
         state = {
             "best": self.best,
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "recipe": to_dict(self.plan.recipe),
-            "data": self.data.fingerprint,
-            "classes": list(self.data.classes),
+            "stopping": self.stopping.state(),
+            "begun": begun,
+            "unscored": self._unscored,
+            "scaler": self.world.scaler.state_dict() if self.world.scaler is not None else None,
         }
-        checkpoint.save(self.folder.checkpoints, done, self.learner.model, self.learner.optimizer, state)
-        keep = self.plan.recipe.checkpoint.keep
-        checkpoint.prune(self.folder.checkpoints, keep, self.best["step"] if self.best else None)
+        self.recorder.save(snapshot.take(self.learner.model, self.learner.optimizer), state)
+
+    def _save_interrupted(self) -> None:
+        """Saves what has been done since the last checkpoint, at the same step on every rank."""
+        self._write(*map(self._row, self.learner.ready_sums(wait=True)))
+        begun = self.learner.unread(self.recorder.done)  # every rank takes part, whoever has saved since
+        if self.recorder.done > self._saved:
+            self._save(begun)
+        self.recorder.wait()
 
     def _finish(self) -> None:
         """Scores the chosen checkpoint on the test split, once, and exports it."""
-        learner, world, folder = self.learner, self.world, self.folder
-        step = self.best["step"] if self.best else self.plan.steps
+        learner, world, recorder, folder = self.learner, self.world, self.recorder, self.recorder.folder
+        self.watch.trained()
+        recorder.wait()
+        step = self.best["step"] if self.best else recorder.done
         chosen = folder.checkpoints / checkpoint.name(step)
-        weights = checkpoint.weights(chosen) if world.is_main else {}
         if world.is_main:
+            weights = checkpoint.read(chosen)[0].weights
             learner.model.load_state_dict(weights)
         world.broadcast_(learner.model)
-        predictions = predict(world, learner.wrapped, self.data.test, learner.format)
+        predictions = predict(world, learner.wrapped, self.data.test, learner.format, self.watch.tick)
         if not world.is_main:
             return
         recipe, data = self.plan.recipe, self.data
@@ -228,28 +260,24 @@ class Run:
             "test/loss": scores["loss"],
             "checkpoint": scores["checkpoint"],
             "step": step,
-            "steps": self.plan.steps,
+            "steps": recorder.done,
+            "stopped_early": recorder.done < self.plan.steps,
             "seconds": time.perf_counter() - self.began,
             "world_size": world.size,
         }
         run_folder.write_json(folder.path / "result.json", result)
         best = {f"best/{name}": value for name, value in result.items() if name == "step" or name.startswith("val/")}
-        self.tracker.summary({**best, "test/accuracy": result["test/accuracy"], "test/loss": result["test/loss"]})
-        self._status("finished", self.plan.steps)
-        self.screen.end()
-        _closing_table(self.screen, folder, result, self.tracker.commands)
-
-    def _status(self, state: str, done: int) -> None:
-        if self.world.is_main:
-            self.folder.status(
-                state, step=done, steps=self.plan.steps, seconds_to_first_step=round(self._to_first_step, 2)
-            )
+        recorder.tracker.summary({**best, "test/accuracy": result["test/accuracy"], "test/loss": result["test/loss"]})
+        recorder.status("finished")
+        recorder.screen.end()
+        _closing_table(recorder.screen, folder, result, recorder.tracker.commands)
 
 
 def _closing_table(screen: Screen, folder: RunFolder, result: dict[str, Any], commands: list[tuple[str, str]]) -> None:
     validation = f"{result['val/accuracy']:.4f}" if "val/accuracy" in result else "none held out; the last model counts"
+    early = f", stopped early at step {result['steps']}" if result["stopped_early"] else ""
     screen.table(
-        f"Finished in {duration(result['seconds'])}",
+        f"Finished in {duration(result['seconds'])}{early}",
         [
             ("validation", f"accuracy {validation}"),
             ("test", f"accuracy {result['test/accuracy']:.4f}, top-5 {result['test/top5']:.4f}, scored once"),

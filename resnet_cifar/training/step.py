@@ -65,9 +65,39 @@ class Learner:
         self._pending: deque[tuple[int, int, Tensor, Tensor, torch.cuda.Event | None]] = deque()
         self._summed_to = 0
 
-    def resume_at(self, step: int) -> None:
-        """Counts from `step` updates on."""
+    def warm_up(self, inputs: Tensor, targets: Tensor) -> None:
+        """One thrown-away forward and backward pass, before any state is restored.
+
+        DDP puts gradients into other buckets after the first backward pass, and with three processes or more that is
+        another order of summing: now every step of every start has the same.
+        """
+        if self.world.size == 1:
+            return
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        self._seed_dropout(0)
+        self.world.backward(F.cross_entropy(self.wrapped(inputs), targets))
+        self.optimizer.zero_grad()
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(buffers[name])
+
+    def resume_at(self, step: int, begun: dict[str, float] | None) -> None:
+        """Counts from `step` updates on; `begun`: what `unread` said of the row that was begun by then."""
         self._summed_to = step
+        if begun:
+            self._summed_to -= int(begun["steps"])
+            if self.world.is_main:
+                self._sums += torch.tensor([begun["loss"], begun["correct"]], dtype=torch.float64).to(self._sums.device)
+
+    def unread(self, done: int) -> dict[str, float] | None:
+        """The sums since they were taken last, after `done` updates, over all ranks; None where there are none.
+
+        Raises Mistake where a loss among them was not finite.
+        """
+        if done == self._summed_to:
+            return None
+        loss, correct = self.world.sum_(self._sums.clone()).tolist()
+        self._check(int(self.world.smallest_(self._first_bad.clone())), int(self._skipped))
+        return {"steps": done - self._summed_to, "loss": loss, "correct": correct}
 
     def update(self, step: int, micro_batches: Iterable[Batch]) -> None:
         """Update number `step`: nothing here waits for the device."""
@@ -144,7 +174,9 @@ class Learner:
             event.record()
             self._finished_steps.append(event)
             if len(self._finished_steps) > STEPS_AHEAD:
+                self.world.waiting = True
                 self._finished_steps.popleft().synchronize()
+                self.world.waiting = False
 
     def _check(self, first_bad: int, skipped: int) -> None:
         if first_bad != _NEVER:

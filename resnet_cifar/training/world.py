@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import json
 import os
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from resnet_cifar.recipe import Mistake
+from resnet_cifar.training import launched
 
+_worlds = itertools.count()  # every process makes them in the same order
 _FOREVER = timedelta(days=30)
-_SEVERAL = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_COLLECTIVE = timedelta(hours=1)  # the watch gives a lost process up long before
+
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+
+
+def _meets_others(verb: Verb) -> Verb:
+    """Marks the time that a verb may spend waiting for other processes: who waits is not who hangs."""
+
+    @functools.wraps(verb)
+    def marked(self: World, *arguments: Any, **named: Any) -> Any:
+        self.waiting = True
+        try:
+            return verb(self, *arguments, **named)
+        finally:
+            self.waiting = False
+
+    return marked  # type: ignore[return-value]
 
 
 class World:
@@ -26,10 +47,14 @@ class World:
     `precision` is a recipe's; `auto` follows the launcher. Raises Mistake where what was found is not what was asked.
     """
 
-    def __init__(self, precision: str) -> None:
-        self.precision = _resolve(precision)
-        on_cpu = _wants_cpu() or not torch.cuda.is_available()
-        _check_launch(on_cpu)
+    def __init__(self, precision: str, deterministic: bool = False) -> None:
+        self.waiting = False
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+            torch.use_deterministic_algorithms(True)
+        self.precision = launched.resolve_precision(precision)
+        on_cpu = launched.wants_cpu() or not torch.cuda.is_available()
+        launched.check_environment(on_cpu)
         if on_cpu and self.precision == "fp16":
             raise Mistake("precision fp16 needs a GPU, and none was found: take no or bf16")
         if not on_cpu and self.precision == "bf16" and not torch.cuda.is_bf16_supported():
@@ -37,21 +62,37 @@ class World:
         mixed = self.precision if self.precision in ("bf16", "fp16") else "no"
         # Buffers are not broadcast (running statistics do not steer training) and gradients live in the buckets.
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        self._accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[ddp])
+        group = InitProcessGroupKwargs(timeout=_COLLECTIVE)
+        self._accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[ddp, group])
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
         self.size: int = self._accelerator.num_processes
         self.is_main: bool = self.rank == 0
-        _check_found(self.size)
-        self._store = (
-            dist.PrefixStore("resnet_cifar", dist.distributed_c10d._get_default_store()) if self.size > 1 else None
-        )
+        launched.check_found(self.size)
+        self._hosted, self._port = self._host_store() if self.size > 1 else (None, 0)
+        self._store = self.connect()
         self._turns = 0
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of weights and inputs."""
         return torch.float64 if self.precision == "fp64" else torch.float32
+
+    def _host_store(self) -> tuple[dist.TCPStore | None, int]:
+        """(rank 0's store, its port). The process group's own store dies with the launcher, and this one must not."""
+        default, key = dist.distributed_c10d._get_default_store(), f"resnet_cifar {next(_worlds)}"
+        if not self.is_main:
+            return None, int(default.get(key))
+        hosted = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)
+        default.set(key, str(hosted.port))
+        return hosted, hosted.port
+
+    def connect(self) -> dist.TCPStore | None:
+        """A connection of its own to rank 0's store, for one thread; None where there is one process."""
+        if self.size == 1:
+            return None
+        host = "localhost" if self.is_main else os.environ["MASTER_ADDR"]
+        return dist.TCPStore(host, self._port, None, False, _FOREVER, wait_for_workers=False)
 
     def describe(self) -> str:
         """The device, and whether the launcher asked for torch.compile."""
@@ -96,12 +137,14 @@ class World:
         self.broadcast_(model)
         return self._accelerator.prepare_model(model, evaluation_mode=True)
 
+    @_meets_others
     def broadcast_(self, model: nn.Module) -> None:
         """Gives every rank rank 0's weights and buffers."""
         if self.size > 1:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
+    @_meets_others
     def backward(self, loss: Tensor) -> None:
         """Adds the loss's gradients, scaled where fp16 wants it."""
         self._accelerator.backward(loss)
@@ -110,6 +153,7 @@ class World:
         """A context for forward and backward in which gradients are reduced over ranks only if `now`."""
         return nullcontext() if now else self._accelerator.no_sync(model)
 
+    @_meets_others
     def mean(self, value: Tensor, weight: float) -> Tensor:
         """The mean of every rank's `value`, weighted by each rank's `weight`; the same on every rank."""
         if self.size == 1:
@@ -118,18 +162,21 @@ class World:
         dist.all_reduce(total)
         return (total[:-1] / total[-1]).view_as(value)
 
+    @_meets_others
     def sum_(self, value: Tensor) -> Tensor:
         """Sums over ranks in place, on the device, without waiting for it."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
 
+    @_meets_others
     def smallest_(self, value: Tensor) -> Tensor:
         """The minimum over ranks, in place."""
         if self.size > 1:
             dist.all_reduce(value, op=dist.ReduceOp.MIN)
         return value
 
+    @_meets_others
     def gather(self, value: Tensor) -> Tensor:
         """Every rank's `value` (of one shape) one after the other: [world * n, ...]."""
         if self.size == 1:
@@ -138,6 +185,7 @@ class World:
         dist.all_gather(parts, value.contiguous())
         return torch.cat(parts)
 
+    @_meets_others
     def main_first(self, work: Callable[[], str], per_node: bool = False) -> str:
         """Runs `work` on rank 0 (or on each node's first rank) and tells the others what it returned.
 
@@ -162,6 +210,21 @@ class World:
             raise Mistake(told[1:])
         return told[1:]
 
+    @_meets_others
+    def share(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """Rank 0's tensors on the host of every rank; the others bring None."""
+        if self.size == 1:
+            return tensors
+        layout = {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in (tensors or {}).items()}
+        layout = json.loads(self.main_first(lambda: json.dumps(layout)))
+        shared = {}
+        for name, (dtype, shape) in layout.items():
+            here = tensors[name] if tensors else torch.empty(shape, dtype=getattr(torch, dtype))
+            here = here.to(self.device)
+            dist.broadcast(here, src=0)
+            shared[name] = here.to("cpu")
+        return shared
+
     def norm_group(self, processes: int) -> Any:
         """The process group of this rank among groups of `processes` consecutive ranks."""
         groups = [dist.new_group(list(range(first, first + processes))) for first in range(0, self.size, processes)]
@@ -173,50 +236,6 @@ class World:
         self._accelerator.end_training()
 
 
-def _wants_cpu() -> bool:
-    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-
-
-def _resolve(precision: str) -> str:
-    if precision != "auto":
-        return precision
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    if launched not in ("no", "bf16", "fp16"):
-        raise Mistake(f"--mixed_precision {launched} of accelerate launch is not supported: take no, bf16 or fp16")
-    return launched
-
-
-def _check_launch(on_cpu: bool) -> None:
-    """Raises Mistake where the launcher's environment cannot give what it says."""
-    accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if accumulation != "1":
-        raise Mistake(
-            f"gradient_accumulation_steps {accumulation} of accelerate launch would change the batch: leave it at 1, "
-            "micro_batch splits a batch to fit the memory"
-        )
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
-    hidden = devices is not None and devices.split(",")[0].strip() in ("", "-1")  # accelerate_configs/cpu_ddp.yaml
-    asked_for_gpu = launched and not _wants_cpu() and not hidden and (several or bool(devices))
-    if on_cpu and asked_for_gpu:
-        raise Mistake(
-            "accelerate launch was configured for GPUs and this machine has none that torch can use: take "
-            f"--config_file accelerate_configs/{'cpu_ddp' if several else 'cpu'}.yaml, or check the driver (nvidia-smi)"
-        )
-    if launched and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
-        # `accelerate launch --cpu --num_processes 2` starts one process and sets only the address.
-        raise Mistake(
-            "accelerate launch was asked for several processes and started one: take --config_file "
-            "accelerate_configs/cpu_ddp.yaml (or multi_gpu.yaml), which start them"
-        )
-
-
-def _check_found(size: int) -> None:
-    for variable in _SEVERAL:
-        asked = int(os.environ.get(variable) or 1)
-        if asked > 1 and size == 1:
-            raise Mistake(
-                f"{variable} says {asked} processes, and each believes that it is alone: start them with accelerate "
-                "launch (accelerate_configs/) so that they find each other"
-            )
+def lost_connection(error: BaseException) -> bool:
+    """Whether a collective failed because another process went away, as far as its error tells."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -11,6 +11,7 @@ from resnet_cifar.data.batches import Batches
 from resnet_cifar.data.plan import Plan
 from resnet_cifar.data.store import ImageSet
 from resnet_cifar.recipe import parse
+from resnet_cifar.training import snapshot
 from resnet_cifar.training.step import Learner
 from resnet_cifar.training.world import World
 
@@ -79,3 +80,20 @@ def test_mixed_precision_starts_where_float32_does(precision: str, tolerance: fl
 def test_updates_are_fused() -> None:
     learner, _ = start("no", optimizer={"name": "adamw"})
     assert learner.optimizer.defaults["fused"]
+
+
+def test_a_deterministic_run_goes_on_from_a_snapshot_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    learner, batches = start("bf16", optimizer={"name": "adamw"})
+
+    def train(first: int, last: int) -> dict[str, torch.Tensor]:
+        for step in range(first, last):
+            learner.update(step, batches.step(step))
+        return {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+
+    train(0, 3)
+    kept = snapshot.take(learner.model, learner.optimizer)
+    expected = train(3, 6)
+    snapshot.restore(kept, learner.model, learner.optimizer)
+    for name, tensor in train(3, 6).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0, msg=name)

@@ -1,176 +1,109 @@
-"""training/checkpoint.py: a run goes on from one bit for bit, and a damaged one is noticed."""
+"""training/checkpoint.py: whole or not there, whenever it is killed; damage is noticed, and the one before is used."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import io
 import json
+import os
+import pickle
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import timm
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-from resnet_cifar import optim
-from resnet_cifar.recipe import Optimizer
+from resnet_cifar.recipe import Mistake
 from resnet_cifar.training import checkpoint
+from resnet_cifar.training.snapshot import Snapshot
 
-CPU = torch.device("cpu")
-OPTIMIZERS = [
-    "sgd",
-    "adamw",
-    "lamb",
-    "rmsproptf",
-    "muon",
-    "nadamw",
-    "adafactorbv",
-    "lion",
-]
-STATE: dict[str, Any] = {"best": None, "classes": 10}
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
 
-def fresh(name: str) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A model as the loop has it (channels_last) and its optimiser."""
-    torch.manual_seed(0)
-    model = timm.create_model("test_resnet", num_classes=10).to(memory_format=torch.channels_last)
-    return model, optim.build(model, Optimizer(name=name, weight_decay=0.01, head_lr=3), 0.01, CPU)
+def snapshot_of(number: int) -> Snapshot:
+    """A tiny one, of which each `number` has its own."""
+    return Snapshot(
+        {"fc.weight": torch.full((2, 3), float(number)), "bn.num_batches_tracked": torch.tensor(number)},
+        {"state/fc.weight/exp_avg": torch.full((2, 3), number / 2)},
+        {"state": {}, "groups": [{"lr": 0.1 * number}], "tensors": ["state/fc.weight/exp_avg"]},
+    )
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
-    for step in range(first, last):
-        generator = torch.Generator().manual_seed(step)
-        inputs = torch.randn(8, 3, 32, 32, generator=generator).contiguous(memory_format=torch.channels_last)
-        optim.set_rate(optimizer, 0.01 / (step + 1))
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs), torch.arange(8)).backward()
-        optimizer.step()
+def write(folder: Path, step: int, number: int | None = None) -> Path:
+    return checkpoint.write(folder, step, snapshot_of(number or step), {"best": None, "number": number or step})
 
 
-def load(saved: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    state = checkpoint.read_state(saved)
-    model.load_state_dict(checkpoint.weights(saved))
-    checkpoint.load_optimizer(saved, state["optimizer"], model, optimizer)
+def number_of(saved: Path) -> int:
+    """Which snapshot a checkpoint holds, all of whose parts are the same one's."""
+    found, state = checkpoint.read(saved)
+    number = state["number"]
+    expected = snapshot_of(number)
+    for ours, theirs in ((found.weights, expected.weights), (found.optimizer, expected.optimizer)):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert found.scalars == expected.scalars
+    assert checkpoint.name(state["step"]) == saved.name
+    return number
 
 
-def same(ours: nn.Module, theirs: nn.Module) -> None:
-    expected = theirs.state_dict()
-    for name, tensor in ours.state_dict().items():
-        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0, msg=name)
+def no_warning(text: str) -> None:
+    raise AssertionError(f"a warning without damage: {text}")
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_run_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
-    model, optimizer = fresh(name)
-    train(model, optimizer, 0, 3)
-    saved = checkpoint.save(tmp_path, 3, model, optimizer, STATE)
-    train(model, optimizer, 3, 6)
-    again, its_optimizer = fresh(name)
-    load(saved, again, its_optimizer)
-    train(again, its_optimizer, 3, 6)
-    same(again, model)
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_what_is_saved_again_after_loading_is_the_same(name: str, tmp_path: Path) -> None:
-    model, optimizer = fresh(name)
-    train(model, optimizer, 0, 2)
-    first = checkpoint.save(tmp_path / "a", 2, model, optimizer, STATE)
-    again, its_optimizer = fresh(name)
-    load(first, again, its_optimizer)
-    second = checkpoint.save(tmp_path / "b", 2, again, its_optimizer, STATE)
-    for file in ("model.safetensors", "optimizer.safetensors", "state.json"):
-        assert (first / file).read_bytes() == (second / file).read_bytes()
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_saving_and_loading_before_the_first_step_do_not_change_the_run(name: str, tmp_path: Path) -> None:
-    """Asking torch for the state of an optimiser that has not stepped makes it step on zero gradients."""
-    untouched, saved_at_0, resumed = fresh(name), fresh(name), fresh(name)
-    saved = checkpoint.save(tmp_path, 0, *saved_at_0, STATE)
-    load(saved, *resumed)
-    for pair in (untouched, saved_at_0, resumed):
-        train(*pair, 0, 3)
-    same(saved_at_0[0], untouched[0])
-    same(resumed[0], untouched[0])
-
-
-def test_an_optimiser_over_other_parameters_is_not_mixed_up(tmp_path: Path) -> None:
-    """State goes by the parameter's name, whatever the order of the parameters in the groups."""
-    model, optimizer = fresh("adamw")
-    train(model, optimizer, 0, 2)
-    saved = checkpoint.save(tmp_path, 2, model, optimizer, STATE)
-    again, its_optimizer = fresh("adamw")
-    for group in its_optimizer.param_groups:
-        group["params"].reverse()
-    load(saved, again, its_optimizer)
-    names = dict(again.named_parameters())
-    for name, parameter in model.named_parameters():
-        ours, theirs = its_optimizer.state[names[name]], optimizer.state[parameter]
-        assert set(ours) == set(theirs)
-        torch.testing.assert_close(ours["exp_avg"], theirs["exp_avg"], rtol=0, atol=0)
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 # Files
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    model, optimizer = fresh("adamw")
-    train(model, optimizer, 0, 1)
-    return checkpoint.save(tmp_path / "checkpoints", 7, model, optimizer, STATE)
-
-
-def test_a_checkpoint_is_three_plain_files(saved: Path) -> None:
-    assert saved.name == "step-00000007"
-    assert {path.name for path in saved.iterdir()} == {"model.safetensors", "optimizer.safetensors", "state.json"}
+def test_a_checkpoint_is_three_plain_files(tmp_path: Path) -> None:
+    saved = write(tmp_path / "checkpoints", 7)
+    assert saved == tmp_path / "checkpoints" / "step-00000007"
+    assert names(saved) == set(FILES)
+    assert names(saved.parent) == {saved.name}
     state = json.loads((saved / "state.json").read_text())
-    assert (state["format"], state["step"], state["classes"]) == (1, 7, 10)
+    assert (state["format"], state["step"], state["number"]) == (checkpoint.FORMAT, 7, 7)
     assert {**checkpoint.read_state(saved), "checksum": state["checksum"]} == state
-    model, _ = fresh("adamw")
-    weights: dict[str, Tensor] = load_file(saved / "model.safetensors")
-    assert {name: tensor.shape for name, tensor in weights.items()} == {
-        name: tensor.shape for name, tensor in model.state_dict().items()
+    assert number_of(saved) == 7
+
+
+def test_every_type_and_shape_of_tensor_and_number_comes_back_to_the_bit(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    types = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8)
+    tensors = {
+        f"{kind}{shape}": (100 * torch.rand(shape, generator=generator)).to(kind)
+        for kind in types
+        for shape in ((), (0,), (3,), (2, 1, 3))
     }
-    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
-
-
-FILES = ["model.safetensors", "optimizer.safetensors", "state.json"]
-
-
-@pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "changed"])
-@pytest.mark.parametrize("file", FILES)
-def test_damage_is_noticed_and_the_checkpoint_is_named(file: str, damage: str, saved: Path) -> None:
-    whole = (saved / file).read_bytes()
-    # In state.json: the step, 7, becomes 6. Elsewhere: one bit of the last weight.
-    place = whole.index(b'"step": 7') + 8 if file == "state.json" else len(whole) - 1
-    changed = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
-    if damage == "missing":
-        (saved / file).unlink()
-    else:
-        (saved / file).write_bytes({"truncated": whole[:-5], "empty": b"", "changed": changed}[damage])
-    with pytest.raises(ValueError, match="step-00000007"):
-        checkpoint.read_state(saved)
-
-
-@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"checksums": {}}', '{"checksums": []}', "\xff"])
-def test_a_state_file_of_another_shape_is_damage(text: str, saved: Path) -> None:
-    (saved / "state.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(ValueError, match="step-00000007"):
-        checkpoint.read_state(saved)
-
-
-def test_another_format_is_refused(saved: Path) -> None:
-    state = json.loads((saved / "state.json").read_text())
-    (saved / "state.json").write_text(json.dumps({**state, "format": 2}))
-    with pytest.raises(ValueError, match="format 2"):
-        checkpoint.read_state(saved)
+    tensors["flags"] = torch.tensor([True, False])
+    tensors["odd"] = torch.tensor([float("nan"), float("inf"), -0.0, 5e-324], dtype=torch.float64)
+    numbers = {"small": 5e-324, "third": 1 / 3, "large": 2**80, "none": None, "list": [1, [2.5, True]], "text": "é"}
+    saved = checkpoint.write(tmp_path, 1, Snapshot(tensors, tensors, numbers), {"scaler": numbers})
+    found, state = checkpoint.read(saved)
+    for part in (found.weights, found.optimizer):
+        assert part.keys() == tensors.keys()
+        for name, tensor in part.items():
+            assert (tensor.dtype, tensor.shape) == (tensors[name].dtype, tensors[name].shape)
+            assert torch.equal(tensor.flatten().view(torch.uint8), tensors[name].flatten().view(torch.uint8)), name
+    assert found.scalars == state["scaler"] == numbers
 
 
 def test_steps_are_those_of_whole_checkpoints(tmp_path: Path) -> None:
     assert checkpoint.steps(tmp_path / "nowhere") == []
-    for name in ("step-00000010", "step-00000002", "step-123456789", "step-00000004.writing", "step-5", "notes"):
+    for name in (
+        *("step-00000010", "step-00000002", "step-123456789", "step-00000004.writing", "step-00000005.replaced"),
+        *("step-00000006.damaged", "step-5", "notes"),
+    ):
         (tmp_path / name).mkdir()
     assert checkpoint.steps(tmp_path) == [2, 10, 123456789]
 
@@ -194,27 +127,544 @@ def test_the_newest_and_the_best_are_kept(keep: int, best: int | None, left: lis
 
 
 def test_what_a_killed_run_left_half_written_does_no_harm(tmp_path: Path) -> None:
-    aside = tmp_path / "step-00000003.writing"
+    aside = tmp_path / "step-00000003.writing-1234"
     aside.mkdir(parents=True)
     (aside / "model.safetensors").write_bytes(b"half")
     (aside / "other").write_bytes(b"")
-    model, optimizer = fresh("sgd")
     assert checkpoint.steps(tmp_path) == []
-    saved = checkpoint.save(tmp_path, 3, model, optimizer, STATE)
-    checkpoint.read_state(saved)
-    assert [path.name for path in tmp_path.iterdir()] == [saved.name]
+    assert number_of(write(tmp_path, 3)) == 3
+    checkpoint.recover(tmp_path)
+    assert names(tmp_path) == {"step-00000003"}
 
 
-def test_a_save_that_fails_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, optimizer = fresh("sgd")
+def test_a_write_that_fails_leaves_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
-        checkpoint.save(tmp_path, 3, model, optimizer, {"best": object()})
+        checkpoint.write(tmp_path, 3, snapshot_of(3), {"best": object()})
     assert checkpoint.steps(tmp_path) == []
 
 
-def test_the_same_step_is_written_again(saved: Path) -> None:
-    """A run that was started over."""
-    model, optimizer = fresh("sgd")
-    assert checkpoint.save(saved.parent, 7, model, optimizer, STATE) == saved
-    assert load_file(saved / "optimizer.safetensors") == {}
-    checkpoint.read_state(saved)
+def test_the_same_step_is_written_again(tmp_path: Path) -> None:
+    """An interrupt in an evaluation saved it without its score."""
+    write(tmp_path, 7, 1)
+    assert number_of(write(tmp_path, 7, 2)) == 2
+    assert names(tmp_path) == {"step-00000007"}
+
+
+def test_the_first_start_finds_none(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path / "nowhere", no_warning) is None
+    assert checkpoint.newest(tmp_path, no_warning) is None
+
+
+def test_the_newest_is_found(tmp_path: Path) -> None:
+    for step in (4, 99_999_999, 8, 123_456_789):
+        write(tmp_path, step)
+    assert checkpoint.newest(tmp_path, no_warning) == tmp_path / "step-123456789"
+
+
+# Killed
+
+
+class _Watched:
+    """A stream whose writes are file operations, one of them half done."""
+
+    def __init__(self, stream: Any, killer: Killer) -> None:
+        self._stream, self._killer = stream, killer
+
+    def write(self, content: bytes) -> int:
+        self._killer.dirty[os.fstat(self._stream.fileno()).st_ino] = os.dup(self._stream.fileno())
+        self._killer.point()
+        self._stream.write(content[: len(content) // 2])
+        self._stream.flush()
+        self._killer.point()
+        self._stream.write(content[len(content) // 2 :])
+        return len(content)
+
+    def __enter__(self) -> _Watched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class Killer:
+    """In a forked child: SIGKILL at the n-th file operation. With `power_cut` what was not flushed is lost as well."""
+
+    EVENTS = frozenset({"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"})
+
+    def __init__(self, at: int, power_cut: bool) -> None:
+        self.at, self.power_cut, self.count, self.armed = at, power_cut, 0, False
+        self.dirty: dict[int, int] = {}  # inode -> a descriptor of what was written and not flushed
+
+    def arm(self) -> None:
+        real_open, real_fsync = io.open, os.fsync
+
+        def opened(file: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
+            stream = real_open(file, mode, *rest, **options)
+            return _Watched(stream, self) if "w" in mode else stream
+
+        def fsync(descriptor: int) -> None:
+            self.point()
+            real_fsync(descriptor)
+            self.dirty.pop(os.fstat(descriptor).st_ino, None)
+
+        io.open, os.fsync = opened, fsync
+        self.armed = True
+        sys.addaudithook(lambda event, _: self.point() if event in self.EVENTS else None)
+
+    def point(self) -> None:
+        if not self.armed:
+            return
+        self.count += 1
+        if self.count > self.at:
+            self.armed = False
+            if self.power_cut:
+                for descriptor in self.dirty.values():
+                    os.ftruncate(descriptor, os.fstat(descriptor).st_size // 3)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_at(operation: int, power_cut: bool, action: Callable[[], None]) -> bool:
+    """Runs `action` in a forked child that is killed before its n-th file operation; whether it came to its end."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            Killer(operation, power_cut).arm()
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return False
+    assert os.waitstatus_to_exitcode(status) == 0, "the child failed otherwise"
+    return True
+
+
+def prepare(folder: Path, *checkpoints: tuple[int, int]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for step, number in checkpoints:
+        write(folder, step, number)
+
+
+def write_and_prune(folder: Path, keep: int) -> None:
+    write(folder, 8, 80)
+    checkpoint.prune(folder, keep, best=None)
+
+
+SITUATIONS: dict[str, tuple[tuple[tuple[int, int], ...], int, int]] = {
+    # name: checkpoints before (step, number), `keep`, file operations at least (15 of them write and flush three files)
+    "the first one": ((), 1, 22),
+    "a new step, and the one before goes": (((4, 40),), 1, 27),
+    "a new step, and the one before stays": (((4, 40),), 2, 22),
+    "the same step again, alone": (((8, 79),), 1, 27),
+    "the same step again, and the one before goes": (((4, 40), (8, 79)), 1, 32),
+}
+
+
+@pytest.mark.parametrize(
+    ("situation", "power_cut"),
+    [*((name, False) for name in SITUATIONS), *((name, True) for name in list(SITUATIONS)[::4])],
+)
+def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(
+    situation: str, power_cut: bool, tmp_path: Path
+) -> None:
+    before, keep, least = SITUATIONS[situation]
+    folder, seen = tmp_path / "checkpoints", []
+    for operation in range(500):
+        prepare(folder, *before)
+        ended = kill_at(operation, power_cut, lambda: write_and_prune(folder, keep))
+        found = checkpoint.newest(folder, no_warning)
+        assert found is not None or not before
+        seen.append(number_of(found) if found else None)
+        assert not [name for name in names(folder) if "." in name], f"left over after operation {operation}"
+        assert {checkpoint.name(step) for step, _ in before[: 1 if keep > 1 else 0]} <= names(folder)
+        if ended:
+            break
+    assert ended
+    assert operation >= least
+    old, new = seen[0], seen[-1]
+    assert (old, new) == (before[-1][1] if before else None, 80)
+    switch = seen.index(new)
+    assert seen == [old] * switch + [new] * (len(seen) - switch), "it is the old one up to one moment, then the new one"
+
+
+def leftovers(folder: Path, final_is_there: bool) -> None:
+    """What a kill while step 8 was written again may leave."""
+    prepare(folder, (4, 40), (8, 79))
+    shutil.copytree(folder / "step-00000004", folder / "step-00000008.writing-1234")
+    shutil.copytree(folder / "step-00000008", folder / "step-00000008.replaced")
+    if final_is_there:
+        (folder / "step-00000008.replaced" / "state.json").unlink()
+    else:
+        shutil.rmtree(folder / "step-00000008")
+
+
+@pytest.mark.parametrize("final_is_there", [False, True])
+def test_a_kill_while_tidying_up_after_a_kill_does_no_harm(final_is_there: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    for operation in range(100):
+        leftovers(folder, final_is_there)
+        ended = kill_at(operation, True, lambda: checkpoint.recover(folder))
+        found = checkpoint.newest(folder, no_warning)
+        assert found is not None
+        assert number_of(found) == 79
+        assert names(folder) == {"step-00000004", "step-00000008"}
+        if ended:
+            break
+    assert ended
+    assert operation >= 6
+
+
+def test_the_power_cut_of_these_tests_would_notice_a_missing_flush(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "flush", lambda path: None)
+    outcomes = set()
+    for operation in range(100):
+        prepare(tmp_path / "c")
+        if kill_at(operation, True, lambda: write_and_prune(tmp_path / "c", 1)):
+            break
+        for step in checkpoint.steps(tmp_path / "c"):
+            try:
+                outcomes.add(number_of(tmp_path / "c" / checkpoint.name(step)))
+            except Mistake:
+                outcomes.add("damaged")
+    assert "damaged" in outcomes
+
+
+# Damage
+
+
+def flipped(content: bytes, place: int, bit: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ (1 << bit)]) + content[place + 1 :]
+
+
+def damages() -> Iterator[tuple[str, Callable[[Path], None]]]:
+    yield "missing", lambda file: file.unlink()
+    yield "empty", lambda file: file.write_bytes(b"")
+    yield "zeros", lambda file: file.write_bytes(bytes(file.stat().st_size))
+    yield "a folder", lambda file: (file.unlink(), file.mkdir())
+    yield "longer", lambda file: file.write_bytes(file.read_bytes() + b"x")
+    for share in (1 / 3, 0.9):
+        yield f"cut at {share:.0%}", lambda file, share=share: os.truncate(file, int(file.stat().st_size * share))
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """A folder with whole checkpoints of steps 4 and 8."""
+    prepare(tmp_path / "checkpoints", (4, 4), (8, 8))
+    return tmp_path / "checkpoints"
+
+
+def falls_back(folder: Path) -> str:
+    """What `newest` says where step 8 is damaged and step 4 is not."""
+    said: list[str] = []
+    found = checkpoint.newest(folder, said.append)
+    assert found == folder / "step-00000004"
+    assert number_of(found) == 4
+    assert names(folder) == {"step-00000004", "step-00000008.damaged"}
+    assert len(said) == 1
+    assert "\n" not in said[0]
+    assert str(folder / "step-00000008") in said[0]
+    assert said[0].endswith("; it is now step-00000008.damaged")
+    assert checkpoint.newest(folder, no_warning) == found, "the next start is not told again"
+    return said[0]
+
+
+@pytest.mark.parametrize("damage", [pytest.param(do, id=name) for name, do in damages()])
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_one_is_named_and_put_aside_and_the_one_before_is_used(
+    file: str, damage: Callable[[Path], None], two: Path
+) -> None:
+    damage(two / "step-00000008" / file)
+    falls_back(two)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_any_flipped_bit_is_noticed(file: str, two: Path) -> None:
+    saved = two / "step-00000008"
+    whole = (saved / file).read_bytes()
+    random = np.random.default_rng(FILES.index(file))
+    for place, bit in zip(random.integers(len(whole), size=150), random.integers(8, size=150), strict=True):
+        (saved / file).write_bytes(flipped(whole, int(place), int(bit)))
+        with pytest.raises(Mistake, match="step-00000008"):
+            checkpoint.read_state(saved)
+        with pytest.raises(Mistake, match="step-00000008"):
+            checkpoint.read(saved)
+    falls_back(two)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", '"text"', "{}", '{"checksums": {}}', '{"checksums": []}', "\xff"])
+def test_a_state_file_of_another_shape_is_damage(text: str, two: Path) -> None:
+    (two / "step-00000008" / "state.json").write_bytes(text.encode("latin-1"))
+    falls_back(two)
+
+
+def test_where_none_is_whole_all_are_named(two: Path) -> None:
+    for step in (4, 8):
+        (two / checkpoint.name(step) / "model.safetensors").write_bytes(b"")
+    said: list[str] = []
+    for start in range(2):  # a second start must not train from step 0 over what is left
+        with pytest.raises(Mistake) as caught:
+            checkpoint.newest(two, said.append)
+        assert len(said) == 2, start
+        assert "step-00000004.damaged, step-00000008.damaged" in str(caught.value)
+        assert "--fresh" in str(caught.value)
+    assert names(two) == {"step-00000004.damaged", "step-00000008.damaged"}
+
+
+def test_a_copy_that_was_brought_back_is_used_and_may_be_damaged_again(two: Path, tmp_path: Path) -> None:
+    shutil.copytree(two / "step-00000008", tmp_path / "copy")
+    for _ in range(2):
+        (two / "step-00000008" / "state.json").write_bytes(b"")
+        falls_back(two)
+        shutil.copytree(tmp_path / "copy", two / "step-00000008")
+        assert checkpoint.newest(two, no_warning) == two / "step-00000008"
+
+
+def test_an_older_one_that_is_damaged_is_not_looked_at(two: Path) -> None:
+    (two / "step-00000004" / "state.json").write_bytes(b"")
+    assert checkpoint.newest(two, no_warning) == two / "step-00000008"
+
+
+# Forged: every checksum fits
+
+
+def forge(saved: Path, **changes: Any) -> None:
+    """Makes the checksums those of the files as they are, and state.json's its own."""
+    state = {**json.loads((saved / "state.json").read_text()), **changes}
+    state.pop("checksum")
+    state["checksums"] = {file: hashlib.sha256((saved / file).read_bytes()).hexdigest() for file in FILES[:2]}
+    state["checksum"] = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    (saved / "state.json").write_text(json.dumps(state))
+
+
+def test_a_forged_checkpoint_of_these_tests_is_otherwise_accepted(two: Path) -> None:
+    forge(two / "step-00000008", number=8)
+    assert number_of(two / "step-00000008") == 8
+
+
+class _Bomb:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.file,))
+
+
+@pytest.mark.parametrize("file", FILES[:2])
+@pytest.mark.parametrize("form", ["pickle", "torch"])
+def test_a_pickle_is_refused_and_never_run(file: str, form: str, two: Path, tmp_path: Path) -> None:
+    place = two / "step-00000008" / file
+    if form == "pickle":
+        place.write_bytes(pickle.dumps(_Bomb(tmp_path / "ran")))
+    else:
+        torch.save({"fc.weight": _Bomb(tmp_path / "ran")}, place)
+    forge(two / "step-00000008")
+    falls_back(two)
+    assert not (tmp_path / "ran").exists()
+
+
+def header(content: bytes) -> dict[str, Any]:
+    return json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
+
+
+def with_header(content: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
+    values = header(content)
+    data = content[8 + struct.unpack("<Q", content[:8])[0] :]
+    change(values)
+    text = json.dumps(values).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def an_entry(**values: Any) -> Callable[[bytes], bytes]:
+    return lambda content: with_header(content, lambda h: h[next(key for key in h if "weight" in key)].update(values))
+
+
+LIES: dict[str, Callable[[bytes], bytes]] = {
+    "the data end later": an_entry(data_offsets=[0, 1 << 40]),
+    "the data begin inside another": an_entry(data_offsets=[4, 28]),
+    "the data end before they begin": an_entry(data_offsets=[24, 0]),
+    "the data begin below 0": an_entry(data_offsets=[-8, 16]),
+    "a larger shape": an_entry(shape=[1 << 20, 1 << 20]),
+    "a shape that overflows": an_entry(shape=[1 << 62, 8]),
+    "a wider type": an_entry(dtype="F64"),
+    "an unknown type": an_entry(dtype="OBJECT"),
+    "no offsets": lambda content: with_header(content, lambda h: h[next(k for k in h if "weight" in k)].clear()),
+    "a header that is larger than the file": lambda content: struct.pack("<Q", 1 << 62) + content[8:],
+    "a header that is as large as can be": lambda content: struct.pack("<Q", (1 << 64) - 1) + content[8:],
+    "a header of no length": lambda content: struct.pack("<Q", 0) + content[8:],
+    "data that no tensor has": lambda content: content + bytes(64),
+    "data cut short": lambda content: content[:-4],
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("file", FILES[:2])
+def test_a_header_that_lies_is_damage(file: str, lie: str, two: Path) -> None:
+    place = two / "step-00000008" / file
+    place.write_bytes(LIES[lie](place.read_bytes()))
+    forge(two / "step-00000008")
+    falls_back(two)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "model.bin", "__init__.py", ".hidden"])
+def test_a_file_too_many_is_refused(name: str, two: Path) -> None:
+    (two / "step-00000008" / name).write_bytes(pickle.dumps({}))
+    assert f"{name} is not a checkpoint's file" in falls_back(two)
+
+
+# The writer
+
+
+def nothing() -> None:
+    pass
+
+
+def test_it_writes_in_the_background_one_at_a_time(tmp_path: Path) -> None:
+    go_on, events = threading.Event(), []
+    writer = checkpoint.Writer(tmp_path, 9, before=lambda: go_on.wait(60))
+    writer.write(4, snapshot_of(4), {"number": 4}, best=None)
+    assert checkpoint.steps(tmp_path) == [], "it returned before anything was written"
+
+    def second() -> None:
+        writer.write(8, snapshot_of(8), {"number": 8}, best=None)
+        events.append(checkpoint.steps(tmp_path)[0])
+
+    other = threading.Thread(target=second)
+    other.start()
+    assert [thread.name for thread in threading.enumerate()].count("checkpoint") == 1
+    assert not events
+    go_on.set()
+    other.join(60)
+    writer.wait()
+    assert events == [4], "the second began when the first was on disk"
+    assert [number_of(tmp_path / checkpoint.name(step)) for step in checkpoint.steps(tmp_path)] == [4, 8]
+
+
+def test_waiting_without_a_write_returns(tmp_path: Path) -> None:
+    checkpoint.Writer(tmp_path, 1, before=nothing).wait()
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [8, 20]), (2, [8, 16, 20]), (9, [4, 8, 12, 16, 20])])
+def test_the_newest_and_the_best_survive_the_rotation(keep: int, left: list[int], tmp_path: Path) -> None:
+    writer = checkpoint.Writer(tmp_path, keep, before=nothing)
+    for step in (4, 8, 12, 16, 20):
+        writer.write(step, snapshot_of(step), {"number": step}, best=4 if step == 4 else 8)
+    writer.wait()
+    assert [number_of(tmp_path / checkpoint.name(step)) for step in checkpoint.steps(tmp_path)] == left
+
+
+def refuse() -> None:
+    raise Mistake("taken over by start 2")
+
+
+def test_where_the_folder_is_anothers_nothing_is_written_and_waiting_says_so_once(tmp_path: Path) -> None:
+    write(tmp_path, 4)
+    writer = checkpoint.Writer(tmp_path, 1, before=refuse)
+    writer.write(8, snapshot_of(8), {}, best=None)
+    with pytest.raises(Mistake, match="taken over by start 2"):
+        writer.wait()
+    assert names(tmp_path) == {"step-00000004"}
+    writer.wait()
+    writer.check()
+
+
+def test_an_owner_that_lost_its_folder_while_writing_removes_nothing(tmp_path: Path) -> None:
+    write(tmp_path, 4)
+    asked: list[None] = []
+
+    def before() -> None:
+        asked.append(None)
+        if len(asked) > 1:
+            refuse()
+
+    writer = checkpoint.Writer(tmp_path, 1, before=before)
+    writer.write(8, snapshot_of(8), {"number": 8}, best=None)
+    with pytest.raises(Mistake, match="taken over"):
+        writer.wait()
+    assert number_of(tmp_path / "step-00000004") == 4
+
+
+def test_what_went_wrong_is_raised_by_the_next_write_and_by_a_check(tmp_path: Path) -> None:
+    writer = checkpoint.Writer(tmp_path, 1, before=refuse)
+    writer.write(4, snapshot_of(4), {}, best=None)
+    with pytest.raises(Mistake, match="taken over"):
+        writer.write(8, snapshot_of(8), {}, best=None)
+    assert names(tmp_path) == set()
+    unserializable = checkpoint.Writer(tmp_path, 1, before=lambda: None)
+    unserializable.write(4, snapshot_of(4), {"best": object()}, best=None)
+    unserializable._thread.join(60)
+    with pytest.raises(TypeError):
+        unserializable.check()
+
+
+def check_full_disk(folder: Path, writer: checkpoint.Writer, snapshot: Snapshot, reason: str) -> None:
+    """Step 8 finds no room: one sentence, nothing half written, step 4 still loads."""
+    writer.write(8, snapshot, {"number": 8}, best=None)
+    with pytest.raises(Mistake) as caught:
+        writer.wait()
+    assert str(caught.value) == (
+        f"the checkpoint of step 8 could not be written to {folder} ({reason}): make room, and the same command goes "
+        "on from step 4"
+    )
+    assert names(folder) == {"step-00000004"}
+    assert number_of(folder / "step-00000004") == 4
+    writer.check()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
+@pytest.mark.parametrize("place", ["fsync", "mkdir", "write"])
+def test_a_disk_that_fails_is_one_sentence_and_the_last_good_one_loads(
+    place: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 4)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    writer = checkpoint.Writer(tmp_path, 1, before=nothing)
+    with monkeypatch.context() as patched:
+        owner, name = {"fsync": (os, "fsync"), "mkdir": (Path, "mkdir"), "write": (checkpoint, "_write")}[place]
+        patched.setattr(owner, name, fail)
+        check_full_disk(tmp_path, writer, snapshot_of(8), os.strerror(number))
+    writer.write(8, snapshot_of(8), {"number": 8}, best=None)  # there is room again
+    writer.wait()
+    assert number_of(checkpoint.newest(tmp_path, no_warning)) == 8
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here (it takes root)")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("floats", [20_000, 10_000], ids=["in the weights", "in the optimiser's state"])
+def test_a_full_disk_is_one_sentence_and_the_last_good_one_loads(floats: int, small_disk: Path) -> None:
+    write(small_disk, 4)
+    large = {"fc.weight": torch.zeros(floats)}
+    writer = checkpoint.Writer(small_disk, 1, before=nothing)
+    check_full_disk(small_disk, writer, Snapshot(large, large, {}), os.strerror(errno.ENOSPC))
+    writer.write(8, snapshot_of(8), {"number": 8}, best=None)  # a smaller one finds room
+    writer.wait()
+    assert number_of(checkpoint.newest(small_disk, no_warning)) == 8
+
+
+def test_a_checkpoint_of_a_newer_version_is_named(two: Path) -> None:
+    ours = checkpoint.FORMAT
+    forge(two / "step-00000008", format=ours + 1)
+    with pytest.raises(Mistake, match=f"step-00000008 has format {ours + 1}, and this version reads {ours}"):
+        checkpoint.read_state(two / "step-00000008")

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from resnet_cifar import cli
-from resnet_cifar.recipe import Mistake, Recipe, flat
+from resnet_cifar.recipe import Mistake, Recipe, flat, parse
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., subprocess.CompletedProcess]
@@ -33,14 +33,50 @@ def sentence(*arguments: str) -> str:
 
 def test_without_arguments_it_is_the_default_recipe() -> None:
     command, recipe = cli.train_command([])
-    assert command == cli.TrainCommand(recipe="finetune", run="", dry_run=False, fresh=False)
+    assert command == cli.TrainCommand(
+        recipe="finetune", run="", dry_run=False, fresh=False, extend=0.0, max_minutes=0.0
+    )
     assert recipe == cli.read_recipe("finetune")
 
 
 def test_own_options_are_read_and_are_not_part_of_the_recipe() -> None:
-    command, recipe = cli.train_command(["--recipe", "debug", "--run", "runs/x", "--dry_run", "--fresh"])
-    assert command == cli.TrainCommand(recipe="debug", run="runs/x", dry_run=True, fresh=True)
+    command, recipe = cli.train_command(
+        ["--recipe", "debug", "--run", "runs/x", "--dry_run", "--fresh", "--max_minutes", "1.5"]
+    )
+    assert command == cli.TrainCommand(recipe="debug", run="runs/x", dry_run=True, fresh=True, max_minutes=1.5)
     assert recipe == cli.read_recipe("debug")
+
+
+@pytest.mark.parametrize("name", ["extend", "max_minutes"])
+@pytest.mark.parametrize(("word", "value"), [("10", 10.0), ("0.5", 0.5), ("1e2", 100.0)])
+def test_a_number_of_epochs_or_minutes_is_read(name: str, word: str, value: float) -> None:
+    for arguments in ([f"--{name}", word], [f"--{name}={word}"], [f"--{name.replace('_', '-')}", word]):
+        command, recipe = cli.train_command(arguments)
+        assert command == cli.TrainCommand(**{name: value})
+        assert recipe == cli.read_recipe("finetune"), "the recipe itself stays, so that its folder is found"
+
+
+@pytest.mark.parametrize("name", ["extend", "max_minutes"])
+@pytest.mark.parametrize("word", ["0", "-1", "nan", "inf", "soon", "", "1h"])
+def test_a_number_that_is_none_or_not_above_0_is_refused(name: str, word: str) -> None:
+    assert sentence(f"--{name}", word) == f"--{name} cannot be {word!r}: it should be a number above 0"
+
+
+@pytest.mark.parametrize("name", ["extend", "max_minutes"])
+def test_a_number_that_is_missing_is_shown_by_an_example(name: str) -> None:
+    assert sentence(f"--{name}") == f"--{name} needs a value, for example --{name} 10"
+
+
+def test_going_on_and_starting_over_are_not_both_done() -> None:
+    assert sentence("--extend", "3", "--fresh").startswith("--extend goes on with a run and --fresh starts over")
+
+
+def test_an_extended_recipe_has_one_more_phase_like_its_last_without_a_warm_up() -> None:
+    phases = [{"epochs": 1, "lr": 0.3}, {"epochs": 5, "lr": 0.1, "warmup": 2, "decay": "linear"}]
+    recipe = parse({"seed": 3, "phases": phases})
+    longer = cli.extended(recipe, 2.5)
+    assert longer == parse({"seed": 3, "phases": [*phases, {"epochs": 2.5, "lr": 0.1, "decay": "linear"}]})
+    assert cli.extended(recipe, 0.0) == recipe
 
 
 def test_overrides_reach_every_depth_and_leave_the_rest() -> None:
@@ -259,7 +295,7 @@ def test_help_shows_every_field_with_the_recipes_value(name: str, run: Run) -> N
         shown = re.search(rf" --{re.escape(path)} .*?\(default: (.*?)\)", page)
         assert shown is not None, path
         assert shown[1].strip("'") == str(value), path
-    for option in ("--recipe", "--run", "--dry_run", "--fresh"):
+    for option in ("--recipe", "--run", "--dry_run", "--fresh", "--extend", "--max_minutes"):
         assert option in done.stdout
 
 

@@ -96,7 +96,28 @@ def test_sgd_is_nesterov_with_momentum() -> None:
         torch.testing.assert_close(mine, expected, rtol=1e-6, atol=1e-7)
 
 
-REFUSED = [name for name in KNOWN if name.startswith(("bnb", "fused", "kron")) or name == "adahessian"]
+REFUSED = [name for name in KNOWN if name.startswith(("bnb", "fused", "kron", "adahessian"))]
+REASONS = {
+    "kronw": "draws random numbers",
+    "adahessian": "second derivatives",
+    "fusedsgd": "apex",
+    "bnblion8bit": "bitsandbytes",
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_a_refusal_is_one_sentence_that_names_the_optimiser_and_says_why(name: str) -> None:
+    with pytest.raises(Mistake) as caught:
+        optim.check_name(name)
+    text = str(caught.value)
+    assert text.startswith(f"optimizer.name {name!r} is not supported, it")
+    assert REASONS[name] in text
+    assert "\n" not in text
+
+
+def test_the_table_refuses_nothing_that_timm_has_not_and_nothing_by_accident() -> None:
+    for part in optim.REFUSED:
+        assert [name for name in KNOWN if part in name] == [name for name in KNOWN if name.startswith(part)] != []
 
 
 @pytest.mark.parametrize("spelled", [str.lower, str.capitalize, str.upper])

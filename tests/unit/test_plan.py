@@ -214,41 +214,96 @@ def test_the_rate_lies_between_0_and_the_peak(
 # When something happens
 
 
-@some
-@given(st.integers(5, 300), st.floats(0.05, 6), st.floats(0.04, 8), st.integers(0, 40))
-def test_scores_are_checkpoints_and_checkpoints_are_rows(
-    images: int, epochs: float, every: float, every_steps: int
+def taken(happens: Callable[[int], bool], plan: Plan) -> list[int]:
+    return [done for done in range(1, plan.steps + 1) if happens(done)]
+
+
+def every_so_many_epochs(plan: Plan, epochs: float) -> set[int]:
+    """The steps nearest to the multiples, by counting the multiples up."""
+    steps, k = set(), 1
+    while plan.step_at(epochs * k) <= plan.steps:
+        steps.add(plan.step_at(epochs * k))
+        k += 1
+    return steps - {0}
+
+
+def lists(plan: Plan) -> tuple[list[int], list[int], list[int]]:
+    """Scores, checkpoints and rows, written out."""
+    settings, last = plan.recipe.checkpoint, plan.steps
+    scores = every_so_many_epochs(plan, plan.recipe.evaluate.every) | {last}
+    checkpoints = set(scores)
+    if settings.every_steps:
+        checkpoints |= set(range(settings.every_steps, last + 1, settings.every_steps))
+    if settings.every_epochs:
+        checkpoints |= every_so_many_epochs(plan, settings.every_epochs)
+    a_row = max(1, plan.step_at(1 / 20))
+    rows = checkpoints | set(range(a_row, last + 1, a_row))
+    return sorted(scores), sorted(checkpoints), sorted(rows)
+
+
+lengths = st.floats(0.01, 8) | st.sampled_from([0.01, 0.05, 0.1, 0.3, 0.5, 1.0, 1.5, 2.0])
+
+
+@many
+@given(st.integers(5, 700), st.integers(1, 12), st.floats(0.05, 6), lengths, st.integers(0, 40), st.just(0.0) | lengths)
+def test_what_happens_after_a_step_is_what_the_written_out_lists_say(
+    images: int, half_batch: int, epochs: float, every: float, every_steps: int, every_epochs: float
 ) -> None:
     recipe = recipe_of(
-        10,
+        2 * half_batch,
         phases=[{"epochs": epochs, "lr": 1}],
         evaluate={"every": every},
-        checkpoint={"every_steps": every_steps},
+        checkpoint={"every_steps": every_steps, "every_epochs": every_epochs},
     )
     plan = Plan(recipe, images, 1)
-    scores, checkpoints, rows = plan.score_steps(), plan.checkpoint_steps(), plan.row_steps()
+    scores, checkpoints, rows = lists(plan)
+    assert taken(plan.is_score, plan) == scores
+    assert taken(plan.is_checkpoint, plan) == checkpoints
+    assert taken(plan.is_row, plan) == rows
     assert set(scores) <= set(checkpoints) <= set(rows)
-    for steps in (scores, checkpoints, rows):
-        assert steps[-1] == plan.steps
-        assert steps[0] >= 1
-        assert steps == sorted(set(steps))
-    if every_steps:
-        assert set(range(every_steps, plan.steps, every_steps)) <= set(checkpoints)
+    assert scores[-1] == plan.steps
 
 
 def test_scores_come_every_so_many_epochs_and_at_the_end() -> None:
     recipe = recipe_of(10, phases=[{"epochs": 3.2, "lr": 1}], evaluate={"every": 1.5})
-    assert Plan(recipe, 100, 1).score_steps() == [15, 30, 32]
-    assert Plan(replace(recipe, evaluate=replace(recipe.evaluate, every=9)), 100, 1).score_steps() == [32]
+    seldom = replace(recipe, evaluate=replace(recipe.evaluate, every=9))
+    for ours, steps in ((recipe, [15, 30, 32]), (seldom, [32])):
+        plan = Plan(ours, 100, 1)
+        assert taken(plan.is_score, plan) == steps
 
 
-def test_checkpoints_come_every_so_many_steps_and_with_scores() -> None:
-    recipe = recipe_of(10, phases=[{"epochs": 2, "lr": 1}], checkpoint={"every_steps": 8})
-    assert Plan(recipe, 100, 1).checkpoint_steps() == [8, 10, 16, 20]
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({}, [10, 20]),
+        ({"every_steps": 8}, [8, 10, 16, 20]),
+        ({"every_epochs": 0.7}, [7, 10, 14, 20]),
+        ({"every_epochs": 0.7, "every_steps": 9}, [7, 9, 10, 14, 18, 20]),
+        ({"every_epochs": 50}, [10, 20]),
+        ({"every_minutes": 0.01}, [10, 20]),
+    ],
+    ids=str,
+)
+def test_checkpoints_come_every_so_many_steps_or_epochs_and_with_scores(
+    settings: dict[str, Any], steps: list[int]
+) -> None:
+    plan = Plan(recipe_of(10, phases=[{"epochs": 2, "lr": 1}], checkpoint=settings), 100, 1)
+    assert taken(plan.is_checkpoint, plan) == steps
 
 
 def test_there_are_about_twenty_rows_an_epoch() -> None:
-    assert Plan(recipe_of(10, phases=[{"epochs": 2, "lr": 1}]), 2000, 1).row_steps() == list(range(10, 401, 10))
+    plan = Plan(recipe_of(10, phases=[{"epochs": 2, "lr": 1}]), 2000, 1)
+    assert taken(plan.is_row, plan) == list(range(10, 401, 10))
+
+
+def test_a_longer_run_scores_and_saves_at_the_same_steps_before() -> None:
+    """An extension must find what the run before it left; only its own end is one more."""
+    short = recipe_of(10, phases=[{"epochs": 2.5, "lr": 1}], checkpoint={"every_epochs": 0.7})
+    long = replace(short, phases=(*short.phases, *short.phases))
+    ours, theirs = Plan(short, 100, 1), Plan(long, 100, 1)
+    for happens, extended in ((ours.is_score, theirs.is_score), (ours.is_checkpoint, theirs.is_checkpoint)):
+        assert taken(happens, ours)[:-1] == [done for done in taken(extended, theirs) if done < ours.steps]
+    assert [ours.rate(step) for step in range(ours.steps)] == [theirs.rate(step) for step in range(ours.steps)]
 
 
 # Shares

@@ -17,6 +17,8 @@ KNOBS = [
     "precision",
     "batch_size",
     "micro_batch",
+    "deterministic",
+    "rank_timeout",
     "data.source",
     "data.limit",
     "data.validation",
@@ -45,7 +47,12 @@ KNOBS = [
     "phases.0.warmup",
     "phases.0.decay",
     "evaluate.every",
+    "early_stopping.patience",
+    "early_stopping.metric",
+    "early_stopping.min_improvement",
     "checkpoint.every_steps",
+    "checkpoint.every_minutes",
+    "checkpoint.every_epochs",
     "checkpoint.keep",
     "track.to",
     "track.project",
@@ -57,6 +64,7 @@ OTHER_VALUES: dict[str, Any] = {
     "precision": "bf16",
     "batch_size": 512,
     "micro_batch": 32,
+    "deterministic": True,
     "data.source": "synthetic",
     "data.limit": 100,
     "data.validation": 0.2,
@@ -84,6 +92,21 @@ OTHER_VALUES: dict[str, Any] = {
     "phases.0.lr": 0.3,
     "phases.0.warmup": 2.0,
     "phases.0.decay": "linear",
+    "early_stopping.patience": 3,
+    "early_stopping.metric": "loss",
+    "early_stopping.min_improvement": 0.01,
+}
+
+# Another valid value for every knob that may differ between two starts of one run.
+STARTS: dict[str, Any] = {
+    "rank_timeout": 60.0,
+    "evaluate.every": 3.0,
+    "checkpoint.every_steps": 5,
+    "checkpoint.every_minutes": 0.5,
+    "checkpoint.every_epochs": 2.0,
+    "checkpoint.keep": 3,
+    "track.to": "none",
+    "track.project": "other",
 }
 
 
@@ -201,6 +224,12 @@ def test_a_suggestion_stays_in_the_phase_that_was_written() -> None:
         ("phases.0.lr", "fast"),
         ("phases.0.decay", "exponential"),
         ("track.to", "tensorboard"),
+        ("deterministic", "perhaps"),
+        ("rank_timeout", True),
+        ("early_stopping.patience", 1.5),
+        ("early_stopping.patience", True),
+        ("early_stopping.metric", "top5"),
+        ("checkpoint.every_minutes", "often"),
         ("data", None),
         ("phases", 5),
     ],
@@ -233,6 +262,15 @@ def test_a_wrong_type_is_answered_with_path_and_value(path: str, value: Any) -> 
         ("phases.0.warmup", -1.0),
         ("evaluate.every", 0.0),
         ("checkpoint.keep", 0),
+        ("checkpoint.every_steps", -1),
+        ("checkpoint.every_minutes", -0.5),
+        ("checkpoint.every_minutes", float("inf")),
+        ("checkpoint.every_epochs", -1.0),
+        ("rank_timeout", 0.0),
+        ("rank_timeout", -1.0),
+        ("rank_timeout", float("nan")),
+        ("early_stopping.patience", -1),
+        ("early_stopping.min_improvement", -0.1),
     ],
 )
 def test_a_value_out_of_range_is_answered_with_path_and_value(path: str, value: Any) -> None:
@@ -293,21 +331,16 @@ def test_one_cycle_brings_its_own_warm_up() -> None:
     assert sentence({"phases": phases}).startswith("phases.0.warmup 1: one-cycle has its own warm-up")
 
 
-def test_the_fingerprint_ignores_where_a_run_is_drawn_and_kept() -> None:
-    ours = Recipe()
-    theirs = parse(
-        {
-            "track": {"to": "none", "project": "other"},
-            "checkpoint": {"every_steps": 5, "keep": 3},
-            "evaluate": {"every": 3},
-        }
-    )
+@pytest.mark.parametrize("path", STARTS)
+def test_the_fingerprint_ignores_how_a_start_watches_draws_and_keeps(path: str) -> None:
+    ours, theirs = Recipe(), parse(nested(path, STARTS[path]))
+    assert value_at(theirs, path) == STARTS[path] != value_at(ours, path)
     assert fingerprint(ours) == fingerprint(theirs)
     assert differences(ours, theirs) == []
 
 
-def test_the_values_below_change_every_knob_that_decides() -> None:
-    assert list(OTHER_VALUES) == [path for path in KNOBS if not path.startswith(("track.", "checkpoint.", "evaluate."))]
+def test_every_knob_decides_or_may_differ_between_starts() -> None:
+    assert sorted([*OTHER_VALUES, *STARTS]) == sorted(KNOBS)
 
 
 @pytest.mark.parametrize("path", OTHER_VALUES)
@@ -315,7 +348,37 @@ def test_the_fingerprint_changes_with_every_knob_that_decides_and_the_difference
     ours, theirs = Recipe(), parse(nested(path, OTHER_VALUES[path]))
     assert value_at(theirs, path) == OTHER_VALUES[path] != value_at(ours, path)
     assert fingerprint(ours) != fingerprint(theirs)
-    assert differences(ours, theirs) == [f"{path}: {value_at(theirs, path)}, not {value_at(ours, path)}"]
+    assert f"{path}: {value_at(theirs, path)}, not {value_at(ours, path)}" in differences(ours, theirs)
+    assert [text for text in differences(ours, theirs) if not text.startswith((path, "evaluate."))] == []
+
+
+def stopping(patience: int, **values: Any) -> Recipe:
+    return parse({"early_stopping": {"patience": patience}, **values})
+
+
+@pytest.mark.parametrize("patience", [0, 1, 3])
+def test_when_scores_are_taken_decides_only_where_they_end_training(patience: int) -> None:
+    often, seldom = (stopping(patience, evaluate={"every": every}) for every in (1, 3))
+    assert (fingerprint(often) == fingerprint(seldom)) == (patience == 0)
+    assert differences(often, seldom) == (["evaluate.every: 3.0, not 1.0"] if patience else [])
+
+
+@pytest.mark.parametrize("path", [path for path in STARTS if path != "evaluate.every"])
+def test_with_early_stopping_the_rest_still_does_not_decide(path: str) -> None:
+    assert fingerprint(stopping(3, **nested(path, STARTS[path]))) == fingerprint(stopping(3))
+
+
+def test_early_stopping_needs_a_validation_split() -> None:
+    without = {"data": {"validation": 0}}
+    assert sentence({"early_stopping": {"patience": 3}, **without}) == (
+        "early_stopping.patience 3 needs a validation split: set data.validation, or patience to 0"
+    )
+    assert stopping(0, **without).data.validation == 0
+    assert stopping(3, data={"validation": 0, "overfit": 8}).early_stopping.patience == 3
+
+
+def test_two_checkpoints_are_kept_so_that_a_damaged_one_has_one_before_it() -> None:
+    assert Recipe().checkpoint.keep == 2
 
 
 def test_the_fingerprint_is_eight_hex_digits_and_counts_the_phases() -> None:

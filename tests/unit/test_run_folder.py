@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Callable
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from resnet_cifar import cli, run_folder
 from resnet_cifar.recipe import Mistake, Recipe, fingerprint, parse
 from resnet_cifar.run_folder import RunFolder
+
+some = settings(deadline=None, derandomize=True, max_examples=100)
 
 
 def recipe_of(**values: object) -> Recipe:
@@ -42,18 +53,75 @@ def test_a_claim_writes_recipe_environment_and_owner(folder: RunFolder) -> None:
     assert names(folder.path) == {"recipe.yaml", "environment.json", "owner.json"}
 
 
-def test_a_later_start_takes_over_and_the_earlier_one_stops(folder: RunFolder) -> None:
+def two_starts(folder: RunFolder) -> tuple[RunFolder, RunFolder]:
+    """An earlier start that appends rows, and a later one that has claimed the folder."""
     folder.claim(recipe_of(), {})
-    folder.keep_owning()
+    folder.continue_rows(0)
+    folder.append_row({"step": 2})
     later = RunFolder(folder.path)
     later.claim(recipe_of(), {})
-    later.keep_owning()
-    assert json.loads((folder.path / "owner.json").read_text())["start"] == 2
-    with pytest.raises(Mistake, match=r"taken over by start 2 \(this is 1\)"):
+    return folder, later
+
+
+USES: dict[str, Callable[[RunFolder], object]] = {
+    "keep_owning": lambda folder: folder.keep_owning(),
+    "append_row": lambda folder: folder.append_row({"step": 4}),
+    "status": lambda folder: folder.status("failed"),
+    "sync": lambda folder: folder.sync(),
+    "continue_rows": lambda folder: folder.continue_rows(2),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_later_start_takes_over_and_the_earlier_one_stops(use: str, folder: RunFolder) -> None:
+    earlier, later = two_starts(folder)
+    before = {file.name: file.read_bytes() for file in folder.path.iterdir()}
+    expected = f"taken over by start 2 (pid {os.getpid()} on {socket.gethostname()}); this is start 1: stopping"
+    with pytest.raises(Mistake, match=re.escape(expected)):
+        USES[use](earlier)
+    assert {file.name: file.read_bytes() for file in folder.path.iterdir()} == before
+    later.continue_rows(2)
+    USES[use](later)
+
+
+def test_of_two_starts_at_the_same_moment_the_later_to_write_has_the_folder(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both read that there was no start, so both are start 1."""
+    rival, write = RunFolder(folder.path), run_folder.write_json
+    with monkeypatch.context() as patched:
+
+        def write_after_the_rival(file: Path, values: dict[str, Any]) -> None:
+            patched.setattr(run_folder, "write_json", write)
+            rival.claim(recipe_of(), {})
+            write(file, values)
+
+        patched.setattr(run_folder, "write_json", write_after_the_rival)
+        folder.claim(recipe_of(), {})
+    assert run_folder.read_json(folder.path / "owner.json")["start"] == 1
+    folder.keep_owning()
+    with pytest.raises(Mistake, match="taken over by start 1"):
+        rival.keep_owning()
+
+
+def test_a_start_that_claims_while_another_does_is_not_disturbed_by_it(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rival claims when the first has half written its recipe; the rival, the later one, must come through."""
+    rival, write = RunFolder(folder.path), cli.write_recipe
+    with monkeypatch.context() as patched:
+
+        def write_before_the_rival(recipe: Recipe, path: Path) -> None:
+            write(recipe, path)
+            patched.setattr(cli, "write_recipe", write)
+            rival.claim(recipe_of(), {})
+
+        patched.setattr(cli, "write_recipe", write_before_the_rival)
+        folder.claim(recipe_of(), {})
+    rival.keep_owning()
+    with pytest.raises(Mistake, match="taken over by start 2"):
         folder.keep_owning()
-    with pytest.raises(Mistake):
-        folder.status("failed")
-    assert not (folder.path / "status.json").exists()
+    assert cli.read_recipe(str(folder.path / "recipe.yaml")) == recipe_of()
 
 
 def test_a_folder_that_is_gone_is_not_owned(folder: RunFolder) -> None:
@@ -67,6 +135,61 @@ def test_a_folder_that_cannot_be_written_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Mistake, match=r"--run .*file/run cannot be written"):
         RunFolder(tmp_path / "file" / "run").claim(recipe_of(), {})
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_disk_that_refuses_is_a_mistake_that_says_why(
+    number: int, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    for owner, name in ((os, "fsync"), (Path, "mkdir"), (Path, "replace")):
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, refuse)
+            with pytest.raises(Mistake, match=rf"--run .*/a cannot be written \({os.strerror(number)}\)"):
+                RunFolder(folder.path).claim(recipe_of(), {})
+    folder.claim(recipe_of(), {})
+    folder.keep_owning()
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a file system of one page with the options."""
+    disks: list[Path] = []
+
+    def mount(options: str) -> Path:
+        disk = Path(tempfile.mkdtemp(dir=tmp_path))
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
+        if shutil.which("mount") is None or subprocess.run(command, check=False, capture_output=True).returncode:
+            pytest.skip("a small file system cannot be mounted here (it takes root)")
+        disks.append(disk)
+        return disk
+
+    yield mount
+    for disk in disks:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_a_mistake_and_owner_and_recipe_are_whole_or_absent(
+    mounted: Callable[[str], Path],
+) -> None:
+    disk = mounted("size=8k")
+    (disk / "filler").write_bytes(bytes(8192))
+    folder = RunFolder(disk / "run")
+    with pytest.raises(Mistake, match="No space left on device"):
+        folder.claim(recipe_of(), {})
+    assert not [name for name in names(disk / "run") if ".writing" not in name]
+    (disk / "filler").write_bytes(bytes(4096))  # room for the owner alone
+    with pytest.raises(Mistake, match="No space left on device"):
+        folder.claim(recipe_of(), {})
+    assert "recipe.yaml" not in names(disk / "run")
+    assert run_folder.read_json(disk / "run" / "owner.json")["start"] == 1
+
+
+def test_a_folder_that_is_read_only_is_a_mistake(mounted: Callable[[str], Path]) -> None:
+    with pytest.raises(Mistake, match="Read-only file system"):
+        RunFolder(mounted("ro") / "run").claim(recipe_of(), {})
 
 
 def test_check_accepts_what_is_not_there_empty_or_the_same(folder: RunFolder) -> None:
@@ -112,33 +235,36 @@ def test_the_status_says_what_and_when_and_leaves_no_half_file(folder: RunFolder
     folder.status("finished", step=9)
     status = json.loads((folder.path / "status.json").read_text())
     assert (status["state"], status["step"]) == ("finished", 9)
-    assert not [name for name in names(folder.path) if name.endswith(".writing")]
+    assert not [name for name in names(folder.path) if ".writing" in name]
 
 
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda file: run_folder.write_text(file, "new"),
-        lambda file: run_folder.write_json(file, {"new": 1}),
-    ],
-)
-def test_a_write_that_is_cut_short_leaves_the_old_file(
-    write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_is_cut_short_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "status.json"
-    file.write_text("old")
+    file.write_text('{"old": 1}')
 
     def killed(descriptor: int) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "fsync", killed)
     with pytest.raises(KeyboardInterrupt):
-        write(file)
-    assert file.read_text() == "old"
+        run_folder.write_json(file, {"new": 1})
+    assert run_folder.read_json(file) == {"old": 1}
     monkeypatch.undo()
-    write(file)  # what was left aside is in nobody's way
-    assert "new" in file.read_text()
-    assert names(tmp_path) == {"status.json"}
+    run_folder.write_json(file, {"new": 1})  # what was left aside is in nobody's way
+    assert run_folder.read_json(file) == {"new": 1}
+
+
+def test_a_write_that_fails_leaves_nothing_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_folder.write_json(tmp_path / "a.json", {"a": 1})
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        run_folder.write_json(tmp_path / "a.json", {"a": 2})
+    assert run_folder.read_json(tmp_path / "a.json") == {"a": 1}
+    assert names(tmp_path) == {"a.json"}
 
 
 def test_a_value_that_is_no_json_leaves_the_old_file(tmp_path: Path) -> None:
@@ -156,13 +282,102 @@ def test_a_result_is_there_or_not(folder: RunFolder) -> None:
     assert folder.result() == {"test/accuracy": 0.5}
 
 
+def test_a_status_that_a_kill_left_behind_is_put_right_and_a_right_one_is_left(folder: RunFolder) -> None:
+    folder.claim(recipe_of(), {})
+    folder.status("running", step=3)
+    folder.mark_finished({"steps": 9})
+    status = run_folder.read_json(folder.path / "status.json")
+    assert (status["state"], status["step"], status["steps"]) == ("finished", 9, 9)
+    folder.mark_finished({"steps": 10})
+    assert run_folder.read_json(folder.path / "status.json") == status
+
+
+# A run that is extended
+
+
+def phases_of(*epochs: float, **values: object) -> Recipe:
+    return recipe_of(phases=[{"epochs": one, "lr": 0.1} for one in epochs], **values)
+
+
+def finish(folder: RunFolder, recipe: Recipe, **facts: object) -> None:
+    folder.claim(recipe, {})
+    run_folder.write_json(folder.path / "result.json", {"steps": 20, "stopped_early": False, **facts})
+
+
+def test_a_run_may_get_more_phases_only_where_it_is_extended(folder: RunFolder) -> None:
+    finish(folder, phases_of(1))
+    folder.check(phases_of(1, 2), extends=True)
+    with pytest.raises(Mistake, match=r"phases\.1\.epochs: 2\.0, not absent"):
+        folder.check(phases_of(1, 2))
+
+
+def test_an_extension_changes_nothing_else(folder: RunFolder) -> None:
+    finish(folder, phases_of(1))
+    with pytest.raises(Mistake, match=r"seed: 3, not 0\): name another folder"):
+        folder.check(phases_of(1, 2, seed=3), extends=True)
+    with pytest.raises(Mistake, match=r"phases\.0\.epochs: 4\.0, not 1\.0"):
+        folder.check(phases_of(4, 2), extends=True)
+
+
+def test_the_same_extension_finds_its_run_again_and_another_is_refused(folder: RunFolder) -> None:
+    finish(folder, phases_of(1))
+    folder.claim(phases_of(1, 2), {})
+    folder.check(phases_of(1, 2), extends=True)
+    with pytest.raises(Mistake, match=r"phases\.1\.epochs: 3\.0, not 2\.0"):
+        folder.check(phases_of(1, 3), extends=True)
+
+
+def test_without_its_extension_an_extended_run_asks_for_it(folder: RunFolder) -> None:
+    folder.claim(phases_of(1, 2), {})
+    with pytest.raises(Mistake, match="give the same --extend again"):
+        folder.check(phases_of(1))
+    with pytest.raises(Mistake, match="name another folder, or start over with --fresh"):
+        folder.check(phases_of(1, seed=3))
+
+
+def test_a_run_that_stopped_early_is_not_extended(folder: RunFolder) -> None:
+    finish(folder, phases_of(1), stopped_early=True)
+    with pytest.raises(Mistake, match=r"--extend: the run in .* stopped early"):
+        folder.check(phases_of(1, 2), extends=True)
+    folder.check(phases_of(1), extends=True)
+    folder.check(phases_of(1))
+
+
+def test_an_extension_that_stopped_early_is_found_again(folder: RunFolder) -> None:
+    finish(folder, phases_of(1, 2), stopped_early=True)
+    folder.check(phases_of(1, 2), extends=True)
+    assert folder.finished(phases_of(1, 2))["stopped_early"]
+
+
+def test_a_run_is_finished_with_as_many_phases_as_it_was_asked_for(folder: RunFolder) -> None:
+    assert folder.finished(phases_of(1)) is None
+    finish(folder, phases_of(1))
+    assert folder.finished(phases_of(1))["steps"] == 20
+    assert folder.finished(phases_of(1, 2)) is None
+
+
+def test_the_result_of_the_run_that_is_extended_is_kept_under_its_step(folder: RunFolder) -> None:
+    finish(folder, phases_of(1), **{"test/accuracy": 0.5})
+    folder.claim(phases_of(1, 2), {})
+    assert folder.result() is None
+    assert folder.finished(phases_of(1, 2)) is None
+    kept = run_folder.read_json(folder.path / "result-step-20.json")
+    assert (kept["steps"], kept["test/accuracy"]) == (20, 0.5)
+
+
+# Rows
+
+
 @pytest.fixture
 def rows(folder: RunFolder) -> RunFolder:
-    """A folder with rows of steps 2, 4 and 6."""
+    """A folder with rows of steps 2, 4 and 6, of a start before."""
     folder.claim(recipe_of(), {})
+    folder.continue_rows(0)
     for step in (2, 4, 6):
         folder.append_row({"step": step, "train/loss": step / 8})
-    return folder
+    later = RunFolder(folder.path)
+    later.claim(recipe_of(), {})
+    return later
 
 
 def steps(folder: RunFolder) -> list[int]:
@@ -171,19 +386,99 @@ def steps(folder: RunFolder) -> list[int]:
 
 @pytest.mark.parametrize(("step", "kept"), [(0, []), (3, [2]), (4, [2, 4]), (9, [2, 4, 6])])
 def test_rows_after_the_checkpoint_are_cut_and_written_again(step: int, kept: list[int], rows: RunFolder) -> None:
-    rows.cut_rows(step)
+    rows.continue_rows(step)
     assert steps(rows) == kept
     rows.append_row({"step": 10})
     assert steps(rows) == [*kept, 10]
+    assert not [name for name in names(rows.path) if ".writing" in name]
 
 
-def test_without_rows_there_is_nothing_to_cut(folder: RunFolder) -> None:
-    folder.cut_rows(0)
-    assert not folder.path.exists()
+@pytest.mark.parametrize("content", [None, b"", b'{"step": 1', b'{"step": 1}\n{"st'], ids=str)
+def test_a_first_row_follows_whatever_was_there(content: bytes | None, folder: RunFolder) -> None:
+    folder.claim(recipe_of(), {})
+    if content is not None:
+        (folder.path / "metrics.jsonl").write_bytes(content)
+    folder.continue_rows(0)
+    folder.append_row({"step": 2})
+    assert steps(folder) == [2]
 
 
 def test_a_row_that_a_killed_run_left_half_written_is_cut(rows: RunFolder) -> None:
     with (rows.path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 8, "train/lo')
-    rows.cut_rows(6)
+    rows.continue_rows(9)
     assert steps(rows) == [2, 4, 6]
+
+
+def test_a_row_is_in_the_file_when_append_returns(rows: RunFolder) -> None:
+    rows.continue_rows(6)
+    for step in (8, 10):
+        rows.append_row({"step": step})
+        assert steps(rows)[-1] == step
+
+
+def test_rows_of_an_earlier_owner_never_show_after_a_later_one_took_up(folder: RunFolder) -> None:
+    """Even a row that passed its check just before: it goes to a file that has no name any more."""
+    earlier, later = two_starts(folder)
+    later.continue_rows(2)
+    earlier._rows.write(b'{"step": 3}\n')
+    earlier._rows.flush()
+    later.append_row({"step": 4})
+    earlier._rows.write(b'{"step": 5}\n')
+    earlier._rows.close()
+    assert steps(later) == [2, 4]
+
+
+def naive(content: bytes, step: int) -> bytes:
+    """Every whole row before the first that comes after the last one up to `step`, by reading all of them."""
+    lines = content.split(b"\n")[:-1]
+    kept = [place for place, line in enumerate(lines) if json.loads(line)["step"] <= step]
+    return b"".join(line + b"\n" for line in lines[: kept[-1] + 1 if kept else 0])
+
+
+def test_what_is_kept_is_what_reading_every_row_would_keep(folder: RunFolder) -> None:
+    folder.claim(recipe_of(), {})
+    file = folder.path / "metrics.jsonl"
+
+    @some
+    @given(
+        st.lists(st.tuples(st.integers(1, 4), st.text(max_size=8)), max_size=20),
+        st.integers(0, 60),
+        st.sampled_from([b"", b"{", b'{"step": 1}', b'{"step": 999, "x"', "é".encode()[:1], bytes(9)]),
+    )
+    def check(rows: list[tuple[int, str]], step: int, torn: bytes) -> None:
+        content, at = b"", 0
+        for gap, text in rows:
+            at += gap
+            content += json.dumps({"step": at, "text": text}, ensure_ascii=False).encode() + b"\n"
+        file.write_bytes(content + torn)
+        folder.continue_rows(step)
+        folder._rows.close()
+        assert file.read_bytes() == naive(content + torn, step)
+
+    check()
+
+
+def test_a_row_that_a_power_cut_garbled_after_the_checkpoint_is_cut(rows: RunFolder) -> None:
+    with (rows.path / "metrics.jsonl").open("ab") as stream:
+        stream.write(bytes(30) + b'\n{"step": 12}\n')
+    rows.continue_rows(6)
+    assert steps(rows) == [2, 4, 6]
+
+
+def test_rows_are_read_from_the_end(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.claim(recipe_of(), {})
+    lines = "".join(json.dumps({"step": step}) + "\n" for step in range(1, 10_001))
+    (folder.path / "metrics.jsonl").write_text(lines)
+    looked_at: list[str | bytes] = []
+    loads = json.loads
+
+    def look(text: str | bytes) -> Any:
+        looked_at.append(text)
+        return loads(text)
+
+    monkeypatch.setattr(run_folder.json, "loads", look)
+    folder.continue_rows(9_997)
+    monkeypatch.undo()
+    assert steps(folder)[-1] == 9_997
+    assert [loads(text)["step"] for text in looked_at if isinstance(text, bytes)] == [10_000, 9_999, 9_998, 9_997]

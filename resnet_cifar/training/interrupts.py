@@ -1,0 +1,92 @@
+"""Requests to end a run: SIGTERM, SIGUSR1, SIGINT, a launcher that is gone, --max-minutes.
+
+Python runs signal handlers in the main thread, between bytecodes, and that may sit in a collective for minutes. So the
+interpreter's own handler writes the signal's number into a pipe, and a thread reads it. Nothing heavy is imported here:
+a run listens before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_ECHO = 2.0  # seconds in which the same request arrives twice: launchers pass on what the whole job got
+_LOOK = 0.5  # seconds between looks at the launcher and the clock
+
+
+class Interrupted(Exception):
+    """The run was asked to end, and every process stops at this point. The message says by what."""
+
+
+class Requests:
+    """Listens from its making on. A second signal ends the process at once, whatever it is doing."""
+
+    def __init__(self, max_minutes: float = 0.0) -> None:
+        self.reason: str | None = None
+        self._answer: Callable[[str], None] = _leave
+        self._lock = threading.Lock()
+        self._first_signal: float | None = None
+        self._end = time.monotonic() + 60 * max_minutes if max_minutes else None
+        self._limit = f"--max-minutes {max_minutes:g}"
+        self._launcher = os.getppid() if _is_launched() else None
+        self._reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: None)
+        threading.Thread(target=self._listen, name="interrupts", daemon=True).start()
+
+    def hand_over(self, answer: Callable[[str], None]) -> None:
+        """From now on a request is `answer(reason)`, once, in the listening thread; until then it ends the process."""
+        with self._lock:
+            self._answer = answer
+
+    def _listen(self) -> None:
+        while True:
+            if select.select([self._reader], [], [], _LOOK)[0]:
+                for number in os.read(self._reader, 64):
+                    if number in SIGNALS:
+                        self._signalled(signal.Signals(number))
+            if self._launcher and os.getppid() != self._launcher:
+                self._ask("the end of the launcher")
+            if self._end and time.monotonic() > self._end:
+                self._ask(self._limit)
+
+    def _signalled(self, number: signal.Signals) -> None:
+        now = time.monotonic()
+        if self._first_signal is None:
+            self._first_signal = now
+            self._ask(number.name)
+        elif now - self._first_signal > _ECHO:
+            print(f"{number.name} again: ending at once", file=sys.stderr, flush=True)
+            os._exit(128 + number)
+
+    def _ask(self, reason: str) -> None:
+        with self._lock:
+            if self.reason is None:
+                self.reason = reason
+                self._answer(reason)
+
+
+def exit_code() -> int:
+    """What an interrupted run ends with: 75, or 0 behind torch's elastic launcher, which would start 75 over."""
+    return 0 if "TORCHELASTIC_RUN_ID" in os.environ else TRY_AGAIN
+
+
+def _is_launched() -> bool:
+    """Whether the parent is a launcher, whose end should end its processes (most signals end it without them)."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _leave(reason: str) -> None:
+    """Before training has begun there is nothing to save. The code is no success: other processes wait for this one."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"stopped by {reason} before training began: the same command starts again", file=sys.stderr, flush=True)
+    os._exit(TRY_AGAIN)

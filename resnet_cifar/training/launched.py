@@ -1,0 +1,61 @@
+"""What the launcher asked for, as its environment says, and whether that is what it started."""
+
+from __future__ import annotations
+
+import os
+
+from resnet_cifar.recipe import Mistake
+
+_SEVERAL = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+
+
+def wants_cpu() -> bool:
+    """Whether the launcher keeps this run off the GPUs."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+
+
+def resolve_precision(precision: str) -> str:
+    """A recipe's precision; `auto` is the launcher's. Raises Mistake."""
+    if precision != "auto":
+        return precision
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if launched not in ("no", "bf16", "fp16"):
+        raise Mistake(f"--mixed_precision {launched} of accelerate launch is not supported: take no, bf16 or fp16")
+    return launched
+
+
+def check_environment(on_cpu: bool) -> None:
+    """Raises Mistake where the launcher's environment cannot give what it says."""
+    accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if accumulation != "1":
+        raise Mistake(
+            f"gradient_accumulation_steps {accumulation} of accelerate launch would change the batch: leave it at 1, "
+            "micro_batch splits a batch to fit the memory"
+        )
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = devices is not None and devices.split(",")[0].strip() in ("", "-1")  # accelerate_configs/cpu_ddp.yaml
+    asked_for_gpu = launched and not wants_cpu() and not hidden and (several or bool(devices))
+    if on_cpu and asked_for_gpu:
+        raise Mistake(
+            "accelerate launch was configured for GPUs and this machine has none that torch can use: take "
+            f"--config_file accelerate_configs/{'cpu_ddp' if several else 'cpu'}.yaml, or check the driver (nvidia-smi)"
+        )
+    if launched and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        # `accelerate launch --cpu --num_processes 2` starts one process and sets only the address.
+        raise Mistake(
+            "accelerate launch was asked for several processes and started one: take --config_file "
+            "accelerate_configs/cpu_ddp.yaml (or multi_gpu.yaml), which start them"
+        )
+
+
+def check_found(size: int) -> None:
+    """Raises Mistake where several processes were started and each believes that it is alone."""
+    for variable in _SEVERAL:
+        asked = int(os.environ.get(variable) or 1)
+        if asked > 1 and size == 1:
+            raise Mistake(
+                f"{variable} says {asked} processes, and each believes that it is alone: start them with accelerate "
+                "launch (accelerate_configs/) so that they find each other"
+            )

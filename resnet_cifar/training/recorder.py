@@ -1,0 +1,113 @@
+"""What a run leaves behind while it trains: rows, checkpoints, status, curves. Rank 0 writes, others are silent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from typing import Any
+
+from resnet_cifar.data.plan import Plan
+from resnet_cifar.data.store import ImageData
+from resnet_cifar.recipe import Mistake, to_dict
+from resnet_cifar.reporting import environment, track
+from resnet_cifar.reporting.console import Screen
+from resnet_cifar.run_folder import RunFolder
+from resnet_cifar.training import checkpoint
+from resnet_cifar.training.snapshot import Snapshot
+from resnet_cifar.training.watch import GO_ON
+from resnet_cifar.training.world import World
+
+
+class Recorder:
+    """One start's part of a run folder, and its tracker and screen."""
+
+    def __init__(self, plan: Plan, world: World, data: ImageData, folder: RunFolder, screen: Screen) -> None:
+        self.plan, self.world, self.data = plan, world, data
+        self.folder, self.screen = folder, screen
+        self.tracker: track.Tracker = track.Nothing()
+        self.done, self.seconds_to_first_step = 0, 0.0  # what status.json says beside the state
+        self._writer = checkpoint.Writer(folder.checkpoints, plan.recipe.checkpoint.keep, before=folder.sync)
+        self._saved_at = time.monotonic()
+
+    def open(self) -> tuple[Snapshot | None, dict[str, Any] | None]:
+        """Claims the folder and finds the newest checkpoint in it: its tensors on rank 0, its state on every rank.
+
+        (None, None) where there is none. Raises Mistake where the folder cannot be written or the images have changed.
+        """
+        recipe, tensors = self.plan.recipe, None
+
+        def look() -> str:
+            nonlocal tensors
+            facts = {**environment.describe(), "world_size": self.world.size, "data": self.data.fingerprint}
+            self.folder.claim(recipe, facts)
+            newest = checkpoint.newest(self.folder.checkpoints, self.screen.warn)
+            tensors, state = checkpoint.read(newest) if newest else (None, None)
+            if state:
+                self._check_data(state["data"])
+            self.folder.continue_rows(state["step"] if state else 0)
+            identity = state["tracker"] if state else None
+            self.tracker = track.start(recipe, self.folder.path, facts, self.screen.warn, identity)
+            return json.dumps(state)
+
+        state = json.loads(self.world.main_first(look))
+        return tensors, state
+
+    def row(self, row: dict[str, Any], is_best: bool) -> None:
+        """A row of metrics.jsonl. Raises Mistake where the checkpoint before it could not be written."""
+        if not self.world.is_main:
+            return
+        self._writer.check()
+        self.folder.append_row(row)
+        self.tracker.log(row)
+        self.screen.row(row)
+        if "val/accuracy" in row:
+            self.screen.score(row, is_best)
+
+    def is_time_to_save(self) -> bool:
+        """Whether rank 0, which alone saves, last did so checkpoint.every_minutes ago."""
+        minutes = self.plan.recipe.checkpoint.every_minutes
+        return self.world.is_main and minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
+
+    def save(self, snapshot: Snapshot, state: dict[str, Any]) -> None:
+        """Begins to write the checkpoint of `done` updates, in the background."""
+        self._saved_at = time.monotonic()
+        facts = {
+            "tracker": self.tracker.identity,
+            "recipe": to_dict(self.plan.recipe),
+            "data": self.data.fingerprint,
+            "classes": list(self.data.classes),
+        }
+        best = state["best"]["step"] if state["best"] else None
+        self._writer.write(self.done, snapshot, {**state, **facts}, best)
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is on disk. Raises Mistake where it could not be written."""
+        self._writer.wait()
+
+    def status(self, state: str, **facts: Any) -> None:
+        """Writes status.json."""
+        if self.world.is_main:
+            seconds = round(self.seconds_to_first_step, 2)
+            self.folder.status(state, step=self.done, steps=self.plan.steps, seconds_to_first_step=seconds, **facts)
+
+    def end(self, state: str, why: str) -> None:
+        """Leaves a last word in the folder and with the tracker; what ends the run already is not hidden by another."""
+        self.screen.end()
+        if self.world.is_main and state != "finished" and self.folder.is_claimed:
+            with contextlib.suppress(Mistake, OSError):
+                self.status(state, why=why)
+        self.tracker.finish(state)
+
+    def leave(self, state: str, why: str) -> None:
+        """The same from the watch's thread, before the process ends without its main thread."""
+        self.end(state, why)
+        if state == "interrupted":
+            self.screen.say(f"interrupted by {why} at step {self.done}, with nothing new to save: {GO_ON}")
+
+    def _check_data(self, fingerprint: str) -> None:
+        if fingerprint != self.data.fingerprint:
+            raise Mistake(
+                f"data.source {self.plan.recipe.data.source!r} is not what this run was trained on (its fingerprint is "
+                f"{self.data.fingerprint}, not {fingerprint}): bring the images back, or start over with --fresh"
+            )

@@ -1,0 +1,243 @@
+"""What processes tell each other beside training: where to stop together, and who no longer answers.
+
+Each process has a thread that writes a heartbeat into rank 0's store and reads rank 0's board there. No collective and
+no wait for the device is involved, so it works while the main threads sit in one.
+
+To stop, rank 0 puts the request on the board; every process then freezes (its main thread begins no more units of work,
+a step or an evaluation batch) and reports how many it has begun; the largest of these numbers is where all stop.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from resnet_cifar.training.interrupts import Interrupted, Requests, exit_code
+from resnet_cifar.training.world import World
+
+_BEAT = 0.5  # seconds between heartbeats
+_HASTE = 0.05  # while an agreement is sought
+_SILENCE = 3.0  # seconds after which a process that others lost the connection to counts as dead
+_VERDICT = 10.0  # seconds to find out who died
+GO_ON = "the same command goes on from the newest checkpoint"
+
+
+class Watch:
+    """One process's part. `tick` is the main thread's, once before every unit of work, the same on all ranks.
+
+    `leaving(state, reason)` is called on rank 0, in the watch's thread, before the process ends without the main one.
+    """
+
+    def __init__(self, world: World, requests: Requests, timeout: float) -> None:
+        self.rank, self.size, self.timeout = world.rank, world.size, timeout
+        self.leaving: Callable[[str, str], None] = lambda state, reason: None
+        self._world, self._requests = world, requests
+        self._store = world.connect()
+        self._changed = threading.Condition()
+        self._begun, self._step = 0, 0
+        self._wish: str | None = None
+        self._reason: str | None = None
+        self._stop: int | None = None
+        self._frozen = self._broken = self._ended = self._training = False
+        self._failed: str | None = None
+        self._beats = 0
+        self._board: dict[str, Any] = {"beats": 0, "step": 0, "asked": None, "stop": None, "leave": False}
+        self._board |= {"failed": None, "over": False}
+        now = time.monotonic()
+        self._heard = [(-1, now)] * world.size  # of each rank: its last heartbeat's number, and when it came
+        self._progress: tuple[list[int], float] = ([], now)
+        if self._store is not None:
+            self._store.set(f"beat {self.rank}", self._beat())
+            world.main_first(lambda: self._store.set("board", json.dumps(self._board)) or "")
+        self._thread = threading.Thread(target=self._serve, name="watch", daemon=True)
+        self._thread.start()
+        requests.hand_over(self._ask)
+
+    def tick(self, step: int | None = None) -> None:
+        """Before a unit of work (of update `step`). Raises Interrupted, on every rank before the same unit."""
+        with self._changed:
+            while self._frozen and self._stop is None:
+                self._changed.wait()
+            if self._stop is not None and self._begun >= self._stop:
+                raise Interrupted(self._reason)
+            self._begun += 1
+            if step is not None:
+                self._step, self._training = step, True
+
+    def trained(self) -> None:
+        """Training is over: what follows on rank 0 alone (scores, export) may take its time."""
+        self._training = False
+
+    def fail(self, sentence: str, everywhere: bool) -> None:
+        """Tells the others that this process ends and why, so that they end too; returns when they have had the time.
+
+        `everywhere`: the others find the same by themselves, and rank 0 says it.
+        """
+        if self._store is None:
+            return
+        if everywhere and self.rank != 0:
+            time.sleep(_SILENCE)
+        with self._changed:
+            self._failed = sentence
+            self._changed.notify_all()
+        time.sleep(4 * _BEAT)
+
+    def blame(self) -> None:
+        """After a lost connection: ends this process when it is known who died. Returns where nobody did in 10 s."""
+        with self._changed:
+            self._broken = True
+            self._changed.notify_all()
+        self._thread.join(_VERDICT)
+
+    def close(self) -> None:
+        """This process has done its part; returns when all have, or when rank 0, who holds the store, is gone."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    # The thread
+
+    def _serve(self) -> None:
+        if self.rank != 0:
+            threading.Thread(target=self._guard, name="guard", daemon=True).start()
+        while True:
+            with self._changed:
+                seeking = (self._wish or self._frozen) and self._stop is None
+                self._changed.wait(_HASTE if seeking or self._broken or self._ended else _BEAT)
+            try:
+                over = self._exchange()
+            except RuntimeError:  # torch's DistError is one: rank 0's process and its store are gone
+                self._lose_main()
+                over = True
+            if over:
+                return
+
+    def _exchange(self) -> bool:
+        """Writes the heartbeat and does what the board says; whether there is nothing more to watch."""
+        beat = self._beat()
+        if self._store is None:
+            board = self._judge([json.loads(beat)])
+        else:
+            self._store.set(f"beat {self.rank}", beat)
+            if self.rank == 0:
+                keys = [f"beat {rank}" for rank in range(self.size)]
+                if not self._store.check(keys):  # another one is on its way here
+                    return False
+                board = self._judge([json.loads(beat) for beat in self._store.multi_get(keys)])
+                self._store.set("board", json.dumps(board))
+            else:
+                board = json.loads(self._store.get("board"))
+                if board["beats"] != self._heard[0][0]:
+                    self._heard[0], self._board = (board["beats"], time.monotonic()), board
+        if not self._failed:
+            self._obey(board)
+        return board["over"]
+
+    def _beat(self) -> str:
+        self._beats += 1
+        with self._changed:
+            beat = {
+                "number": self._beats,
+                "begun": self._begun,
+                "step": self._step,
+                "waiting": self._world.waiting,
+                "training": self._training,
+                "wish": self._wish,
+                "frozen": self._frozen,
+                "broken": self._broken,
+                "failed": self._failed,
+                "ended": self._ended,
+            }
+        return json.dumps(beat)
+
+    def _judge(self, beats: list[dict[str, Any]]) -> dict[str, Any]:
+        """Rank 0's decisions, from every rank's last heartbeat."""
+        board = self._board
+        board["beats"], board["step"] = self._beats, self._step
+        board["over"] = all(beat["ended"] for beat in beats)
+        board["asked"] = board["asked"] or next((beat["wish"] for beat in beats if beat["wish"]), None)
+        if board["asked"] and board["stop"] is None and all(beat["frozen"] for beat in beats):
+            board["stop"] = max(beat["begun"] for beat in beats)
+            board["leave"] = board["stop"] <= 1  # nothing is done yet, and the first unit may be a long compilation
+        if self.size > 1 and not board["failed"]:
+            board["failed"] = self._failure(beats, time.monotonic())
+        return board
+
+    def _failure(self, beats: list[dict[str, Any]], now: float) -> str | None:
+        for rank, beat in enumerate(beats):
+            if beat["number"] != self._heard[rank][0]:
+                self._heard[rank] = (beat["number"], now)
+        patience = _SILENCE if any(beat["broken"] for beat in beats) else self.timeout
+        silent = [r for r, (_, heard) in enumerate(self._heard) if now - heard > patience and not beats[r]["ended"]]
+        if silent:
+            return f"{_named(silent, beats)} died or lost the network: {GO_ON}"
+        for rank, beat in enumerate(beats):
+            if beat["failed"]:
+                return f"rank {rank} failed at step {beat['step']}: {beat['failed']}"
+        begun = [beat["begun"] for beat in beats]
+        # The first unit may hold a compilation.
+        if begun != self._progress[0] or min(begun) < 2 or not all(beat["training"] for beat in beats):
+            self._progress = (begun, now)
+        elif now - self._progress[1] > self.timeout:
+            stuck = [r for r, beat in enumerate(beats) if not beat["waiting"]] or list(range(self.size))
+            return f"{_named(stuck, beats)} made no progress for {self.timeout:g} s (rank_timeout): {GO_ON}"
+        return None
+
+    def _guard(self) -> None:
+        """Gives rank 0 up where its board no longer changes: a call to a store that is frozen never returns."""
+        while not self._ended:
+            time.sleep(_BEAT)
+            if time.monotonic() - self._heard[0][1] > (_SILENCE if self._broken else self.timeout):
+                self._lose_main()
+
+    def _lose_main(self) -> None:
+        if not (self._ended or self._failed):  # who failed says so by itself
+            sentence = f"rank 0 (last heard of at step {self._board['step']}) died or lost the network: {GO_ON}"
+            self._give_up(sentence, speak=self.rank == 1)
+
+    def _obey(self, board: dict[str, Any]) -> None:
+        if board["failed"]:
+            self._give_up(board["failed"], speak=self.rank == 0)
+        if board["leave"]:
+            self._leave(board["asked"])
+        with self._changed:
+            if board["asked"]:
+                self._frozen, self._reason = True, board["asked"]
+            if board["stop"] is not None:
+                self._stop = board["stop"]
+                self._changed.notify_all()
+
+    def _ask(self, reason: str) -> None:
+        with self._changed:
+            self._wish = reason
+            self._changed.notify_all()
+
+    def _give_up(self, sentence: str, speak: bool) -> None:
+        """Ends this process, whose main thread may wait for ever."""
+        if speak:
+            print(f"error: {sentence}", file=sys.stderr, flush=True)
+        if self.rank == 0:
+            self.leaving("failed", sentence)
+            time.sleep(2 * _BEAT)  # the others read it from this process's store
+        sys.stdout.flush()
+        os._exit(1)
+
+    def _leave(self, reason: str) -> None:
+        """Ends this process, which has done nothing since its start."""
+        if self.rank == 0:
+            self.leaving("interrupted", reason)
+            if self.size > 1:
+                time.sleep(2 * _BEAT)
+        sys.stdout.flush()
+        os._exit(exit_code())
+
+
+def _named(ranks: list[int], beats: list[dict[str, Any]]) -> str:
+    """`rank 2 (last heard of at step 41)`, or several."""
+    return ", ".join(f"rank {rank} (last heard of at step {beats[rank]['step']})" for rank in ranks)
