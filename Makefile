@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench proof
 
 demo: $(READY)
 	$(BIN)/python train.py --recipe demo
@@ -15,6 +15,10 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The long form of the tests that kill, interrupt and move runs: about an hour; its figures go to benchmarks/results/.
+proof: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof tests/faults tests/distributed tests/endtoend
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,36 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PROOF = ROOT / "benchmarks" / "results" / "proof-faults-cpu.json"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make proof` runs the long form of tests that have one."""
+    parser.addoption("--proof", action="store_true", help=f"the long form of tests; writes figures to {PROOF.name}")
+
+
+@pytest.fixture(scope="session")
+def proof(pytestconfig: pytest.Config) -> bool:
+    """Whether the long form was asked for."""
+    return pytestconfig.getoption("--proof")
+
+
+@pytest.fixture(scope="session")
+def record(proof: bool) -> Callable[..., None]:
+    """`record(name, **figures)`: keeps what a proof has measured, beside what other tests have written before."""
+
+    def keep(name: str, **figures: object) -> None:
+        if not proof:
+            return
+        from resnet_cifar.reporting import environment
+
+        facts = environment.describe()
+        facts.pop("command")  # it names folders of the machine
+        kept = json.loads(PROOF.read_text()) if PROOF.is_file() else {}
+        kept |= {name: figures, "environment": facts}
+        PROOF.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+
+    return keep
 
 
 @pytest.fixture(scope="session", autouse=True)

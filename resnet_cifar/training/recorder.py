@@ -12,7 +12,7 @@ from resnet_cifar.data.store import ImageData
 from resnet_cifar.recipe import Mistake, to_dict
 from resnet_cifar.reporting import environment, track
 from resnet_cifar.reporting.console import Screen
-from resnet_cifar.run_folder import RunFolder
+from resnet_cifar.run_folder import RunFolder, read_json
 from resnet_cifar.training import checkpoint
 from resnet_cifar.training.snapshot import Snapshot
 from resnet_cifar.training.watch import GO_ON
@@ -40,6 +40,8 @@ class Recorder:
         def look() -> str:
             nonlocal tensors
             facts = {**environment.describe(), "world_size": self.world.size, "data": self.data.fingerprint}
+            if before := read_json(self.folder.path / "environment.json"):
+                self._check_data(before["data"])  # a start that is refused leaves the folder as it was
             self.folder.claim(recipe, facts)
             newest = checkpoint.newest(self.folder.checkpoints, self.screen.warn)
             tensors, state = checkpoint.read(newest) if newest else (None, None)

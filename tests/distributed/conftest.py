@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -11,6 +12,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+
+# Everything that draws, mixes, cuts and clips is on. 12 rows of 4 processes are three micro-batches. An epoch is 30.1
+# steps: batches straddle its end, and metrics.jsonl has a row every second step.
+WHOLE = {
+    "--recipe": "debug",
+    "--precision": "fp64",
+    "--data.limit": 1605,
+    "--data.image_size": 16,
+    "--augment.flip": "random",
+    "--batch_size": 48,
+    "--micro_batch": 4,
+    "--model.norm_batch": 4,
+    "--phases.0.epochs": 1.1,
+    "--phases.1.epochs": 0.95,
+    "--evaluate.every": 0.7,
+    "--checkpoint.every_steps": 9,
+    "--checkpoint.keep": 3,
+}
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +53,33 @@ def launch() -> Callable[..., subprocess.CompletedProcess]:
         )
 
     return accelerate
+
+
+@pytest.fixture(scope="session")
+def train(launch) -> Callable[..., subprocess.CompletedProcess]:
+    """Starts the run WHOLE of `model` in folder `cwd`; `before`: a script and its own words,
+    instead of train.py."""
+
+    def start(cwd: Path, model: str, processes: int, *before: object) -> subprocess.CompletedProcess:
+        options = {**WHOLE, "--model.name": model, "--track.to": "wandb" if processes == 2 else "none"}
+        words = (word for pair in options.items() for word in pair)
+        config = "cpu" if processes == 1 else "cpu_ddp"
+        return launch(cwd, *(before or [ROOT / "train.py"]), *words, config=config, processes=processes)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, train) -> Callable[[str, int], Path]:
+    """The run folder of WHOLE of a model, trained by so many processes without a stop; made once, when asked for."""
+
+    @functools.cache
+    def folder(model: str, processes: int) -> Path:
+        cwd = tmp_path_factory.mktemp(f"{model}-{processes}")
+        finished = train(cwd, model, processes)
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        assert finished.stdout.count("Finished in") == 1, "other ranks are silent"
+        (run,) = (cwd / "runs").iterdir()
+        return run
+
+    return folder

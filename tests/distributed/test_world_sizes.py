@@ -1,20 +1,21 @@
-"""One, two and three processes: the same rows, draws and rates, and the same result to rounding.
+"""One to four processes: the same rows, draws and rates, and the same result to rounding.
 
 Float64 tells a bug from rounding (float32 drifts by up to 1e-4 in a correct program), so it carries the proof.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from worker import CASES
+from worker import CASES, CLASSES, SCORED, SPLITS
 
 WORKER = Path(__file__).with_name("worker.py")
-SIZES = (1, 2, 3)
+SIZES = (1, 2, 3, 4)
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +70,37 @@ def test_float32_first_gradients_are_equal_to_rounding(outputs, case, size, caps
     with capsys.disabled():
         print(f"\n{case}, {size} processes, float32: gradients {relative:.1e} relative, weights drift {drift:.1e}")
     assert relative < 1e-5
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_every_image_of_a_split_of_any_size_is_predicted_once_and_in_order(outputs, name):
+    alone = np.load(outputs[1] / f"{name} scored rank 0.npz")
+    one_by_one = alone["one by one"]
+    assert len(np.unique(one_by_one.round(3), axis=0)) == len(one_by_one), "images can be told apart by their logits"
+    assert len(np.unique(one_by_one.argmax(1))) >= CLASSES - 2
+    for count in SPLITS:
+        logits = alone[str(count)]
+        assert logits.shape == (count, CLASSES)
+        np.testing.assert_allclose(logits[:70], one_by_one[:count], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", SIZES[1:])
+@pytest.mark.parametrize("name", SCORED)
+def test_predictions_and_confusion_are_identical_on_every_rank(outputs, name, size):
+    """To the bit: batches are cut from the split alike, whoever scores them."""
+    alone = np.load(outputs[1] / f"{name} scored rank 0.npz")
+    scores = json.loads((outputs[1] / f"{name} rank 0.json").read_text())
+    for rank in range(size):
+        several = np.load(outputs[size] / f"{name} scored rank {rank}.npz")
+        for count in SPLITS:
+            np.testing.assert_array_equal(several[str(count)], alone[str(count)])
+            np.testing.assert_array_equal(*(confusion(found, count) for found in (several, alone)))
+        assert json.loads((outputs[size] / f"{name} rank {rank}.json").read_text()) == scores
+
+
+def confusion(found, count: int) -> np.ndarray:
+    """[label, prediction] -> images."""
+    matrix = np.zeros((CLASSES, CLASSES), dtype=np.int64)
+    np.add.at(matrix, (found["labels"][:count], found[str(count)].argmax(1)), 1)
+    assert matrix.sum() == count
+    return matrix

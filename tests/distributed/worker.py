@@ -1,33 +1,36 @@
-"""Trains a few steps of each case and writes what happened: `accelerate launch ... worker.py OUT`, any world size.
+"""Trains a few steps of each case, scores splits of many sizes, and writes what happened: `worker.py OUT`, any world.
 
-Every rank writes the rows it took (indices, uniforms); rank 0 writes rates, the first gradients, the sums, the final
-weights and the scores.
+Every rank writes the rows it took (indices, uniforms) and the predictions it got; rank 0 writes rates, the first
+gradients, the sums, the final weights and the scores.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from resnet_cifar import model as models
 from resnet_cifar.data import draws
-from resnet_cifar.data.batches import Batches
+from resnet_cifar.data.batches import Batches, InputFormat
 from resnet_cifar.data.plan import Plan
 from resnet_cifar.data.store import ImageSet
 from resnet_cifar.recipe import parse
+from resnet_cifar.reporting import metrics
 from resnet_cifar.training.evaluate import check_same_weights, predict, refresh_norms
 from resnet_cifar.training.step import Learner
 from resnet_cifar.training.world import World
 
-CLASSES, IMAGES, STEPS = 10, 150, 8  # 8 steps of 48 rows cross the epoch's end twice
+CLASSES, IMAGES, BATCH, STEPS = 10, 150, 96, 5  # they cross the epoch's end three times
 PLAIN = {
-    "batch_size": 48,
+    "batch_size": BATCH,
     "data": {"image_size": 32},
     "augment": {"crop": 4, "flip": "alternating"},
     "optimizer": {"name": "sgd", "weight_decay": 1e-4},
-    "phases": [{"epochs": STEPS * 48 / IMAGES, "lr": 0.05, "warmup": 1, "decay": "cosine"}],
+    "phases": [{"epochs": STEPS * BATCH / IMAGES, "lr": 0.05, "warmup": 1, "decay": "cosine"}],
 }
 RESNET = {"model": {"name": "test_resnet", "pretrained": False, "norm_batch": 8}}
 VIT = {"model": {"name": "test_vit", "pretrained": False, "norm_batch": 8}}
@@ -38,7 +41,7 @@ MIXED = {
 }
 CLIPPED = {
     "optimizer": {"name": "adamw", "weight_decay": 0.05, "clip": 0.5},
-    "phases": [{"epochs": STEPS * 48 / IMAGES, "lr": 0.002, "warmup": 1, "decay": "linear"}],
+    "phases": [{"epochs": STEPS * BATCH / IMAGES, "lr": 0.002, "warmup": 1, "decay": "linear"}],
 }
 CASES = {
     "resnet": {**PLAIN, **RESNET},
@@ -48,6 +51,10 @@ CASES = {
     "vit": {**PLAIN, **VIT},
     "vit mixed micro-batches clipped": {**PLAIN, **VIT, **MIXED, **MICRO, **CLIPPED},
 }
+SCORED = ("test_resnet", "test_vit")
+# Of the splits that are scored: every remainder of a batch of 32 and of the world's sizes, and around more batches;
+# from 2,048 images on a batch is of 64.
+SPLITS = [*range(1, 71), 95, 96, 97, 127, 128, 129, 159, 160, 161, 257, 2047, 2048, 2049, 2113]
 
 
 def images(count: int, seed: int) -> ImageSet:
@@ -58,10 +65,10 @@ def images(count: int, seed: int) -> ImageSet:
     return ImageSet(torch.from_numpy(pixels), torch.from_numpy(labels), np.arange(count))
 
 
-def train(values: dict, precision: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def train(world: World, values: dict, precision: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """(this rank's rows, what all ranks share) of one case."""
     recipe = parse({**values, "precision": precision})
-    world = World(precision)
+    world.precision = precision  # a process has one world, and without autocast it takes either
     training, validation = images(IMAGES, 0), images(70, 1)
     plan = Plan(recipe, IMAGES, world.size)
     learner = Learner(plan, world, CLASSES)
@@ -96,14 +103,47 @@ def train(values: dict, precision: str) -> tuple[dict[str, np.ndarray], dict[str
     return {name: np.stack(values) for name, values in rows.items()}, shared
 
 
+def score(world: World, name: str) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
+    """(logits, metrics) of every size of split, by a model with weights that are always the same."""
+    world.precision = "no"
+    torch.manual_seed(0)
+    recipe = parse({**PLAIN, **(RESNET if name == "test_resnet" else VIT), "data": {"image_size": 16}})
+    model = models.build(recipe, CLASSES, pretrained=False)
+    for parameter in model.parameters():  # the head would start at zero
+        if parameter.ndim > 1:
+            torch.nn.init.kaiming_normal_(parameter)
+    model.to(memory_format=torch.channels_last).eval()
+    input_format = InputFormat(recipe.data, torch.full((3,), 0.5), torch.full((3,), 0.25))
+    everything = images(max(SPLITS), 2)
+    with torch.no_grad():  # so that every class is predicted
+        model.get_classifier().bias -= model(input_format(everything.images[:70])).mean(0)
+    model = world.prepare_to_score(model)
+    logits, scores = {}, {}
+    for count in SPLITS:
+        split = ImageSet(everything.images[:count], everything.labels[:count], everything.indices[:count])
+        predictions = predict(world, model, split, input_format)
+        assert torch.equal(predictions.labels, split.labels)
+        logits[str(count)] = predictions.logits.numpy()
+        scores[str(count)] = metrics.full(*predictions, tuple("abcdefghij"))
+    with torch.no_grad():
+        one_by_one = [model(input_format(everything.images[row : row + 1])) for row in range(70)]
+    logits["one by one"] = torch.cat(one_by_one).numpy()
+    logits["labels"] = everything.labels.numpy()
+    return logits, scores
+
+
 def main(out: Path) -> None:
     world = World("no")
     for case, values in CASES.items():
         for precision in ("fp64", "no"):
-            rows, shared = train(values, precision)
+            rows, shared = train(world, values, precision)
             np.savez(out / f"{case} {precision} rank {world.rank}.npz", **rows)
             if world.is_main:
                 np.savez(out / f"{case} {precision}.npz", **shared)
+    for name in SCORED:
+        logits, scores = score(world, name)
+        np.savez(out / f"{name} scored rank {world.rank}.npz", **logits)
+        (out / f"{name} rank {world.rank}.json").write_text(json.dumps(scores))
     world.close()
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from starting import train
 
 from resnet_cifar import cli, run_folder
 from resnet_cifar.cli import TrainCommand
 from resnet_cifar.data.plan import Plan
 from resnet_cifar.recipe import Mistake
-from resnet_cifar.training.loop import train
 
 TRAINING_IMAGES = 45_000  # of CIFAR-10, after the validation cut
 

@@ -1,0 +1,73 @@
+"""One run on 1, 2, 3 and 4 processes, and one that hops between them where it was stopped: the same run to rounding.
+
+Float64 tells a bug from rounding; the commands are the user's.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+STOPPING = Path(__file__).with_name("stopping.py")
+MODELS = ("test_resnet", "test_vit")  # with BatchNorm, and without
+STEPS = 62
+# (processes, where they are stopped, the step that is saved): two stops lie between rows, one in a score.
+HOPS = [(4, ("update", 10), 11), (1, ("update", 32), 33), (2, ("evaluation", 2), 42)]
+
+
+def rows_of(run: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
+
+
+def assert_equal_runs(run: Path, alone: Path) -> None:
+    assert run.name == alone.name, "the folder is named after the recipe, not the machines"
+    last = f"checkpoints/step-{STEPS:08d}"
+    for file in ("model", "optimizer"):
+        ours, theirs = (load_file(folder / last / f"{file}.safetensors") for folder in (run, alone))
+        assert ours.keys() == theirs.keys()
+        for name, tensor in ours.items():
+            np.testing.assert_allclose(tensor, theirs[name], rtol=0, atol=1e-9, err_msg=name)
+    ours, theirs = rows_of(run), rows_of(alone)
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert a == pytest.approx(b, abs=1e-9, rel=0), a["step"]
+    result, other = (json.loads((folder / "result.json").read_text()) for folder in (run, alone))
+    assert result.pop("checkpoint") == other.pop("checkpoint")
+    for values in (result, other):
+        del values["seconds"], values["world_size"]
+    assert result == pytest.approx(other, abs=1e-9, rel=0)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+@pytest.mark.parametrize("model", MODELS)
+def test_several_processes_make_one_run_equal_to_that_of_one(whole, model, processes):
+    alone, several = whole(model, 1), whole(model, processes)
+    assert json.loads((several / "result.json").read_text())["world_size"] == processes
+    if processes == 2:
+        assert len(list((several / "wandb").glob("offline-run-*"))) == 1
+    assert_equal_runs(several, alone)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_run_that_hops_from_4_to_1_to_2_to_3_processes_is_the_same_run(whole, train, tmp_path, model):
+    alone = whole(model, 1)
+    assert not {11, 33} & {row["step"] for row in rows_of(alone)}
+    for processes, (kind, number), step in HOPS:
+        stopped = train(tmp_path, model, processes, STOPPING, kind, number)
+        # With one process accelerate uses no elastic launcher, and its own code is 1 whatever the command's is.
+        assert "exit status 75" in stopped.stderr if processes == 1 else stopped.returncode == 0
+        (run,) = (tmp_path / "runs").iterdir()
+        status = json.loads((run / "status.json").read_text())
+        assert (status["state"], status["step"]) == ("interrupted", step)
+        assert max(row["step"] for row in rows_of(run)) < step
+    state = json.loads((run / "checkpoints" / f"step-{step:08d}" / "state.json").read_text())
+    assert state["unscored"]["step"] == step, "the score that was cut off is taken up"
+    finished = train(tmp_path, model, 3)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert f"resuming at step {step}, epoch 1.4" in finished.stdout
+    assert_equal_runs(run, alone)

@@ -1,0 +1,83 @@
+"""Starts of a run in this process, which nobody or a test asks to stop."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from resnet_cifar.cli import TrainCommand
+from resnet_cifar.recipe import Recipe
+from resnet_cifar.training import loop
+from resnet_cifar.training.watch import Watch
+
+
+class Requests:
+    """In place of interrupts.Requests, which would take this process's signals."""
+
+    def __init__(self) -> None:
+        self.ask: Callable[[str], None] = lambda reason: None
+
+    def hand_over(self, answer: Callable[[str], None]) -> None:
+        self.ask = answer
+
+
+def train(command: TrainCommand, recipe: Recipe, requests: Requests | None = None) -> None:
+    """What train.py does after it has read its words."""
+    AcceleratorState._reset_state(True)
+    loop.train(command, recipe, requests or Requests())
+
+
+def interrupt(command: TrainCommand, recipe: Recipe, kind: str, number: int) -> dict[str, Any]:
+    """The same, asked to stop in `update` NUMBER or in the NUMBER-th batch of `evaluation`; returns status.json."""
+    requests, tick, batches = Requests(), Watch.tick, itertools.count(1)
+
+    def stopping(self: Watch, step: int | None = None) -> None:
+        tick(self, step)
+        where = ("evaluation", next(batches)) if step is None else ("update", step)
+        if where == (kind, number):
+            requests.ask("SIGTERM")
+            with self._changed:
+                self._changed.wait_for(lambda: self._stop is not None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Watch, "tick", stopping)
+        with pytest.raises(SystemExit) as ended:
+            train(command, recipe, requests)
+    assert ended.value.code == 75
+    status = json.loads((Path(command.run) / "status.json").read_text())
+    assert (status["state"], status["why"]) == ("interrupted", "SIGTERM")
+    return status
+
+
+def rows_of(run: str) -> list[dict[str, float]]:
+    """metrics.jsonl without the speed."""
+    rows = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
+
+
+def assert_same_run(run: str, other: str) -> None:
+    """Weights and optimiser to the bit, rows and scores; sums of a row that was cut may be rounded elsewhere."""
+    assert_same_weights(run, other)
+    ours, theirs = rows_of(run), rows_of(other)
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        sums = {"train/loss", "train/accuracy"}
+        assert {name: a[name] for name in a.keys() - sums} == {name: b[name] for name in b.keys() - sums}
+        assert a == pytest.approx(b, abs=1e-12, rel=0)
+    ours, theirs = (json.loads(Path(name, "result.json").read_text()) for name in (run, other))
+    assert ours | {"seconds": 0} == theirs | {"seconds": 0}
+    assert Path(run, "predictions-test.parquet").read_bytes() == Path(other, "predictions-test.parquet").read_bytes()
+
+
+def assert_same_weights(run: str, other: str) -> None:
+    """The newest checkpoint's files, byte for byte."""
+    ours, theirs = (max(Path(name, "checkpoints").iterdir()) for name in (run, other))
+    assert ours.name == theirs.name
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        assert (ours / file).read_bytes() == (theirs / file).read_bytes(), file

@@ -1,0 +1,74 @@
+"""--extend: a finished run goes on from its end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from starting import assert_same_weights, interrupt, rows_of, train
+
+from resnet_cifar import cli
+from resnet_cifar.cli import TrainCommand
+from resnet_cifar.recipe import Mistake
+
+RUN = TrainCommand(recipe="debug", run="run")
+MORE = dataclasses.replace(RUN, extend=1.0)
+WORDS = {
+    "data.limit": "200",
+    "data.image_size": "16",
+    "batch_size": "16",
+    "model.name": "test_resnet",
+    "phases.0.epochs": "0.5",
+    "phases.1.epochs": "0.4",
+    "evaluate.every": "0.4",
+    "track.to": "none",
+}
+THIRD = {"phases.2.epochs": "1.0", "phases.2.lr": "5e-4", "phases.2.decay": "linear"}
+FIRST_END, END = 10, 21  # an epoch is 11.25 steps
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_accelerator: None) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_finished_run_goes_on_to_what_a_recipe_with_all_phases_gives(capsys: pytest.CaptureFixture) -> None:
+    recipe = cli.read_recipe("debug", WORDS)
+    train(RUN, recipe)
+    rows, result = Path("run/metrics.jsonl").read_bytes(), Path("run/result.json").read_bytes()
+    assert json.loads(result)["steps"] == FIRST_END
+
+    # Stopped in the phase that is new, and gone on with by the same command.
+    assert interrupt(MORE, recipe, "update", FIRST_END + 2)["step"] == FIRST_END + 3
+    assert not Path("run/result.json").exists()
+    with pytest.raises(Mistake, match=r"give the same --extend again"):
+        train(RUN, recipe)
+    train(MORE, recipe)
+    assert f"resuming at step {FIRST_END + 3}" in capsys.readouterr().out
+    assert Path(f"run/result-step-{FIRST_END}.json").read_bytes() == result
+    assert json.loads(Path("run/result.json").read_text())["steps"] == END
+    assert Path("run/metrics.jsonl").read_bytes().startswith(rows)
+    assert rows_of("run")[-1]["step"] == END
+
+    written = {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")}
+    train(MORE, recipe)
+    assert "this run is finished" in capsys.readouterr().out
+    with pytest.raises(Mistake, match=r"phases\.2\.epochs.*give the same --extend again"):
+        train(RUN, recipe)
+    with pytest.raises(Mistake, match=r"phases\.2\.epochs: 1\.0, not 2\.0|phases\.2\.epochs: 2\.0, not 1\.0"):
+        train(dataclasses.replace(MORE, extend=2.0), recipe)
+    assert {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")} == written
+
+    train(dataclasses.replace(RUN, run="at-once"), cli.read_recipe("debug", {**WORDS, **THIRD}))
+    assert_same_weights("run", "at-once")
+
+
+def test_extending_a_run_that_is_not_finished_is_one_run_of_all_phases() -> None:
+    recipe = cli.read_recipe("debug", WORDS)
+    interrupt(RUN, recipe, "update", 5)
+    train(MORE, recipe)
+    train(dataclasses.replace(RUN, run="at-once"), cli.read_recipe("debug", {**WORDS, **THIRD}))
+    assert_same_weights("run", "at-once")
+    assert [row["lr"] for row in rows_of("run")] == [row["lr"] for row in rows_of("at-once")]

@@ -1,0 +1,169 @@
+"""A run that is stopped anywhere and goes on is the run that was never stopped, to the bit; so is one that saves more.
+
+An epoch is 30.4 steps, so that metrics.jsonl has a row every second step, besides those at scores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from starting import assert_same_run, interrupt, rows_of, train
+
+from resnet_cifar import cli
+from resnet_cifar.cli import TrainCommand
+from resnet_cifar.data import store
+from resnet_cifar.recipe import Mistake, Recipe
+from resnet_cifar.training.loop import Run
+
+RUN = TrainCommand(recipe="debug", run="run")
+NORMS, VALIDATION = 15, 2  # evaluated batches of a score
+
+
+def small(**words: str) -> Recipe:
+    overrides = {
+        "data.limit": "540",
+        "data.image_size": "16",
+        "batch_size": "16",
+        "micro_batch": "8",
+        "model.name": "test_resnet",
+        "phases.0.epochs": "0.6",
+        "phases.1.epochs": "0.6",
+        "track.to": "none",
+    }
+    return cli.read_recipe("debug", {**overrides, **words})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The run that nobody stops: 36 steps, scores after 15, 30 and 36, checkpoints every 4."""
+    run = str(tmp_path_factory.mktemp("whole") / "run")
+    train(dataclasses.replace(RUN, run=run), small())
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_accelerator: None) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_run_that_is_stopped_between_rows_and_in_every_kind_of_evaluation_is_the_same_run(whole: str) -> None:
+    assert 11 not in {row["step"] for row in rows_of(whole)}
+    assert interrupt(RUN, small(), "update", 10)["step"] == 11
+    # In BatchNorm's statistics, then among the validation images of the same score.
+    assert interrupt(RUN, small(), "evaluation", 3)["step"] == 15
+    assert interrupt(RUN, small(), "evaluation", NORMS + 1)["step"] == 15
+    assert rows_of("run") == rows_of(whole)[:7], "the row waits for its score"
+    assert interrupt(RUN, small(), "update", 26)["step"] == 27
+    # Among the test images: two scores come before.
+    assert interrupt(RUN, small(), "evaluation", 2 * (NORMS + VALIDATION) + 2)["step"] == 36
+    assert not Path("run/result.json").exists()
+    train(RUN, small())
+    assert_same_run("run", whole)
+
+
+def test_saves_at_the_start_and_right_after_a_resume_change_nothing(whole: str, monkeypatch) -> None:
+    go_on = Run._train
+
+    def save_first(self: Run) -> None:
+        self._save(self.learner.unread(self.recorder.done))
+        go_on(self)
+
+    def save_and_die(self: Run) -> None:
+        self._save(self.learner.unread(self.recorder.done))
+        self.recorder.wait()
+        raise ConnectionAbortedError
+
+    def die_after_a_save() -> None:
+        with monkeypatch.context() as patch, pytest.raises(ConnectionAbortedError):
+            patch.setattr(Run, "_train", save_and_die)
+            train(RUN, small())
+
+    die_after_a_save()
+    assert [path.name for path in Path("run/checkpoints").iterdir()] == ["step-00000000"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_train", save_first)
+        assert interrupt(RUN, small(), "update", 12)["step"] == 13
+    die_after_a_save()
+    train(RUN, small())
+    assert_same_run("run", whole)
+
+
+def test_a_run_stops_early_at_the_same_step_whether_it_was_interrupted_or_not() -> None:
+    recipe = small(**{"early_stopping.patience": "2", "evaluate.every": "0.1", "phases.0.lr": "1e-9"})
+    train(dataclasses.replace(RUN, run="undisturbed"), recipe)
+    result = json.loads(Path("undisturbed/result.json").read_text())
+    scored = [row["step"] for row in rows_of("undisturbed") if "val/accuracy" in row]
+    assert result["stopped_early"] and scored[-1] == result["steps"] < 36
+    assert len(scored) > 2
+    assert interrupt(RUN, recipe, "update", scored[-2])["step"] == scored[-2] + 1
+    assert interrupt(RUN, recipe, "evaluation", NORMS + 1)["step"] == scored[-1], "in the score that ends it"
+    assert interrupt(RUN, recipe, "evaluation", NORMS + VALIDATION + 2)["step"] == scored[-1], "after it"
+    train(RUN, recipe)
+    assert_same_run("run", "undisturbed")
+
+
+def test_a_run_that_has_stopped_early_is_finished(capsys: pytest.CaptureFixture) -> None:
+    recipe = small(**{"early_stopping.patience": "1", "evaluate.every": "0.1", "phases.0.lr": "1e-9"})
+    train(RUN, recipe)
+    capsys.readouterr()
+    train(RUN, recipe)
+    printed = capsys.readouterr().out
+    assert "this run is finished" in printed and "stopped early at step" in printed
+    with pytest.raises(Mistake, match=r"--extend: the run in run stopped early"):
+        train(dataclasses.replace(RUN, extend=1.0), recipe)
+
+
+def test_other_images_under_the_same_recipe_are_refused_with_both_fingerprints() -> None:
+    recipe = small(**{"data.source": str(write_images(0).resolve()), "data.limit": "0"})
+    interrupt(RUN, recipe, "update", 3)
+    ours = json.loads(Path("run/environment.json").read_text())["data"]
+    write_images(1)
+    with pytest.raises(Mistake, match=r"data\.source '/.*/images' is not what this run was trained on") as refused:
+        train(RUN, recipe)
+    theirs = store.load(store.ensure(recipe.data.source), recipe, torch.device("cpu")).fingerprint
+    assert ours != theirs
+    assert f"{theirs}, not {ours}" in str(refused.value) and "--fresh" in str(refused.value)
+    write_images(0)
+    train(RUN, recipe)
+    assert json.loads(Path("run/status.json").read_text())["state"] == "finished"
+
+
+def write_images(seed: int) -> Path:
+    """The folder `images` in the hub's layout: noise of two classes."""
+    folder = Path("images")
+    folder.mkdir(exist_ok=True)
+    noise = np.random.default_rng(seed)
+    features = Features({"img": Image(), "label": ClassLabel(names=["a", "b"])})
+    for split, count in (("train", 80), ("test", 20)):
+        pixels = noise.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        columns = {"img": list(pixels), "label": [row % 2 for row in range(count)]}
+        Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}-00000.parquet")
+    return folder
+
+
+def test_the_debug_recipe_runs_with_deterministic_operations_only(monkeypatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as the run would, but not for later tests
+    recipe = small(deterministic="True", **{"phases.0.epochs": "0.5", "phases.1.epochs": "0.1"})
+    try:
+        train(RUN, recipe)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert json.loads(Path("run/status.json").read_text())["state"] == "finished"
+    assert cli.read_recipe("run/recipe.yaml").deterministic
+
+
+def test_an_extension_that_is_refused_leaves_the_finished_run_as_it_was() -> None:
+    recipe = small(**{"data.source": str(write_images(0).resolve()), "data.limit": "0"})
+    train(RUN, recipe)
+    kept = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
+    write_images(1)
+    with pytest.raises(Mistake, match="is not what this run was trained on"):
+        train(dataclasses.replace(RUN, extend=1.0), recipe)
+    assert {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()} == kept
