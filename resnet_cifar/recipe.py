@@ -219,7 +219,7 @@ class Recipe:
     """Images of one backward pass on one device, to fit its memory; 0: the device's whole share."""
     deterministic: bool = False
     """Only operations that repeat to the bit, on GPUs too (slower; an operation that has no such form is refused)."""
-    rank_timeout: Annotated[Number, Field(gt=0)] = 300.0
+    rank_timeout: Annotated[Number, Field(ge=2)] = 300.0
     """Seconds without a sign of life, or without progress in training, after which other processes give a rank up."""
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)

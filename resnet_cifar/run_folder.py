@@ -69,7 +69,7 @@ class RunFolder:
         if extends and missing > 0:
             wanted = dataclasses.replace(recipe, phases=recipe.phases[: len(ours.phases)])
             if (self.result() or {}).get("stopped_early"):
-                raise Mistake(f"--extend: the run in {self.path} stopped early, so its phases never ended")
+                raise Mistake(f"--extend: the run in {self.path} stopped early, and would stop again at once")
         differing = differences(ours, wanted)
         if differing:
             extended = missing < 0 and not differences(
@@ -91,7 +91,8 @@ class RunFolder:
         """Makes status.json say what result.json says, where a kill came between the two."""
         if (read_json(self.path / "status.json") or {}).get("state") != "finished":
             facts = {"time": time.time(), "step": result["steps"], "steps": result["steps"]}
-            write_json(self.path / "status.json", {"state": "finished", **facts})
+            with contextlib.suppress(OSError):  # a finished run may lie on a disk that is read only
+                write_json(self.path / "status.json", {"state": "finished", **facts})
 
     def move_aside(self) -> Path | None:
         """Renames an existing folder to NAME.before-N, so that starting over loses nothing; where it is now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+_NOBODY_READS = (OSError, SystemExit)  # rich ends the program where its output is a closed pipe
 _LINES_A_RUN = 100  # at the most, where the output is no terminal
 
 
@@ -24,16 +26,16 @@ class Screen:
 
     def say(self, text: str) -> None:
         """A line."""
-        self._console.print(text, markup=False)
+        self._print(text)
 
     def warn(self, text: str) -> None:
         """A line that should not be missed."""
-        self._console.print(f"warning: {text}", style="yellow", markup=False)
+        self._print(f"warning: {text}", style="yellow")
 
     def facts(self, rows: Iterable[tuple[str, str]]) -> None:
         """Names and values, aligned."""
         for name, value in rows:
-            self._console.print(f"{name:<12} {value}", markup=False)
+            self._print(f"{name:<12} {value}")
 
     def begin(self, steps: int, done: int) -> None:
         """Shows progress from `done` of `steps` on."""
@@ -57,7 +59,8 @@ class Screen:
         left = (self._steps - row["step"]) / row["step"] * row["images"] / speed
         facts = f"epoch {row['epoch']:.2f}  loss {row['train/loss']:.3f}  lr {row['lr']:.2g}  {speed:,.0f} images/s"
         if self._progress is not None:
-            self._progress.update(self._task, completed=row["step"], facts=facts)
+            with contextlib.suppress(*_NOBODY_READS):
+                self._progress.update(self._task, completed=row["step"], facts=facts)
         elif row["step"] - self._last_line >= self._steps / _LINES_A_RUN or row["step"] == self._steps:
             self._last_line = row["step"]
             self.say(f"step {row['step']}/{self._steps}  {facts}  {duration(left)} left")
@@ -72,7 +75,8 @@ class Screen:
     def end(self) -> None:
         """Takes the progress bar away."""
         if self._progress is not None:
-            self._progress.stop()
+            with contextlib.suppress(*_NOBODY_READS):
+                self._progress.stop()
             self._progress = None
 
     def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -84,7 +88,12 @@ class Screen:
         table = Table(title=title, show_header=False, title_justify="left")
         for row in rows:
             table.add_row(*row)
-        self._console.print(table)
+        self._print(table)
+
+    def _print(self, what: str | Table, style: str | None = None) -> None:
+        """Prints where somebody reads: a terminal that is closed must not end a run."""
+        with contextlib.suppress(*_NOBODY_READS):
+            self._console.print(what, style=style, markup=False)
 
 
 def duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ reader verifies it, and where the newest is damaged takes the one before and say
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -85,9 +86,14 @@ def steps(folder: Path) -> list[int]:
 
 
 def prune(folder: Path, keep: int, best: int | None) -> None:
-    """Removes all but the newest `keep` and the best checkpoint."""
-    for step in steps(folder)[:-keep]:
-        if step != best:
+    """Removes all but the newest `keep`, the best, and what was the best when one of those was written."""
+    there = steps(folder)
+    spared = {best}
+    for step in there[-keep:]:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one says nothing
+            spared.add(json.loads((folder / name(step) / _STATE).read_text())["best"]["step"])
+    for step in there[:-keep]:
+        if step not in spared:
             shutil.rmtree(folder / name(step), ignore_errors=True)  # tried again after the next one
 
 
@@ -139,7 +145,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         changed = [file for file in (_WEIGHTS, _OPTIMIZER) if sha256(checkpoint / file) != state["checksums"][file]]
         if state.pop("checksum") != _state_checksum(state):
             changed.append(_STATE)
-        foreign = {path.name for path in checkpoint.iterdir()} - {_WEIGHTS, _OPTIMIZER, _STATE}
+        names = {path.name for path in checkpoint.iterdir() if not path.name.startswith(".")}  # .nfs..., .DS_Store
+        foreign = names - {_WEIGHTS, _OPTIMIZER, _STATE}
         if not changed:
             for file in (_WEIGHTS, _OPTIMIZER):
                 with safetensors.safe_open(checkpoint / file, "pt") as tensors:  # checks the header against the size
@@ -153,7 +160,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     if changed:
         raise Damage(f"{checkpoint / changed[0]} has changed since it was written")
     if foreign:
-        raise Damage(f"{checkpoint / min(foreign)} is not a checkpoint's file (nothing in one is a pickle)")
+        raise Mistake(f"{checkpoint / min(foreign)} is not a checkpoint's file (nothing in one is a pickle): remove it")
     return state
 
 

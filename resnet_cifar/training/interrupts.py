@@ -1,4 +1,4 @@
-"""Requests to end a run: SIGTERM, SIGUSR1, SIGINT, a launcher that is gone, --max-minutes.
+"""Requests to end a run: SIGTERM, SIGUSR1, SIGINT, SIGHUP, a launcher that is gone, --max-minutes.
 
 Python runs signal handlers in the main thread, between bytecodes, and that may sit in a collective for minutes. So the
 interpreter's own handler writes the signal's number into a pipe, and a thread reads it. Nothing heavy is imported here:
@@ -14,9 +14,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 _ECHO = 2.0  # seconds in which the same request arrives twice: launchers pass on what the whole job got
 _LOOK = 0.5  # seconds between looks at the launcher and the clock
 
@@ -40,7 +41,8 @@ class Requests:
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in SIGNALS:
-            signal.signal(number, lambda *_: None)
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, lambda *_: None)
         threading.Thread(target=self._listen, name="interrupts", daemon=True).start()
 
     def hand_over(self, answer: Callable[[str], None]) -> None:
@@ -65,14 +67,23 @@ class Requests:
             self._first_signal = now
             self._ask(number.name)
         elif now - self._first_signal > _ECHO:
-            print(f"{number.name} again: ending at once", file=sys.stderr, flush=True)
-            os._exit(128 + number)
+            end_process(128 + number, f"{number.name} again: ending at once")
 
     def _ask(self, reason: str) -> None:
         with self._lock:
             if self.reason is None:
                 self.reason = reason
                 self._answer(reason)
+
+
+def end_process(code: int, sentence: str = "") -> NoReturn:
+    """Ends the process from any thread, whatever its main thread waits for and whether or not anybody reads."""
+    try:
+        if sentence:
+            print(sentence, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    finally:
+        os._exit(code)
 
 
 def exit_code() -> int:
@@ -87,6 +98,5 @@ def _is_launched() -> bool:
 
 def _leave(reason: str) -> None:
     """Before training has begun there is nothing to save. The code is no success: other processes wait for this one."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"stopped by {reason} before training began: the same command starts again", file=sys.stderr, flush=True)
-    os._exit(TRY_AGAIN)
+    sentence = f"stopped by {reason} before training began: the same command starts again"
+    end_process(TRY_AGAIN, sentence if os.environ.get("RANK", "0") == "0" else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,15 @@ def train(command: TrainCommand, base: Recipe, requests: Requests) -> None:
 
 
 def _look(folder: RunFolder, command: TrainCommand, recipe: Recipe, screen: Screen) -> str:
-    """Whether the folder's run is `finished`. Raises Mistake where it is another recipe's."""
-    if command.fresh:
+    """Whether the folder's run is `finished`. Raises Mistake where it is another recipe's, or cannot be used."""
+    try:
+        return _look_into(folder, command, recipe, screen)
+    except OSError as error:
+        raise Mistake(f"--run {folder.path} cannot be used ({error.strerror}): name another folder") from None
+
+
+def _look_into(folder: RunFolder, command: TrainCommand, recipe: Recipe, screen: Screen) -> str:
+    if command.fresh and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":  # a restart goes on
         if aside := folder.move_aside():
             screen.say(f"starting over; what was there is now in {aside}")
         return "new"
@@ -74,7 +82,8 @@ def _look(folder: RunFolder, command: TrainCommand, recipe: Recipe, screen: Scre
     if result is None:
         return "new"
     folder.mark_finished(result)
-    screen.say("this run is finished (--fresh starts it over, --extend EPOCHS goes on)")
+    further = f"--recipe {folder.path / 'recipe.yaml'} --run {folder.path} " if command.extend else ""
+    screen.say(f"this run is finished (--fresh starts it over, {further}--extend EPOCHS goes on)")
     _closing_table(screen, folder, result, [])
     return "finished"
 
@@ -101,17 +110,22 @@ class Run:
         recorder, ended, why = self.recorder, "failed", ""
         self.watch.leaving = recorder.leave
         try:
-            self._resume(*recorder.open())
-            self._train()
-            self._finish()
-            ended = "finished"
-        except Interrupted as request:
-            self._save_interrupted()
-            ended, why = "interrupted", str(request)
+            try:
+                self._resume(*recorder.open())
+                self._train()
+                self._finish()
+                ended = "finished"
+            except Interrupted as request:
+                self._save_interrupted()
+                ended, why = "interrupted", str(request)
         except OSError as error:
-            why = f"{recorder.folder.path} cannot be written ({error.strerror}): make room, and {GO_ON}"
+            is_disk = error.errno in _DISK
+            full = f"{recorder.folder.path} cannot be written ({error.strerror}): make room, and {GO_ON}"
+            why = full if is_disk else f"{type(error).__name__}: {error}"
             self.watch.fail(why, everywhere=False)
-            raise (Mistake(why) if error.errno in _DISK else error) from None
+            if is_disk:
+                raise Mistake(why) from None
+            raise
         except BaseException as error:
             why = str(error) or type(error).__name__
             if lost_connection(error):
@@ -140,7 +154,7 @@ class Run:
         if world.scaler is not None:
             world.scaler.load_state_dict(state["scaler"])
         recorder.done = self._saved = step = state["step"]
-        learner.resume_at(step, state["begun"])
+        learner.resume_at(step, state["begun"], state["skipped"])
         self.best, self._unscored = state["best"], state["unscored"]
         self.stopping.resume(state["stopping"])
         best = f", best validation accuracy {self.best['val/accuracy']:.4f}" if self.best else ""
@@ -225,11 +239,13 @@ class Run:
             "begun": begun,
             "unscored": self._unscored,
             "scaler": self.world.scaler.state_dict() if self.world.scaler is not None else None,
+            "skipped": self.learner.skipped,
         }
         self.recorder.save(snapshot.take(self.learner.model, self.learner.optimizer), state)
 
     def _save_interrupted(self) -> None:
         """Saves what has been done since the last checkpoint, at the same step on every rank."""
+        self.watch.trained()
         self._write(*map(self._row, self.learner.ready_sums(wait=True)))
         begun = self.learner.unread(self.recorder.done)  # every rank takes part, whoever has saved since
         if self.recorder.done > self._saved:
@@ -261,7 +277,7 @@ class Run:
             "checkpoint": scores["checkpoint"],
             "step": step,
             "steps": recorder.done,
-            "stopped_early": recorder.done < self.plan.steps,
+            "stopped_early": self.stopping.over,
             "seconds": time.perf_counter() - self.began,
             "world_size": world.size,
         }

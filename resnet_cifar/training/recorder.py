@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 from typing import Any
 
@@ -29,6 +30,7 @@ class Recorder:
         self.done, self.seconds_to_first_step = 0, 0.0  # what status.json says beside the state
         self._writer = checkpoint.Writer(folder.checkpoints, plan.recipe.checkpoint.keep, before=folder.sync)
         self._saved_at = time.monotonic()
+        self._ending, self._has_ended = threading.Lock(), False
 
     def open(self) -> tuple[Snapshot | None, dict[str, Any] | None]:
         """Claims the folder and finds the newest checkpoint in it: its tensors on rank 0, its state on every rank.
@@ -47,7 +49,9 @@ class Recorder:
             tensors, state = checkpoint.read(newest) if newest else (None, None)
             if state:
                 self._check_data(state["data"])
-            self.folder.continue_rows(state["step"] if state else 0)
+                self._check_best(state)
+            # The row of a score that was cut short is written when that is done.
+            self.folder.continue_rows(state["step"] - bool(state["unscored"]) if state else 0)
             identity = state["tracker"] if state else None
             self.tracker = track.start(recipe, self.folder.path, facts, self.screen.warn, identity)
             return json.dumps(state)
@@ -95,17 +99,31 @@ class Recorder:
 
     def end(self, state: str, why: str) -> None:
         """Leaves a last word in the folder and with the tracker; what ends the run already is not hidden by another."""
+        with self._ending:
+            if self._has_ended:
+                return
+            self._has_ended = True
         self.screen.end()
         if self.world.is_main and state != "finished" and self.folder.is_claimed:
             with contextlib.suppress(Mistake, OSError):
                 self.status(state, why=why)
-        self.tracker.finish(state)
+        with contextlib.suppress(Exception):
+            self.tracker.finish(state)
 
     def leave(self, state: str, why: str) -> None:
         """The same from the watch's thread, before the process ends without its main thread."""
         self.end(state, why)
         if state == "interrupted":
             self.screen.say(f"interrupted by {why} at step {self.done}, with nothing new to save: {GO_ON}")
+
+    def _check_best(self, state: dict[str, Any]) -> None:
+        """Forgets a best checkpoint that is no longer whole: the best from here on counts."""
+        if state["best"] and state["best"]["step"] != state["step"]:
+            try:
+                checkpoint.read_state(self.folder.checkpoints / checkpoint.name(state["best"]["step"]))
+            except checkpoint.Damage as damage:
+                self.screen.warn(f"{damage}: it was the best so far, and the best from here on counts instead")
+                state["best"] = None
 
     def _check_data(self, fingerprint: str) -> None:
         if fingerprint != self.data.fingerprint:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from resnet_cifar.recipe import Mistake
 
+# Of a group: what the constructor sets again, and which kernels suit the device.
+_CONSTRUCTED = ("params", "param_names", "fused", "foreach")
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -36,7 +39,7 @@ def take(model: nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
         for key, value in group.items():
             if isinstance(value, Tensor):
                 tensors[f"group/{number}/{key}"] = value
-            elif key not in ("params", "param_names") and not isinstance(value, torch.dtype):
+            elif key not in _CONSTRUCTED and not isinstance(value, torch.dtype):
                 plain[key] = value  # a type is the constructor's, and is set by it again
         scalars["groups"].append(plain)
     for parameter, state in optimizer.state.items():

@@ -80,9 +80,15 @@ class Learner:
         for name, buffer in self.model.named_buffers():
             buffer.copy_(buffers[name])
 
-    def resume_at(self, step: int, begun: dict[str, float] | None) -> None:
+    @property
+    def skipped(self) -> int:
+        """fp16 updates in a row that the scaler has skipped. Waits for the device."""
+        return int(self._skipped)
+
+    def resume_at(self, step: int, begun: dict[str, float] | None, skipped: int) -> None:
         """Counts from `step` updates on; `begun`: what `unread` said of the row that was begun by then."""
         self._summed_to = step
+        self._skipped.fill_(skipped)
         if begun:
             self._summed_to -= int(begun["steps"])
             if self.world.is_main:
@@ -96,7 +102,7 @@ class Learner:
         if done == self._summed_to:
             return None
         loss, correct = self.world.sum_(self._sums.clone()).tolist()
-        self._check(int(self.world.smallest_(self._first_bad.clone())), int(self._skipped))
+        self._check(int(self.world.smallest_(self._first_bad.clone())), self.skipped)
         return {"steps": done - self._summed_to, "loss": loss, "correct": correct}
 
     def update(self, step: int, micro_batches: Iterable[Batch]) -> None:

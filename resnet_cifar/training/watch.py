@@ -9,22 +9,25 @@ a step or an evaluation batch) and reports how many it has begun; the largest of
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
-from resnet_cifar.training.interrupts import Interrupted, Requests, exit_code
+from resnet_cifar.training.interrupts import Interrupted, Requests, end_process, exit_code
 from resnet_cifar.training.world import World
 
 _BEAT = 0.5  # seconds between heartbeats
 _HASTE = 0.05  # while an agreement is sought
 _SILENCE = 3.0  # seconds after which a process that others lost the connection to counts as dead
 _VERDICT = 10.0  # seconds to find out who died
-GO_ON = "the same command goes on from the newest checkpoint"
+_PARTING = 15.0  # seconds for rank 0 to finish the tracker
+GO_ON = f"the same command{' without --fresh' * ('--fresh' in sys.argv)} goes on from the newest checkpoint"
 
 
 class Watch:
@@ -113,8 +116,12 @@ class Watch:
             try:
                 over = self._exchange()
             except RuntimeError:  # torch's DistError is one: rank 0's process and its store are gone
-                self._lose_main()
+                if not self._ended:
+                    self._lose_main()
                 over = True
+            except BaseException:  # this thread is the one that can end the process
+                traceback.print_exc()
+                os._exit(1)
             if over:
                 return
 
@@ -191,19 +198,21 @@ class Watch:
 
     def _guard(self) -> None:
         """Gives rank 0 up where its board no longer changes: a call to a store that is frozen never returns."""
-        while not self._ended:
+        while self._thread.is_alive():
             time.sleep(_BEAT)
             if time.monotonic() - self._heard[0][1] > (_SILENCE if self._broken else self.timeout):
                 self._lose_main()
 
     def _lose_main(self) -> None:
-        if not (self._ended or self._failed):  # who failed says so by itself
+        if self._ended:  # this process has done its part
+            end_process(0 if self._stop is None else exit_code())
+        if not self._failed:  # who failed says so by itself
             sentence = f"rank 0 (last heard of at step {self._board['step']}) died or lost the network: {GO_ON}"
-            self._give_up(sentence, speak=self.rank == 1)
+            end_process(1, f"error: {sentence}" if self.rank == 1 else "")
 
     def _obey(self, board: dict[str, Any]) -> None:
         if board["failed"]:
-            self._give_up(board["failed"], speak=self.rank == 0)
+            self._give_up(board["failed"])
         if board["leave"]:
             self._leave(board["asked"])
         with self._changed:
@@ -218,24 +227,34 @@ class Watch:
             self._wish = reason
             self._changed.notify_all()
 
-    def _give_up(self, sentence: str, speak: bool) -> None:
+    def _give_up(self, sentence: str) -> None:
         """Ends this process, whose main thread may wait for ever."""
-        if speak:
-            print(f"error: {sentence}", file=sys.stderr, flush=True)
-        if self.rank == 0:
-            self.leaving("failed", sentence)
-            time.sleep(2 * _BEAT)  # the others read it from this process's store
-        sys.stdout.flush()
-        os._exit(1)
+        try:
+            self._part("failed", sentence)
+        finally:
+            end_process(1, f"error: {sentence}" if self.rank == 0 else "")
 
     def _leave(self, reason: str) -> None:
         """Ends this process, which has done nothing since its start."""
+        try:
+            self._part("interrupted", reason)
+        finally:
+            end_process(exit_code())
+
+    def _part(self, state: str, why: str) -> None:
+        """Rank 0 leaves its last word, and time for others to read the board; they stay until it is gone.
+
+        Its main thread may be in a collective with theirs, and would take their end for a failure.
+        """
         if self.rank == 0:
-            self.leaving("interrupted", reason)
-            if self.size > 1:
-                time.sleep(2 * _BEAT)
-        sys.stdout.flush()
-        os._exit(exit_code())
+            self.leaving(state, why)
+            time.sleep(2 * _BEAT * (self.size > 1))
+            return
+        end = time.monotonic() + _PARTING
+        with contextlib.suppress(RuntimeError):
+            while time.monotonic() < end:
+                self._store.check(["board"])
+                time.sleep(_HASTE)
 
 
 def _named(ranks: list[int], beats: list[dict[str, Any]]) -> str:

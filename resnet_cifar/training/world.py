@@ -63,6 +63,7 @@ class World:
         # Buffers are not broadcast (running statistics do not steer training) and gradients live in the buckets.
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         group = InitProcessGroupKwargs(timeout=_COLLECTIVE)
+        _join_again("gloo" if on_cpu else "nccl")
         self._accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[ddp, group])
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
@@ -234,6 +235,21 @@ class World:
         """Leaves the process group, at the end of what went well: after an error other ranks may wait in a collective,
         and the launcher ends them."""
         self._accelerator.end_training()
+
+
+def _join_again(backend: str) -> None:
+    """After torch's launcher has started all processes over: the process group, in a part of the store of its own.
+
+    The launcher keeps one store for all attempts, and a process that is early would find the addresses of the last one
+    there (torch 2.15; the group that Accelerate makes has no part of its own).
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or dist.is_initialized():
+        return
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.PrefixStore(f"attempt {attempt}", dist.TCPStore(*address, size, False, _COLLECTIVE))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_COLLECTIVE)
 
 
 def lost_connection(error: BaseException) -> bool:

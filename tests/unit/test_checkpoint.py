@@ -126,6 +126,16 @@ def test_the_newest_and_the_best_are_kept(keep: int, best: int | None, left: lis
     assert checkpoint.steps(tmp_path) == left
 
 
+def test_what_was_the_best_of_one_that_is_kept_is_kept_too(tmp_path: Path) -> None:
+    """Where the newest is damaged, the one before needs it."""
+    for step, best in ((1, None), (2, {"step": 2}), (3, {"step": 2}), (4, {"step": 4}), (5, {"step": 4})):
+        checkpoint.write(tmp_path, step, snapshot_of(step), {"best": best})
+    checkpoint.prune(tmp_path, 3, 4)
+    assert checkpoint.steps(tmp_path) == [2, 3, 4, 5]
+    checkpoint.prune(tmp_path, 2, 4)
+    assert checkpoint.steps(tmp_path) == [4, 5]
+
+
 def test_what_a_killed_run_left_half_written_does_no_harm(tmp_path: Path) -> None:
     aside = tmp_path / "step-00000003.writing-1234"
     aside.mkdir(parents=True)
@@ -514,10 +524,18 @@ def test_a_header_that_lies_is_damage(file: str, lie: str, two: Path) -> None:
     falls_back(two)
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "model.bin", "__init__.py", ".hidden"])
-def test_a_file_too_many_is_refused(name: str, two: Path) -> None:
+@pytest.mark.parametrize("name", ["optimizer.pt", "model.bin", "__init__.py"])
+def test_a_file_too_many_is_refused_and_nothing_is_put_aside(name: str, two: Path) -> None:
     (two / "step-00000008" / name).write_bytes(pickle.dumps({}))
-    assert f"{name} is not a checkpoint's file" in falls_back(two)
+    with pytest.raises(Mistake, match=f"{name} is not a checkpoint's file .*: remove it"):
+        checkpoint.newest(two, no_warning)
+    assert names(two) == {"step-00000004", "step-00000008"}
+
+
+@pytest.mark.parametrize("name", [".DS_Store", ".nfs0000000001"])
+def test_files_that_systems_leave_everywhere_are_no_damage(name: str, two: Path) -> None:
+    (two / "step-00000008" / name).write_bytes(b"")
+    assert checkpoint.newest(two, no_warning) == two / "step-00000008"
 
 
 # The writer
