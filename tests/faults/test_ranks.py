@@ -1,0 +1,62 @@
+"""One process of several dies or hangs: the others say which and where, end, and the same command goes on."""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import Any
+
+import pytest
+from faulty import FaultyRun, fault
+
+IMPATIENT = {
+    "options": ("--rank_timeout", 5),
+    "env": {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3"},  # seconds until torch's launcher kills who does not end
+}
+DIED = "died or lost the network"
+STUCK = "made no progress for 5 s"
+
+
+def check_sentence(run: FaultyRun, planned: dict, pattern: str, **more: Any) -> str:
+    """A start with the planned fault fails, with one sentence of ours that names the rank and a step it has seen."""
+    code, start = run.hurt(planned, **more)
+    assert code != 0
+    assert len(start.errors) == 1, start.said
+    found = re.fullmatch(f"error: rank {planned['rank']} {pattern}.*", start.errors[0])
+    assert found, start.errors
+    assert int(found["step"]) <= int(start.fired[0]["detail"].removeprefix("step "))
+    return start.errors[0].removeprefix("error: ")
+
+
+@pytest.mark.rounds(1, 4)
+def test_a_rank_that_dies_or_hangs_ends_the_start_and_not_the_run(hurt_run, undisturbed, record, proof, number):
+    run = hurt_run(3)
+    seeded = random.Random(f"ranks, round {number}")
+
+    def moment(then: str, rank: int) -> dict:
+        return fault("update", seeded.randint(2, 5) if proof else 3, then, seeded.randrange(3) if number > 1 else rank)
+
+    heard = r"\(last heard of at step (?P<step>\d+)\) "
+    check_sentence(run, moment("SIGKILL self", rank=1), heard + DIED)
+    check_sentence(run, fault("update", 2, "SIGKILL self", rank=0), heard + DIED)
+    said = check_sentence(run, fault("update", 3, "block", rank=1), heard + re.escape(STUCK), **IMPATIENT)
+    assert (run.status["state"], run.status["why"]) == ("failed", said)
+    said = check_sentence(run, fault("update", 3, "SIGSTOP self", rank=1), heard + DIED, **IMPATIENT)
+    assert (run.status["state"], run.status["why"]) == ("failed", said)
+    run.finish()
+    undisturbed(3).check_equal(run)
+    assert max(run.lost(), default=0) <= 8
+    record(f"ranks, round {number}", died=2, stuck=1, stopped=1, steps_lost=run.lost())
+
+
+@pytest.mark.rounds(1, 2)
+def test_the_launcher_starts_all_ranks_over_by_itself(hurt_run, undisturbed, record, number):
+    run = hurt_run(2)
+    then = ("raise", "SIGKILL self")[number - 1]
+    code, start = run.hurt(fault("update", 7, then, rank=1), launcher_options=("--max_restarts", 1))
+    assert code == 0, start.said
+    (said,) = start.errors
+    assert said == "error: rank 1 failed at step 6: injected" if then == "raise" else DIED in said
+    assert {update["restart"] for update in start.updates} == {0, 1}
+    undisturbed(2).check_equal(run)
+    record("started over by the launcher", attempts=2 * number)
