@@ -45,7 +45,9 @@ def assert_equal_runs(run: Path, alone: Path) -> None:
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
 @pytest.mark.parametrize("model", MODELS)
-def test_several_processes_make_one_run_equal_to_that_of_one(whole, model, processes):
+def test_several_processes_make_one_run_equal_to_that_of_one(whole, proof, model, processes):
+    if model == "test_vit" and not proof:
+        pytest.skip("the long form (make proof) alone: in the short one test_vit hops over all of these")
     alone, several = whole(model, 1), whole(model, processes)
     assert json.loads((several / "result.json").read_text())["world_size"] == processes
     if processes == 2:
