@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,7 +47,12 @@ def record(proof: bool) -> Callable[..., None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test reads or writes the user's caches, accounts or launcher settings; all count on one thread."""
+    """No test reads or writes the user's caches, accounts or launcher settings; all count on one thread.
+
+    What runs in the background, or under nohup, ignores signals and hands that on to what it starts: not here.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     home = tmp_path_factory.mktemp("home")
     os.environ.update(
         HOME=str(home),
