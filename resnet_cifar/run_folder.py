@@ -61,7 +61,7 @@ class RunFolder:
                 raise Mistake(f"--run {self.path}: {place} is a file; name a folder")
         ours = self._recipe()
         if ours is None:
-            claim = ("owner.json", "recipe.yaml.writing-")  # of a start that was killed, or is about to write its recipe
+            claim = ("owner.json", "recipe.yaml.writing-")  # of a start that has not come, or never came, to its recipe
             if self.path.is_dir() and not all(path.name.startswith(claim) for path in self.path.iterdir()):
                 raise Mistake(f"--run {self.path} holds files that are no run: name a new or empty folder")
             return

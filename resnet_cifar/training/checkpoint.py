@@ -210,6 +210,13 @@ class Writer:
             self._before()
             prune(self.folder, self._keep, best)
         except OSError as error:
+            try:
+                self._before()  # a later owner tidies up what it finds half written
+            except Mistake as taken_over:
+                self._error = taken_over
+                return
+            except OSError:
+                pass  # the folder is the trouble, and that is said below
             self._error = Mistake(
                 f"the checkpoint of step {step} could not be written to {self.folder} ({error.strerror}): make room, "
                 f"and the same command goes on from step {last}"

@@ -48,6 +48,7 @@ class Recorder:
             newest = checkpoint.newest(self.folder.checkpoints, self.screen.warn)
             tensors, state = checkpoint.read(newest) if newest else (None, None)
             if state:
+                self.done = state["step"]
                 self._check_data(state["data"])
                 self._check_best(state)
             # The row of a score that was cut short is written when that is done.

@@ -38,5 +38,5 @@ def test_a_run_that_nobody_reads_goes_on_and_hears_signals(tmp_path: Path) -> No
 
     read_until("resuming at step ", tmp_path).wait(120)
     rows = [json.loads(line)["step"] for line in (tmp_path / "RUN" / "metrics.jsonl").read_text().splitlines()]
-    assert rows == list(range(1, status["steps"] + 1))
+    assert rows == list(range(1, status["steps"] + 1)), "a row for every step, each once"
     assert json.loads((tmp_path / "RUN" / "status.json").read_text())["state"] == "finished"

@@ -44,7 +44,8 @@ def asleep_while_another_finishes(run: FaultyRun, moment: dict) -> Start:
 @pytest.mark.rounds(1, 4)
 def test_a_start_that_was_asleep_changes_nothing(hurt_run, undisturbed, record, number):
     run = hurt_run()
-    asleep = asleep_while_another_finishes(run, fault("update", 7 * number, "SIGSTOP self"))
+    update = (11, 20, 28, 31)[number - 1]  # two steps after a save
+    asleep = asleep_while_another_finishes(run, fault("update", update, "SIGSTOP self"))
     before = run.digests()
     asleep.process.send_signal(signal.SIGCONT)
     assert asleep.wait() == 2
