@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 from conftest import ROOT
+from safetensors.numpy import load_file
 
 TINY = {
     "--recipe": "debug",
@@ -42,6 +44,22 @@ def test_eval_gives_the_same_scores_on_several_processes(whole, tmp_path, launch
         after = pyarrow.parquet.read_table(run / "predictions-test.parquet").to_pydict()
         assert after["index"] == before["index"] and after["label"] == before["label"]
         np.testing.assert_allclose(np.array(after["logits"]), np.array(before["logits"]), rtol=0, atol=1e-9)
+
+
+def test_a_run_goes_on_compiled_or_not_whichever_it_was(tmp_path, launch):
+    """Behind the `eager` backend, which wraps the model as the others do and takes no minutes to compile."""
+    stopping, arguments = Path(__file__).with_name("stopping.py"), words(run="run")[1:]
+    compiled = ("--dynamo_backend", "eager")
+    for launcher, at in ((compiled, 3), ((), 6)):
+        stopped = launch(tmp_path, *launcher, stopping, "update", at, *arguments, config="cpu")
+        assert "returned non-zero exit status 75" in stopped.stderr, stopped.stderr[-3000:]
+        assert json.loads((tmp_path / "run" / "status.json").read_text())["step"] == at + 1
+        (saved,) = (tmp_path / "run" / "checkpoints").glob(f"step-{at + 1:08d}")
+        assert {"fc.weight", "conv1.0.weight"} <= load_file(saved / "model.safetensors").keys()
+    finished = launch(tmp_path, *compiled, *words(run="run"), config="cpu")
+    assert "compiled with eager" in finished.stdout
+    assert "resuming at step 7" in finished.stdout
+    assert finished.returncode == 0, finished.stderr[-3000:]
 
 
 def test_the_launcher_that_starts_one_process_for_two_is_caught(tmp_path, launch):
