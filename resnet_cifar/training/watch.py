@@ -39,7 +39,7 @@ class Watch:
     def __init__(self, world: World, requests: Requests, timeout: float) -> None:
         self.rank, self.size, self.timeout = world.rank, world.size, timeout
         self.leaving: Callable[[str, str], None] = lambda state, reason: None
-        self._world, self._requests = world, requests
+        self._world = world
         self._store = world.connect()
         self._changed = threading.Condition()
         self._begun, self._step = 0, 0
