@@ -48,6 +48,7 @@ def train(command: TrainCommand, base: Recipe, requests: Requests) -> None:
     optim.check_name(recipe.optimizer.name)
     check_share(recipe, world.size)
     if not command.dry_run and world.main_first(lambda: _look(folder, command, recipe, screen)) == "finished":
+        world.close()
         return
     entry = world.main_first(lambda: str(store.ensure(recipe.data.source)), per_node=True)
     data = store.load(Path(entry), recipe, world.device)

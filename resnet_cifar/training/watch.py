@@ -46,7 +46,8 @@ class Watch:
         self._wish: str | None = None
         self._reason: str | None = None
         self._stop: int | None = None
-        self._frozen = self._broken = self._ended = self._training = False
+        self._frozen = self._stopped = self._broken = self._ended = self._training = False
+        self._decided = 0.0  # when rank 0 knew where to stop
         self._failed: str | None = None
         self._beats = 0
         self._board: dict[str, Any] = {"beats": 0, "step": 0, "asked": None, "stop": None, "leave": False}
@@ -67,6 +68,7 @@ class Watch:
             while self._frozen and self._stop is None:
                 self._changed.wait()
             if self._stop is not None and self._begun >= self._stop:
+                self._stopped = True
                 raise Interrupted(self._reason)
             self._begun += 1
             if step is not None:
@@ -157,6 +159,7 @@ class Watch:
                 "training": self._training,
                 "wish": self._wish,
                 "frozen": self._frozen,
+                "stopped": self._stopped,
                 "broken": self._broken,
                 "failed": self._failed,
                 "ended": self._ended,
@@ -165,15 +168,17 @@ class Watch:
 
     def _judge(self, beats: list[dict[str, Any]]) -> dict[str, Any]:
         """Rank 0's decisions, from every rank's last heartbeat."""
-        board = self._board
+        board, now = self._board, time.monotonic()
         board["beats"], board["step"] = self._beats, self._step
         board["over"] = all(beat["ended"] for beat in beats)
         board["asked"] = board["asked"] or next((beat["wish"] for beat in beats if beat["wish"]), None)
         if board["asked"] and board["stop"] is None and all(beat["frozen"] for beat in beats):
-            board["stop"] = max(beat["begun"] for beat in beats)
-            board["leave"] = board["stop"] <= 1  # nothing is done yet, and the first unit may be a long compilation
+            board["stop"], self._decided = max(beat["begun"] for beat in beats), now
+        if board["stop"] in (0, 1) and not any(beat["stopped"] for beat in beats):
+            # Nothing is done yet, and the first unit may be a long compilation, or come after a long download.
+            board["leave"] = now - self._decided > _SILENCE
         if self.size > 1 and not board["failed"]:
-            board["failed"] = self._failure(beats, time.monotonic())
+            board["failed"] = self._failure(beats, now)
         return board
 
     def _failure(self, beats: list[dict[str, Any]], now: float) -> str | None:

@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import os
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from resnet_cifar.recipe import Mistake
 from resnet_cifar.training import launched
 
+_PARTING = 30.0  # seconds that rank 0 waits for others to read their last word
 _worlds = itertools.count()  # every process makes them in the same order
 _FOREVER = timedelta(days=30)
 _COLLECTIVE = timedelta(hours=1)  # the watch gives a lost process up long before
@@ -204,12 +206,19 @@ class World:
                 self._store.set(key, "+" + work())
             except Mistake as mistake:
                 self._store.set(key, f"-{mistake}")
-                raise
         self._store.wait([key], _FOREVER)
         told = self._store.get(key).decode()
         if told[0] == "-":
+            self._part(key, int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if per_node else self.size)
             raise Mistake(told[1:])
         return told[1:]
+
+    def _part(self, occasion: str, processes: int) -> None:
+        """Rank 0, who may end now and with it the store, waits until so many processes have read what they need."""
+        count, end = self._store.add(f"{occasion} parted", 1), time.monotonic() + _PARTING
+        while self.is_main and count < processes and time.monotonic() < end:
+            time.sleep(0.02)
+            count = self._store.add(f"{occasion} parted", 0)
 
     @_meets_others
     def share(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
@@ -234,6 +243,8 @@ class World:
     def close(self) -> None:
         """Leaves the process group, at the end of what went well: after an error other ranks may wait in a collective,
         and the launcher ends them."""
+        if self._store is not None:
+            self._part("the end", self.size)
         self._accelerator.end_training()
 
 

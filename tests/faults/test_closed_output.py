@@ -13,17 +13,14 @@ from faulty import RECIPE, ROOT, TRY_AGAIN
 
 def read_until(text: str, folder: Path) -> subprocess.Popen:
     """A start whose output is closed after the first line that begins with `text`."""
-    words = [
-        ROOT / "train.py",
-        *(word for pair in RECIPE.items() for word in pair),
-        "--track.to",
-        "none",
-        "--run",
-        "RUN",
-    ]
-    command = [sys.executable, *map(str, words)]
+    recipe = {**RECIPE, "--phases.0.epochs": 60, "--track.to": "none", "--run": "RUN"}
+    words = [str(word) for pair in recipe.items() for word in pair]
+    command = [sys.executable, str(ROOT / "train.py"), *words]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert any(line.startswith(text) for line in process.stdout)
+    line = "\n"
+    while not line.startswith(text):
+        line = process.stdout.readline()
+        assert line, "it ended before"
     process.stdout.close()
     return process
 
