@@ -24,6 +24,7 @@ from resnet_cifar.training.world import World
 
 _BEAT = 0.5  # seconds between heartbeats
 _HASTE = 0.05  # while an agreement is sought
+_FIRST = 1.5  # seconds to end the first unit of work, or to lose it
 _SILENCE = 3.0  # seconds after which a process that others lost the connection to counts as dead
 _VERDICT = 10.0  # seconds to find out who died
 _PARTING = 15.0  # seconds for rank 0 to finish the tracker
@@ -175,8 +176,8 @@ class Watch:
         if board["asked"] and board["stop"] is None and all(beat["frozen"] for beat in beats):
             board["stop"], self._decided = max(beat["begun"] for beat in beats), now
         if board["stop"] in (0, 1) and not any(beat["stopped"] for beat in beats):
-            # Nothing is done yet, and the first unit may be a long compilation, or come after a long download.
-            board["leave"] = now - self._decided > _SILENCE
+            # Nothing is done yet, and the first unit may be a long compilation.
+            board["leave"] = board["stop"] == 0 or now - self._decided > _FIRST
         if self.size > 1 and not board["failed"]:
             board["failed"] = self._failure(beats, now)
         return board
