@@ -15,6 +15,12 @@ def main(arguments: list[str]) -> None:
     requests = Requests(command.max_minutes)
     hub.settle_offline(recipe)
 
+    if command.fetch:
+        from resnet_cifar.training.fetch import fetch
+
+        fetch(recipe)
+        return
+
     from resnet_cifar.training.loop import train
 
     train(command, recipe, requests)

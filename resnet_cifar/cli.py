@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Annotated, Any
 
 import yaml
 
-from resnet_cifar.recipe import Mistake, Recipe, field_paths, flat, nearest, parse, to_dict
+from resnet_cifar.recipe import LocalMistake, Mistake, Recipe, field_paths, flat, nearest, parse, to_dict
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class TrainCommand:
     """The run folder [default: runs/RECIPE-<8 hex of the recipe>]."""
     dry_run: bool = False
     """Print the plan (steps, rates, shares, memory and time) and end."""
+    fetch: bool = False
+    """Bring images and weights into this machine's caches, and end: so that many processes need not ask for them."""
     fresh: bool = False
     """Start over where the run folder holds a run of this recipe already."""
     extend: float = 0.0
@@ -78,7 +81,7 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
 def train_command(arguments: list[str]) -> tuple[TrainCommand, Recipe]:
     """What `train.py ARGUMENTS` asks for. Ends the program after --help and --recipe list; raises Mistake."""
     values = ("recipe", "run", "extend", "max_minutes")
-    own, overrides, rest = _split(arguments, values, flags=("dry_run", "fresh"))
+    own, overrides, rest = _split(arguments, values, flags=("dry_run", "fetch", "fresh"))
     if rest:
         raise Mistake(f"{rest[0]!r} stands alone: fields are given as --FIELD VALUE")
     for name in ("extend", "max_minutes"):
@@ -116,9 +119,29 @@ def eval_command(arguments: list[str]) -> tuple[EvalCommand, Recipe]:
         if not path.startswith("data.") and path != "precision":
             raise Mistake(f"--{path} cannot change when a run is scored: only --data.* and --precision can")
     run = Path(rest[0])
-    if not (run / "recipe.yaml").is_file():
-        raise Mistake(f"{run} is no run folder (it has no recipe.yaml): name a folder that train.py wrote")
+    _check_runs([run])
     return EvalCommand(run=str(run), split=own.get("split", "test")), read_recipe(str(run / "recipe.yaml"), overrides)
+
+
+def report_command(arguments: list[str]) -> list[Path]:
+    """The run folders that `report ARGUMENTS` names. Ends the program after --help; raises Mistake."""
+    own, _, rest = _split(arguments, values=(), flags=())
+    if own.get("help"):
+        _say(
+            "python -m resnet_cifar.report RUN [RUN ...]: what runs reached, and where their recipes differ, in a table"
+        )
+        raise SystemExit(0)
+    if not rest:
+        raise Mistake("report takes run folders: python -m resnet_cifar.report RUN RUN ...")
+    folders = [Path(word) for word in rest]
+    _check_runs(folders)
+    return folders
+
+
+def _check_runs(folders: list[Path]) -> None:
+    for folder in folders:
+        if not (folder / "recipe.yaml").is_file():
+            raise Mistake(f"{folder} is no run folder (it has no recipe.yaml): name a folder that train.py wrote")
 
 
 def run(main: Callable[[list[str]], None]) -> int:
@@ -128,6 +151,11 @@ def run(main: Callable[[list[str]], None]) -> int:
             main(sys.argv[1:])
         finally:
             sys.stdout.flush()
+    except LocalMistake as mistake:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            several_nodes = os.environ.get("WORLD_SIZE") != os.environ.get("LOCAL_WORLD_SIZE")
+            print(f"error: {_who() if several_nodes else ''}{mistake}", file=sys.stderr, flush=True)
+        return 2
     except Mistake as mistake:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {mistake}", file=sys.stderr, flush=True)
@@ -139,7 +167,16 @@ def run(main: Callable[[list[str]], None]) -> int:
     except BrokenPipeError:  # `train.py --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int("torch" in sys.modules)  # training that broke off is no success
+    except Exception:
+        if "RANK" in os.environ:
+            print(f"{_who()}this went wrong:", file=sys.stderr, flush=True)
+        raise
     return 0
+
+
+def _who() -> str:
+    """`rank 3 on node2: `, as the launcher numbers this process."""
+    return f"rank {os.environ['RANK']} on {socket.gethostname()}: "
 
 
 def _shipped() -> Any:

@@ -23,6 +23,10 @@ class Mistake(ValueError):
     """Something the user can mend, said in one sentence: the field, its value, the mend. Shown without a traceback."""
 
 
+class LocalMistake(Mistake):
+    """One that other machines of the run may not find: each machine's first process says it."""
+
+
 def _word_no(value: Any) -> Any:
     return "no" if value is False else value  # YAML 1.1 reads a bare `no` as False
 

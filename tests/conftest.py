@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PROOF = ROOT / "benchmarks" / "results" / "proof-faults-cpu.json"
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`make proof` runs the long form of tests that have one."""
-    parser.addoption("--proof", action="store_true", help=f"the long form of tests; writes figures to {PROOF.name}")
+    parser.addoption(
+        "--proof", action="store_true", help="the long form of tests; writes figures to benchmarks/results"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is too long for CI is left to the proof."""
+    if not config.getoption("--proof"):
+        left = [item for item in items if item.get_closest_marker("proof_only")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
 
 
 @pytest.fixture(scope="session")
@@ -28,19 +40,25 @@ def proof(pytestconfig: pytest.Config) -> bool:
 
 
 @pytest.fixture(scope="session")
-def record(proof: bool) -> Callable[..., None]:
-    """`record(name, **figures)`: keeps what a proof has measured, beside what other tests have written before."""
+def figures() -> Path:
+    """Where a room's proofs are recorded."""
+    return RESULTS / "proof-faults-cpu.json"
 
-    def keep(name: str, **figures: object) -> None:
+
+@pytest.fixture(scope="session")
+def record(proof: bool, figures: Path) -> Callable[..., None]:
+    """`record(name, **found)`: keeps what a proof has measured, beside what other tests have written before."""
+
+    def keep(name: str, **found: object) -> None:
         if not proof:
             return
         from resnet_cifar.reporting import environment
 
         facts = environment.describe()
         facts.pop("command")  # it names folders of the machine
-        kept = json.loads(PROOF.read_text()) if PROOF.is_file() else {}
-        kept |= {name: figures, "environment": facts}
-        PROOF.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+        kept = json.loads(figures.read_text()) if figures.is_file() else {}
+        kept |= {name: found, "environment": facts}
+        figures.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
 
     return keep
 
@@ -90,6 +108,34 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real images are not here: set CIFAR10_FOLDER to a copy in the hub's layout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def hub_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the stand-in for the hub serves."""
+    import hub_content
+
+    root = tmp_path_factory.mktemp("hub")
+    hub_content.write(root)
+    return root
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """`mounted("size=64k")`: a file system in memory, mounted with the options."""
+    disks: list[Path] = []
+
+    def mount(options: str) -> Path:
+        disk = Path(tempfile.mkdtemp(dir=tmp_path))
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
+        if shutil.which("mount") is None or subprocess.run(command, check=False, capture_output=True).returncode:
+            pytest.skip("a small file system cannot be mounted here (it takes root)")
+        disks.append(disk)
+        return disk
+
+    yield mount
+    for disk in disks:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 Run = Callable[..., subprocess.CompletedProcess]

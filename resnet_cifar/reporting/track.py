@@ -131,6 +131,11 @@ def start(
     return Wandb(recipe, run, environment, warn, identity) if recipe.track.to == "wandb" else Nothing()
 
 
+def endpoint() -> str:
+    """The address of the W&B server."""
+    return os.environ.get("WANDB_BASE_URL", _DEFAULT_URL)
+
+
 def _identity(file: Path, saved: str | None) -> str:
     """The run's id, made once and kept with the run, so that every start of it continues one W&B run."""
     if not file.is_file():
@@ -141,5 +146,4 @@ def _identity(file: Path, saved: str | None) -> str:
 def _has_account() -> bool:
     from requests.utils import get_netrc_auth
 
-    url = os.environ.get("WANDB_BASE_URL", _DEFAULT_URL)
-    return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(url))
+    return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(endpoint()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,34 +11,9 @@ import pytest
 ROOM = 64 << 20
 
 
-class Disk:
-    """A file system in memory, of so many bytes."""
-
-    def __init__(self, folder: Path, size: int) -> None:
-        self.folder = folder
-        folder.mkdir()
-        self._mount(f"size={size}")
-
-    def resize(self, size: int) -> None:
-        self._mount(f"remount,size={size}")
-
-    def close(self) -> None:
-        subprocess.run(["umount", self.folder], check=True, capture_output=True)
-
-    def _mount(self, options: str) -> None:
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", self.folder]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    """One with room for nothing but a few small files."""
-    try:
-        made = Disk(tmp_path / "disk", 1 << 20)
-    except (subprocess.CalledProcessError, OSError) as error:
-        pytest.skip(f"a file system cannot be mounted here ({getattr(error, 'stderr', error)!r})")
-    yield made
-    made.close()
+def resize(disk: Path, size: int) -> None:
+    """Gives a mounted file system so many bytes."""
+    subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True, capture_output=True)
 
 
 def sizes(number: int, proof: bool) -> list[int]:
@@ -51,10 +25,11 @@ def sizes(number: int, proof: bool) -> list[int]:
 
 
 @pytest.mark.rounds(1, 4)
-def test_a_full_disk_ends_a_start_with_one_sentence(hurt_run, undisturbed, record, disk, proof, number):
-    run = hurt_run(run=disk.folder / "RUN")
+def test_a_full_disk_ends_a_start_with_one_sentence(hurt_run, undisturbed, record, mounted, proof, number):
+    disk = mounted(f"size={ROOM}")
+    run = hurt_run(run=disk / "RUN")
     for size in sizes(number, proof):
-        disk.resize(size)
+        resize(disk, size)
         start = run.start()
         assert start.wait() == 2, start.said
         assert len(start.errors) == 1
@@ -62,7 +37,7 @@ def test_a_full_disk_ends_a_start_with_one_sentence(hurt_run, undisturbed, recor
         assert "No space left on device" in start.errors[0]
         assert "the same command goes on from step" in start.errors[0]
         run.check_whole()
-    disk.resize(ROOM)
+    resize(disk, ROOM)
     run.finish()
     undisturbed().check_equal(run)
     assert max(run.lost(), default=0) <= 8

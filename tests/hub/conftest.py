@@ -1,60 +1,15 @@
-"""A hub to download from: two tiny data sets and one tiny model, in the layout of the real repositories."""
+"""A hub to download from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import yaml
 from hub_server import HubServer
-
-
-@pytest.fixture(scope="session")
-def hub_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What HubServer serves: uoft-cs/cifar10 (160 + 40 images), uoft-cs/cifar100 (200 + 100) and timm/test_resnet."""
-    import timm
-    import torch
-
-    root = tmp_path_factory.mktemp("hub")
-    animals = ["bird", "cat", "deer", "dog", "frog", "horse"]
-    names = {"label": ["airplane", "automobile", *animals, "ship", "truck"]}
-    _write_data_set(root / "datasets/uoft-cs/cifar10", "plain_text", names, {"train": 160, "test": 40})
-    fine, coarse = [f"fine {number}" for number in range(100)], [f"coarse {number}" for number in range(20)]
-    names = {"fine_label": fine, "coarse_label": coarse}
-    _write_data_set(root / "datasets/uoft-cs/cifar100", "cifar100", names, {"train": 200, "test": 100})
-    torch.manual_seed(5)  # random weights, but not those that a run would start from
-    model = timm.create_model("test_resnet.r160_in1k")
-    timm.models.save_for_hf(model, root / "models/timm/test_resnet.r160_in1k", safe_serialization=True)
-    return root
 
 
 @pytest.fixture
 def hub(hub_root: Path) -> Iterator[HubServer]:
     with HubServer(hub_root) as hub:
         yield hub
-
-
-def _write_data_set(folder: Path, config: str, names: dict[str, list[str]], sizes: dict[str, int]) -> None:
-    """Noise images as PNGs in parquet files, their classes taking turns, and the README.md that describes them."""
-    from datasets import ClassLabel, Dataset, Features, Image
-
-    noise = np.random.default_rng(0)
-    features = Features({"img": Image(), **{column: ClassLabel(names=classes) for column, classes in names.items()}})
-    for split, size in sizes.items():
-        columns = {column: [row % len(classes) for row in range(size)] for column, classes in names.items()}
-        columns["img"] = list(noise.integers(0, 256, (size, 32, 32, 3), dtype=np.uint8))
-        file = folder / config / f"{split}-00000-of-00001.parquet"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Dataset.from_dict(columns, features=features).to_parquet(file)
-    described = [{"name": "img", "dtype": "image"}]
-    for column, classes in names.items():
-        numbered = {str(number): name for number, name in enumerate(classes)}
-        described.append({"name": column, "dtype": {"class_label": {"names": numbered}}})
-    files = [{"split": split, "path": f"{config}/{split}-*"} for split in sizes]
-    card = {
-        "dataset_info": {"config_name": config, "features": described},
-        "configs": [{"config_name": config, "data_files": files, "default": True}],
-    }
-    (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n")

@@ -78,6 +78,16 @@ def test_runs_from_the_caches_when_the_hub_is_gone(copied: Path):
     assert (copied / "again" / "result.json").is_file()
 
 
+def test_fetch_brings_images_and_weights_and_trains_nothing(hub: HubServer, tmp_path: Path):
+    fetched = train(tmp_path, hub.url, "--fetch", "--run", "never")
+    succeeded(fetched)
+    assert len(hub.requests_for("GET .*parquet")) == 2
+    assert len(hub.requests_for("GET .*/model.safetensors")) == 1
+    assert len(list(tmp_path.glob("cache/*/train-images.npy"))) == 1
+    assert f"images are in {tmp_path}/cache/" in fetched.stdout
+    assert not (tmp_path / "never").exists()
+
+
 def test_without_hub_and_caches_one_sentence_offers_other_sources(hub: HubServer, tmp_path: Path):
     hub.gone = True
     said = sentence(train(tmp_path / "home", hub.url, "--run", "never"))

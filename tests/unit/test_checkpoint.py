@@ -11,7 +11,6 @@ import pickle
 import shutil
 import signal
 import struct
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -658,20 +657,9 @@ def test_a_disk_that_fails_is_one_sentence_and_the_last_good_one_loads(
     assert number_of(checkpoint.newest(tmp_path, no_warning)) == 8
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("a small file system cannot be mounted here (it takes root)")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 @pytest.mark.parametrize("floats", [20_000, 10_000], ids=["in the weights", "in the optimiser's state"])
-def test_a_full_disk_is_one_sentence_and_the_last_good_one_loads(floats: int, small_disk: Path) -> None:
+def test_a_full_disk_is_one_sentence_and_the_last_good_one_loads(floats: int, mounted: Callable[[str], Path]) -> None:
+    small_disk = mounted("size=64k")
     write(small_disk, 4)
     large = {"fc.weight": torch.zeros(floats)}
     writer = checkpoint.Writer(small_disk, 1, before=nothing)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from resnet_cifar import cli
-from resnet_cifar.recipe import Mistake, Recipe, flat, parse
+from resnet_cifar.recipe import LocalMistake, Mistake, Recipe, flat, parse
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., subprocess.CompletedProcess]
@@ -277,6 +277,53 @@ def test_eval_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
         cli.eval_command(list(arguments))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        ((), "report takes run folders"),
+        (("nowhere",), "nowhere is no run folder"),
+        (("--runs", "x"), "unknown field --runs"),
+    ],
+)
+def test_report_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
+    with pytest.raises(Mistake, match=re.escape(start)):
+        cli.report_command(list(arguments))
+
+
+# Who says what
+
+
+def said_by(rank: int, local_rank: int, error: Exception, monkeypatch, capsys) -> str:
+    """What one of six processes on three nodes prints when `error` ends it."""
+    for name, value in {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": 6, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr("socket.gethostname", lambda: "node2")
+
+    def main(arguments: list[str]) -> None:
+        raise error
+
+    if isinstance(error, Mistake):
+        assert cli.run(main) == 2
+    else:
+        with pytest.raises(type(error)):
+            cli.run(main)
+    return capsys.readouterr().err
+
+
+def test_a_mistake_of_all_is_said_by_rank_0(monkeypatch, capsys) -> None:
+    said = [said_by(rank, rank % 2, Mistake("no"), monkeypatch, capsys) for rank in range(4)]
+    assert said == ["error: no\n", "", "", ""]
+
+
+def test_a_mistake_of_a_machine_is_said_by_its_first_process(monkeypatch, capsys) -> None:
+    said = [said_by(rank, rank % 2, LocalMistake("no"), monkeypatch, capsys) for rank in (2, 3)]
+    assert said == ["error: rank 2 on node2: no\n", ""]
+
+
+def test_an_error_says_whose_it_is(monkeypatch, capsys) -> None:
+    assert said_by(3, 1, RuntimeError("bad"), monkeypatch, capsys) == "rank 3 on node2: this went wrong:\n"
+
+
 # The two programs, as they are started
 
 
@@ -295,7 +342,7 @@ def test_help_shows_every_field_with_the_recipes_value(name: str, run: Run) -> N
         shown = re.search(rf" --{re.escape(path)} .*?\(default: (.*?)\)", page)
         assert shown is not None, path
         assert shown[1].strip("'") == str(value), path
-    for option in ("--recipe", "--run", "--dry_run", "--fresh", "--extend", "--max_minutes"):
+    for option in ("--recipe", "--run", "--dry_run", "--fetch", "--fresh", "--extend", "--max_minutes"):
         assert option in done.stdout
 
 

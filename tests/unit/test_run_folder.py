@@ -6,11 +6,8 @@ import errno
 import json
 import os
 import re
-import shutil
 import socket
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -151,24 +148,6 @@ def test_a_disk_that_refuses_is_a_mistake_that_says_why(
                 RunFolder(folder.path).claim(recipe_of(), {})
     folder.claim(recipe_of(), {})
     folder.keep_owning()
-
-
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a file system of one page with the options."""
-    disks: list[Path] = []
-
-    def mount(options: str) -> Path:
-        disk = Path(tempfile.mkdtemp(dir=tmp_path))
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
-        if shutil.which("mount") is None or subprocess.run(command, check=False, capture_output=True).returncode:
-            pytest.skip("a small file system cannot be mounted here (it takes root)")
-        disks.append(disk)
-        return disk
-
-    yield mount
-    for disk in disks:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_full_disk_is_a_mistake_and_owner_and_recipe_are_whole_or_absent(

@@ -20,6 +20,29 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
+def answers(address: str) -> bool:
+    """Whether a web server answers within a few seconds, whatever it says."""
+    heard: list[bool] = []
+
+    def ask() -> None:
+        request = urllib.request.Request(address, method="HEAD")
+        try:
+            urllib.request.urlopen(request, timeout=_SECONDS).close()
+        except urllib.error.HTTPError:
+            pass
+        except OSError as error:
+            # huggingface_hub brings certificates of its own, so a doubt about them is left to it.
+            if not isinstance(getattr(error, "reason", None), ssl.SSLError):
+                return
+        heard.append(True)
+
+    # In a thread, because a name server that is silent takes longer than any timeout of the request.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_SECONDS + 1)
+    return bool(heard)
+
+
 def settle_offline(recipe: Recipe) -> None:
     """Sets HF_HUB_OFFLINE where `recipe` needs the hub and it does not answer, so that caches are used at once.
 
@@ -29,12 +52,7 @@ def settle_offline(recipe: Recipe) -> None:
     weights = recipe.model.pretrained and not recipe.model.checkpoint
     if "HF_HUB_OFFLINE" in os.environ or not (from_hub or weights):
         return
-    answers: list[bool] = []
-    # In a thread, because a name server that is silent takes longer than any timeout of the request.
-    asking = threading.Thread(target=lambda: answers.append(_answers()), daemon=True)
-    asking.start()
-    asking.join(_SECONDS + 1)
-    if answers != [True]:
+    if not answers(endpoint()):
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
@@ -71,18 +89,6 @@ def read(source: str) -> Splits:
             raise _unreachable(source) from None
         raise Mistake(f"data.source {source!r} cannot be loaded: {str(error).splitlines()[0]}") from None
     return decode(loaded, source)
-
-
-def _answers() -> bool:
-    request = urllib.request.Request(endpoint(), method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=_SECONDS).close()
-    except urllib.error.HTTPError:
-        return True
-    except OSError as error:
-        # huggingface_hub brings certificates of its own, so a doubt about them is left to it.
-        return isinstance(getattr(error, "reason", None), ssl.SSLError)
-    return True
 
 
 def _commit(source: str) -> str | None:

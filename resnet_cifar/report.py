@@ -1,0 +1,16 @@
+"""Compares runs in a table: `python -m resnet_cifar.report RUN RUN ...`."""
+
+import sys
+
+from resnet_cifar import cli
+
+
+def main(arguments: list[str]) -> None:
+    """A row for each run folder; nothing heavy is imported."""
+    from resnet_cifar.reporting.compare import compare
+
+    compare(cli.report_command(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,48 @@
+"""Run folders side by side: what they reached, and where their recipes differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from resnet_cifar import cli
+from resnet_cifar.recipe import flat
+from resnet_cifar.run_folder import read_json
+
+_SCORES = ("val/accuracy", "test/accuracy", "test/loss")
+
+
+def compare(folders: list[Path]) -> None:
+    """Prints a table with a row for each run: state, steps, scores, and the fields in which the recipes differ."""
+    recipes = [flat(cli.read_recipe(str(folder / "recipe.yaml"))) for folder in folders]
+    # dict.fromkeys is a set that keeps the order of the fields
+    paths = [
+        p for p in dict.fromkeys(p for recipe in recipes for p in recipe) if len({repr(r.get(p)) for r in recipes}) > 1
+    ]
+    table = Table("run", *paths, "state", "step", *_SCORES, box=None, pad_edge=False, header_style="bold")
+    for folder, recipe in zip(folders, recipes, strict=True):
+        status, result = read_json(folder / "status.json") or {}, read_json(folder / "result.json") or {}
+        steps = f"{status.get('step', 0)}/{status.get('steps', '?')}"
+        scores = [_number(result.get(name)) for name in _SCORES]
+        table.add_row(
+            str(folder), *(_word(recipe, path) for path in paths), status.get("state", "claimed"), steps, *scores
+        )
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 10_000  # whoever pipes it wants whole lines
+    console.print(table)
+    for folder in folders:
+        status = read_json(folder / "status.json") or {}
+        if why := status.get("why"):
+            console.print(f"{folder} {status['state']}: {why}", soft_wrap=True, markup=False)
+
+
+def _word(recipe: dict[str, Any], path: str) -> str:
+    return str(recipe[path]) if path in recipe else "-"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

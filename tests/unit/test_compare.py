@@ -1,0 +1,45 @@
+"""Run folders side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from resnet_cifar import cli
+from resnet_cifar.reporting.compare import compare
+from resnet_cifar.run_folder import write_json
+
+
+def folder_of(path: Path, status: dict, result: dict | None = None, **overrides: str) -> Path:
+    path.mkdir()
+    cli.write_recipe(cli.read_recipe("debug", overrides), path / "recipe.yaml")
+    write_json(path / "status.json", status)
+    if result is not None:
+        write_json(path / "result.json", result)
+    return path
+
+
+def test_a_row_for_each_run_with_what_differs(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    scores = {"val/accuracy": 0.5, "test/accuracy": 0.25, "test/loss": 1.5, "seconds": 3.0}
+    done = folder_of(Path("a"), {"state": "finished", "step": 9, "steps": 9}, scores, seed="1")
+    more = {"phases.2.epochs": "3", "phases.2.lr": "0.1"}
+    broken = folder_of(
+        Path("b"), {"state": "failed", "step": 2, "steps": 12, "why": "it [bold]broke"}, seed="2", **more
+    )
+    compare([done, broken])
+    heads, first, second, why = capsys.readouterr().out.splitlines()
+    changes = ["seed", "phases.2.epochs", "phases.2.lr", "phases.2.warmup", "phases.2.decay"]
+    assert heads.split() == ["run", *changes, "state", "step", "val/accuracy", "test/accuracy", "test/loss"]
+    assert first.split() == ["a", "1", "-", "-", "-", "-", "finished", "9/9", "0.5000", "0.2500", "1.5000"]
+    assert second.split() == ["b", "2", "3.0", "0.1", "0.0", "cosine", "failed", "2/12", "-", "-", "-"]
+    assert why == "b failed: it [bold]broke"
+
+
+def test_a_run_that_has_only_been_claimed(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = folder_of(Path("a"), {})
+    (folder / "status.json").unlink()
+    compare([folder])
+    assert capsys.readouterr().out.splitlines()[1].split() == ["a", "claimed", "0/?", "-", "-", "-"]
