@@ -142,9 +142,9 @@ class RunFolder:
             )
 
     def status(self, state: str, **facts: Any) -> None:
-        """Writes status.json: `running`, `finished`, `interrupted` or `failed`, and facts."""
+        """Writes status.json: `running`, `finished`, `interrupted`, `failed` or `lost` (a rank), and facts."""
         self.keep_owning()
-        write_json(self.path / "status.json", {"state": state, "time": time.time(), **facts})
+        write_json(self.path / "status.json", {"state": state, "time": time.time(), **_job(), **facts})
 
     def continue_rows(self, step: int) -> None:
         """Begins to append to metrics.jsonl, without the rows after update `step`: a resumed run writes them again.
@@ -177,6 +177,12 @@ class RunFolder:
     def _recipe(self) -> Recipe | None:
         file = self.path / "recipe.yaml"
         return cli.read_recipe(str(file)) if file.is_file() else None
+
+
+def _job() -> dict[str, str]:
+    """Which start of which SLURM job this is: its batch script asks how its own start has ended."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return {"job": f"{job}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"} if job else {}
 
 
 def _end_of_rows(file: Path, step: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from resnet_cifar.recipe import Mistake
+from resnet_cifar.recipe import LocalMistake, Mistake
 
 _SEVERAL = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
@@ -38,7 +38,7 @@ def check_environment(on_cpu: bool) -> None:
     hidden = devices is not None and devices.split(",")[0].strip() in ("", "-1")  # accelerate_configs/cpu_ddp.yaml
     asked_for_gpu = launched and not wants_cpu() and not hidden and (several or bool(devices))
     if on_cpu and asked_for_gpu:
-        raise Mistake(
+        raise LocalMistake(
             "accelerate launch was configured for GPUs and this machine has none that torch can use: take "
             f"--config_file accelerate_configs/{'cpu_ddp' if several else 'cpu'}.yaml, or check the driver (nvidia-smi)"
         )

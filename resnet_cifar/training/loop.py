@@ -53,7 +53,12 @@ def train(command: TrainCommand, base: Recipe, requests: Requests) -> None:
     entry = world.main_first(lambda: str(store.ensure(recipe.data.source)), per_node=True)
     data = store.load(Path(entry), recipe, world.device)
     plan = Plan(recipe, len(data.train), world.size)
-    learner = Learner(plan, world, len(data.classes), pretrained=not command.dry_run)
+    try:
+        learner = Learner(plan, world, len(data.classes), pretrained=not command.dry_run)
+    except RuntimeError as error:
+        if lost_connection(error):
+            raise Mistake("another process ended before training began, and says why") from None
+        raise
     screen.facts(outline.describe(plan, world, data, folder.path))
     for warning in filter(None, (outline.small_share(plan), world.idle_threads())):
         screen.warn(warning)
@@ -131,6 +136,7 @@ class Run:
             why = str(error) or type(error).__name__
             if lost_connection(error):
                 self.watch.blame()
+                ended = "lost"
             self.watch.fail(why, everywhere=isinstance(error, Mistake))
             raise
         finally:

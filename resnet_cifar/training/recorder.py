@@ -52,6 +52,7 @@ class Recorder:
                 self.done = self._saved = state["step"]
                 self._check_data(state["data"])
                 self._check_best(state)
+            self.status("running")  # a compilation may come before the first step
             # The row of a score that was cut short is written when that is done.
             self.folder.continue_rows(state["step"] - bool(state["unscored"]) if state else 0)
             identity = state["tracker"] if state else None

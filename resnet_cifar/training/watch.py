@@ -182,24 +182,25 @@ class Watch:
             board["failed"] = self._failure(beats, now)
         return board
 
-    def _failure(self, beats: list[dict[str, Any]], now: float) -> str | None:
+    def _failure(self, beats: list[dict[str, Any]], now: float) -> tuple[str, str] | None:
+        """How the run ends, `failed` or `lost`, and the sentence; None while all is well."""
         for rank, beat in enumerate(beats):
             if beat["number"] != self._heard[rank][0]:
                 self._heard[rank] = (beat["number"], now)
         patience = _SILENCE if any(beat["broken"] for beat in beats) else self.timeout
         silent = [r for r, (_, heard) in enumerate(self._heard) if now - heard > patience and not beats[r]["ended"]]
         if silent:
-            return f"{_named(silent, beats)} died or lost the network: {GO_ON}"
+            return "lost", f"{_named(silent, beats)} died or lost the network: {GO_ON}"
         for rank, beat in enumerate(beats):
             if beat["failed"]:
-                return f"rank {rank} failed at step {beat['step']}: {beat['failed']}"
+                return "failed", f"rank {rank} failed at step {beat['step']}: {beat['failed']}"
         begun = [beat["begun"] for beat in beats]
         # The first unit may hold a compilation.
         if begun != self._progress[0] or min(begun) < 2 or not all(beat["training"] for beat in beats):
             self._progress = (begun, now)
         elif now - self._progress[1] > self.timeout:
             stuck = [r for r, beat in enumerate(beats) if not beat["waiting"]] or list(range(self.size))
-            return f"{_named(stuck, beats)} made no progress for {self.timeout:g} s (rank_timeout): {GO_ON}"
+            return "lost", f"{_named(stuck, beats)} made no progress for {self.timeout:g} s (rank_timeout): {GO_ON}"
         return None
 
     def _guard(self) -> None:
@@ -218,7 +219,7 @@ class Watch:
 
     def _obey(self, board: dict[str, Any]) -> None:
         if board["failed"]:
-            self._give_up(board["failed"])
+            self._give_up(*board["failed"])
         if board["leave"]:
             self._leave(board["asked"])
         with self._changed:
@@ -233,10 +234,10 @@ class Watch:
             self._wish = reason
             self._changed.notify_all()
 
-    def _give_up(self, sentence: str) -> None:
+    def _give_up(self, state: str, sentence: str) -> None:
         """Ends this process, whose main thread may wait for ever."""
         try:
-            self._part("failed", sentence)
+            self._part(state, sentence)
         finally:
             end_process(1, f"error: {sentence}" if self.rank == 0 else "")
 

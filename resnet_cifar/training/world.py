@@ -18,7 +18,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from resnet_cifar.recipe import Mistake
+from resnet_cifar.recipe import LocalMistake, Mistake
 from resnet_cifar.training import launched
 
 _PARTING = 30.0  # seconds that rank 0 waits for others to read their last word
@@ -58,9 +58,9 @@ class World:
         on_cpu = launched.wants_cpu() or not torch.cuda.is_available()
         launched.check_environment(on_cpu)
         if on_cpu and self.precision == "fp16":
-            raise Mistake("precision fp16 needs a GPU, and none was found: take no or bf16")
+            raise LocalMistake("precision fp16 needs a GPU, and none was found: take no or bf16")
         if not on_cpu and self.precision == "bf16" and not torch.cuda.is_bf16_supported():
-            raise Mistake(f"precision bf16 is not supported by {torch.cuda.get_device_name()}: take fp16 or no")
+            raise LocalMistake(f"precision bf16 is not supported by {torch.cuda.get_device_name()}: take fp16 or no")
         mixed = self.precision if self.precision in ("bf16", "fp16") else "no"
         # Buffers are not broadcast (running statistics do not steer training) and gradients live in the buckets.
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -210,7 +210,7 @@ class World:
         told = self._store.get(key).decode()
         if told[0] == "-":
             self._part(key, int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if per_node else self.size)
-            raise Mistake(told[1:])
+            raise (LocalMistake if per_node else Mistake)(told[1:])
         return told[1:]
 
     def _part(self, occasion: str, processes: int) -> None:
