@@ -1,0 +1,138 @@
+# shellcheck shell=bash disable=SC2034  # the scripts that read this one use what is set here
+# What the batch scripts and node.sh share: the shape of a job, steps, signals, and whether a start is still the newest.
+
+# Exit codes of node.sh. srun ends with the highest of all nodes', so a failure outdoes what it made others do.
+ASKED=75  # was asked to end before it had anything to save
+FAILED=76
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+# Checks where we are and reads the site's facts.
+enter_project() {
+    [ -n "${SLURM_JOB_ID:-}" ] || fail "$0 is a batch script: submit it with sbatch $0"
+    { [ -f train.py ] && [ -f slurm/site.sh ]; } || fail "$PWD is not the project's folder: cd there, then sbatch $0"
+    # shellcheck source=slurm/site.sh
+    . slurm/site.sh
+}
+
+# The job's number, as SLURM takes it and as logs are named: in an array the bare number can mean every task.
+job_number() {
+    if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then
+        echo "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+    else
+        echo "$SLURM_JOB_ID"
+    fi
+}
+
+# The job's name and number, for its run folder.
+job_name() {
+    echo "${SLURM_JOB_NAME//[^A-Za-z0-9._-]/-}-$(job_number)"
+}
+
+# GPUs that SLURM has given to this job on this node. Before 21.08 it said so in a list only.
+count_gpus() {
+    local devices
+    IFS=, read -ra devices <<<"${CUDA_VISIBLE_DEVICES:-}"
+    echo "${SLURM_GPUS_ON_NODE:-${#devices[@]}}"
+}
+
+# Hosts, processes and threads.
+shape_job() {
+    mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    [ ${#hosts[@]} -gt 0 ] || fail "scontrol does not say which nodes this job has ($SLURM_JOB_NODELIST)"
+    HEAD_NODE=${hosts[0]}
+    if [ -n "$INTERFACE" ]; then
+        HEAD_NODE=$(ip -4 -o address show dev "$INTERFACE" 2>/dev/null | sed -n '1s/.*inet \([0-9.]*\).*/\1/p')
+        [ -n "$HEAD_NODE" ] || fail "INTERFACE $INTERFACE of slurm/site.sh has no address on $SLURMD_NODENAME"
+        export NCCL_SOCKET_IFNAME=$INTERFACE GLOO_SOCKET_IFNAME=$INTERFACE
+    fi
+    PROCESSES_PER_NODE=$(count_gpus)
+    [ "$PROCESSES_PER_NODE" -gt 0 ] || PROCESSES_PER_NODE=1
+    LOCAL_ENVIRONMENT=$LOCAL_DISK/resnet-cifar-$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
+    export HEAD_NODE PROCESSES_PER_NODE LOCAL_ENVIRONMENT
+    local threads=$((${SLURM_CPUS_ON_NODE:-1} / PROCESSES_PER_NODE))
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
+    export PYTHONUNBUFFERED=1 COLUMNS=${COLUMNS:-120}
+    echo "== job $(job_number) ($SLURM_JOB_NAME), start $((${SLURM_RESTART_COUNT:-0} + 1)): ${hosts[*]}," \
+        "$PROCESSES_PER_NODE process(es) a node, $OMP_NUM_THREADS thread(s) each"
+}
+
+# A port of the head node that nobody has: below those of outgoing connections, another one for each job and each start (who is
+# left of an earlier start must not find this one's ranks).
+choose_port() {
+    HEAD_PORT=$((20000 + (SLURM_JOB_ID + 4001 * ${SLURM_RESTART_COUNT:-0}) % 12000))
+    while (: <"/dev/tcp/127.0.0.1/$HEAD_PORT") 2>/dev/null; do
+        HEAD_PORT=$((20000 + (HEAD_PORT - 20000 + 97) % 12000))
+    done
+    export HEAD_PORT
+    echo "== ranks meet at $HEAD_NODE:$HEAD_PORT"
+}
+
+# What has arrived: `asked` by a signal to save and come again, `ended` by SLURM, which decides itself what follows.
+# TERM goes to every step by itself.
+asked='' ended='' child=''
+listen() {
+    trap 'asked=yes; [ -z "$child" ] || kill -USR1 "$child"' USR1
+    trap 'ended=yes' TERM
+}
+
+# Returns what child process $1 ends with. Traps run meanwhile: bash runs none while it waits for a foreground command.
+# Where a signal arrives as the child ends, bash forgets the child's code, and this is 128 and the signal's number.
+await() {
+    local code again
+    while wait "$1"; code=$?; [ $code -gt 128 ] && kill -0 "$1" 2>/dev/null; do :; done
+    if [ $code -gt 128 ]; then
+        wait "$1" 2>/dev/null
+        again=$?
+        [ $again -eq 127 ] || [ $again -eq 255 ] || code=$again
+    fi
+    return $code
+}
+
+# Runs a step, which is told what `listen` hears, also what came just before it.
+run() {
+    local code
+    "$@" &
+    child=$!
+    [ -z "$asked" ] || kill -USR1 "$child"
+    await "$child"
+    code=$?
+    child=''
+    return $code
+}
+
+# Runs `PROGRAM ARGUMENTS` in every process of the job. srun passes USR1 on to node.sh, on all nodes.
+run_everywhere() {
+    if [ -n "$ENVIRONMENT_ARCHIVE" ] && ! run sbcast --force "$ENVIRONMENT_ARCHIVE" "$LOCAL_ENVIRONMENT.tar"; then
+        [ -z "$asked" ] || return $ASKED
+        fail "ENVIRONMENT_ARCHIVE $ENVIRONMENT_ARCHIVE cannot be copied to LOCAL_DISK $LOCAL_DISK of every node"
+    fi
+    choose_port
+    run srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpu-bind=none \
+        --export=ALL --kill-on-bad-exit=1 "${SRUN_OPTIONS[@]}" bash slurm/node.sh "$@"
+}
+
+# Runs `PROGRAM ARGUMENTS` in one process, on the first of shape_job's hosts.
+run_once() {
+    run srun --nodes=1 --ntasks=1 --nodelist="${hosts[0]}" --cpu-bind=none --export=ALL "${SRUN_OPTIONS[@]}" \
+        bash slurm/node.sh --once "$@"
+}
+
+# What `scontrol show job` says of this job; waits for a controller that restarts or a network that is gone, for five minutes.
+show_job() {
+    local facts
+    for _ in {1..60}; do
+        facts=$(timeout 60 scontrol show job "$(job_number)" 2>/dev/null) && [ -n "$facts" ] && break
+        sleep 5
+    done
+    echo "$facts"
+}
+
+# Whether this is still the newest start of the job that show_job has shown: SLURM begins a job again elsewhere when it
+# loses a node, and a start that was cut off with it goes on. Its steps have the same numbers as the new ones.
+is_newest_start() {
+    [[ $1 =~ " Restarts="([0-9]+) ]] && [ "${BASH_REMATCH[1]}" -eq "${SLURM_RESTART_COUNT:-0}" ]
+}

@@ -1,0 +1,107 @@
+"""Jobs of the project's scripts, what they leave, and whether an undisturbed run leaves the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+from cluster import Cluster
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+# 39 steps of a tenth of a second and more; fp64, so that runs on other numbers of processes are comparable.
+RECIPE: dict[str, object] = {
+    "--recipe": "debug",
+    "--data.limit": 300,
+    "--data.image_size": 64,
+    "--model.name": "test_resnet",
+    "--batch_size": 48,
+    "--micro_batch": 8,
+    "--precision": "fp64",
+    "--phases.0.epochs": 6,
+    "--checkpoint.every_steps": 0,
+    "--evaluate.every": 2,
+}
+
+
+def arguments(**changes: object) -> tuple[object, ...]:
+    """RECIPE as words of a command line; `phases__1__epochs=9` changes `--phases.1.epochs`."""
+    fields = RECIPE | {f"--{name.replace('__', '.')}": value for name, value in changes.items()}
+    return tuple(word for pair in fields.items() for word in pair)
+
+
+class Job:
+    """A job of the project's scripts, its log and its run folder."""
+
+    def __init__(self, cluster: Cluster, project: Path, *words: object, **env: str) -> None:
+        self.cluster, self.project = cluster, project
+        self.id = cluster.submit(project, *words, **env)
+
+    @property
+    def log(self) -> str:
+        """Everything its starts have printed."""
+        return "".join(file.read_text() for file in self.project.glob(f"logs/*-{self.id}.out"))
+
+    @property
+    def run(self) -> Path:
+        """The run folder that is named after it."""
+        (folder,) = self.project.glob(f"runs/*-{self.id}")
+        return folder
+
+    @property
+    def starts(self) -> int:
+        """How often SLURM has started it."""
+        return 1 + int(self.cluster.fact(self.id, "Restarts"))
+
+    @property
+    def step(self) -> int:
+        """The last step in metrics.jsonl."""
+        found = list(self.project.glob(f"runs/*-{self.id}/metrics.jsonl"))
+        lines = found[0].read_text().splitlines() if found else []
+        return json.loads(lines[-1])["step"] if lines else 0
+
+    def wait_until_step(self, step: int) -> None:
+        """Returns when so many steps have been reported."""
+        self.cluster.wait_until(lambda: self.step >= step or self.cluster.state(self.id) == "FAILED", f"step {step}")
+        assert self.step >= step, self.log
+
+    def preempt(self, *options: str) -> str:
+        """Submits a job that SLURM takes nodes from this one for; its number."""
+        options = options or ("--nodes=3", "--gpus-per-node=2")
+        return self.cluster.submit(self.project, "--partition=high", *options, "--output=/dev/null", "--wrap=true")
+
+    def wait(self, state: str = "COMPLETED", seconds: float = 300) -> None:
+        """Returns when it has ended in `state`."""
+        ended = self.cluster.wait(self.id, seconds)
+        assert ended == state, f"{ended}\n{self.log}\n{self.cluster.log()}"
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without the speed."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in found]
+
+
+def tracker_runs(run: Path) -> set[str]:
+    """The ids of the W&B runs whose pieces lie in a run folder."""
+    return {piece.name.rsplit("-", 1)[1] for piece in (run / "wandb").glob("offline-run-*")}
+
+
+def check_same(run: Path, other: Path, tolerance: float = 0.0) -> None:
+    """Weights, rows and scores of two finished runs: to the bit, or within `tolerance`."""
+    ours, theirs = (safetensors.torch.load_file(folder / "model/model.safetensors") for folder in (run, other))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert (tensor.double() - theirs[name].double()).abs().max() <= tolerance, name
+    (run_rows, other_rows) = rows(run), rows(other)
+    assert [row["step"] for row in run_rows] == [row["step"] for row in other_rows]
+    for a, b in zip(run_rows, other_rows, strict=True):
+        # A row that a save cut in two sums in another order.
+        assert a == pytest.approx(b, rel=0, abs=max(tolerance, 1e-12))
+    scores = [json.loads((folder / "result.json").read_text()) for folder in (run, other)]
+    for values in scores:
+        del values["seconds"], values["world_size"]
+    assert scores[0].pop("checkpoint") == scores[1].pop("checkpoint")
+    assert scores[0] == pytest.approx(scores[1], rel=0, abs=tolerance)

@@ -1,0 +1,69 @@
+"""What `sbatch slurm/check.sh` makes of what the ranks have seen (tests/slurm runs it on a cluster)."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resnet_cifar.data.sources import hub
+
+FILE = Path(__file__).parents[2] / "slurm" / "check.py"
+
+
+@pytest.fixture(scope="module")
+def check() -> Any:
+    spec = importlib.util.spec_from_file_location("cluster_check", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def rank(number: int, **changes: Any) -> dict[str, Any]:
+    facts = {
+        "rank": number,
+        "host": f"node{number}",
+        "device": "H100",
+        "torch": "2.15",
+        "identity": number,
+        "ahead": 0.0,
+    }
+    node = {"room": {"runs": 10**12}, "reached": {hub.endpoint(): True, "https://wandb": True}}
+    return facts | node | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning", "error"),
+    [
+        ({}, None, None),
+        ({"identity": 0}, None, "ranks 0 and 1 share one GPU: ask with --gpus-per-node"),
+        ({"ahead": -3.0}, "the clock of node1 is -3.0 s off rank 0's: mend its NTP", None),
+        ({"device": "A100"}, "nodes differ in device (A100; H100): the slowest sets the pace", None),
+        ({"room": {"runs": 2**30}}, "node1 has 1.0 GiB left for runs", None),
+        ({"reached": {hub.endpoint(): False}}, None, None),  # only the first node fetches
+    ],
+)
+def test_what_is_worth_knowing_and_what_stops_training(check, changes, warning, error) -> None:
+    everyone = [rank(0), rank(1, **changes)]
+    warnings, wrong = check._judge(everyone, everyone)
+    assert warnings == ([warning] if warning else [])
+    assert wrong == ([error] if error else [])
+
+
+def test_ways_out_of_the_first_node(check) -> None:
+    first = rank(0, reached={hub.endpoint(): False, "https://wandb": False})
+    warnings, wrong = check._judge([first], [first])
+    assert [sentence.rsplit(": ", 1)[1] for sentence in warnings] == [
+        "fetch on a login node (python train.py --fetch)",
+        "runs stay offline",
+    ]
+    assert wrong == []
+
+
+def test_ranks_without_gpus_share_none(check) -> None:
+    everyone = [rank(number, device="CPU (1 thread)") for number in range(2)]
+    for facts in everyone:
+        del facts["identity"]
+    assert check._judge(everyone, everyone) == ([], [])
