@@ -39,7 +39,7 @@ class TrainCommand:
     extend: float = 0.0
     """Append a phase of so many epochs, like the last one without its warm-up, to the run that the rest names."""
     max_minutes: float = 0.0
-    """Save and end after so many minutes, as if interrupted: for queues with time limits; 0 is off."""
+    """Save and end after so many minutes, as if interrupted; 0 is off. (slurm/train.sh minds time limits by itself.)"""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import timm
 import timm.data
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors.torch import load_file
 from timm.layers import convert_sync_batchnorm
 from timm.models.resnet import ResNet
@@ -50,7 +50,7 @@ def build(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
     pretrained = pretrained and settings.pretrained and not settings.checkpoint
     try:
         model = timm.create_model(settings.name, pretrained=pretrained, num_classes=classes, **_input_size(recipe))
-    except (LocalEntryNotFoundError, ConnectionError, OSError) as error:
+    except (LocalEntryNotFoundError, OSError, HfHubHTTPError.__bases__[0]) as error:  # the last: httpx's or httpx2's
         raise Mistake(
             f"the pretrained weights of model.name {settings.name!r} are not on this machine yet and cannot be fetched "
             f"({type(error).__name__}): take --model.pretrained False, or a run's weights with --model.checkpoint"

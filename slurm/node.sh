@@ -67,7 +67,8 @@ tell() {
 }
 
 [ -z "$requested" ] || exit $ASKED
-"${CONTAINER[@]}" python -m accelerate.commands.launch --config_file accelerate_configs/multi_node.yaml \
+# shellcheck disable=SC2086  # LAUNCH_OPTIONS are words
+"${CONTAINER[@]}" python -m accelerate.commands.launch --config_file accelerate_configs/multi_node.yaml $LAUNCH_OPTIONS \
     --num_machines "$SLURM_JOB_NUM_NODES" --num_processes $((SLURM_JOB_NUM_NODES * PROCESSES_PER_NODE)) \
     --machine_rank "$SLURM_NODEID" --main_process_ip "$HEAD_NODE" --main_process_port "$HEAD_PORT" "$@" &
 launcher=$!

@@ -1,21 +1,23 @@
 # shellcheck shell=bash disable=SC2034  # job.sh and node.sh read what is set here
-# Facts of one cluster. To move to another one, edit this file and no other.
+# Your cluster's settings. To move to another cluster, edit this file and no other.
 #
-# It is read twice: by a job, on every node; and by you, if part 1 has anything in it, before you submit:
+# Jobs read it on every node. Read it yourself too, in every new bash on a login node, before you submit or fetch:
 #     . slurm/site.sh
-#     sbatch slurm/train.sh
-# Where a line has `:-`, what is already set in the environment stays, so a user can do without editing.
+# Where a line has `:-`, a value that is set already stays: you may set it in your shell instead. So after an edit here,
+# take a new shell.
 
-# 1. What sbatch asks for. sbatch's own command line wins over these, and these over a script's #SBATCH lines.
+# 1. What sbatch asks for. sbatch's own command line wins over these, and these over a script's #SBATCH lines, in all scripts
+# (so leave the time limit to the command line: check.sh wants five minutes).
 # export SBATCH_ACCOUNT=my_project
 # export SBATCH_PARTITION=gpu
 # export SBATCH_QOS=normal
-# export SBATCH_TIMELIMIT=12:00:00
 # export SBATCH_CONSTRAINT=h100
+# export SBATCH_GPUS_PER_NODE=h100:1 SBATCH_CPUS_PER_GPU=8 SBATCH_MEM_PER_GPU=60G
+# export SBATCH_SIGNAL=B:USR1@600    # ten minutes to save, not three
 
 # 2. Software. Called on every node, in the project's folder, before the first Python.
 site_environment() {
-    # module purge; module load cuda/12.8
+    # source /etc/profile.d/modules.sh; module purge; module load cuda/12.8
     # source /opt/conda/bin/activate resnet
     if [ -x .venv/bin/python ]; then
         PATH=$PWD/.venv/bin:$PATH
@@ -32,7 +34,8 @@ SRUN_OPTIONS=()  # (--container-image=/images/pytorch.sqsh --container-mounts="$
 ENVIRONMENT_ARCHIVE=${ENVIRONMENT_ARCHIVE:-}
 LOCAL_DISK=${LOCAL_DISK:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}
 
-# 3. Storage that every node sees. Weights and images are fetched into it once, and then read offline.
+# 3. Storage that every node sees. Weights and images are fetched into it once, and then read offline. Without SCRATCH they go
+# to ~/.cache, and runs into the project's folder.
 if [ -n "${SCRATCH:-}" ]; then
     export HF_HOME=${HF_HOME:-$SCRATCH/huggingface}
     export RESNET_CIFAR_CACHE=${RESNET_CIFAR_CACHE:-$SCRATCH/resnet-cifar}
@@ -40,11 +43,12 @@ fi
 RUNS=${RUNS:-runs}  # run folders of jobs that name none
 
 # 4. Network.
-INTERFACE=${INTERFACE:-}  # the fast one (`ip -brief address`), for example ib0; empty: what the head node's name leads to
+INTERFACE=${INTERFACE:-}  # the fast one (`ip -brief address` on a compute node), such as ib0; empty: as names are resolved
 # export https_proxy=http://proxy.example:3128 no_proxy=localhost
 # export NCCL_IB_HCA=mlx5 NCCL_DEBUG=WARN
 # export WANDB_MODE=offline          # nodes without a way out; the finished run prints the command that uploads it
-# export ACCELERATE_USE_CPU=true     # train on the CPUs, one process for each GPU of the request
+# export ACCELERATE_USE_CPU=true     # train on CPUs
+LAUNCH_OPTIONS=${LAUNCH_OPTIONS:-}  # more words for `accelerate launch`, such as --dynamo_backend inductor
 
 # 5. Starts of one job that may end without a new checkpoint before the job gives up; those that SLURM ends do not count.
 STARTS_WITHOUT_PROGRESS=${STARTS_WITHOUT_PROGRESS:-3}

@@ -25,7 +25,7 @@ for ((i = 0; i < ${#words[@]}; i++)); do
     case ${words[i]} in
     --run) folder=${words[i + 1]:-} ;;
     --run=*) folder=${words[i]#--run=} ;;
-    --max?minutes*) fail "${words[i]} is for queues without requeueing, and this job would come again: take sbatch --time" ;;
+    --max?minutes*) fail "${words[i]} would end the job, and the job would come again: take sbatch --time" ;;
     esac
 done
 if [ -z "$folder" ]; then

@@ -51,7 +51,7 @@ class HubServer(ThreadingHTTPServer):
         self.server_close()
 
     def refuse(self, path: str, status: int, code: str = "", times: float = float("inf")) -> None:
-        """Answers the next `times` requests whose path holds the regular expression with `status`.
+        """Answers the next `times` requests whose path holds the regular expression with `status`; 0 hangs up on them.
 
         `code` is the hub's X-Error-Code, such as RepoNotFound or GatedRepo.
         """
@@ -88,7 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         refusal = self.server.take_refusal(f"{self.command} {path}")
-        if refusal is not None:
+        if refusal is not None and refusal.status == 0:
+            self.close_connection = True
+        elif refusal is not None:
             self._json({"error": "refused"}, refusal.status, refusal.code)
         elif match := re.fullmatch(r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(\w[\w-]*)/[^/]+)?(?:/(.*))?", path):
             self._api(*match.groups(), body)

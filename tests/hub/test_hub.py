@@ -147,6 +147,7 @@ def test_a_busy_moment_is_survived(hub: HubServer, tmp_path: Path):
     ("path", "status"),
     [
         pytest.param("/api/datasets/", 503, id="facts"),
+        pytest.param("/api/", 0, id="facts-and-hangs-up"),
         pytest.param("GET .*parquet", 503, id="files"),
         pytest.param("HEAD .*parquet", 520, id="facts-of-files"),  # unlike 503, not tried again for 24 s
     ],
@@ -156,6 +157,12 @@ def test_a_busy_hub_is_one_sentence(hub: HubServer, tmp_path: Path, path: str, s
     said = sentence(train(tmp_path, hub.url, "--dry-run"))
     assert "cannot be reached" in said
     assert "--data.source" in said
+
+
+def test_weights_of_a_hub_that_hangs_up_are_one_sentence(hub: HubServer, tmp_path: Path):
+    hub.refuse("/timm/", 0)
+    said = sentence(train(tmp_path, hub.url, "--data.source", "synthetic", "--data.limit", "200", "--run", "never"))
+    assert "--model.pretrained False" in said
 
 
 def test_a_busy_hub_is_not_needed_for_what_is_cached(hub: HubServer, copied: Path):

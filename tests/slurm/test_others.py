@@ -98,8 +98,9 @@ def test_images_and_weights_come_once_and_the_ranks_ask_nobody(
     cluster: Cluster, submit, hub_root: Path, tmp_path: Path
 ):
     """The hub answers on the first node only."""
-    serve = "from hub_server import HubServer; import sys, time\n"
-    serve += "with HubServer(sys.argv[1]) as hub:\n print(hub.url, flush=True)\n while sys.stdin.read(1): pass\n"
+    serve = "from hub_server import HubServer; import pathlib, sys\n"
+    serve += "with HubServer(pathlib.Path(sys.argv[1])) as hub:\n"
+    serve += " print(hub.url, flush=True)\n while sys.stdin.read(1): pass\n"
     serve += " print('\\n'.join(hub.requests), flush=True)"
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests/hub")}
     server = cluster.popen(
@@ -113,7 +114,7 @@ def test_images_and_weights_come_once_and_the_ranks_ask_nobody(
     url = server.stdout.readline().strip()
     changes = {"recipe": "finetune", "model__name": "test_resnet.r160_in1k", "data__limit": 0, "phases__0__epochs": 2}
     homes = {"HF_HOME": str(tmp_path / "hf"), "RESNET_CIFAR_CACHE": str(tmp_path / "cache"), "HF_ENDPOINT": url}
-    words = (*arguments(**changes), "--phases.0.warmup", 0)
+    words = (*arguments(**changes), "--phases.0.warmup", 0, "--model.norm_batch", 8)
     job = submit("--nodes=2", words=words, **homes)
     job.wait()
     requests = server.communicate()[0].splitlines()

@@ -75,14 +75,13 @@ def identity(source: str) -> str:
 def read(source: str) -> Splits:
     """Every image of the train and test splits. Raises Mistake."""
     import datasets
-    import httpx
 
     datasets.disable_progress_bars()
     try:
         loaded = datasets.load_dataset(source)
     except datasets.exceptions.DatasetNotFoundError:
         raise (_unreachable(source) if is_offline() else _unknown(source)) from None
-    except (httpx.HTTPError, OSError):  # huggingface_hub's errors are one or the other
+    except (_http_error(), OSError):  # huggingface_hub's errors are one or the other
         raise _unreachable(source) from None
     except ValueError as error:
         if is_offline():  # the cache knows the name, but not these files
@@ -93,7 +92,6 @@ def read(source: str) -> Splits:
 
 def _commit(source: str) -> str | None:
     """The newest commit, or None where the hub is too busy to say. Raises Mistake where it knows no such data set."""
-    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -103,8 +101,15 @@ def _commit(source: str) -> str | None:
         if error.response is not None and error.response.status_code in (401, 403, 404):
             raise _unknown(source) from None
         return None
-    except (httpx.HTTPError, OSError):
+    except (_http_error(), OSError):
         return None
+
+
+def _http_error() -> type[Exception]:
+    """What the library below huggingface_hub raises: httpx or, from its version 2 on, httpx2."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError.__bases__[0]
 
 
 def _unknown(source: str) -> Mistake:
