@@ -22,4 +22,5 @@ echo "slurm      $(scontrol --version), $tracking, $(setting KillWait) between T
 [ "$(setting SignalChildrenProcesses)" != yes ] ||
     echo "warning: SignalChildrenProcesses of cgroup.conf signals the launcher and the ranks too: set it to no"
 [ "$(setting JobRequeue)" = 1 ] || echo "warning: JobRequeue is off: jobs come back only where sbatch --requeue is allowed"
-run_everywhere slurm/check.py
+LAUNCH_OPTIONS="$LAUNCH_OPTIONS --rdzv_conf timeout=60" run_everywhere slurm/check.py
+exit "$(exit_code $?)"

@@ -15,3 +15,4 @@ enter_project
 listen
 shape_job
 run_everywhere eval.py "$@"
+exit "$(exit_code $?)"

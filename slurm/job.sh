@@ -3,7 +3,15 @@
 
 # Exit codes of node.sh. srun ends with the highest of all nodes', so a failure outdoes what it made others do.
 ASKED=75  # was asked to end before it had anything to save
-FAILED=76
+FAILED=76 # and the code of a process that failed by itself
+
+# The exit code of that process, from srun's.
+exit_code() {
+    case $1 in
+    75 | 76 | 12[89] | 1[3-9]? | 2??) echo 1 ;; # ended by SLURM, or on request
+    *) echo $(($1 > FAILED ? $1 - FAILED : $1)) ;;
+    esac
+}
 
 fail() {
     echo "error: $*" >&2

@@ -1,5 +1,5 @@
 #!/bin/bash
-# What srun starts on every node: `accelerate launch`, and the way of a signal to its processes.
+# What srun starts on every node: `accelerate launch` (by launch.py), and the way of a signal to its processes.
 #
 # SLURM signals this shell only. The launcher would die of USR1, and cut a save short after TERM; so the signal goes past
 # it to the processes that it started: they agree on a step, save and end well, and then so does the launcher.
@@ -10,6 +10,11 @@ trap 'requested=${requested:-TERM}' TERM
 . slurm/job.sh
 # shellcheck source=slurm/site.sh
 . slurm/site.sh
+
+fail() {
+    echo "error: $*" >&2
+    exit $((FAILED + 2))
+}
 
 find_python() {
     [ ${#CONTAINER[@]} -gt 0 ] || command -v python >/dev/null ||
@@ -68,7 +73,7 @@ tell() {
 
 [ -z "$requested" ] || exit $ASKED
 # shellcheck disable=SC2086  # LAUNCH_OPTIONS are words
-"${CONTAINER[@]}" python -m accelerate.commands.launch --config_file accelerate_configs/multi_node.yaml $LAUNCH_OPTIONS \
+"${CONTAINER[@]}" python slurm/launch.py --config_file accelerate_configs/multi_node.yaml $LAUNCH_OPTIONS \
     --num_machines "$SLURM_JOB_NUM_NODES" --num_processes $((SLURM_JOB_NUM_NODES * PROCESSES_PER_NODE)) \
     --machine_rank "$SLURM_NODEID" --main_process_ip "$HEAD_NODE" --main_process_port "$HEAD_PORT" "$@" &
 launcher=$!
@@ -81,7 +86,7 @@ code=$?
 [ -z "$requested" ] || exit $ASKED
 # srun kills the other nodes when this one ends: first rank 0, on node 0, finds out and says who failed. When it is this one's
 # turn it goes at once: SLURM repeats a TERM that takes long, and would hit the job's next start.
-trap 'exit $FAILED' TERM
+trap 'exit $((FAILED + 1))' TERM
 if [ "$SLURM_NODEID" -ne 0 ]; then
     sleep 15 &
     wait $!
@@ -90,4 +95,4 @@ if command -v scontrol >/dev/null && ! is_newest_start "$(show_job)"; then
     sleep 600 & # srun would kill the newest start's step; SLURM ends this one when it has found its node again
     wait $!
 fi
-exit $FAILED
+exit $((code < 50 ? FAILED + code : FAILED + 1))

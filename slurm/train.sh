@@ -75,7 +75,7 @@ give_up() {
 
 end_for_good() {
     [ "$1" -eq 0 ] ||
-        echo "== failed with exit code $1 and does not come again; the reason is the first \`error:\` after the last \`== job\`"
+        echo "== failed with exit code $1 and does not come again; the reason is the first error after the last \`== job\`"
     exit "$1"
 }
 
@@ -110,8 +110,8 @@ code=$?
 if [ $code -eq 0 ] && [ -z "$asked" ]; then
     HF_HUB_OFFLINE=1 run_everywhere train.py "${words[@]}"
     code=$?
-elif [ $code -gt 128 ]; then
-    code=$ASKED # it heard the signal before Python listened
+elif [ $code -eq 138 ] || [ $code -eq 143 ]; then
+    code=$ASKED # USR1 or TERM came before Python listened
 fi
 
 if [ -n "$ended" ]; then
@@ -121,12 +121,12 @@ if [ -n "$ended" ]; then
 fi
 case $(state) in
 finished) exit 0 ;;
-failed) end_for_good 1 ;;
+failed) end_for_good "$(exit_code $code)" ;;
 interrupted | lost | running) ;; # running: killed
 *)
     # Nothing has begun. A job that has trained before is not wrong in itself, and tries again.
     if [ -z "$asked" ] && [ $code -ne $ASKED ] && { [ $code -eq 0 ] || [ "$begun_at" -eq "$first" ]; }; then
-        end_for_good $((code == FAILED ? 1 : code))
+        end_for_good "$(exit_code $code)"
     fi
     ;;
 esac

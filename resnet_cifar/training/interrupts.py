@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
+from resnet_cifar.training import launched
+
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 _ECHO = 2.0  # seconds in which the same request arrives twice: launchers pass on what the whole job got
@@ -36,7 +38,8 @@ class Requests:
         self._first_signal: float | None = None
         self._end = time.monotonic() + 60 * max_minutes if max_minutes else None
         self._limit = f"--max-minutes {max_minutes:g}"
-        self._launcher = os.getppid() if _is_launched() else None
+        # Most signals end a launcher without its processes, and its end should end them.
+        self._launcher = os.getppid() if launched.by_accelerate() or launched.by_elastic() else None
         self._reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -88,12 +91,7 @@ def end_process(code: int, sentence: str = "") -> NoReturn:
 
 def exit_code() -> int:
     """What an interrupted run ends with: 75, or 0 behind torch's elastic launcher, which would start 75 over."""
-    return 0 if "TORCHELASTIC_RUN_ID" in os.environ else TRY_AGAIN
-
-
-def _is_launched() -> bool:
-    """Whether the parent is a launcher, whose end should end its processes (most signals end it without them)."""
-    return "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    return 0 if launched.by_elastic() else TRY_AGAIN
 
 
 def _leave(reason: str) -> None:

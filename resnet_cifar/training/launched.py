@@ -9,6 +9,21 @@ from resnet_cifar.recipe import LocalMistake, Mistake
 _SEVERAL = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
+def by_accelerate() -> bool:
+    """Whether `accelerate launch` started this process."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
+def by_elastic() -> bool:
+    """Whether torch's elastic launcher did, by itself or for `accelerate launch`."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def attempt() -> int:
+    """How often the elastic launcher has started all processes over (--max_restarts)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def wants_cpu() -> bool:
     """Whether the launcher keeps this run off the GPUs."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
@@ -32,17 +47,16 @@ def check_environment(on_cpu: bool) -> None:
             f"gradient_accumulation_steps {accumulation} of accelerate launch would change the batch: leave it at 1, "
             "micro_batch splits a batch to fit the memory"
         )
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     devices = os.environ.get("CUDA_VISIBLE_DEVICES")
     hidden = devices is not None and devices.split(",")[0].strip() in ("", "-1")  # accelerate_configs/cpu_ddp.yaml
-    asked_for_gpu = launched and not wants_cpu() and not hidden and (several or bool(devices))
+    asked_for_gpu = by_accelerate() and not wants_cpu() and not hidden and (several or bool(devices))
     if on_cpu and asked_for_gpu:
         raise LocalMistake(
             "accelerate launch was configured for GPUs and this machine has none that torch can use: take "
             f"--config_file accelerate_configs/{'cpu_ddp' if several else 'cpu'}.yaml, or check the driver (nvidia-smi)"
         )
-    if launched and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+    if by_accelerate() and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         # `accelerate launch --cpu --num_processes 2` starts one process and sets only the address.
         raise Mistake(
             "accelerate launch was asked for several processes and started one: take --config_file "

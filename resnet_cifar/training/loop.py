@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from resnet_cifar.recipe import Mistake, Recipe
 from resnet_cifar.reporting import metrics
 from resnet_cifar.reporting.console import Screen, duration
 from resnet_cifar.run_folder import RunFolder
-from resnet_cifar.training import checkpoint, outline, snapshot
+from resnet_cifar.training import checkpoint, launched, outline, snapshot
 from resnet_cifar.training.early_stopping import EarlyStopping
 from resnet_cifar.training.evaluate import check_same_weights, predict, refresh_norms, write_scores
 from resnet_cifar.training.interrupts import Interrupted, Requests, exit_code
@@ -79,7 +78,7 @@ def _look(folder: RunFolder, command: TrainCommand, recipe: Recipe, screen: Scre
 
 
 def _look_into(folder: RunFolder, command: TrainCommand, recipe: Recipe, screen: Screen) -> str:
-    if command.fresh and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":  # a restart goes on
+    if command.fresh and not launched.attempt():  # a restart goes on
         if aside := folder.move_aside():
             screen.say(f"starting over; what was there is now in {aside}")
         return "new"
@@ -108,7 +107,6 @@ class Run:
         self.stopping = EarlyStopping(plan.recipe.early_stopping)
         self.began = time.perf_counter()
         self._rows_until, self._images_until = self.began, 0
-        self._saved = 0  # the updates that the newest checkpoint has seen
         self._unscored: dict[str, Any] | None = None  # the row of a score that is under way
 
     def run(self) -> None:
@@ -160,7 +158,7 @@ class Run:
             raise Mistake(f"the checkpoint of step {state['step']} does not fit: {mistake}") from None
         if world.scaler is not None:
             world.scaler.load_state_dict(state["scaler"])
-        recorder.done = self._saved = step = state["step"]
+        recorder.done = step = state["step"]
         learner.resume_at(step, state["begun"], state["skipped"])
         self.best, self._unscored = state["best"], state["unscored"]
         self.stopping.resume(state["stopping"])
@@ -237,7 +235,6 @@ class Run:
 
     def _save(self, begun: dict[str, float] | None = None) -> None:
         """Hands a copy of the state to the writer; `begun`: the sums of a row that is not over yet."""
-        self._saved = self.recorder.done
         if not self.world.is_main:
             return
         state = {
@@ -255,7 +252,7 @@ class Run:
         self.watch.trained()
         self._write(*map(self._row, self.learner.ready_sums(wait=True)))
         begun = self.learner.unread(self.recorder.done)  # every rank takes part, whoever has saved since
-        if self.recorder.done > self._saved:
+        if self.recorder.done > self.recorder.saved:
             self._save(begun)
         self.recorder.wait()
 

@@ -28,7 +28,7 @@ class Recorder:
         self.folder, self.screen = folder, screen
         self.tracker: track.Tracker = track.Nothing()
         self.done, self.seconds_to_first_step = 0, 0.0  # what status.json says beside the state
-        self._saved = 0  # updates that the newest checkpoint has seen
+        self.saved = 0  # updates that the newest checkpoint has seen; rank 0's
         self._writer = checkpoint.Writer(folder.checkpoints, plan.recipe.checkpoint.keep, before=folder.sync)
         self._saved_at = time.monotonic()
         self._ending, self._has_ended = threading.Lock(), False
@@ -49,7 +49,7 @@ class Recorder:
             newest = checkpoint.newest(self.folder.checkpoints, self.screen.warn)
             tensors, state = checkpoint.read(newest) if newest else (None, None)
             if state:
-                self.done = self._saved = state["step"]
+                self.done = self.saved = state["step"]
                 self._check_data(state["data"])
                 self._check_best(state)
             self.status("running")  # a compilation may come before the first step
@@ -89,7 +89,7 @@ class Recorder:
         }
         best = state["best"]["step"] if state["best"] else None
         self._writer.write(self.done, snapshot, {**state, **facts}, best)
-        self._saved = self.done
+        self.saved = self.done
 
     def wait(self) -> None:
         """Returns when the last checkpoint is on disk. Raises Mistake where it could not be written."""
@@ -117,7 +117,7 @@ class Recorder:
     def leave(self, state: str, why: str) -> None:
         """The same from the watch's thread, before the process ends without its main thread."""
         if state == "interrupted":
-            self.done = self._saved
+            self.done = self.saved
         self.end(state, why)
         if state == "interrupted":
             self.screen.say(f"interrupted by {why} at step {self.done}, with nothing new to save: {GO_ON}")

@@ -47,7 +47,7 @@ class Watch:
         self._wish: str | None = None
         self._reason: str | None = None
         self._stop: int | None = None
-        self._frozen = self._stopped = self._broken = self._ended = self._training = False
+        self._frozen = self._stopped = self._broken = self._ended = self._done = self._training = False
         self._decided = 0.0  # when rank 0 knew where to stop
         self._failed: str | None = None
         self._beats = 0
@@ -92,6 +92,10 @@ class Watch:
             self._failed = sentence
             self._changed.notify_all()
         time.sleep(4 * _BEAT)
+        with self._changed:
+            self._done = True
+            self._changed.notify_all()
+        self._thread.join(_BEAT)  # Python aborts where its end finds a thread inside torch
 
     def blame(self) -> None:
         """After a lost connection: ends this process when it is known who died. Returns where nobody did in 10 s."""
@@ -116,6 +120,8 @@ class Watch:
             with self._changed:
                 seeking = (self._wish or self._frozen) and self._stop is None
                 self._changed.wait(_HASTE if seeking or self._broken or self._ended else _BEAT)
+            if self._done:
+                return
             try:
                 over = self._exchange()
             except RuntimeError:  # torch's DistError is one: rank 0's process and its store are gone

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,26 +21,27 @@ from torch import Tensor, nn
 from resnet_cifar.recipe import LocalMistake, Mistake
 from resnet_cifar.training import launched
 
-_PARTING = 30.0  # seconds that rank 0 waits for others to read their last word
+_READING = 30.0  # seconds that rank 0 waits for others to read their last word
 _worlds = itertools.count()  # every process makes them in the same order
 _FOREVER = timedelta(days=30)
 _COLLECTIVE = timedelta(hours=1)  # the watch gives a lost process up long before
 
-Verb = TypeVar("Verb", bound=Callable[..., Any])
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def _meets_others(verb: Verb) -> Verb:
+def _meets_others(verb: Callable[Concatenate[World, P], T]) -> Callable[Concatenate[World, P], T]:
     """Marks the time that a verb may spend waiting for other processes: who waits is not who hangs."""
 
     @functools.wraps(verb)
-    def marked(self: World, *arguments: Any, **named: Any) -> Any:
+    def marked(self: World, *arguments: P.args, **named: P.kwargs) -> T:
         self.waiting = True
         try:
             return verb(self, *arguments, **named)
         finally:
             self.waiting = False
 
-    return marked  # type: ignore[return-value]
+    return marked
 
 
 class World:
@@ -109,12 +110,7 @@ class World:
     def idle_threads(self) -> str | None:
         """A warning where the launcher left most cores of a CPU run idle."""
         cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
-        if (
-            self.device.type == "cuda"
-            or self.size > 1
-            or threads >= cores
-            or "ACCELERATE_MIXED_PRECISION" not in os.environ
-        ):
+        if self.device.type == "cuda" or self.size > 1 or threads >= cores or not launched.by_accelerate():
             return None
         return (
             f"OMP_NUM_THREADS={threads} leaves {cores - threads} of {cores} cores idle, and accelerate launch sets 1 "
@@ -209,16 +205,16 @@ class World:
         self._store.wait([key], _FOREVER)
         told = self._store.get(key).decode()
         if told[0] == "-":
-            self._part(key, int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if per_node else self.size)
+            self._await_readers(key, int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if per_node else self.size)
             raise (LocalMistake if per_node else Mistake)(told[1:])
         return told[1:]
 
-    def _part(self, occasion: str, processes: int) -> None:
+    def _await_readers(self, occasion: str, processes: int) -> None:
         """Rank 0, who may end now and with it the store, waits until so many processes have read what they need."""
-        count, end = self._store.add(f"{occasion} parted", 1), time.monotonic() + _PARTING
+        count, end = self._store.add(f"{occasion} read", 1), time.monotonic() + _READING
         while self.is_main and count < processes and time.monotonic() < end:
             time.sleep(0.02)
-            count = self._store.add(f"{occasion} parted", 0)
+            count = self._store.add(f"{occasion} read", 0)
 
     @_meets_others
     def share(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
@@ -244,7 +240,7 @@ class World:
         """Leaves the process group, at the end of what went well: after an error other ranks may wait in a collective,
         and the launcher ends them."""
         if self._store is not None:
-            self._part("the end", self.size)
+            self._await_readers("the end", self.size)
         self._accelerator.end_training()
 
 
@@ -254,8 +250,8 @@ def _join_again(backend: str) -> None:
     The launcher keeps one store for all attempts, and a process that is early would find the addresses of the last one
     there (torch 2.15; the group that Accelerate makes has no part of its own).
     """
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if attempt == "0" or dist.is_initialized():
+    attempt = launched.attempt()
+    if not attempt or dist.is_initialized():
         return
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,11 @@ def test_what_only_rank_0_finds_ends_every_rank_and_is_said_once(tmp_path, launc
     assert finished.stderr.count("error: data.source") == 1
     assert "is not in the hub's layout" in finished.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_mistake_while_ranks_watch_each_other_ends_rank_0_with_its_own_code(tmp_path, launch):
+    """Not with the abort of a Python whose end finds a thread inside torch."""
+    finished = launch(tmp_path, *words(run="/proc/run"), processes=2)
+    assert finished.stderr.count("error: --run /proc/run cannot be written") == 1
+    assert "terminate called" not in finished.stderr
+    assert re.search(r"rank +: 0 \(local_rank: 0\)\n +exitcode +: 2 ", finished.stderr), finished.stderr

@@ -56,6 +56,11 @@ class Job:
         return 1 + int(self.cluster.fact(self.id, "Restarts"))
 
     @property
+    def exit_code(self) -> int:
+        """With which its script has ended."""
+        return int(self.cluster.fact(self.id, "ExitCode").split(":")[0])
+
+    @property
     def step(self) -> int:
         """The last step in metrics.jsonl."""
         found = list(self.project.glob(f"runs/*-{self.id}/metrics.jsonl"))

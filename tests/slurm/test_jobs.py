@@ -30,5 +30,5 @@ def test_a_wrong_recipe_ends_the_job(submit):
     job = submit("--nodes=2", words=("--recipe", "debug", "--optimizer.nmae", "sgd"))
     job.wait("FAILED", seconds=60)
     assert "error: unknown field --optimizer.nmae; did you mean optimizer.name?" in job.log
-    assert job.starts == 1
+    assert (job.starts, job.exit_code) == (1, 2)
     assert not list(job.project.glob("runs/*"))

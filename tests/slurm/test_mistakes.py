@@ -13,10 +13,11 @@ pytestmark = pytest.mark.proof_only
 MINUTE = 60.0
 
 
-def check_failed(job, sentence: str, seconds: float = MINUTE) -> None:
+def check_failed(job, sentence: str, code: int = 2, seconds: float = MINUTE) -> None:
     job.wait("FAILED", seconds=seconds)
     assert sentence in job.log, job.log
     assert job.starts == 1
+    assert job.exit_code == code
     assert "does not come again" in job.log
 
 
@@ -33,8 +34,9 @@ def test_a_run_folder_that_cannot_be_written_ends_the_job(submit):
 
 def test_a_rank_that_raises_ends_the_job(submit, tmp_path: Path):
     job = submit("--nodes=2", words=arguments(), **killed(1, 5, "raise", tmp_path / "journal"))
-    check_failed(job, "error: rank 1 failed at step 4: injected", seconds=2 * MINUTE)  # imports included
+    check_failed(job, "error: rank 1 failed at step 4: injected", code=1, seconds=2 * MINUTE)  # imports included
     assert "rank 1 on node2: this went wrong:\n[rank1]: Traceback" in job.log
+    assert "ChildFailedError" not in job.log
 
 
 def test_a_mistake_of_one_node_is_said_by_that_node(submit, project: Path):

@@ -85,13 +85,37 @@ def test_a_run_is_scored_by_a_job(submit, undisturbed):
 
 
 def test_the_cluster_is_checked(submit):
-    job = submit("--nodes=3", "--gpus-per-node=2", script="check.sh")
+    job = submit("--nodes=3", "--gpus-per-node=2", script="check.sh", INTERFACE="eth0")
     job.wait()
+    assert "ranks meet at 10.77.0.11:" in job.log
     for rank, host in enumerate(["node1", "node1", "node2", "node2", "node3", "node3"]):
         assert any(line.split()[:2] == [str(rank), host] for line in job.log.splitlines())
     assert "proctrack/cgroup" in job.log
     assert "all-reduce   16 MiB over 6 ranks in" in job.log
     assert "which fetches for all, does not reach https://huggingface.co" in job.log
+
+
+@pytest.mark.parametrize(
+    ("interface", "sentence"),
+    [
+        ("ib7", "error: INTERFACE ib7 of slurm/site.sh has no address on node1"),
+        ("lo", "did not meet the other nodes ("),
+    ],
+)
+def test_a_network_that_nodes_do_not_share_is_found(submit, interface: str, sentence: str):
+    job = submit("--nodes=2", script="check.sh", INTERFACE=interface)
+    job.wait("FAILED")
+    assert sentence in job.log
+
+
+@pytest.mark.parametrize(("kind", "field"), [(("seeds",), "seed: 1"), (("recipes", "debug,demo"), "batch_size: 64")])
+def test_an_array_over_seeds_or_recipes(cluster: Cluster, submit, project: Path, kind: tuple, field: str):
+    small = ("--model.name", "test_resnet", "--data.limit", 200, "--phases.0.epochs", 1, "--phases.0.warmup", 0)
+    array = submit("--array=0-1", script="array.sh", words=(*kind, *small))
+    cluster.wait_until(lambda: cluster.run("squeue", "-h", "-r", "-j", array.id) == "", "the array", 240)
+    logs = [(project / f"logs/resnet-cifar-array-{array.id}_{task}.out").read_text() for task in range(2)]
+    assert all("scored once" in log for log in logs), logs
+    assert field in (project / f"runs/resnet-cifar-array-{array.id}_1/recipe.yaml").read_text()
 
 
 def test_images_and_weights_come_once_and_the_ranks_ask_nobody(
