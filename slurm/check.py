@@ -31,7 +31,7 @@ _PATIENCE = 90.0  # seconds for all processes to find each other, and for everyt
 _ROUNDS = 9
 _BYTES = {"cpu": 2**24, "cuda": 2**28}  # of an all-reduce: ResNet-50's gradients are 2**26.6
 _SKEW = 1.0  # seconds; from there on, times in logs of different nodes cannot be compared
-_ROOM = 20 * 2**30  # bytes; a run of ResNet-50 takes 1, the real data's cache 0.2, an environment 8
+_ROOM = 20 * 2**30  # bytes: for an environment, the images and some runs
 
 
 def main(_: list[str]) -> None:

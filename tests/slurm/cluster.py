@@ -83,6 +83,10 @@ def missing() -> str | None:
     return None if probe.returncode == 0 else "no network namespaces can be made here"
 
 
+class Unavailable(Exception):
+    """This machine does not allow what the cluster is made of."""
+
+
 class Cluster:
     """`with Cluster() as cluster: ...`; commands run on its controller's machine."""
 
@@ -96,8 +100,12 @@ class Cluster:
 
     def __enter__(self) -> Cluster:
         try:
-            self._write_files()
-            self._plug_in()
+            try:
+                self._write_files()
+                self._plug_in()
+            except (OSError, subprocess.CalledProcessError) as error:  # in a container, as a rule
+                said = getattr(error, "stderr", None)
+                raise Unavailable(f"no cluster can be made here ({said.decode() if said else error})") from None
             self._start_daemons()
             self.wait_until_idle()
         except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster, missing
+from cluster import Cluster, Unavailable, missing
 from jobs import RESULTS, ROOT, Job, arguments
 
 PROJECT = ("train.py", "eval.py", "accelerate_configs", "resnet_cifar", "slurm", "logs")
@@ -28,8 +29,12 @@ def cluster() -> Iterator[Cluster]:
     """Three machines of two GPUs each; the tests that need them skip where they cannot be."""
     if reason := missing():
         pytest.skip(reason)
-    with Cluster() as cluster:
-        yield cluster
+    with contextlib.ExitStack() as stack:
+        try:
+            made = stack.enter_context(Cluster())
+        except Unavailable as reason:
+            pytest.skip(str(reason))
+        yield made
 
 
 @pytest.fixture

@@ -108,7 +108,9 @@ def test_a_network_that_nodes_do_not_share_is_found(submit, interface: str, sent
     assert sentence in job.log
 
 
-@pytest.mark.parametrize(("kind", "field"), [(("seeds",), "seed: 1"), (("recipes", "debug,demo"), "batch_size: 64")])
+@pytest.mark.parametrize(
+    ("kind", "field"), [(("seeds", "--recipe", "debug"), "seed: 1"), (("recipes", "debug,demo"), "batch_size: 64")]
+)
 def test_an_array_over_seeds_or_recipes(cluster: Cluster, submit, project: Path, kind: tuple, field: str):
     small = ("--model.name", "test_resnet", "--data.limit", 200, "--phases.0.epochs", 1, "--phases.0.warmup", 0)
     array = submit("--array=0-1", script="array.sh", words=(*kind, *small))
