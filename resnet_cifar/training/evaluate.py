@@ -141,8 +141,15 @@ def evaluate(command: EvalCommand, recipe: Recipe) -> None:
             raise Mistake(
                 f"{folder.path} cannot be written ({error.strerror}), and the scores were {summary}: make it writable"
             ) from None
-        rows = [(name, f"{accuracy:.4f}") for name, accuracy in scores["class_accuracy"].items()]
-        summary = f"accuracy {scores['accuracy']:.4f}, top-5 {scores['top5']:.4f}, loss {scores['loss']:.4f}"
+        rows = [
+            (name, "recall {recall:.4f}, precision {precision:.4f}, F1 {f1:.4f}, {images} images".format(**values))
+            for name, values in scores["classes"].items()
+        ]
+        low, high = scores["accuracy_interval"]
+        summary = (
+            f"accuracy {scores['accuracy']:.4f} (95 %: {low:.4f} to {high:.4f}), top-5 {scores['top5']:.4f}, "
+            f"loss {scores['loss']:.4f}, calibration error {scores['calibration_error']:.4f}"
+        )
         if folder.result() is None:
             screen.warn("this run is not finished: these are the scores of its best checkpoint so far")
         screen.table(f"{command.split} split of {recipe.data.source}, {scores['checkpoint']}: {summary}", rows)

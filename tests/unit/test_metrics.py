@@ -43,6 +43,37 @@ def test_top_5_and_each_classs_accuracy_are_scikit_learns() -> None:
     assert metrics.summary(logits, labels).items() <= found.items()
 
 
+def test_precision_recall_f1_and_confusion_are_scikit_learns() -> None:
+    logits, labels = predictions()
+    found, predicted = metrics.full(logits, labels, NAMES), logits.argmax(1)
+    for name, scored in (
+        ("precision", sklearn.precision_score(labels, predicted, average=None)),
+        ("recall", sklearn.recall_score(labels, predicted, average=None)),
+        ("f1", sklearn.f1_score(labels, predicted, average=None)),
+        ("images", np.bincount(labels)),
+    ):
+        np.testing.assert_allclose([values[name] for values in found["classes"].values()], scored, atol=1e-6)
+    assert found["confusion"] == sklearn.confusion_matrix(labels, predicted).tolist()
+
+
+@pytest.mark.parametrize(("right", "images"), [(0, 10), (5, 10), (81, 100), (10, 10)])
+def test_the_interval_is_wilsons(right: int, images: int) -> None:
+    logits = torch.tensor([[1.0, 0.0]]).repeat(images, 1)
+    labels = torch.tensor([0] * right + [1] * (images - right))
+    share, z = right / images, 1.959963984540054
+    centre = (share + z**2 / (2 * images)) / (1 + z**2 / images)
+    width = z / (1 + z**2 / images) * (share * (1 - share) / images + z**2 / (4 * images**2)) ** 0.5
+    found = metrics.full(logits, labels, ("a", "b"))["accuracy_interval"]
+    assert found == pytest.approx([centre - width, centre + width], abs=1e-6)
+
+
+def test_calibration_is_the_distance_of_confidence_from_accuracy() -> None:
+    confidence = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.6, 0.6], dtype=torch.float64)
+    logits = torch.stack([confidence.log(), (1 - confidence).log()], dim=1)
+    labels = torch.tensor([0, 0, 1, 1, 0, 1])  # right in half of the cases, in either bin
+    assert metrics.full(logits, labels, ("a", "b"))["calibration_error"] == pytest.approx(4 / 6 * 0.4 + 2 / 6 * 0.1)
+
+
 def test_with_fewer_than_five_classes_every_image_is_among_the_top_5() -> None:
     logits, labels = predictions(classes=3)
     assert metrics.full(logits, labels, NAMES[:3])["top5"] == 1
