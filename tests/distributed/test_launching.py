@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
-from conftest import ROOT
 from safetensors.numpy import load_file
 
+ROOT = Path(__file__).parents[2]
 TINY = {
     "--recipe": "debug",
     "--data.image_size": 32,
