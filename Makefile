@@ -17,7 +17,8 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/shellcheck --external-sources slurm/*.sh
 
-# The long form of the tests that kill, interrupt and move runs, and run jobs of SLURM: 75 minutes or more; figures go to benchmarks/results/.
+# The long form of the tests that kill, interrupt and move runs, and those that run jobs of SLURM: 75 minutes or more;
+# figures go to benchmarks/results/.
 proof: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof tests/faults tests/distributed/test_hopping.py tests/slurm
 

@@ -59,5 +59,6 @@ list)
 *) fail "slurm/array.sh takes seeds, recipes NAME,NAME or list FILE first, and was given ${1:-nothing}" ;;
 esac
 echo "== task $task: ${words[*]} $*"
-echo "== compare all tasks: python -m resnet_cifar.report $RUNS/${SLURM_JOB_NAME//[^A-Za-z0-9._-]/-}-${SLURM_ARRAY_JOB_ID}_*"
+name=$(job_name)
+echo "== compare all tasks: python -m resnet_cifar.report $RUNS/${name%"$task"}*"
 exec bash slurm/train.sh "$@" "${words[@]}"

@@ -68,8 +68,8 @@ shape_job() {
         "$PROCESSES_PER_NODE process(es) a node, $OMP_NUM_THREADS thread(s) each"
 }
 
-# A port of the head node that nobody has: below those of outgoing connections, another one for each job and each start (who is
-# left of an earlier start must not find this one's ranks).
+# A port of the head node that nobody has: below those of outgoing connections, another one for each job and each start
+# (who is left of an earlier start must not find this one's ranks).
 choose_port() {
     HEAD_PORT=$((20000 + (SLURM_JOB_ID + 4001 * ${SLURM_RESTART_COUNT:-0}) % 12000))
     while (: <"/dev/tcp/127.0.0.1/$HEAD_PORT") 2>/dev/null; do
@@ -129,7 +129,7 @@ run_once() {
         bash slurm/node.sh --once "$@"
 }
 
-# What `scontrol show job` says of this job; waits for a controller that restarts or a network that is gone, for five minutes.
+# What `scontrol show job` says of this job; waits at least five minutes for a controller or a network that is gone.
 show_job() {
     local facts
     for _ in {1..60}; do

@@ -23,8 +23,9 @@ def compare(folders: list[Path]) -> None:
         p for p in dict.fromkeys(p for recipe in recipes for p in recipe) if len({repr(r.get(p)) for r in recipes}) > 1
     ]
     table = Table("run", *paths, "state", "step", *_SCORES, box=None, pad_edge=False, header_style="bold")
-    for folder, recipe in zip(folders, recipes, strict=True):
-        status, result = read_json(folder / "status.json") or {}, read_json(folder / "result.json") or {}
+    statuses = [read_json(folder / "status.json") or {} for folder in folders]
+    for folder, recipe, status in zip(folders, recipes, statuses, strict=True):
+        result = read_json(folder / "result.json") or {}
         steps = f"{status.get('step', 0)}/{status.get('steps', '?')}"
         scores = [_number(result.get(name)) for name in _SCORES]
         table.add_row(
@@ -34,8 +35,7 @@ def compare(folders: list[Path]) -> None:
     if not console.is_terminal:
         console.width = 10_000  # whoever pipes it wants whole lines
     console.print(table)
-    for folder in folders:
-        status = read_json(folder / "status.json") or {}
+    for folder, status in zip(folders, statuses, strict=True):
         if why := status.get("why"):
             console.print(f"{folder} {status['state']}: {why}", soft_wrap=True, markup=False)
 

@@ -31,7 +31,7 @@ SlurmctldPort=16817
 SlurmdPort=16818
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={lab}/run/munge.sock,cred_expire={credential_seconds}
+AuthInfo=socket={lab}/run/munge.sock,cred_expire=5
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={lab}/state
@@ -90,9 +90,8 @@ class Unavailable(Exception):
 class Cluster:
     """`with Cluster() as cluster: ...`; commands run on its controller's machine."""
 
-    def __init__(self, nodes: int = NODES, credential_seconds: int = 5) -> None:
-        self.nodes = [f"node{number}" for number in range(1, nodes + 1)]
-        self._credential_seconds = credential_seconds
+    def __init__(self) -> None:
+        self.nodes = [f"node{number}" for number in range(1, NODES + 1)]
         self.lab = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: munge's socket has a longest name
         self.lab.chmod(0o755)
         self._tag = self.lab.name
@@ -232,12 +231,12 @@ class Cluster:
         key.chmod(0o600)
         for number in range(2):
             os.mknod(self.lab / f"dev/nvidia{number}", 0o666 | 0o020000, os.makedev(1, 3))
-        values = {"lab": self.lab, "network": _NETWORK, "nodes": len(self.nodes), "last": 10 + len(self.nodes)}
+        values = {"lab": self.lab, "network": _NETWORK, "nodes": NODES, "last": 10 + NODES}
         hosts = ["127.0.0.1 localhost", f"{_NETWORK}.1 controller"]
         hosts += [f"{_NETWORK}.{11 + index} {node}" for index, node in enumerate(self.nodes)]
         for name, content in (
             ("hosts", "\n".join(hosts) + "\n"),
-            ("slurm.conf", _CONF.format(**values, credential_seconds=self._credential_seconds)),
+            ("slurm.conf", _CONF),
             ("gres.conf", "AutoDetect=off\nNodeName=node[1-{nodes}] Name=gpu File={lab}/dev/nvidia[0-1]\n"),
             ("cgroup.conf", "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\nCgroupAutomount=no\n"),
         ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,14 @@ def arguments(**changes: object) -> tuple[object, ...]:
     """RECIPE as words of a command line; `phases__1__epochs=9` changes `--phases.1.epochs`."""
     fields = RECIPE | {f"--{name.replace('__', '.')}": value for name, value in changes.items()}
     return tuple(word for pair in fields.items() for word in pair)
+
+
+def killed(rank: int, update: int, then: str, journal: Path) -> dict[str, str]:
+    """The environment in which a rank dies or fails in an update, in every start."""
+    journal.touch()
+    fault = {"at": "update", "count": update, "then": then, "rank": rank, "restart": 0}
+    plan = {"journal": str(journal), "tester": os.getpid(), "faults": [fault]}
+    return {"FAULTS": json.dumps(plan), "PYTHONPATH": str(ROOT / "tests/faults/inject")}
 
 
 class Job:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from jobs import ROOT, Job, arguments, check_same, rows, tracker_runs
+from jobs import Job, arguments, check_same, killed, rows, tracker_runs
 from wandb_server import WandbServer
 
 pytestmark = pytest.mark.proof_only
@@ -139,14 +139,6 @@ def test_the_curve_of_a_job_with_two_lives_is_one_run(cluster: Cluster, submit, 
     steps = [row["step"] for row in stored.history]
     assert steps == [row["step"] for row in rows(job.run)]
     assert stored.state == "finished"
-
-
-def killed(rank: int, update: int, then: str, journal: Path) -> dict[str, str]:
-    """The environment in which a rank dies or fails in an update, in every start."""
-    journal.touch()
-    fault = {"at": "update", "count": update, "then": then, "rank": rank, "restart": 0}
-    plan = {"journal": str(journal), "tester": os.getpid(), "faults": [fault]}
-    return {"FAULTS": json.dumps(plan), "PYTHONPATH": str(ROOT / "tests/faults/inject")}
 
 
 def test_a_job_that_loses_ranks_comes_back_while_it_makes_progress(submit, undisturbed, record, tmp_path: Path):

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from jobs import arguments
-from test_lives import killed
+from jobs import arguments, killed
 
 pytestmark = pytest.mark.proof_only
 MINUTE = 60.0
