@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,20 @@ def build(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
     check_name(settings.name)
     torch.random.default_generator.manual_seed(draws.torch_seed(recipe.seed, "init"))
     pretrained = pretrained and settings.pretrained and not settings.checkpoint
+    options = {**_input_size(recipe), **({"drop_path_rate": settings.drop_path} if settings.drop_path else {})}
     try:
-        model = timm.create_model(settings.name, pretrained=pretrained, num_classes=classes, **_input_size(recipe))
+        model = timm.create_model(settings.name, pretrained=pretrained, num_classes=classes, **options)
     except (LocalEntryNotFoundError, OSError, HfHubHTTPError.__bases__[0]) as error:  # the last: httpx's or httpx2's
         raise Mistake(
             f"the pretrained weights of model.name {settings.name!r} are not on this machine yet and cannot be fetched "
             f"({type(error).__name__}): take --model.pretrained False, or a run's weights with --model.checkpoint"
+        ) from None
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise Mistake(
+            f"model.drop_path {settings.drop_path:g}: model.name {settings.name!r} has no residual branches to drop; "
+            "set it to 0"
         ) from None
     except RuntimeError as error:
         if "pretrained weights" not in str(error).lower():
@@ -73,10 +82,33 @@ def build(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
     return model.train()
 
 
+def check_sizes(recipe: Recipe) -> None:
+    """Raises Mistake where a phase has an image size of its own and the model takes one size only."""
+    sizes = {phase.image_size or recipe.data.image_size for phase in recipe.phases} | {recipe.data.image_size}
+    if len(sizes) > 1 and _input_size(recipe):
+        index, size = next((i, p.image_size) for i, p in enumerate(recipe.phases) if p.image_size)
+        raise Mistake(
+            f"phases.{index}.image_size {size}: model.name {recipe.model.name!r} takes images of one size; leave it "
+            "out and set data.image_size"
+        )
+
+
 def _input_size(recipe: Recipe) -> dict[str, int]:
     """What models of a fixed input size (most transformers) want to be told."""
     fixed = timm.get_pretrained_cfg(recipe.model.name).fixed_input_size
     return {"img_size": recipe.data.image_size} if fixed else {}
+
+
+@contextlib.contextmanager
+def scoring(model: nn.Module) -> Iterator[None]:
+    """A context in which the whole model is in eval mode; every module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def warm_start(model: nn.Module, run: str) -> None:
@@ -161,20 +193,20 @@ def estimate_norms(model: nn.Module, batches: Iterable[Tensor], average: Callabl
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         return
-    was_training, momenta = model.training, [module.momentum for module in norms]
+    momenta = [module.momentum for module in norms]
     groups = [getattr(module, "norm_batch", None) for module in norms]
-    model.eval()
-    for module in norms:
-        module.train()
-        module.reset_running_stats()
-        module.momentum = None  # a cumulative mean
-        # Statistics are of whole batches of one rank: ranks have different numbers of them.
-        if isinstance(module, nn.SyncBatchNorm):
-            module.process_group, module.alone = module.alone, module.process_group
-        if hasattr(module, "norm_batch"):
-            module.norm_batch = sys.maxsize
-    for batch in batches:
-        model(batch)
+    with scoring(model):
+        for module in norms:
+            module.train()
+            module.reset_running_stats()
+            module.momentum = None  # a cumulative mean
+            # Statistics are of whole batches of one rank: ranks have different numbers of them.
+            if isinstance(module, nn.SyncBatchNorm):
+                module.process_group, module.alone = module.alone, module.process_group
+            if hasattr(module, "norm_batch"):
+                module.norm_batch = sys.maxsize
+        for batch in batches:
+            model(batch)
     for module, momentum, rows in zip(norms, momenta, groups, strict=True):
         module.momentum = momentum
         module.running_mean.copy_(average(module.running_mean))
@@ -184,7 +216,6 @@ def estimate_norms(model: nn.Module, batches: Iterable[Tensor], average: Callabl
             module.process_group, module.alone = module.alone, module.process_group
         if rows:
             module.norm_batch = rows
-    model.train(was_training)
 
 
 def export(

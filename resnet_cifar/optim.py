@@ -28,14 +28,19 @@ def build(model: torch.nn.Module, settings: Optimizer, peak: float, device: torc
     """
     name = check_name(settings.name)
     skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
-    groups = timm.optim.param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=skip)
+    if settings.layer_decay < 1:
+        groups = timm.optim.param_groups_layer_decay(
+            model, settings.weight_decay, no_weight_decay_list=skip, layer_decay=settings.layer_decay
+        )
+    else:
+        groups = timm.optim.param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=skip)
     head = {id(parameter) for parameter in classifier(model).parameters()}
     split = []
     for group in groups:
         for at_head, scale in ((False, 1.0), (True, settings.head_lr)):
             parameters = [p for p in group["params"] if (id(p) in head) == at_head]
             if parameters:
-                split.append({**group, "params": parameters, "lr_scale": scale})
+                split.append({**group, "params": parameters, "lr_scale": scale * group.get("lr_scale", 1.0)})
     options = {}
     kind = timm.optim.get_optimizer_class(name, bind_defaults=False)
     if device.type == "cuda" and "fused" in inspect.signature(kind).parameters:

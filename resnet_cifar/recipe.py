@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 
 
 class Mistake(ValueError):
@@ -50,6 +50,18 @@ def _no_empty(value: Any) -> Any:
 Whole = Annotated[int, BeforeValidator(_no_bool)]
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Name = Annotated[str, BeforeValidator(_no_empty)]
+_ROWS = TypeAdapter(Annotated[Whole, Field(ge=0)])
+
+
+def _rows_or_auto(value: Any) -> Any:
+    if value == "auto":
+        return value
+    try:
+        return _ROWS.validate_python(value)
+    except ValidationError:
+        raise ValueError("it should be `auto` or a whole number, 0 or more") from None
+
+
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -111,6 +123,10 @@ class Model:
     """`cifar`: a 3x3 first convolution of stride 1 and no max-pool, for ResNets on small images."""
     norm_batch: Annotated[Annotated[Whole, Field(ge=2)] | None, BeforeValidator(_word_null)] = 32
     """BatchNorm sees groups of exactly this many rows, on any number of devices; null: the device's share."""
+    drop_path: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    """Highest probability of dropping a residual branch (stochastic depth, Huang et al. 2016), timm's; 0 is off."""
+    ema: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    """Decay of the weights' moving average, which is then what is scored and exported; 0 is off."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +143,8 @@ class Optimizer:
     """Largest global gradient norm; 0 is off."""
     head_lr: Annotated[Number, Field(gt=0)] = 1.0
     """The classifier learns at this multiple of the rate."""
+    layer_decay: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    """Each layer learns at this multiple of the rate of the one after it (ELECTRA, BEiT); 1 is off."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +171,10 @@ class Phase:
     """Epochs of linear warm-up from 0 to the peak."""
     decay: Literal["cosine", "linear", "step", "one-cycle", "constant"] = "cosine"
     """From the peak over the rest of the phase; `step`: a tenth at 1/2 and 3/4; `one-cycle` has its own warm-up."""
+    train: Literal["all", "head"] = "all"
+    """What learns; `head`: the classifier alone, and the rest, its BatchNorm too, stays as it is."""
+    image_size: Annotated[Annotated[Whole, Field(ge=8, le=1024)] | None, BeforeValidator(_word_null)] = None
+    """Side of the square in this phase's training; null: data.image_size, at which scores are always taken."""
 
 
 @dataclass(frozen=True)
@@ -219,8 +241,8 @@ class Recipe:
     """`auto` follows `accelerate launch --mixed_precision`; `no` is float32; `fp64` is for proofs."""
     batch_size: Annotated[Whole, Field(ge=2)] = 256
     """The global batch: images one optimiser step learns from, on any number of devices."""
-    micro_batch: Annotated[Whole, Field(ge=0)] = 0
-    """Images of one backward pass on one device, to fit its memory; 0: the device's whole share."""
+    micro_batch: Annotated[int | Literal["auto"], PlainValidator(_rows_or_auto)] = 0
+    """Images of one backward pass on one device, to fit its memory; 0: the device's whole share; `auto`: what fits."""
     deterministic: bool = False
     """Only operations that repeat to the bit, on GPUs too (slower; an operation that has no such form is refused)."""
     rank_timeout: Annotated[Number, Field(ge=2)] = 300.0
@@ -264,7 +286,12 @@ def check_across(recipe: Recipe) -> None:
             f"batch_size {batch} is not a multiple of {unit} (whole groups of model.norm_batch "
             f"{recipe.model.norm_batch}, even for Mixup's pairs): take {multiples_beside(batch, unit)}"
         )
-    if recipe.micro_batch > batch:
+    if recipe.micro_batch == "auto":
+        if recipe.model.norm_batch is None:
+            raise Mistake(
+                "micro_batch auto needs model.norm_batch, or BatchNorm would see whatever fits the device: set it to 32"
+            )
+    elif recipe.micro_batch > batch:
         raise Mistake(f"micro_batch {recipe.micro_batch} is larger than batch_size {batch}: lower it, or set 0")
     if recipe.early_stopping.patience and not (recipe.data.validation or recipe.data.overfit):
         raise Mistake(

@@ -1,6 +1,6 @@
 """The run folder: what lies where, who may write, and files that are whole or not there.
 
-recipe.yaml  environment.json  owner.json  status.json  metrics.jsonl  result.json
+recipe.yaml  environment.json  owner.json  status.json  metrics.jsonl  result.json  (micro_batch.json)
 checkpoints/  model/  wandb/  eval-SPLIT.json  predictions-SPLIT.parquet
 """
 

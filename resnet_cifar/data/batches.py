@@ -30,19 +30,23 @@ class InputFormat:
     mean: Tensor
     std: Tensor
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """uint8 [n, h, w, 3] -> normalised [n, 3, image_size, image_size], channels_last."""
-        return augment.to_input(images, self.data.image_size, self.data.interpolation, self.mean, self.std)
+    def __call__(self, images: Tensor, size: int | None = None) -> Tensor:
+        """uint8 [n, h, w, 3] -> normalised [n, 3, size, size], channels_last; `size` is data.image_size by default."""
+        return augment.to_input(images, size or self.data.image_size, self.data.interpolation, self.mean, self.std)
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of a step, on the device: image indices [n], flip parity [n], uniforms [n, COLUMNS], lambdas [n / 2]."""
+    """Rows of a step, on the device: image indices [n], flip parity [n], uniforms [n, COLUMNS], lambdas [n / 2].
+
+    `image_size`: the side at which the network sees them.
+    """
 
     indices: Tensor
     parity: Tensor
     uniforms: Tensor
     lambdas: Tensor
+    image_size: int
 
 
 class Batches:
@@ -62,11 +66,12 @@ class Batches:
                 f"augment.crop {self.settings.crop} reflects more than images of {side} pixels have: lower it"
             )
 
-    def steps(self, start: int = 0) -> Iterator[Iterator[Batch]]:
-        """Each step's micro-batches from step `start` on; the host's part is made a step ahead."""
-        ahead = self._rows(start) if start < self.plan.steps else None
-        for step in range(start, self.plan.steps):
-            rows, ahead = ahead, self._rows(step + 1) if step + 1 < self.plan.steps else None
+    def steps(self, start: int = 0, end: int | None = None) -> Iterator[Iterator[Batch]]:
+        """Each step's micro-batches from step `start` to `end` (or the run's); the host's part is made a step ahead."""
+        end = self.plan.steps if end is None else end
+        ahead = self._rows(start) if start < end else None
+        for step in range(start, end):
+            rows, ahead = ahead, self._rows(step + 1) if step + 1 < end else None
             yield self._micro_batches(rows)
 
     def step(self, step: int) -> Iterator[Batch]:
@@ -91,7 +96,8 @@ class Batches:
         # A pair draws once, with the numbers of its first row.
         kind, uniform = uniforms[::2, _MIX_KIND], uniforms[::2, _LAMBDA]
         lambdas = np.where(kind < self._mixup_share, self._beta(uniform, "mixup"), self._beta(uniform, "cutmix"))
-        return _Rows(*(self._to_device(array) for array in (indices, parity.astype(np.uint8), uniforms, lambdas)))
+        arrays = (indices, parity.astype(np.uint8), uniforms, lambdas)
+        return _Rows(*map(self._to_device, arrays), image_size=self.plan.image_size(step))
 
     @property
     def _mixup_share(self) -> float:
@@ -117,7 +123,7 @@ class Batches:
             images = augment.cutout(images, u[:, _CUTOUT], settings.cutout, self._fill)
         if settings.erase:
             images = augment.erase(images, u[:, _ERASE], settings.erase, self._fill)
-        inputs = self.format(images)
+        inputs = self.format(images, rows.image_size)
         targets = F.one_hot(self.images.labels[indices], self.classes).to(inputs.dtype)
         if settings.mixup or settings.cutmix:
             size = inputs.shape[-1]

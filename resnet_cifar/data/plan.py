@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_right
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import pairwise
 
 import numpy as np
 
 from resnet_cifar.data import draws
 from resnet_cifar.optim import phase_rate
-from resnet_cifar.recipe import Mistake, Recipe, multiples_beside, row_unit
+from resnet_cifar.recipe import Mistake, Phase, Recipe, multiples_beside, row_unit
 
 ROWS_AN_EPOCH = 20  # of metrics.jsonl: enough for a curve, few enough for a file
 SMALL_SHARE = 32  # images; below, a device is mostly waiting
@@ -18,11 +20,15 @@ NORM_IMAGES = 2048  # for precise BN: 2048 are 16 batches of 128, and their mean
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole run as a function of the step. `images` is the number of training images, `world` of processes."""
+    """The whole run as a function of the step. `images` is the number of training images, `world` of processes.
+
+    `fitted`: the micro-batch that was found where the recipe says `auto`; 0: the share, until another is found.
+    """
 
     recipe: Recipe
     images: int
     world: int
+    fitted: int = 0
 
     def __post_init__(self) -> None:
         check_share(self.recipe, self.world)
@@ -35,7 +41,18 @@ class Plan:
     @property
     def micro_batch(self) -> int:
         """Rows of one backward pass on one process."""
-        return self.recipe.micro_batch or self.share
+        asked = self.recipe.micro_batch
+        return (self.fitted if asked == "auto" else asked) or self.share
+
+    def with_micro_batch(self, rows: int) -> Plan:
+        """The same plan, in micro-batches of `rows`."""
+        return replace(self, fitted=rows)
+
+    @property
+    def smaller_micro_batch(self) -> int | None:
+        """The largest micro-batch of whole norm groups that is at most half as large; None where there is none."""
+        unit, half = row_unit(self.recipe), self.micro_batch // 2
+        return next((rows for rows in range(half - half % unit, 0, -unit) if self.share % rows == 0), None)
 
     @cached_property
     def phase_ends(self) -> list[int]:
@@ -68,6 +85,23 @@ class Plan:
                 return phase_rate(phase, step - start, end - start, self.images / self.recipe.batch_size)
             start = end
         raise IndexError(f"step {step} of {self.steps}")
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase of update `step`; of what would come after the last one, the last."""
+        return self.recipe.phases[min(bisect_right(self.phase_ends, step), len(self.phase_ends) - 1)]
+
+    def image_size(self, step: int) -> int:
+        """Side of the square that the network is trained at in update `step`."""
+        return self.phase_at(step).image_size or self.recipe.data.image_size
+
+    def begins_stage(self, step: int) -> bool:
+        """Whether update `step` is the first of a stage: a stretch of phases in which the same weights learn."""
+        return step == 0 or (step < self.steps and self.phase_at(step).train != self.phase_at(step - 1).train)
+
+    def stages(self, start: int) -> list[tuple[int, int]]:
+        """(first update, end) of every stage that is left from update `start` on."""
+        ends = [end for end in self.phase_ends if end > start and (end == self.steps or self.begins_stage(end))]
+        return list(pairwise([start, *ends]))
 
     def rows(self, rank: int) -> slice:
         """The rows of every step that are rank `rank`'s."""
@@ -115,7 +149,8 @@ class Plan:
 
 def check_share(recipe: Recipe, world: int) -> None:
     """Raises Mistake where a batch does not divide over `world` processes, naming sizes that do."""
-    batch, norm, micro = recipe.batch_size, recipe.model.norm_batch, recipe.micro_batch
+    batch, norm = recipe.batch_size, recipe.model.norm_batch
+    micro = 0 if recipe.micro_batch == "auto" else recipe.micro_batch
     unit = row_unit(recipe)
     share, left = divmod(batch, world)
     if norm and share and not left and norm > share and norm % share == 0 and share % 2 == 0:

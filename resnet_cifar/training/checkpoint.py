@@ -1,6 +1,6 @@
 """Checkpoints: a folder of safetensors and state.json, pickle-free, whole or not there.
 
-    step-00000100/  model.safetensors  optimizer.safetensors  state.json
+    step-00000100/  model.safetensors  optimizer.safetensors  state.json  (with model.ema: average.safetensors)
 
 It is written beside its final name, flushed, checksummed and renamed, in the background while training goes on. A
 reader verifies it, and where the newest is damaged takes the one before and says so.
@@ -29,6 +29,7 @@ from resnet_cifar.training.snapshot import Snapshot
 
 FORMAT = 2
 _WEIGHTS, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+_AVERAGE = "average.safetensors"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -58,7 +59,10 @@ def write(
     aside.mkdir(parents=True)
     try:
         checksums = {}
-        for file, tensors in ((_WEIGHTS, snapshot.weights), (_OPTIMIZER, snapshot.optimizer)):
+        files = {_WEIGHTS: snapshot.weights, _OPTIMIZER: snapshot.optimizer}
+        if snapshot.average is not None:
+            files[_AVERAGE] = snapshot.average
+        for file, tensors in files.items():
             content = safetensors.torch.save(tensors)
             checksums[file] = hashlib.sha256(content).hexdigest()
             _write(aside / file, content)
@@ -142,13 +146,15 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         state = json.loads((checkpoint / _STATE).read_text())
         if state["format"] != FORMAT:
             raise Mistake(f"{checkpoint} has format {state['format']}, and this version reads {FORMAT}")
-        changed = [file for file in (_WEIGHTS, _OPTIMIZER) if sha256(checkpoint / file) != state["checksums"][file]]
+        checksums = state["checksums"]
+        files = [_WEIGHTS, _OPTIMIZER, *([_AVERAGE] if _AVERAGE in checksums else [])]
+        changed = [file for file in files if sha256(checkpoint / file) != checksums[file]]
         if state.pop("checksum") != _state_checksum(state):
             changed.append(_STATE)
         names = {path.name for path in checkpoint.iterdir() if not path.name.startswith(".")}  # .nfs..., .DS_Store
-        foreign = names - {_WEIGHTS, _OPTIMIZER, _STATE}
+        foreign = names - {*files, _STATE}
         if not changed:
-            for file in (_WEIGHTS, _OPTIMIZER):
+            for file in files:
                 with safetensors.safe_open(checkpoint / file, "pt") as tensors:  # checks the header against the size
                     tensors.keys()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, KeyError, TypeError, AttributeError) as error:
@@ -167,13 +173,15 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def read(checkpoint: Path) -> tuple[Snapshot, dict[str, Any]]:
     """(what was saved, its state) of a verified checkpoint. Raises Mistake."""
     state = read_state(checkpoint)
-    optimizer = safetensors.torch.load_file(checkpoint / _OPTIMIZER)
-    return Snapshot(weights(checkpoint), optimizer, state["optimizer"]), state
+    trained, optimizer = (safetensors.torch.load_file(checkpoint / file) for file in (_WEIGHTS, _OPTIMIZER))
+    averaged = weights(checkpoint) if _AVERAGE in state["checksums"] else None
+    return Snapshot(trained, optimizer, state["optimizer"], averaged), state
 
 
 def weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The model's weights and buffers by timm's names, on the CPU."""
-    return safetensors.torch.load_file(checkpoint / _WEIGHTS)
+    """The weights and buffers that are scored (the moving average where there is one), by timm's names, on the CPU."""
+    averaged = checkpoint / _AVERAGE
+    return safetensors.torch.load_file(averaged if averaged.is_file() else checkpoint / _WEIGHTS)
 
 
 class Writer:

@@ -55,14 +55,12 @@ def predict(
     size = batch_size(len(images), input_format.data.image_size)
     batches = -(-len(images) // size)
     each = -(-batches // world.size)
-    was_training = model.training
-    model.eval()
     logits = []
-    for batch in range(world.rank * each, (world.rank + 1) * each):
-        tick()
-        rows = torch.arange(batch * size, (batch + 1) * size, device=images.images.device).clamp_(max=len(images) - 1)
-        logits.append(model(input_format(images.images[rows])))
-    model.train(was_training)
+    with models.scoring(model):
+        for batch in range(world.rank * each, (world.rank + 1) * each):
+            tick()
+            rows = torch.arange(batch * size, (batch + 1) * size, device=images.images.device)
+            logits.append(model(input_format(images.images[rows.clamp_(max=len(images) - 1)])))
     gathered = world.gather(torch.cat(logits))[: len(images)]
     return Predictions(gathered.to("cpu"), images.labels.to("cpu"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import time
@@ -22,13 +23,13 @@ from resnet_cifar.recipe import Mistake, Recipe
 from resnet_cifar.reporting import metrics
 from resnet_cifar.reporting.console import Screen, duration
 from resnet_cifar.run_folder import RunFolder
-from resnet_cifar.training import checkpoint, launched, outline, snapshot
+from resnet_cifar.training import checkpoint, fit, launched, outline, snapshot
 from resnet_cifar.training.early_stopping import EarlyStopping
 from resnet_cifar.training.evaluate import check_same_weights, predict, refresh_norms, write_scores
 from resnet_cifar.training.interrupts import Interrupted, Requests, exit_code
 from resnet_cifar.training.recorder import Recorder
 from resnet_cifar.training.snapshot import Snapshot
-from resnet_cifar.training.step import Learner, Sums
+from resnet_cifar.training.step import Learner, OutOfMemory, Sums
 from resnet_cifar.training.watch import GO_ON, Watch
 from resnet_cifar.training.world import World, lost_connection
 
@@ -44,6 +45,7 @@ def train(command: TrainCommand, base: Recipe, requests: Requests) -> None:
     folder = RunFolder(Path(command.run) if command.run else run_folder.default_path(command.recipe, base))
     # What needs no data is answered before any download.
     models.check_name(recipe.model.name)
+    models.check_sizes(recipe)
     optim.check_name(recipe.optimizer.name)
     check_share(recipe, world.size)
     if not command.dry_run and world.main_first(lambda: _look(folder, command, recipe, screen)) == "finished":
@@ -93,6 +95,10 @@ def _look_into(folder: RunFolder, command: TrainCommand, recipe: Recipe, screen:
     return "finished"
 
 
+class _Shortage(Mistake):
+    """This rank's device has no memory left."""
+
+
 class Run:
     """One start of a run: trains from where its folder is to the end."""
 
@@ -122,6 +128,10 @@ class Run:
             except Interrupted as request:
                 self._save_interrupted()
                 ended, why = "interrupted", str(request)
+        except _Shortage as error:  # of this rank; the others know nothing of it
+            why = str(error)
+            self.watch.fail(why, everywhere=False)
+            raise
         except OSError as error:
             is_disk = error.errno in _DISK
             full = f"{recorder.folder.path} cannot be written ({error.strerror}): make room, and {GO_ON}"
@@ -147,18 +157,31 @@ class Run:
     def _resume(self, saved: Snapshot | None, state: dict[str, Any] | None) -> None:
         """Takes up what was saved; rank 0 has read it, and the others get it from there."""
         learner, world, recorder = self.learner, self.world, self.recorder
-        learner.warm_up(*next(self.batches.step(0)))
+        if self.plan.recipe.micro_batch == "auto":
+            self._take(fit.fit(self.plan, learner, world, recorder.folder))
+        step = state["step"] if state else 0
+        if self.plan.phase_at(step).train != self.plan.phase_at(0).train:
+            learner.begin(self.plan.phase_at(step).train)
+        learner.warm_up(*next(self.batches.step(min(step, self.plan.steps - 1))))
         if state is None:
+            self._freeze_norms(step)
             return
         weights = world.share(saved.weights if saved else None)
         optimizer = world.share(saved.optimizer if saved else None)
+        average = world.share(saved.average if saved else None) if learner.average is not None else None
         try:
-            snapshot.restore(Snapshot(weights, optimizer, state["optimizer"]), learner.model, learner.optimizer)
+            if self.plan.begins_stage(step):  # the optimiser that was saved has done its part
+                snapshot.restore_weights(weights, learner.model)
+            else:
+                snapshot.restore(Snapshot(weights, optimizer, state["optimizer"]), learner.model, learner.optimizer)
+            if average is not None:
+                snapshot.restore_weights(average, learner.average)
         except Mistake as mistake:
             raise Mistake(f"the checkpoint of step {state['step']} does not fit: {mistake}") from None
+        self._freeze_norms(step)
         if world.scaler is not None:
             world.scaler.load_state_dict(state["scaler"])
-        recorder.done = step = state["step"]
+        recorder.done = step
         learner.resume_at(step, state["begun"], state["skipped"])
         self.best, self._unscored = state["best"], state["unscored"]
         self.stopping.resume(state["stopping"])
@@ -166,18 +189,43 @@ class Run:
         recorder.screen.say(f"resuming at step {step}, epoch {self.plan.epoch(step):.2f}{best}")
 
     def _train(self) -> None:
-        plan, learner, recorder, start = self.plan, self.learner, self.recorder, self.recorder.done
+        plan, recorder, start = self.plan, self.recorder, self.recorder.done
         recorder.screen.begin(plan.steps, start)
         recorder.seconds_to_first_step = time.time() - psutil.Process().create_time()
         recorder.status("running")
         self._rows_until, self._images_until = time.perf_counter(), start * plan.recipe.batch_size
         if self._unscored:
             self._settle(self._unscored, score=True)
-        if self.stopping.over:
-            return
-        for step, micro_batches in enumerate(self.batches.steps(start), start=start):
+        for first, end in plan.stages(start):
+            if self.stopping.over:
+                return
+            if first > start:
+                self._begin_stage(first)
+            self._train_stage(first, end)
+
+    def _begin_stage(self, step: int) -> None:
+        """Other weights learn from update `step` on."""
+        self.learner.begin(self.plan.phase_at(step).train)
+        self.learner.warm_up(*next(self.batches.step(step)))
+        self._freeze_norms(step)
+
+    def _freeze_norms(self, step: int) -> None:
+        """Where a stage that trains the head begins: what its frozen BatchNorm goes by all the time.
+
+        Every score of the stage estimates the same again, so that it does not matter when scores fall.
+        """
+        if self.plan.begins_stage(step) and self.plan.phase_at(step).train == "head":
+            norms = (self.data.train, self.learner.format, self.norm_rows)
+            refresh_norms(self.world, self.learner.model, *norms, self.watch.tick)
+
+    def _train_stage(self, start: int, end: int) -> None:
+        plan, learner, recorder = self.plan, self.learner, self.recorder
+        for step, micro_batches in enumerate(self.batches.steps(start, end), start=start):
             self.watch.tick(step)
-            learner.update(step, micro_batches)
+            try:
+                learner.update(step, micro_batches)
+            except OutOfMemory as error:
+                self._update_in_smaller_parts(step, error)
             recorder.done = done = step + 1
             if plan.is_row(done):
                 learner.take_sums(done)
@@ -188,6 +236,28 @@ class Run:
                     if self.stopping.over:
                         return
             self._write(*map(self._row, learner.ready_sums()))
+
+    def _update_in_smaller_parts(self, step: int, error: OutOfMemory) -> None:
+        """The same update again. Other ranks may wait for this one's gradients: several processes must start over."""
+        world, recorder = self.world, self.recorder
+        if self.plan.recipe.micro_batch != "auto":
+            half = self.plan.smaller_micro_batch
+            mend = f"take --micro_batch {half} or auto" if half else "lower model.norm_batch, or take a smaller model"
+            raise _Shortage(f"{error}, with micro_batch {self.plan.micro_batch}: {mend}")
+        while True:
+            plan = fit.smaller(self.plan)
+            fit.note(plan, world, recorder.folder)
+            if world.size > 1:
+                raise _Shortage(f"{error}, with micro-batches of {self.plan.micro_batch}: {GO_ON}, with smaller ones")
+            self._take(plan)
+            with contextlib.suppress(OutOfMemory):
+                self.learner.update(step, self.batches.step(step))
+                return
+
+    def _take(self, plan: Plan) -> None:
+        """Goes on in micro-batches of the size that was found."""
+        self.plan = self.learner.plan = self.batches.plan = plan
+        self.recorder.screen.say(f"micro_batch auto: {plan.micro_batch} images a backward pass fit the device")
 
     def _settle(self, row: dict[str, Any], score: bool) -> None:
         """Scores the model if it is time to, writes the step's row, and saves."""
@@ -204,11 +274,12 @@ class Run:
     def _score(self) -> dict[str, float]:
         """Scores today's weights on the validation split and remembers the best."""
         learner, world, validation = self.learner, self.world, self.data.validation
-        check_same_weights(world, learner.model)
-        refresh_norms(world, learner.model, self.data.train, learner.format, self.norm_rows, self.watch.tick)
+        for model in dict.fromkeys((learner.model, learner.scored)):
+            check_same_weights(world, model)
+        refresh_norms(world, learner.scored, self.data.train, learner.format, self.norm_rows, self.watch.tick)
         if not len(validation):
             return {}
-        predictions = predict(world, learner.wrapped, validation, learner.format, self.watch.tick)
+        predictions = predict(world, learner.wrapped_to_score, validation, learner.format, self.watch.tick)
         scores = {f"val/{key}": value for key, value in metrics.summary(*predictions).items()}
         self.stopping.see(scores)
         if self.best is None or scores["val/accuracy"] > self.best["val/accuracy"]:  # ties keep the earlier
@@ -245,7 +316,8 @@ class Run:
             "scaler": self.world.scaler.state_dict() if self.world.scaler is not None else None,
             "skipped": self.learner.skipped,
         }
-        self.recorder.save(snapshot.take(self.learner.model, self.learner.optimizer), state)
+        learner = self.learner
+        self.recorder.save(snapshot.take(learner.model, learner.optimizer, learner.average), state)
 
     def _save_interrupted(self) -> None:
         """Saves what has been done since the last checkpoint, at the same step on every rank."""
@@ -264,15 +336,16 @@ class Run:
         step = self.best["step"] if self.best else recorder.done
         chosen = folder.checkpoints / checkpoint.name(step)
         if world.is_main:
-            weights = checkpoint.read(chosen)[0].weights
-            learner.model.load_state_dict(weights)
-        world.broadcast_(learner.model)
-        predictions = predict(world, learner.wrapped, self.data.test, learner.format, self.watch.tick)
+            checkpoint.read_state(chosen)
+            weights = checkpoint.weights(chosen)
+            learner.scored.load_state_dict(weights)
+        world.broadcast_(learner.scored)
+        predictions = predict(world, learner.wrapped_to_score, self.data.test, learner.format, self.watch.tick)
         if not world.is_main:
             return
         recipe, data = self.plan.recipe, self.data
         scores = write_scores(folder.path, "test", recipe, chosen, predictions, data.test.indices, data.classes)
-        models.export(learner.model, folder.model, recipe, data.classes, weights)
+        models.export(learner.scored, folder.model, recipe, data.classes, weights)
         result = {
             **({"val/accuracy": self.best["val/accuracy"], "val/loss": self.best["val/loss"]} if self.best else {}),
             "test/accuracy": scores["accuracy"],

@@ -26,7 +26,11 @@ def describe(plan: Plan, world: World, data: ImageData, run: Path) -> list[tuple
     facts = [
         ("run", str(run)),
         ("data", f"{recipe.data.source}: {splits}; {len(data.classes)} classes, stored {size}, {data.fingerprint}"),
-        ("model", f"{recipe.model.name}, {recipe.model.stem} stem, at {recipe.data.image_size} pixels"),
+        (
+            "model",
+            f"{recipe.model.name}, {recipe.model.stem} stem, at {recipe.data.image_size} pixels"
+            + f"; scored with the moving average of its weights, decay {recipe.model.ema:g}" * (recipe.model.ema > 0),
+        ),
         ("devices", f"{world.size} x {world.describe()}, precision {world.precision}"),
         (
             "batch",
@@ -40,8 +44,11 @@ def describe(plan: Plan, world: World, data: ImageData, run: Path) -> list[tuple
         facts.append(
             (
                 f"phase {number}",
-                f"steps {start} to {end} ({plan.epoch(end - start):.2f} epochs), {recipe.optimizer.name}, peak "
-                f"{phase.lr:g}, {phase.warmup:g} epochs of warm-up, {phase.decay}: {rates}",
+                f"steps {start} to {end} ({plan.epoch(end - start):.2f} epochs), "
+                + "the head alone, " * (phase.train == "head")
+                + f"at {phase.image_size} pixels, " * (phase.image_size is not None)
+                + f"{recipe.optimizer.name}, peak {phase.lr:g}, {phase.warmup:g} epochs of warm-up, {phase.decay}: "
+                + rates,
             )
         )
         start = end
@@ -60,15 +67,40 @@ def small_share(plan: Plan) -> str | None:
 
 def estimate(learner: Learner, data: ImageData) -> list[tuple[str, str]]:
     """Memory of one device and time of the run, measured on a few images and scaled up."""
-    plan, device = learner.plan, learner.world.device
-    images = min(plan.micro_batch, _PROBE[device.type])
+    plan, found, total, start = learner.plan, {}, 0.0, 0
+    images = min(plan.micro_batch, _PROBE[learner.world.device.type])
+    for phase, end in zip(plan.recipe.phases, plan.phase_ends, strict=True):
+        kind = phase.train, phase.image_size or plan.recipe.data.image_size
+        if kind not in found:
+            learner.begin(phase.train)
+            found[kind] = _measure(learner, images, kind[1])
+        total += (end - start) * plan.share / found[kind][1]
+        start = end
+    activations = max(size for size, _ in found.values()) * plan.micro_batch
+    weights = sum(p.numel() * p.element_size() for p in learner.model.parameters())
+    # Weights, gradients and two states of the optimiser, their average, and the images.
+    resident = (4 + (learner.average is not None)) * weights
+    resident += sum(each.images.nbytes for each in (data.train, data.validation, data.test))
+    gib, speeds = 2**30, " and ".join(f"{speed:,.0f}" for _, speed in found.values())
+    return [
+        (
+            "memory",
+            f"about {(activations + resident) / gib:.1f} GiB a device, {activations / gib:.1f} for activations",
+        ),
+        ("time", f"about {duration(total)} of training ({speeds} images/s a device, measured on {images} images)"),
+    ]
+
+
+def _measure(learner: Learner, images: int, size: int) -> tuple[float, float]:
+    """Bytes of activations an image, and images/s, of a forward and backward pass of so many images."""
     saved: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in learner.model.parameters()}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    size = plan.recipe.data.image_size
+    device = learner.world.device
     inputs = torch.zeros(images, 3, size, size, device=device, dtype=learner.world.dtype)
     inputs = inputs.contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(images, dtype=torch.int64, device=device)
@@ -81,16 +113,4 @@ def estimate(learner: Learner, data: ImageData) -> list[tuple[str, str]]:
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    weights = {p.untyped_storage().data_ptr(): p.numel() * p.element_size() for p in learner.model.parameters()}
-    activations = sum(n for pointer, n in saved.items() if pointer not in weights) / images * plan.micro_batch
-    # Weights, gradients and two states of the optimiser, and the images.
-    resident = 4 * sum(weights.values()) + sum(s.images.nbytes for s in (data.train, data.validation, data.test))
-    speed, gib = images / min(seconds[1:]), 2**30
-    total = plan.steps * plan.share / speed
-    return [
-        (
-            "memory",
-            f"about {(activations + resident) / gib:.1f} GiB a device, {activations / gib:.1f} for activations",
-        ),
-        ("time", f"about {duration(total)} of training ({speed:,.0f} images/s a device, measured on {images} images)"),
-    ]
+    return sum(n for pointer, n in saved.items() if pointer not in weights) / images, images / min(seconds[1:])

@@ -19,15 +19,19 @@ _CONSTRUCTED = ("params", "param_names", "fused", "foreach")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Copies on the host: the model's weights and buffers, the optimiser's tensors, and its plain values."""
+    """Copies on the host: the model's weights and buffers, the optimiser's tensors, and its plain values.
+
+    `average`: the weights' moving average, with buffers of its own; None where the recipe has none.
+    """
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     scalars: dict[str, Any]
+    average: dict[str, Tensor] | None = None
 
 
-def take(model: nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
-    """Copies the state off the device. `model` and `optimizer` are the plain ones, not wrapped.
+def take(model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None) -> Snapshot:
+    """Copies the state off the device. `model`, `optimizer` and `average` are the plain ones, not wrapped.
 
     It reads only: asking torch for the state of an optimiser that has not stepped would make some step.
     """
@@ -49,7 +53,14 @@ def take(model: nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
             else:
                 scalars["state"].setdefault(names[id(parameter)], {})[key] = value
     scalars["tensors"] = sorted(tensors)  # so that one that is missing is noticed
-    return Snapshot(_on_host(model.state_dict()), _on_host(tensors), scalars)
+    averaged = _on_host(average.state_dict()) if average is not None else None
+    return Snapshot(_on_host(model.state_dict()), _on_host(tensors), scalars, averaged)
+
+
+def restore_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
+    """Gives `model` the weights and buffers it had. Raises Mistake where they are another model's."""
+    _check_weights(weights, model)
+    model.load_state_dict(weights)
 
 
 def restore(snapshot: Snapshot, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from resnet_cifar import model as models
 from resnet_cifar import optim
@@ -16,7 +19,7 @@ from resnet_cifar.data import draws
 from resnet_cifar.data.batches import Batch, InputFormat
 from resnet_cifar.data.plan import Plan
 from resnet_cifar.recipe import Mistake, Recipe
-from resnet_cifar.training.world import World
+from resnet_cifar.training.world import World, out_of_memory
 
 STEPS_AHEAD = 4  # the host may run so far ahead of the device
 _SKIPS = 20  # fp16 updates in a row that the scaler may skip
@@ -33,10 +36,15 @@ class Sums:
     rate: float
 
 
+class OutOfMemory(RuntimeError):
+    """A forward or backward pass found no room; weights and optimiser are as they were."""
+
+
 class Learner:
     """The model and its optimiser, as trained by `world`: `model` and `optimizer` are the plain ones, for saving.
 
-    Without `pretrained` it starts from random weights whatever the recipe says, which is enough for an estimate.
+    `average` is the weights' moving average, a model of its own, or None. Without `pretrained` it starts from random
+    weights whatever the recipe says, which is enough for an estimate.
     """
 
     def __init__(self, plan: Plan, world: World, classes: int, pretrained: bool = True) -> None:
@@ -49,15 +57,21 @@ class Learner:
         self.model = _with_norm_groups(self.model, plan, world)
         # channels_last before DDP, whose buckets take the gradients' strides over.
         self.model.to(device=world.device, dtype=world.dtype, memory_format=torch.channels_last)
-        peak = max(phase.lr for phase in recipe.phases)
-        self.optimizer = optim.build(self.model, recipe.optimizer, peak, world.device)
-        self.wrapped, self._optimizer = world.prepare(self.model, self.optimizer)
-        self._parameters = list(self.model.parameters())
+        self._learnable = [p for p in self.model.parameters() if p.requires_grad]  # some models fix a few for good
+        self.average = copy.deepcopy(self.model).requires_grad_(False) if recipe.model.ema else None
+        self._wrapped_average = world.prepare_to_score(self.average) if self.average is not None else None
         self._before_update: list[Callable[[], None]] = []
         if world.scaler is not None:
             self._before_update.append(self._unscale_and_count_skips)
         if recipe.optimizer.clip:
             self._before_update.append(self._clip)
+        self._after_update: list[Callable[[int], None]] = []
+        if self.average is not None:
+            self._averaged, self._weights = list(self.average.parameters()), list(self.model.parameters())
+            self._after_update.append(self._follow)
+        self.wrapped: torch.nn.Module = self.model
+        self._optimizer: Any = None
+        self.begin(plan.phase_at(0).train)
         self._sums = torch.zeros(2, dtype=torch.float64, device=world.device)
         self._first_bad = torch.full((1,), _NEVER, dtype=torch.int64, device=world.device)
         self._skipped = torch.zeros(1, dtype=torch.int64, device=world.device)
@@ -65,20 +79,80 @@ class Learner:
         self._pending: deque[tuple[int, int, Tensor, Tensor, torch.cuda.Event | None]] = deque()
         self._summed_to = 0
 
+    @property
+    def scored(self) -> torch.nn.Module:
+        """The plain model that is scored: the moving average where there is one."""
+        return self.model if self.average is None else self.average
+
+    @property
+    def wrapped_to_score(self) -> torch.nn.Module:
+        """The same as `world` runs it."""
+        return self.wrapped if self._wrapped_average is None else self._wrapped_average
+
+    def begin(self, trains: str) -> None:
+        """Begins a stage in which `all` weights or those of the `head` learn, with a new optimiser over just these.
+
+        The model is wrapped anew too: under a DDP wrapper of before, ranks would diverge without a word.
+        """
+        head = {id(parameter) for parameter in optim.classifier(self.model).parameters()}
+        for parameter in self._learnable:
+            parameter.requires_grad_(trains == "all" or id(parameter) in head)
+        self._parameters = [parameter for parameter in self._learnable if parameter.requires_grad]
+        peak = max(phase.lr for phase in self.plan.recipe.phases)
+        self.optimizer = optim.build(self.model, self.plan.recipe.optimizer, peak, self.world.device)
+        self.wrapped, self._optimizer = self.model, None  # the wrapper of before goes, and its hooks
+        self.wrapped, self._optimizer = self.world.prepare(self.model, self.optimizer)
+        if trains == "head":  # what is frozen sees neither dropout nor the batch's statistics
+            self.model.eval()
+            optim.classifier(self.model).train()
+        else:
+            self.model.train()
+
     def warm_up(self, inputs: Tensor, targets: Tensor) -> None:
         """One thrown-away forward and backward pass, before any state is restored.
 
         DDP puts gradients into other buckets after the first backward pass, and with three processes or more that is
         another order of summing: now every step of every start has the same.
         """
-        if self.world.size == 1:
-            return
+        if self.world.size > 1:
+            self._throw_away(inputs, targets)
+
+    def fits(self, rows: int, image_size: int) -> bool:
+        """Whether a forward and backward pass of `rows` images, in which all learns, finds the memory it needs.
+
+        It is thrown away, and no other rank takes part. Room is left for two states of the optimiser, as Adam's has.
+        """
+        learning = [parameter.requires_grad for parameter in self._learnable]
+        inputs = torch.zeros(rows, 3, image_size, image_size, device=self.world.device, dtype=self.world.dtype)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        labels = torch.zeros(rows, dtype=torch.int64, device=self.world.device)
+        try:
+            with self.world.reduce_gradients(self.wrapped, now=False):
+                for parameter in self._learnable:
+                    parameter.requires_grad_()
+                room = [torch.empty_like(p) for p in self._learnable for _ in range(2)]
+                self._throw_away(inputs, labels)
+                del room
+            return True
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            return False
+        finally:
+            self.model.zero_grad()
+            for parameter, learns in zip(self._learnable, learning, strict=True):
+                parameter.requires_grad_(learns)
+
+    def _throw_away(self, inputs: Tensor, targets: Tensor) -> None:
+        """A forward and backward pass that leaves nothing behind."""
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         self._seed_dropout(0)
-        self.world.backward(F.cross_entropy(self.wrapped(inputs), targets))
-        self.optimizer.zero_grad()
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(buffers[name])
+        try:
+            self.world.backward(F.cross_entropy(self.wrapped(inputs), targets))
+        finally:
+            self.optimizer.zero_grad()
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(buffers[name])
 
     @property
     def skipped(self) -> int:
@@ -106,23 +180,49 @@ class Learner:
         return {"steps": done - self._summed_to, "loss": loss, "correct": correct}
 
     def update(self, step: int, micro_batches: Iterable[Batch]) -> None:
-        """Update number `step`: nothing here waits for the device."""
-        recipe, world = self.plan.recipe, self.world
+        """Update number `step`: nothing here waits for the device.
+
+        Raises OutOfMemory where a pass found no room; the update can then be tried again, in smaller micro-batches.
+        """
         optim.set_rate(self.optimizer, self.plan.rate(step))
         self._seed_dropout(step)
-        parts = self.plan.share // self.plan.micro_batch
-        for part, (inputs, targets) in enumerate(micro_batches, start=1):
-            with world.reduce_gradients(self.wrapped, now=part == parts):
-                logits = self.wrapped(inputs)
-                losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=recipe.loss.label_smoothing)
-                # DDP averages over ranks; the step's gradient is the mean over the global batch.
-                world.backward(losses.sum() * (world.size / recipe.batch_size))
-            self._count(step, losses.detach(), logits.detach(), targets)
+        counts = self._backward(micro_batches)
+        if counts is None:  # raised here, where no frame holds the failed pass's tensors any longer
+            self._optimizer.zero_grad()
+            raise OutOfMemory(f"{self.world.describe()} ran out of memory in update {step}")
+        self._sums += counts
+        bad = torch.where(torch.isfinite(counts[0]), _NEVER, step)
+        self._first_bad = torch.minimum(self._first_bad, bad)
         for look in self._before_update:
             look()
         self._optimizer.step()
         self._optimizer.zero_grad()
+        for look in self._after_update:
+            look(step)
         self._hold_back()
+
+    def _backward(self, micro_batches: Iterable[Batch]) -> Tensor | None:
+        """The gradient of the global batch; this rank's [loss, right answers], or None where the memory ran out."""
+        recipe, world = self.plan.recipe, self.world
+        parts = self.plan.share // self.plan.micro_batch
+        counts = torch.zeros_like(self._sums)
+        try:
+            for part, (inputs, targets) in enumerate(micro_batches, start=1):
+                with world.reduce_gradients(self.wrapped, now=part == parts):
+                    logits = self.wrapped(inputs)
+                    losses = F.cross_entropy(
+                        logits, targets, reduction="none", label_smoothing=recipe.loss.label_smoothing
+                    )
+                    # DDP averages over ranks; the step's gradient is the mean over the global batch.
+                    world.backward(losses.sum() * (world.size / recipe.batch_size))
+                # Under Mixup the larger label counts.
+                right = logits.detach().argmax(1) == targets.argmax(1)
+                counts += torch.stack([losses.detach().sum(dtype=torch.float64), right.sum(dtype=torch.float64)])
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            return None
+        return counts
 
     def take_sums(self, done: int) -> None:
         """After `done` updates: sends the sums since the last time to the host, where `ready_sums` finds them later."""
@@ -150,16 +250,13 @@ class Learner:
             loss, correct = sums.tolist()
             yield Sums(done, loss / images, correct / images, self.plan.rate(done - 1))
 
-    def _count(self, step: int, losses: Tensor, logits: Tensor, targets: Tensor) -> None:
-        total = losses.sum(dtype=torch.float64)
-        # Under Mixup the larger label counts.
-        correct = (logits.argmax(1) == targets.argmax(1)).sum(dtype=torch.float64)
-        self._sums += torch.stack([total, correct])
-        bad = torch.where(torch.isfinite(total), _NEVER, step)
-        self._first_bad = torch.minimum(self._first_bad, bad)
-
     def _clip(self) -> None:
         torch.nn.utils.clip_grad_norm_(self._parameters, self.plan.recipe.optimizer.clip)
+
+    def _follow(self, step: int) -> None:
+        """The average's decay grows to the recipe's with the updates, as TensorFlow's does: first weights fade fast."""
+        decay = min(self.plan.recipe.model.ema, (1 + step) / (10 + step))
+        get_ema_multi_avg_fn(decay)(self._averaged, self._weights, None)
 
     def _unscale_and_count_skips(self) -> None:
         self.world.scaler.unscale_(self.optimizer)

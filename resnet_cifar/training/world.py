@@ -16,6 +16,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
 from resnet_cifar.recipe import LocalMistake, Mistake
@@ -122,8 +123,12 @@ class World:
         """fp16's loss scaler."""
         return self._accelerator.scaler
 
+    @_meets_others
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        """Autocast, DDP and compile around `model`; rank 0's weights and buffers everywhere."""
+        """Autocast, DDP and compile around `model`, anew where it had them; rank 0's weights and buffers everywhere."""
+        self._accelerator.free_memory()
+        for mark in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            model.__dict__.pop(mark, None)
         model.to(self.device)
         self.broadcast_(model)
         with warnings.catch_warnings():  # Accelerate knows DDP's older name of the argument only
@@ -257,6 +262,11 @@ def _join_again(backend: str) -> None:
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.PrefixStore(f"attempt {attempt}", dist.TCPStore(*address, size, False, _COLLECTIVE))
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_COLLECTIVE)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the device, or the host, had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 
 def lost_connection(error: BaseException) -> bool:

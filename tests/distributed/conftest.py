@@ -13,8 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Everything that draws, mixes, cuts and clips is on. 12 rows of 4 processes are three micro-batches. An epoch is 30.1
-# steps: batches straddle its end, and metrics.jsonl has a row every second step.
+# Everything that draws, mixes, cuts and clips is on; first the head learns, then all, and an average follows. 12 rows
+# of 4 processes are three micro-batches. An epoch is 30.1 steps: batches straddle its end, and metrics.jsonl has a row
+# every second step.
 WHOLE = {
     "--recipe": "debug",
     "--precision": "fp64",
@@ -24,7 +25,9 @@ WHOLE = {
     "--batch_size": 48,
     "--micro_batch": 4,
     "--model.norm_batch": 4,
+    "--model.ema": 0.9,
     "--phases.0.epochs": 1.1,
+    "--phases.0.train": "head",
     "--phases.1.epochs": 0.95,
     "--evaluate.every": 0.7,
     "--checkpoint.every_steps": 9,
@@ -61,7 +64,8 @@ def train(launch) -> Callable[..., subprocess.CompletedProcess]:
     instead of train.py."""
 
     def start(cwd: Path, model: str, processes: int, *before: object) -> subprocess.CompletedProcess:
-        options = {**WHOLE, "--model.name": model, "--track.to": "wandb" if processes == 2 else "none"}
+        sizes = {"--phases.0.image_size": 24} if model == "test_resnet" else {}  # ViTs take one size
+        options = {**WHOLE, **sizes, "--model.name": model, "--track.to": "wandb" if processes == 2 else "none"}
         words = (word for pair in options.items() for word in pair)
         config = "cpu" if processes == 1 else "cpu_ddp"
         return launch(cwd, *(before or [ROOT / "train.py"]), *words, config=config, processes=processes)

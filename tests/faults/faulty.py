@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 INJECT = Path(__file__).parent / "inject"
 PATIENCE = 240  # seconds for a start to end by itself
 TRY_AGAIN = 75
-# 39 steps; scores after every three or so, checkpoints there and at every fourth step.
+# 39 steps: the head learns for 11, then all. Scores after every three or so, checkpoints there and at every fourth.
 RECIPE = {
     "--recipe": "debug",
     "--data.limit": 300,
@@ -34,7 +34,10 @@ RECIPE = {
     "--batch_size": 48,
     "--micro_batch": 8,
     "--precision": "no",
-    "--phases.0.epochs": 6,
+    "--model.ema": 0.9,
+    "--phases.0.epochs": 2,
+    "--phases.0.train": "head",
+    "--phases.1.epochs": 5,
     "--checkpoint.every_steps": 4,
 }
 SCORES = ("val/accuracy", "val/loss", "test/accuracy", "test/top5", "test/loss")
@@ -276,7 +279,7 @@ class Reference(FaultyRun):
     def _check_last(self, run: FaultyRun) -> None:
         run.check_whole()
         assert run.last.name == self.last.name
-        for file in ("model.safetensors", "optimizer.safetensors"):
+        for file in ("model.safetensors", "average.safetensors", "optimizer.safetensors"):
             ours, theirs = (safetensors.torch.load_file(each.last / file) for each in (run, self))
             assert ours.keys() == theirs.keys()
             for name, tensor in theirs.items():

@@ -15,7 +15,7 @@ from resnet_cifar.data.plan import Plan
 from resnet_cifar.data.store import ImageSet
 from resnet_cifar.recipe import Mistake, parse
 from resnet_cifar.training.evaluate import check_same_weights, predict
-from resnet_cifar.training.step import Learner
+from resnet_cifar.training.step import Learner, OutOfMemory
 from resnet_cifar.training.world import World
 
 IMAGES = 64
@@ -175,3 +175,90 @@ def test_different_weights_on_ranks_are_found(start: Start, monkeypatch: pytest.
     monkeypatch.setattr(learner.world, "gather", lambda value: torch.cat([value, value, value + 1]))
     with pytest.raises(RuntimeError, match=r"ranks \[2\] differ"):
         check_same_weights(learner.world, learner.model)
+
+
+def test_the_average_follows_the_weights_and_is_what_is_scored(start: Start) -> None:
+    learner, batches = start(World("fp64"), precision="fp64", model={**VALUES["model"], "ema": 0.3})
+    expected = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+    for step in range(4):
+        learner.update(step, batches.step(step))
+        decay = (0.1, 2 / 11, 0.25, 0.3)[step]  # it grows to the recipe's
+        for name, parameter in learner.model.named_parameters():
+            expected[name] = decay * expected[name] + (1 - decay) * parameter.detach()
+    for name, parameter in learner.average.named_parameters():
+        torch.testing.assert_close(parameter, expected[name], rtol=1e-12, atol=1e-14, msg=name)
+    assert learner.scored is learner.average
+    assert not torch.equal(learner.average.fc.weight, learner.model.fc.weight)
+
+
+def test_a_frozen_part_neither_learns_nor_sees_the_batch(start: Start, images: ImageSet) -> None:
+    phases = [{"epochs": 10, "lr": 0.05, "train": "head"}, {"epochs": 10, "lr": 0.05}]
+    learner, batches = start(World("no"), phases=phases)
+    assert [id(p) for group in learner.optimizer.param_groups for p in group["params"]] == [
+        id(p) for p in (learner.model.fc.bias, learner.model.fc.weight)
+    ]
+    before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+    for step in range(2):
+        learner.update(step, batches.step(step))
+        predict(learner.world, learner.wrapped, images, learner.format)  # a score leaves every module in its mode
+    after = learner.model.state_dict()
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed == {"fc.weight", "fc.bias"}, "running statistics stay too"
+    learner.begin("all")
+    for step in range(2, 5):  # the last norm of a block starts at zero, so that its branch learns from the second on
+        learner.update(step, batches.step(step))
+    after = learner.model.state_dict()
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed == before.keys()
+
+
+def short_of_memory(learner: Learner, rows: int) -> torch.utils.hooks.RemovableHandle:
+    """The device has room for a forward pass of so many rows."""
+
+    def refuse(_module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        if inputs[0].shape[0] > rows:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory")
+
+    return learner.model.layer1.register_forward_pre_hook(refuse)
+
+
+def test_an_update_without_room_leaves_everything_as_it_was(start: Start) -> None:
+    weights = []
+    for is_short in (False, True):
+        learner, batches = start(World("no"), micro_batch="auto")
+        learner.plan = batches.plan = learner.plan.with_micro_batch(16)
+        if is_short:
+            learner.plan = batches.plan = learner.plan.with_micro_batch(32)
+            handle = short_of_memory(learner, 16)
+            before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+            with pytest.raises(OutOfMemory, match="ran out of memory in update 0"):
+                learner.update(0, batches.step(0))
+            assert all(torch.equal(p, before[name]) for name, p in learner.model.named_parameters())
+            assert not any(p.grad is not None for p in learner.model.parameters())
+            learner.plan = batches.plan = learner.plan.with_micro_batch(16)
+        learner.update(0, batches.step(0))
+        learner.take_sums(1)
+        weights.append([*learner.model.parameters(), torch.tensor([s.loss for s in learner.ready_sums(wait=True)])])
+    handle.remove()
+    assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
+
+
+def test_whether_a_pass_fits_is_found_without_a_trace(start: Start) -> None:
+    phases = [{"epochs": 20, "lr": 0.05, "train": "head"}]
+    learner, _ = start(World("no"), micro_batch="auto", phases=phases)
+    before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+    handle = short_of_memory(learner, 8)
+    assert [learner.fits(rows, 32) for rows in (32, 16, 8)] == [False, False, True]
+    handle.remove()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.model.state_dict().items())
+    assert not any(p.grad is not None for p in learner.model.parameters())
+    assert {name for name, p in learner.model.named_parameters() if p.requires_grad} == {"fc.weight", "fc.bias"}
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(start: Start) -> None:
+    learner, batches = start(World("no"), micro_batch="auto")
+    learner.model.layer1.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("shapes")))
+    with pytest.raises(RuntimeError, match="shapes"):
+        learner.update(0, batches.step(0))
+    with pytest.raises(RuntimeError, match="shapes"):
+        learner.fits(8, 32)

@@ -14,6 +14,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -674,3 +675,43 @@ def test_a_checkpoint_of_a_newer_version_is_named(two: Path) -> None:
     forge(two / "step-00000008", format=ours + 1)
     with pytest.raises(Mistake, match=f"step-00000008 has format {ours + 1}, and this version reads {ours}"):
         checkpoint.read_state(two / "step-00000008")
+
+
+# With a moving average
+
+
+def with_average(folder: Path) -> Path:
+    """A checkpoint whose average differs from its weights."""
+    plain = snapshot_of(1)
+    averaged = {name: tensor * 0.5 for name, tensor in plain.weights.items()}
+    return checkpoint.write(folder, 1, replace(plain, average=averaged), {"best": None})
+
+
+def test_the_average_is_kept_and_is_what_is_scored(tmp_path: Path) -> None:
+    folder = with_average(tmp_path)
+    plain, (saved, _) = snapshot_of(1), checkpoint.read(folder)
+    scored = checkpoint.weights(folder)
+    for name, tensor in plain.weights.items():
+        assert torch.equal(saved.weights[name], tensor)
+        assert torch.equal(saved.average[name], tensor * 0.5)
+        assert torch.equal(scored[name], tensor * 0.5)
+
+
+def test_a_damaged_or_missing_average_is_noticed(tmp_path: Path) -> None:
+    folder = with_average(tmp_path)
+    file = folder / "average.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(checkpoint.Damage, match=r"average\.safetensors has changed"):
+        checkpoint.read(folder)
+    file.unlink()
+    with pytest.raises(checkpoint.Damage, match=r"average\.safetensors"):
+        checkpoint.read(folder)
+
+
+def test_an_average_that_does_not_belong_to_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    folder = checkpoint.write(tmp_path, 1, snapshot_of(1), {"best": None})
+    shutil.copy(folder / "model.safetensors", folder / "average.safetensors")
+    with pytest.raises(Mistake, match=r"average\.safetensors is not a checkpoint's file"):
+        checkpoint.read(folder)

@@ -164,3 +164,30 @@ def test_every_other_name_of_timm_can_be_built_and_steps(name: str) -> None:
         optimizer.step()
     assert all(p.isfinite().all() for p in model.parameters())
     assert any(not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_layers_learn_the_slower_the_further_they_are_from_the_head(name: str) -> None:
+    model = tiny(name)
+    settings = Optimizer(weight_decay=0.3, layer_decay=0.5, head_lr=4)
+    found = settings_of(model, optim.build(model, settings, 0.1, CPU))
+    theirs = {}
+    for group in timm.optim.param_groups_layer_decay(
+        model, 0.3, layer_decay=0.5, no_weight_decay_list=getattr(model, "no_weight_decay", set)()
+    ):
+        theirs |= {id(p): (group["weight_decay"], group["lr_scale"]) for p in group["params"]}
+    head = {id(p) for p in optim.classifier(model).parameters()}
+    for path, parameter in model.named_parameters():
+        decay, scale = theirs[id(parameter)]
+        assert found[path] == (decay, scale * (4 if id(parameter) in head else 1)), path
+    first = next(path for path in found if "conv1" in path or "patch_embed" in path)
+    assert found[first][1] < 0.5 < max(scale for _, scale in found.values()) == 4
+
+
+def test_what_does_not_learn_is_in_no_group() -> None:
+    model = tiny()
+    model.requires_grad_(False)
+    optim.classifier(model).requires_grad_()
+    optimizer = optim.build(model, Optimizer(layer_decay=0.7), 0.1, CPU)
+    ours = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert ours == {id(p) for p in optim.classifier(model).parameters()}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 from resnet_cifar.data.plan import Plan, check_share
-from resnet_cifar.recipe import Mistake, Recipe, check_across, parse
+from resnet_cifar.recipe import Mistake, Recipe, check_across, parse, row_unit
 
 some = settings(deadline=None, derandomize=True, max_examples=60)
 many = settings(some, max_examples=300)
@@ -411,3 +411,47 @@ def test_a_refusal_names_field_value_and_processes(batch: int, norm: int | None,
 def test_the_nearest_batch_sizes_are_named() -> None:
     assert refusal(parse({"batch_size": 256}), 3).endswith("take 192 or 288")
     assert refusal(parse({"batch_size": 256, "micro_batch": 96}), 1).endswith("take 64 or 128")
+
+
+# Stages: stretches of phases in which the same weights learn
+
+
+def staged(*phases: tuple[float, str, int | None]) -> Plan:
+    """Ten steps an epoch."""
+    values = [{"epochs": epochs, "lr": 1, "train": train, "image_size": size} for epochs, train, size in phases]
+    return Plan(recipe_of(10, phases=values, data={"image_size": 32}), 100, 1)
+
+
+def test_phases_of_the_same_weights_are_one_stage() -> None:
+    plan = staged((1, "head", 16), (1, "head", None), (2, "all", 24), (1, "all", None), (1, "head", None))
+    assert plan.stages(0) == [(0, 20), (20, 50), (50, 60)]
+    assert [step for step in range(plan.steps + 1) if plan.begins_stage(step)] == [0, 20, 50]
+    assert plan.stages(13) == [(13, 20), (20, 50), (50, 60)]
+    assert plan.stages(20) == [(20, 50), (50, 60)], "an end that was reached is another stage's beginning"
+    assert plan.stages(59) == [(59, 60)]
+    assert plan.stages(60) == []
+
+
+def test_a_phase_has_its_own_image_size() -> None:
+    plan = staged((1, "all", 16), (1, "all", None))
+    assert [plan.image_size(step) for step in (0, 9, 10, 19)] == [16, 16, 32, 32]
+    assert [plan.phase_at(step).image_size for step in (9, 10, 20)] == [16, None, None]
+
+
+@many
+@given(shares)
+def test_micro_batches_halve_down_to_a_norm_group(case: tuple[Recipe, int]) -> None:
+    recipe, world = case
+    if recipe.model.norm_batch is None:
+        return
+    recipe = replace(recipe, micro_batch="auto")
+    if refusal(recipe, world):
+        return
+    plan = Plan(recipe, 1000, world)
+    assert plan.micro_batch == plan.share
+    while (rows := plan.smaller_micro_batch) is not None:
+        assert rows <= plan.micro_batch // 2
+        plan = plan.with_micro_batch(rows)
+        accept(replace(recipe, micro_batch=rows), world)
+    unit = row_unit(recipe)
+    assert plan.micro_batch == unit or plan.micro_batch == plan.share < 2 * unit

@@ -37,15 +37,20 @@ KNOBS = [
     "model.checkpoint",
     "model.stem",
     "model.norm_batch",
+    "model.drop_path",
+    "model.ema",
     "optimizer.name",
     "optimizer.weight_decay",
     "optimizer.clip",
     "optimizer.head_lr",
+    "optimizer.layer_decay",
     "loss.label_smoothing",
     "phases.0.epochs",
     "phases.0.lr",
     "phases.0.warmup",
     "phases.0.decay",
+    "phases.0.train",
+    "phases.0.image_size",
     "evaluate.every",
     "early_stopping.patience",
     "early_stopping.metric",
@@ -83,15 +88,20 @@ OTHER_VALUES: dict[str, Any] = {
     "model.checkpoint": "runs/other",
     "model.stem": "cifar",
     "model.norm_batch": 16,
+    "model.drop_path": 0.1,
+    "model.ema": 0.99,
     "optimizer.name": "adamw",
     "optimizer.weight_decay": 0.1,
     "optimizer.clip": 1.0,
     "optimizer.head_lr": 3.0,
+    "optimizer.layer_decay": 0.75,
     "loss.label_smoothing": 0.2,
     "phases.0.epochs": 7.0,
     "phases.0.lr": 0.3,
     "phases.0.warmup": 2.0,
     "phases.0.decay": "linear",
+    "phases.0.train": "head",
+    "phases.0.image_size": 128,
     "early_stopping.patience": 3,
     "early_stopping.metric": "loss",
     "early_stopping.min_improvement": 0.01,
@@ -400,3 +410,18 @@ def test_plain_values_read_back_to_the_same_recipe() -> None:
     ours = parse({"phases": [{"epochs": 1, "lr": 1}, {"epochs": 2, "lr": 0.5}], "track": {"to": "none"}})
     assert parse(recipe.to_dict(ours)) == ours
     assert ours.track == Track(to="none")
+
+
+@pytest.mark.parametrize(("word", "value"), [("auto", "auto"), ("64", 64), (0, 0)])
+def test_micro_batch_is_a_number_or_auto(word: Any, value: Any) -> None:
+    assert parse({"micro_batch": word}).micro_batch == value
+
+
+@pytest.mark.parametrize("word", ["many", -1, 1.5, True, None])
+def test_another_micro_batch_is_refused(word: Any) -> None:
+    text = sentence({"micro_batch": word})
+    assert text == f"micro_batch cannot be {word!r}: it should be `auto` or a whole number, 0 or more"
+
+
+def test_what_fits_may_not_decide_what_batchnorm_sees() -> None:
+    assert "micro_batch auto needs model.norm_batch" in sentence({"micro_batch": "auto", "model": {"norm_batch": None}})
