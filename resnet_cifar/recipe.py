@@ -97,6 +97,8 @@ class Augment:
     """Random crop after reflect-padding by this many pixels (at the stored size); 0 is off."""
     flip: Literal["none", "random", "alternating"] = "random"
     """Horizontal flip: in half of the cases, or alternating from epoch to epoch (airbench)."""
+    trivial: bool = False
+    """TrivialAugment Wide (Mueller & Hutter 2021): one random operation an image, after the flip, before cutout."""
     cutout: Annotated[Whole, Field(ge=0)] = 0
     """Side of the square that is blanked, pixels at the stored size (DeVries & Taylor 2017); 0 is off."""
     erase: Annotated[Number, Field(ge=0, le=1)] = 0.0

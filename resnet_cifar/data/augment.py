@@ -2,7 +2,8 @@
 
 Images are uint8 [n, height, width, 3] until `to_input`; `u` holds uniforms in [0, 1), float64, one row an image. None
 of these functions knows about ranks, steps or seeds, and none indexes with a boolean mask (that would wait for the
-device). Order of work: crop, flip, cutout and erase at the stored size, float, resize, normalise, mix.
+device). Order of work: crop, flip, TrivialAugment (`trivial_augment`), cutout and erase at the stored size, float,
+resize, normalise, mix.
 """
 
 import torch

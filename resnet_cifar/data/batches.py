@@ -13,11 +13,13 @@ from torch import Tensor
 from resnet_cifar.data import augment, draws
 from resnet_cifar.data.plan import Plan
 from resnet_cifar.data.store import ImageSet
+from resnet_cifar.data.trivial_augment import trivial_augment
 from resnet_cifar.recipe import Augment, Data, Mistake
 
 # The columns of a row's random numbers. A new augmentation takes the next free ones.
 _CROP, _FLIP, _CUTOUT, _ERASE = slice(0, 2), 2, slice(3, 5), slice(5, 10)
 _MIX_KIND, _LAMBDA, _BOX = 10, 11, slice(12, 14)
+_TRIVIAL = slice(14, 17)
 
 Batch = tuple[Tensor, Tensor]
 
@@ -119,6 +121,8 @@ class Batches:
         settings, u = self.settings, rows.uniforms[part]
         indices = rows.indices[part]
         images = augment.crop_and_flip(self.images.images[indices], u[:, _CROP], rows.parity[part], settings.crop)
+        if settings.trivial:
+            images = trivial_augment(images, u[:, _TRIVIAL])
         if settings.cutout:
             images = augment.cutout(images, u[:, _CUTOUT], settings.cutout, self._fill)
         if settings.erase:

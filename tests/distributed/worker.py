@@ -36,7 +36,7 @@ RESNET = {"model": {"name": "test_resnet", "pretrained": False, "norm_batch": 8}
 VIT = {"model": {"name": "test_vit", "pretrained": False, "norm_batch": 8}}
 MICRO = {"micro_batch": 8}
 MIXED = {
-    "augment": {"crop": 4, "flip": "random", "cutout": 8, "erase": 0.5, "mixup": 0.3, "cutmix": 1.0},
+    "augment": {"crop": 4, "flip": "random", "trivial": True, "cutout": 8, "erase": 0.5, "mixup": 0.3, "cutmix": 1.0},
     "loss": {"label_smoothing": 0.1},
 }
 CLIPPED = {

@@ -24,7 +24,7 @@ IMAGES = 512
 
 
 def start(precision: str, **values: object) -> tuple[Learner, Batches]:
-    everything = {"cutout": 8, "erase": 0.5, "mixup": 0.2, "cutmix": 1.0, "flip": "alternating"}
+    everything = {"trivial": True, "cutout": 8, "erase": 0.5, "mixup": 0.2, "cutmix": 1.0, "flip": "alternating"}
     defaults = {
         "batch_size": 128,
         "micro_batch": 64,

@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from resnet_cifar.data import augment, draws
 from resnet_cifar.data.batches import Batches, InputFormat
 from resnet_cifar.data.plan import Plan
 from resnet_cifar.data.store import ImageSet
+from resnet_cifar.data.trivial_augment import trivial_augment
 from resnet_cifar.recipe import Recipe, parse
 
 CLASSES = 10
-EVERYTHING = {"crop": 2, "flip": "alternating", "cutout": 3, "erase": 0.5, "mixup": 0.3, "cutmix": 1.0}
+EVERYTHING = {"crop": 2, "flip": "alternating", "trivial": True, "cutout": 3, "erase": 0.5, "mixup": 0.3, "cutmix": 1.0}
 NOTHING = {"crop": 0, "flip": "none"}
 
 
@@ -77,6 +79,21 @@ def test_every_augmentation_of_the_proof_above_is_at_work(images: Tensor) -> Non
         without = replace(recipe, augment=replace(recipe.augment, **{field: off}))
         theirs = joined(batches_of(without, images).step(1))[0]
         assert not torch.equal(ours, theirs), field
+
+
+def test_the_order_of_work_and_the_columns_of_the_draws(images: Tensor) -> None:
+    """An augmentation that is added takes columns of its own: these stay where they are, or every run changes."""
+    settings = {"crop": 2, "flip": "random", "trivial": True, "cutout": 3, "erase": 0.5}
+    recipe = recipe_of(settings)
+    ours = batches_of(recipe, images)
+    indices, _ = ours.plan.order(1, slice(0, 16))
+    u = torch.from_numpy(draws.table(recipe.seed, "augment", 1, slice(0, 16)))
+    fill = (255 * ours.format.mean).round().to(torch.uint8)
+    expected = augment.crop_and_flip(images[indices], u[:, 0:2], u[:, 2] < 0.5, 2)
+    expected = trivial_augment(expected, u[:, 14:17])
+    expected = augment.cutout(expected, u[:, 3:5], 3, fill)
+    expected = augment.erase(expected, u[:, 5:10], 0.5, fill)
+    torch.testing.assert_close(joined(ours.step(1))[0], ours.format(expected), rtol=0, atol=0)
 
 
 def test_steps_are_the_steps_that_can_be_asked_for_one_by_one(images: Tensor) -> None:
