@@ -26,6 +26,7 @@ from resnet_cifar.training import checkpoint, launched, outline, snapshot
 from resnet_cifar.training.early_stopping import EarlyStopping
 from resnet_cifar.training.evaluate import check_same_weights, predict, refresh_norms, write_scores
 from resnet_cifar.training.interrupts import Interrupted, Requests, exit_code
+from resnet_cifar.training.profile import profiled
 from resnet_cifar.training.recorder import Recorder
 from resnet_cifar.training.snapshot import Snapshot
 from resnet_cifar.training.step import Learner, Sums
@@ -65,7 +66,7 @@ def train(command: TrainCommand, base: Recipe, requests: Requests) -> None:
         screen.facts(outline.estimate(learner, data))
     else:
         recorder = Recorder(plan, world, data, folder, screen)
-        Run(plan, world, data, learner, recorder, Watch(world, requests, recipe.rank_timeout)).run()
+        Run(plan, world, data, learner, recorder, Watch(world, requests, recipe.rank_timeout), command.profile).run()
     world.close()
 
 
@@ -97,10 +98,18 @@ class Run:
     """One start of a run: trains from where its folder is to the end."""
 
     def __init__(
-        self, plan: Plan, world: World, data: ImageData, learner: Learner, recorder: Recorder, watch: Watch
+        self,
+        plan: Plan,
+        world: World,
+        data: ImageData,
+        learner: Learner,
+        recorder: Recorder,
+        watch: Watch,
+        profile: int,
     ) -> None:
         self.plan, self.world, self.data = plan, world, data
         self.learner, self.recorder, self.watch = learner, recorder, watch
+        self._profile = profile if world.is_main else 0  # steps to trace
         self.batches = Batches(plan, data.train, len(data.classes), learner.format, world.rank)
         self.norm_rows = torch.from_numpy(plan.norm_rows()).to(world.device)
         self.best: dict[str, Any] | None = None
@@ -175,7 +184,10 @@ class Run:
             self._settle(self._unscored, score=True)
         if self.stopping.over:
             return
-        for step, micro_batches in enumerate(self.batches.steps(start), start=start):
+        steps = enumerate(self.batches.steps(start), start=start)
+        for step, micro_batches in profiled(
+            steps, self._profile, recorder.folder.path / "profile", recorder.screen.say
+        ):
             self.watch.tick(step)
             learner.update(step, micro_batches)
             recorder.done = done = step + 1
