@@ -1,5 +1,6 @@
-"""What the README claims about speed, as commands: `python -m benchmarks [pipeline training startup]`.
+"""What the README claims about speed, as commands: `python -m benchmarks [pipeline training startup checkpoints]`.
 
-Every comparison is interleaved within one process or one loop, and every figure is a median, so that a busy machine
-slows both sides alike. Results go to benchmarks/results/ with the hardware, versions and commit.
+What is compared is measured in turns and every figure is a median, so that a busy machine slows all sides alike; a
+ratio is the median of the turns' ratios. benchmarks/results/bench-cpu.json or bench-gpu.json holds them, with the
+hardware, the versions and the commit. `python -m benchmarks.gpu` is the whole check of a machine with a GPU.
 """

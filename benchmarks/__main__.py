@@ -1,35 +1,69 @@
-"""Runs the named benchmarks, or all, and writes one JSON file each."""
+"""Runs the named benchmarks, or all but `checkpoints`; writes one JSON file and prints it as a table."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from importlib import import_module
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from resnet_cifar.reporting import environment
+from rich.console import Console
 
-NAMES = ("pipeline", "training", "startup", "checkpoints")
-RESULTS = Path(__file__).parent / "results"
+from benchmarks import pipeline, results, startup, training
+from benchmarks.step import Configuration
+from resnet_cifar.run_folder import read_json
+
+NAMES = ("training", "pipeline", "startup", "checkpoints")
+BY_DEFAULT = NAMES[:3]
+REHEARSAL = [Configuration("scratch", "cifar", 32, 64, "no", model="test_resnet", rounds=1, seconds=0.0)]
 
 
-def main() -> None:
-    """Each benchmark is a module with `measure(source) -> dict`; what it prints is what it returns."""
+def main(arguments: list[str]) -> int:
+    """The exit code: 0, or 1 where a configuration failed (what a limit on the time leaves out is said)."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all by default")
-    parser.add_argument("--source", default="synthetic", help="the images, as in data.source")
-    arguments = parser.parse_args()
-    for name in arguments.names or NAMES:
-        measured = import_module(f"benchmarks.{name}").measure(arguments.source)
-        facts = environment.describe()
-        facts.pop("command")  # it names folders of the machine
-        kind = "gpu" if facts["gpus"] else "cpu"
-        file = RESULTS / f"{name}-{kind}.json"
-        file.write_text(
-            json.dumps({**measured, "source": Path(arguments.source).name, "environment": facts}, indent=1) + "\n"
-        )
-        print(f"{name}: {json.dumps(measured, indent=1)}\n-> {file}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} [{' '.join(BY_DEFAULT)}]")
+    parser.add_argument("--source", default="synthetic", help="the images, as in data.source [synthetic]")
+    parser.add_argument("--minutes", type=float, default=60, help="no configuration of training begins later [60]")
+    parser.add_argument("--rehearse", action="store_true", help="a tiny model, one round, and nothing is kept")
+    asked = parser.parse_args(arguments)
+    if unknown := [name for name in asked.names if name not in NAMES]:
+        parser.error(f"there is no benchmark {unknown[0]!r}: take of {', '.join(NAMES)}")
+    deadline = time.monotonic() + 60 * asked.minutes
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rehearsal.json" if asked.rehearse else results.file()
+        for name in asked.names or BY_DEFAULT:
+            print(f"{name} ...", flush=True)
+            for found in _measured(name, asked.source, deadline, asked.rehearse):
+                results.keep(file, name, asked.source, found)
+        kept = read_json(file) or {}
+    results.show(kept, Console(width=160))
+    if not asked.rehearse:
+        print(f"-> {file}")
+    failed = [found for found in kept.get("training", {}).get("configurations", []) if "error" in found]
+    for found in failed:
+        print(f"failed: {found}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def _measured(name: str, source: str, deadline: float, rehearse: bool) -> Iterator[dict[str, Any]]:
+    """What one benchmark has measured so far, again and again until it is done."""
+    if name == "training":
+        done = []
+        for found in training.measure(source, deadline, REHEARSAL if rehearse else training.configurations()):
+            done.append(found)
+            yield {"configurations": done}
+    elif name == "pipeline":
+        yield pipeline.measure(source, {32: 64}, 1, 2, (0, 1)) if rehearse else pipeline.measure(source)
+    elif name == "startup":
+        yield startup.measure(source, 1, 1, "test_resnet") if rehearse else startup.measure(source)
+    else:
+        from benchmarks import checkpoints  # starts an Accelerator
+
+        yield checkpoints.measure(source)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -1,107 +1,92 @@
-"""ResNet-50 training at 32x32: the whole step (rate, batch, augment, update, sums) against the bare one.
+"""ResNet-50 training and scoring: images/s, shares of the bare step and of the device's peak, and peaks of memory.
 
-The bare step is forward, backward and update of the same network on one resident batch, in plain torch. The stock step
-is that of timm's model as it is, whose BatchNorm sees the whole batch: what norm groups cost is between the two.
+32 pixels with a CIFAR stem are the recipe `scratch`, the others `finetune` with random weights; each configuration is a
+process of its own (benchmarks/step.py), compiled as `accelerate launch --dynamo_backend inductor` does it.
 """
 
 from __future__ import annotations
 
-import statistics
+import json
+import os
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-import torch.nn.functional as F
 
-from resnet_cifar import model as models
-from resnet_cifar import optim
-from resnet_cifar.cli import read_recipe
-from resnet_cifar.data import store
-from resnet_cifar.data.batches import Batch, Batches
-from resnet_cifar.data.plan import Plan
-from resnet_cifar.recipe import Recipe
-from resnet_cifar.training.step import Learner
-from resnet_cifar.training.world import World
+from benchmarks.step import Configuration
 
-ROUNDS = 11
+ROOT = Path(__file__).parents[1]
+LIMIT = 400  # seconds of one configuration; compiling takes most of it
+_SHAPES = (("scratch", "cifar", 32), ("finetune", "imagenet", 224), ("finetune", "imagenet", 128))
+_SMALL = ("finetune", "imagenet", 32)
+NO_224 = "a step of 32 images takes a CPU about ten seconds"
 
 
-def measure(source: str) -> dict[str, Any]:
-    """Images/s of both, the medians of interleaved rounds, and the median of each round's ratio."""
-    world = World("auto")
-    gpu = world.device.type == "cuda"
-    batch, steps = (1024, 20) if gpu else (128, 2)
-    words = {"data.source": source, "batch_size": str(batch), "phases.0.epochs": "100000", "data.image_size": "32"}
-    recipe = read_recipe("scratch", {**words, "model.stem": "imagenet", "precision": world.precision})
-    data = store.load(store.ensure(recipe.data.source), recipe, world.device)
-    plan = Plan(recipe, len(data.train), world=1)
-    learner = Learner(plan, world, len(data.classes))
-    batches = Batches(plan, data.train, len(data.classes), learner.format, rank=0)
-    ours = _whole_step(learner, batches)
-    resident = next(batches.step(0))
-    compared = {
-        "whole": ours,
-        "bare": _bare_step(recipe, resident, world, recipe.model.norm_batch),
-        "stock": _bare_step(recipe, resident, world, None),
-    }
-    speeds: dict[str, list[float]] = {name: [] for name in compared}
-    for round_ in range(ROUNDS + 1):
-        for name, step in compared.items():
-            speed = batch * steps / _seconds(step, steps, gpu)
-            if round_:  # the first one warms up
-                speeds[name].append(speed)
-
-    def ratio(of: str, to: str) -> float:
-        pairs = zip(speeds[of], speeds[to], strict=True)
-        return round(statistics.median(ours / theirs for ours, theirs in pairs), 4)
-
-    return {
-        "model": "resnet50, imagenet stem, 32 px",
-        "batch": batch,
-        "precision": world.precision,
-        "images_per_second": {name: round(statistics.median(values), 1) for name, values in speeds.items()},
-        "whole_over_bare": ratio("whole", "bare"),
-        "bare_over_stock": ratio("bare", "stock"),
-    }
+def configurations() -> list[Configuration]:
+    """Those that make sense on this device, the most telling first: what a limit on the time leaves out comes last."""
+    if torch.cuda.is_available():
+        # BatchNorm's groups are a loop, so compiling and launching grow with the batch: the recipes' 256.
+        shapes = [(*shape, 256) for shape in (*_SHAPES, _SMALL)]
+        half = ("bf16", "fp16") if torch.cuda.is_bf16_supported(including_emulation=False) else ("fp16",)
+        eager = [Configuration(*shape, precision) for precision in (*half, "no") for shape in shapes]
+        compiled = [Configuration(*shape, precision, True) for precision in (*half, "no") for shape in shapes]
+        # The first compiled ones before the eager ones of other precisions.
+        return [*eager[:4], *compiled[:2], *eager[4:], *compiled[2:]]
+    return [
+        Configuration(*_SMALL, 128, "no", seconds=1.5),
+        Configuration(*_SMALL, 128, "bf16", seconds=1.5),
+        *(Configuration(*shape, 32, "no", rounds=5) for shape in _SHAPES),
+        Configuration(*_SMALL, 32, "no", seconds=1.5),
+        Configuration(*_SMALL, 32, "no", compiled=True, seconds=1.5),
+    ]
 
 
-def _seconds(step: Callable[[], None], count: int, gpu: bool) -> float:
-    began = time.perf_counter()
-    for _ in range(count):
-        step()
-    if gpu:
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+def measure(source: str, deadline: float, chosen: Iterable[Configuration]) -> Iterator[dict[str, Any]]:
+    """What each configuration measured, as it is done, or why it could not be: {..., "left_out": why}.
+
+    deadline: a time of time.monotonic() after which none is begun.
+    """
+    for configuration in chosen:
+        if configuration.image_size == 224 and not torch.cuda.is_available():
+            yield {**asdict(configuration), "left_out": NO_224}
+            continue
+        left = min(LIMIT, deadline - time.monotonic())
+        if left < 10:
+            yield {**asdict(configuration), "left_out": "no time was left"}
+            continue
+        print(f"  {configuration}", flush=True)
+        yield _in_a_process(configuration, source, left)
 
 
-def _whole_step(learner: Learner, batches: Batches) -> Callable[[], None]:
-    stream = enumerate(batches.steps())
-
-    def step() -> None:
-        number, micro_batches = next(stream)
-        learner.update(number, micro_batches)
-        if number % 10 == 0:
-            learner.take_sums(number + 1)
-            list(learner.ready_sums())
-
-    return step
-
-
-def _bare_step(recipe: Recipe, batch: Batch, world: World, norm_batch: int | None) -> Callable[[], None]:
-    model = timm.create_model("resnet50", num_classes=10).to(world.device, memory_format=torch.channels_last)
-    if norm_batch:
-        models.group_norms(model, norm_batch)
-    optimizer = optim.build(model, recipe.optimizer, 0.001, world.device)
-    low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(world.precision)
-    inputs, targets = batch
-
-    def step() -> None:
-        with torch.autocast(world.device.type, dtype=low, enabled=low is not None):
-            logits = model(inputs)
-        F.cross_entropy(logits.float(), targets, label_smoothing=recipe.loss.label_smoothing).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+def _in_a_process(configuration: Configuration, source: str, limit: float) -> dict[str, Any]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_DYNAMO_")}
+    environment["PYTHONPATH"] = str(ROOT)
+    if configuration.compiled:
+        environment["ACCELERATE_DYNAMO_BACKEND"] = "INDUCTOR"
+    asked = json.dumps({"configuration": asdict(configuration), "source": source})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.step", asked],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # inductor compiles in processes of its own
+    )
+    try:
+        out, error = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        return {**asdict(configuration), "left_out": f"it was not done within {limit:.0f} s"}
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if process.returncode:
+        lines = error.strip().splitlines() or [f"exit code {process.returncode}"]
+        return {**asdict(configuration), "left_out": "it failed", "error": lines[-1]}
+    return json.loads(out.splitlines()[-1])

@@ -40,6 +40,8 @@ class TrainCommand:
     """Append a phase of so many epochs, like the last one without its warm-up, to the run that the rest names."""
     max_minutes: float = 0.0
     """Save and end after so many minutes, as if interrupted; 0 is off. (slurm/train.sh minds time limits by itself.)"""
+    profile: int = 0
+    """Trace so many steps into RUN/profile and say what takes the time in them; 0 is off. Changes no result."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,15 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
 
 def train_command(arguments: list[str]) -> tuple[TrainCommand, Recipe]:
     """What `train.py ARGUMENTS` asks for. Ends the program after --help and --recipe list; raises Mistake."""
-    values = ("recipe", "run", "extend", "max_minutes")
+    values = ("recipe", "run", "extend", "max_minutes", "profile")
     own, overrides, rest = _split(arguments, values, flags=("dry_run", "fetch", "fresh"))
     if rest:
         raise Mistake(f"{rest[0]!r} stands alone: fields are given as --FIELD VALUE")
     for name in ("extend", "max_minutes"):
         if name in own:
             own[name] = _positive(name, own[name])
+    if "profile" in own:
+        own["profile"] = _count("profile", own["profile"])
     command = TrainCommand(**{name: value for name, value in own.items() if name != "help"})
     if command.recipe == "list":
         _say("\n".join(f"{name:12} {_first_line(name)}" for name in recipe_names()))
@@ -248,8 +252,14 @@ def _positive(name: str, word: str) -> float:
     return value
 
 
+def _count(name: str, word: str) -> int:
+    if not (word.isascii() and word.isdigit() and int(word)):
+        raise Mistake(f"--{name} cannot be {word!r}: it should be a whole number above 0")
+    return int(word)
+
+
 def _example(path: str) -> Any:
-    if path in ("extend", "max_minutes"):
+    if path in ("extend", "max_minutes", "profile"):
         return 10
     return flat(Recipe()).get(".".join("0" if part.isdigit() else part for part in path.split(".")), "NAME")
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from resnet_cifar import cli, optim, run_folder
 from resnet_cifar import model as models
 from resnet_cifar.cli import TrainCommand
 from resnet_cifar.data import store
-from resnet_cifar.data.batches import Batches
+from resnet_cifar.data.batches import Batch, Batches
 from resnet_cifar.data.plan import Plan, check_share
 from resnet_cifar.data.store import ImageData
 from resnet_cifar.recipe import Mistake, Recipe
@@ -27,6 +28,7 @@ from resnet_cifar.training import checkpoint, fit, launched, outline, snapshot
 from resnet_cifar.training.early_stopping import EarlyStopping
 from resnet_cifar.training.evaluate import check_same_weights, predict, refresh_norms, write_scores
 from resnet_cifar.training.interrupts import Interrupted, Requests, exit_code
+from resnet_cifar.training.profile import profiled
 from resnet_cifar.training.recorder import Recorder
 from resnet_cifar.training.snapshot import Snapshot
 from resnet_cifar.training.step import Learner, OutOfMemory, Sums
@@ -67,7 +69,7 @@ def train(command: TrainCommand, base: Recipe, requests: Requests) -> None:
         screen.facts(outline.estimate(learner, data))
     else:
         recorder = Recorder(plan, world, data, folder, screen)
-        Run(plan, world, data, learner, recorder, Watch(world, requests, recipe.rank_timeout)).run()
+        Run(plan, world, data, learner, recorder, Watch(world, requests, recipe.rank_timeout), command.profile).run()
     world.close()
 
 
@@ -103,10 +105,18 @@ class Run:
     """One start of a run: trains from where its folder is to the end."""
 
     def __init__(
-        self, plan: Plan, world: World, data: ImageData, learner: Learner, recorder: Recorder, watch: Watch
+        self,
+        plan: Plan,
+        world: World,
+        data: ImageData,
+        learner: Learner,
+        recorder: Recorder,
+        watch: Watch,
+        profile: int,
     ) -> None:
         self.plan, self.world, self.data = plan, world, data
         self.learner, self.recorder, self.watch = learner, recorder, watch
+        self._profile = profile if world.is_main else 0  # steps to trace
         self.batches = Batches(plan, data.train, len(data.classes), learner.format, world.rank)
         self.norm_rows = torch.from_numpy(plan.norm_rows()).to(world.device)
         self.best: dict[str, Any] | None = None
@@ -163,9 +173,12 @@ class Run:
         if self.plan.phase_at(step).train != self.plan.phase_at(0).train:
             learner.begin(self.plan.phase_at(step).train)
         learner.warm_up(*next(self.batches.step(min(step, self.plan.steps - 1))))
-        if state is None:
-            self._freeze_norms(step)
-            return
+        if state is not None:
+            self._take_up(saved, state)
+        self._freeze_norms(step)
+
+    def _take_up(self, saved: Snapshot | None, state: dict[str, Any]) -> None:
+        learner, world, recorder, step = self.learner, self.world, self.recorder, state["step"]
         weights = world.share(saved.weights if saved else None)
         optimizer = world.share(saved.optimizer if saved else None)
         average = world.share(saved.average if saved else None) if learner.average is not None else None
@@ -177,8 +190,7 @@ class Run:
             if average is not None:
                 snapshot.restore_weights(average, learner.average)
         except Mistake as mistake:
-            raise Mistake(f"the checkpoint of step {state['step']} does not fit: {mistake}") from None
-        self._freeze_norms(step)
+            raise Mistake(f"the checkpoint of step {step} does not fit: {mistake}") from None
         if world.scaler is not None:
             world.scaler.load_state_dict(state["scaler"])
         recorder.done = step
@@ -189,38 +201,18 @@ class Run:
         recorder.screen.say(f"resuming at step {step}, epoch {self.plan.epoch(step):.2f}{best}")
 
     def _train(self) -> None:
-        plan, recorder, start = self.plan, self.recorder, self.recorder.done
+        plan, learner, recorder, start = self.plan, self.learner, self.recorder, self.recorder.done
         recorder.screen.begin(plan.steps, start)
         recorder.seconds_to_first_step = time.time() - psutil.Process().create_time()
         recorder.status("running")
         self._rows_until, self._images_until = time.perf_counter(), start * plan.recipe.batch_size
         if self._unscored:
             self._settle(self._unscored, score=True)
-        for first, end in plan.stages(start):
-            if self.stopping.over:
-                return
-            if first > start:
-                self._begin_stage(first)
-            self._train_stage(first, end)
-
-    def _begin_stage(self, step: int) -> None:
-        """Other weights learn from update `step` on."""
-        self.learner.begin(self.plan.phase_at(step).train)
-        self.learner.warm_up(*next(self.batches.step(step)))
-        self._freeze_norms(step)
-
-    def _freeze_norms(self, step: int) -> None:
-        """Where a stage that trains the head begins: what its frozen BatchNorm goes by all the time.
-
-        Every score of the stage estimates the same again, so that it does not matter when scores fall.
-        """
-        if self.plan.begins_stage(step) and self.plan.phase_at(step).train == "head":
-            norms = (self.data.train, self.learner.format, self.norm_rows)
-            refresh_norms(self.world, self.learner.model, *norms, self.watch.tick)
-
-    def _train_stage(self, start: int, end: int) -> None:
-        plan, learner, recorder = self.plan, self.learner, self.recorder
-        for step, micro_batches in enumerate(self.batches.steps(start, end), start=start):
+        if self.stopping.over:
+            return
+        for step, micro_batches in profiled(
+            self._steps(start), self._profile, recorder.folder.path / "profile", recorder.screen.say
+        ):
             self.watch.tick(step)
             try:
                 learner.update(step, micro_batches)
@@ -236,6 +228,24 @@ class Run:
                     if self.stopping.over:
                         return
             self._write(*map(self._row, learner.ready_sums()))
+
+    def _steps(self, start: int) -> Iterator[tuple[int, Iterator[Batch]]]:
+        """The steps that are left, from `start` on; between two stages it changes what learns."""
+        for first, end in self.plan.stages(start):
+            if first > start:
+                self.learner.begin(self.plan.phase_at(first).train)
+                self.learner.warm_up(*next(self.batches.step(first)))
+                self._freeze_norms(first)
+            yield from enumerate(self.batches.steps(first, end), start=first)
+
+    def _freeze_norms(self, step: int) -> None:
+        """Where a stage that trains the head begins: what its frozen BatchNorm goes by all the time.
+
+        Every score of the stage estimates the same again, so that it does not matter when scores fall.
+        """
+        if self.plan.begins_stage(step) and self.plan.phase_at(step).train == "head":
+            norms = (self.data.train, self.learner.format, self.norm_rows)
+            refresh_norms(self.world, self.learner.model, *norms, self.watch.tick)
 
     def _update_in_smaller_parts(self, step: int, error: OutOfMemory) -> None:
         """The same update again. Other ranks may wait for this one's gradients: several processes must start over."""

@@ -70,6 +70,8 @@ class World:
         _join_again("gloo" if on_cpu else "nccl")
         self._accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[ddp, group])
         self.device: torch.device = self._accelerator.device
+        if self.device.type == "cuda" and self.device.index is None:  # what Accelerate gives a process that is alone
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self.rank: int = self._accelerator.process_index
         self.size: int = self._accelerator.num_processes
         self.is_main: bool = self.rank == 0

@@ -112,7 +112,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, rows: int, from_step: int =
     from timm.models.resnet import ResNet
 
     tried: list[int] = []
-    forward, update = ResNet.forward_features, Run._train_stage
+    forward, train_steps = ResNet.forward_features, Run._train
     now = [from_step]
 
     def refusing(self: ResNet, inputs: torch.Tensor) -> torch.Tensor:
@@ -122,7 +122,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, rows: int, from_step: int =
                 raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory")
         return forward(self, inputs)
 
-    def counting(self: Run, start: int, end: int) -> None:
+    def counting(self: Run) -> None:
         tick = self.watch.tick
 
         def ticking(step: int | None = None) -> None:
@@ -131,10 +131,10 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, rows: int, from_step: int =
                 now[0] = -1
 
         self.watch.tick = ticking
-        update(self, start, end)
+        train_steps(self)
 
     monkeypatch.setattr(ResNet, "forward_features", refusing)
-    monkeypatch.setattr(Run, "_train_stage", counting)
+    monkeypatch.setattr(Run, "_train", counting)
     return tried
 
 

@@ -62,7 +62,13 @@ def test_a_number_that_is_none_or_not_above_0_is_refused(name: str, word: str) -
     assert sentence(f"--{name}", word) == f"--{name} cannot be {word!r}: it should be a number above 0"
 
 
-@pytest.mark.parametrize("name", ["extend", "max_minutes"])
+@pytest.mark.parametrize("word", ["0", "-1", "1.5", "all", "", "²"])
+def test_a_number_of_steps_is_whole(word: str) -> None:
+    assert cli.train_command(["--profile", "12"])[0] == cli.TrainCommand(profile=12)
+    assert sentence("--profile", word) == f"--profile cannot be {word!r}: it should be a whole number above 0"
+
+
+@pytest.mark.parametrize("name", ["extend", "max_minutes", "profile"])
 def test_a_number_that_is_missing_is_shown_by_an_example(name: str) -> None:
     assert sentence(f"--{name}") == f"--{name} needs a value, for example --{name} 10"
 
@@ -342,7 +348,7 @@ def test_help_shows_every_field_with_the_recipes_value(name: str, run: Run) -> N
         shown = re.search(rf" --{re.escape(path)} .*?\(default: (.*?)\)", page)
         assert shown is not None, path
         assert shown[1].strip("'") == str(value), path
-    for option in ("--recipe", "--run", "--dry_run", "--fetch", "--fresh", "--extend", "--max_minutes"):
+    for option in ("--recipe", "--run", "--dry_run", "--fetch", "--fresh", "--extend", "--max_minutes", "--profile"):
         assert option in done.stdout
 
 

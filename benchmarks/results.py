@@ -1,0 +1,88 @@
+"""Where figures are kept: a JSON file for CPUs and one for GPUs, and a table for a person."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from resnet_cifar.reporting import environment
+from resnet_cifar.run_folder import read_json, write_json
+
+FOLDER = Path(__file__).parent / "results"
+_OF_A_RUN = ("time", "commit", "command", "job")  # of the environment; the rest is the machine
+
+
+def file() -> Path:
+    """Of this machine's kind."""
+    return FOLDER / f"bench-{'gpu' if torch.cuda.is_available() else 'cpu'}.json"
+
+
+def keep(path: Path, name: str, source: str, measured: dict[str, Any]) -> None:
+    """Puts what was measured under `name`; what another machine or other versions measured is dropped."""
+    facts = environment.describe()
+    machine = {key: value for key, value in facts.items() if key not in _OF_A_RUN}
+    kept = read_json(path) or {}
+    if kept.get("environment") != machine:
+        kept = {}
+    when = {"source": Path(source).name, "time": facts["time"], "commit": facts["commit"]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**kept, "environment": machine, name: {**when, **measured}})
+
+
+def show(results: dict[str, Any], console: Console) -> None:
+    """Every section that was measured, as tables."""
+    if training := results.get("training"):
+        console.print(_of_training(training["configurations"]))
+    others = Table(title="Pipeline and start", title_justify="left", show_header=False)
+    for size, found in results.get("pipeline", {}).items():
+        if isinstance(found, dict):
+            speeds = found["images_per_second"]
+            others.add_row(
+                f"pipeline, {size}",
+                f"{speeds['resident']:,} images/s resident, {speeds[found['best']]:,} from the {found['best']}: "
+                f"{found['resident_over_best']:g} times",
+            )
+    if startup := results.get("startup"):
+        cold, warm = (startup["seconds_to_first_step"][name] for name in ("cold", "warm"))
+        others.add_row("first step after", f"{cold:.1f} s with an empty cache, {warm:.1f} s with a warm one")
+    if others.rows:
+        console.print(others)
+
+
+def _of_training(configurations: list[dict[str, Any]]) -> Table:
+    table = Table(title="Training and scoring", title_justify="left")
+    for column in ("model", "stem", "px", "batch", "precision", "compiled"):
+        table.add_column(column)
+    for column in ("images/s", "of bare", "bare of stock", "scored/s", "device GiB", "host GiB", "of peak"):
+        table.add_column(column, justify="right")
+    for found in configurations:
+        precision = f"{found['precision']} (tf32)" if found.get("tf32") else found["precision"]
+        compiled = "yes" if found["compiled"] else "no"
+        row = [found["model"], found["stem"], str(found["image_size"]), str(found["batch"]), precision, compiled]
+        if why := found.get("left_out"):
+            table.add_row(*row, f"[dim]{why}[/]", *[""] * 6)
+            continue
+        speeds = found["images_per_second"]
+        table.add_row(
+            *row,
+            f"{speeds['whole']:,.0f}",
+            _share(found["whole_over_bare"]),
+            _share(found["bare_over_stock"]),
+            f"{speeds['evaluation']:,.0f}",
+            _gib(found["peak_device_bytes"]),
+            _gib(found["peak_host_bytes"]),
+            _share(found["share_of_peak"]),
+        )
+    return table
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _gib(value: int | None) -> str:
+    return "" if value is None else f"{value / 2**30:.1f}"

@@ -1,0 +1,202 @@
+"""One configuration, in a process of its own: `python -m benchmarks.step JSON`. Prints what it measured as JSON.
+
+whole  the step as train.py does it: rate, batch, augment, forward, backward, update, sums
+bare   forward, backward and update of the same network on one resident batch, in plain torch
+stock  the bare step of timm's model as it is, whose BatchNorm sees the whole batch: what norm groups cost lies between
+
+A process of its own has clean peaks of memory and compiles nothing that another one has compiled.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks import arithmetic
+from resnet_cifar import model as models
+from resnet_cifar import optim
+from resnet_cifar.cli import read_recipe
+from resnet_cifar.data import store
+from resnet_cifar.data.batches import Batch, Batches
+from resnet_cifar.data.plan import Plan
+from resnet_cifar.data.store import ImageSet
+from resnet_cifar.recipe import Recipe
+from resnet_cifar.training.evaluate import predict
+from resnet_cifar.training.step import Learner
+from resnet_cifar.training.world import World
+
+_WARM_UP = 3  # steps
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What is trained, on one process. `rounds` turns of about `seconds` each are measured."""
+
+    recipe: str
+    stem: str
+    image_size: int
+    batch: int
+    precision: str
+    compiled: bool = False
+    model: str = "resnet50"
+    rounds: int = 7
+    seconds: float = 0.5
+
+    def __str__(self) -> str:
+        compiled = ", compiled" if self.compiled else ""
+        return (
+            f"{self.model}, {self.stem} stem, {self.image_size} px, batch {self.batch}, "
+            f"precision {self.precision}{compiled}"
+        )
+
+    def read(self, source: str) -> Recipe:
+        """The recipe, with random weights and without an end."""
+        words = {
+            "data.source": source,
+            "data.image_size": str(self.image_size),
+            "batch_size": str(self.batch),
+            "model.name": self.model,
+            "model.pretrained": "False",
+            "model.stem": self.stem,
+            "phases.0.epochs": "100000",
+            "precision": self.precision,
+        }
+        return read_recipe(self.recipe, words)
+
+
+def measure(configuration: Configuration, source: str) -> dict[str, Any]:
+    """Medians over the rounds. Peaks of memory are those of the whole step, before anything else is built."""
+    world = World(configuration.precision)
+    gpu = world.device.type == "cuda"
+    recipe = configuration.read(source)
+    data = store.load(store.ensure(recipe.data.source), recipe, world.device)
+    plan = Plan(recipe, len(data.train), world=1)
+    learner = Learner(plan, world, len(data.classes))
+    batches = Batches(plan, data.train, len(data.classes), learner.format, rank=0)
+    whole = whole_step(learner, batches)
+    warm_up = _seconds(whole, _WARM_UP, gpu)
+    steps = max(1, round(configuration.seconds / _seconds(whole, 1, gpu)))
+    memory = {
+        "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_device_bytes": torch.cuda.max_memory_allocated() if gpu else None,
+    }
+    compared = {"whole": whole, **_bare_steps(configuration, recipe, learner, next(batches.step(0)))}
+    images = data.test if gpu else _first(data.test, 2 * configuration.batch)
+    speeds: dict[str, list[float]] = {name: [] for name in (*compared, "evaluation")}
+    for round_ in range(configuration.rounds + 1):
+        for name, step in compared.items():
+            speed = configuration.batch * steps / _seconds(step, steps, gpu)
+            if round_:  # the first one warms up
+                speeds[name].append(speed)
+        began = time.perf_counter()
+        predict(world, learner.wrapped, images, learner.format)  # ends on the host
+        if round_:
+            speeds["evaluation"].append(len(images) / (time.perf_counter() - began))
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    tf32 = gpu and torch.backends.cudnn.allow_tf32  # convolutions; matrix products are the classifier's only
+    flops = arithmetic.flops_an_image(recipe, len(data.classes))
+    peak = arithmetic.peak(torch.cuda.get_device_name(world.device), world.precision, tf32) if gpu else None
+    return {
+        **asdict(configuration),
+        "tf32": tf32 and world.precision == "no",
+        "images_per_second": {name: round(value, 1) for name, value in medians.items()},
+        "whole_over_bare": _ratio(speeds["whole"], speeds["bare"]),
+        "bare_over_stock": _ratio(speeds["bare"], speeds["stock"]) if "stock" in speeds else None,
+        **memory,
+        "seconds_of_first_steps": round(warm_up, 2),
+        "gflops_an_image": round(flops / 1e9, 3),
+        "share_of_peak": round(medians["whole"] * flops / peak, 4) if peak else None,
+    }
+
+
+def whole_step(learner: Learner, batches: Batches) -> Callable[[], None]:
+    """One step of train.py; every tenth sends its sums to the host."""
+    stream = enumerate(batches.steps())
+
+    def step() -> None:
+        number, micro_batches = next(stream)
+        learner.update(number, micro_batches)
+        if number % 10 == 0:
+            learner.take_sums(number + 1)
+            list(learner.ready_sums())
+
+    return step
+
+
+def _bare_steps(
+    configuration: Configuration, recipe: Recipe, learner: Learner, batch: Batch
+) -> dict[str, Callable[[], None]]:
+    """Compiled, the learner's own compiled network is taken, so that nothing is compiled twice."""
+    world = learner.world
+    if configuration.compiled:
+        return {"bare": _bare_step(learner.wrapped, learner.model, recipe, batch, world, casts=True)}
+    classes = batch[1].shape[1]
+
+    def network(norm_batch: int | None) -> torch.nn.Module:
+        model = models.build(recipe, classes, pretrained=False)
+        if norm_batch and norm_batch < recipe.batch_size:
+            models.group_norms(model, norm_batch)
+        return model.to(world.device, memory_format=torch.channels_last)
+
+    grouped, stock = network(recipe.model.norm_batch), network(None)
+    return {
+        "bare": _bare_step(grouped, grouped, recipe, batch, world),
+        "stock": _bare_step(stock, stock, recipe, batch, world),
+    }
+
+
+def _bare_step(
+    forward: torch.nn.Module,
+    model: torch.nn.Module,
+    recipe: Recipe,
+    batch: Batch,
+    world: World,
+    casts: bool = False,
+) -> Callable[[], None]:
+    """`casts`: whether `forward` enters autocast by itself, and was compiled so."""
+    optimizer = optim.build(model, recipe.optimizer, 0.001, world.device)
+    low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(world.precision)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=low == torch.float16)
+    inputs, targets = batch
+
+    def step() -> None:
+        with torch.autocast(world.device.type, dtype=low, enabled=low is not None and not casts):
+            logits = forward(inputs)
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=recipe.loss.label_smoothing)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _seconds(step: Callable[[], None], count: int, gpu: bool) -> float:
+    began = time.perf_counter()
+    for _ in range(count):
+        step()
+    if gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> float:
+    return round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 4)
+
+
+def _first(images: ImageSet, count: int) -> ImageSet:
+    return ImageSet(images.images[:count], images.labels[:count], images.indices[:count])
+
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    print(json.dumps(measure(Configuration(**asked["configuration"]), asked["source"])))
