@@ -1,4 +1,11 @@
-"""Scores a run: `python eval.py RUN [--split test|validation] [--data.source ...]`."""
+"""Scores a trained model, or labels pictures with it.
+
+python eval.py TARGET [--split test|validation] [--data.source ...] [--tta flip] [--out FOLDER]
+python eval.py TARGET --images a.png folder/ ... [--json]
+
+TARGET: a run folder (its best checkpoint), a checkpoint folder, or an exported model. Exit codes: 0; 2 for a mistake of
+the user's; 3 where some pictures could not be read and the others are labelled.
+"""
 
 import sys
 
@@ -9,13 +16,19 @@ def main(arguments: list[str]) -> None:
     """Nothing heavy is imported before the command is checked."""
     command, recipe = cli.eval_command(arguments)
 
+    if command.images:
+        from resnet_cifar.training.label import label
+
+        label(command, recipe)
+        return
+
     from resnet_cifar.data.sources import hub
 
     hub.settle_offline(recipe)
 
-    from resnet_cifar.training.evaluate import evaluate
+    from resnet_cifar.training.score import score
 
-    evaluate(command, recipe)
+    score(command, recipe)
 
 
 if __name__ == "__main__":

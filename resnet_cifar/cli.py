@@ -11,15 +11,18 @@ import math
 import os
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
 
-from resnet_cifar.recipe import LocalMistake, Mistake, Recipe, field_paths, flat, nearest, parse, to_dict
+from resnet_cifar import target as targets
+from resnet_cifar.recipe import Data, LocalMistake, Mistake, Recipe, field_paths, flat, nearest, parse, to_dict
+from resnet_cifar.target import Target
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,30 @@ class TrainCommand:
 
 @dataclass(frozen=True)
 class EvalCommand:
-    """Score a run's best model and write RUN/eval-SPLIT.json and RUN/predictions-SPLIT.parquet."""
+    """Score a model on a split, with `--images` label pictures with it instead."""
 
-    run: str
-    """The run folder."""
+    target: str
+    """A run folder (its best checkpoint), a checkpoint folder (RUN/checkpoints/step-...), or a model in timm's format
+    (RUN/model, or what timm's save_for_hf wrote: it needs --data.source)."""
     split: str = "test"
     """`test` or `validation`."""
+    tta: str = "none"
+    """`flip`: the mean over each image and its mirror image too, reported beside the plain figure."""
+    out: str = ""
+    """Where eval-NAME.json and predictions-NAME.parquet go [default: the run folder; without one, TARGET-scores]."""
+    images: tuple[str, ...] = ()
+    """Pictures, and folders of pictures, to label."""
+    json: bool = False
+    """With --images: a JSON object a line on the standard output, in place of the table."""
+
+
+@dataclass(frozen=True)
+class Changeable:
+    """What may differ from the recipe that a model was trained by."""
+
+    precision: str = "auto"
+    """`auto` follows `accelerate launch --mixed_precision`; no, bf16, fp16 or fp64."""
+    data: Data = field(default_factory=Data)
 
 
 def recipe_names() -> list[str]:
@@ -61,7 +82,10 @@ def recipe_names() -> list[str]:
 
 def read_recipe(name: str, overrides: dict[str, str] | None = None) -> Recipe:
     """The shipped recipe or YAML file `name`, with `overrides` (field path -> word). Raises Mistake."""
-    values = _read_yaml(name)
+    return _with_overrides(_read_yaml(name), overrides)
+
+
+def _with_overrides(values: dict[str, Any], overrides: dict[str, str] | None) -> Recipe:
     for path, word in (overrides or {}).items():
         _set(values, path, word)
     recipe = parse(values)
@@ -111,20 +135,59 @@ def extended(recipe: Recipe, epochs: float) -> Recipe:
 
 
 def eval_command(arguments: list[str]) -> tuple[EvalCommand, Recipe]:
-    """What `eval.py RUN ARGUMENTS` asks for, with the run's own recipe and overrides of `data.*`. Raises Mistake."""
-    own, overrides, rest = _split(arguments, values=("split",), flags=())
+    """What `eval.py TARGET ARGUMENTS` asks for, with the target's own recipe and overrides of `data.*`. Raises Mistake.
+
+    A run or checkpoint has its recipe; of a model that stands alone only `data` and `precision` mean something.
+    """
+    own, overrides, rest = _split(arguments, values=("split", "tta", "out"), flags=("json",), lists=("images",))
     if own.get("help"):
-        _help(EvalCommand, "eval.py", read_recipe("finetune"))
+        _help(EvalCommand, "eval.py", Changeable())
     if len(rest) != 1:
-        raise Mistake("eval.py takes one run folder: python eval.py RUN [--split test|validation] [--data.source ...]")
-    if own.get("split", "test") not in ("test", "validation"):
-        raise Mistake(f"--split cannot be {own['split']!r}: it should be test or validation")
+        raise Mistake(
+            "eval.py takes one run folder, checkpoint or exported model: python eval.py TARGET [--data.source ...], or "
+            "python eval.py TARGET --images a.png folder/"
+        )
+    _check_eval(own, overrides)
+    target = targets.find(Path(rest[0]))
+    recipe = target_recipe(target, overrides)
+    if target.kind == "model" and target.run is None and "data.source" not in overrides and "images" not in own:
+        raise Mistake(f"{target.path} is a model without a recipe: say with --data.source what it is scored on")
+    if own.get("split", "test") == "test" and recipe.data.source != target_recipe(target).data.source:
+        # The test split may be all that is wanted of another source, and all that it can give.
+        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, validation=0.0))
+    return EvalCommand(target=rest[0], **own), recipe
+
+
+def _check_eval(own: dict[str, Any], overrides: dict[str, str]) -> None:
+    for name, words in {"split": ("test", "validation"), "tta": ("none", "flip")}.items():
+        if own.get(name, words[0]) not in words:
+            raise Mistake(f"--{name} cannot be {own[name]!r}: it should be {' or '.join(words)}")
+        if name in own and "images" in own:
+            raise Mistake(f"--{name} is for scores, and --images labels pictures: leave one of them away")
+    if "out" in own and "images" in own:
+        raise Mistake("--out is for scores, and --images prints: take --json and send its lines to a file")
+    if "json" in own and "images" not in own:
+        raise Mistake("--json is for --images: scores are written as JSON anyway")
     for path in overrides:
         if not path.startswith("data.") and path != "precision":
-            raise Mistake(f"--{path} cannot change when a run is scored: only --data.* and --precision can")
-    run = Path(rest[0])
-    _check_runs([run])
-    return EvalCommand(run=str(run), split=own.get("split", "test")), read_recipe(str(run / "recipe.yaml"), overrides)
+            raise Mistake(f"--{path} cannot change when a model is scored: only --data.* and --precision can")
+    for word in own.get("images", ()):
+        if not Path(word).exists():
+            raise Mistake(f"--images {word}: there is no such file or folder")
+
+
+def target_recipe(target: Target, overrides: dict[str, str] | None = None) -> Recipe:
+    """The recipe of what is scored, with `overrides`; an exported model has its own input format. Raises Mistake."""
+    if target.kind == "checkpoint":
+        return _with_overrides(targets.checkpoint_recipe(target.path), overrides)
+    values = _read_yaml(str(target.run / "recipe.yaml")) if target.run else {}
+    if target.kind == "model":
+        export = targets.export(target.path)
+        seen = {"image_size": export.image_size, "interpolation": export.interpolation}
+        values["data"] = {**values.get("data", {}), **seen}
+        if target.run is None:
+            values["model"] = {"name": export.architecture, "pretrained": False}
+    return _with_overrides(values, overrides)
 
 
 def report_command(arguments: list[str]) -> list[Path]:
@@ -206,14 +269,21 @@ def _first_line(name: str) -> str:
 
 
 def _split(
-    arguments: list[str], values: tuple[str, ...], flags: tuple[str, ...]
+    arguments: list[str],
+    values: tuple[str, ...],
+    flags: tuple[str, ...],
+    lists: tuple[str, ...] = (),
 ) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-    """The command's own options, overrides of the recipe, and words that belong to no option."""
+    """The command's own options, overrides of the recipe, and words that belong to no option.
+
+    `values`, `flags`, `lists`: own options of one word, of none, and of all words up to the next option.
+    """
     own: dict[str, Any] = {}
     overrides: dict[str, str] = {}
     rest: list[str] = []
-    words = iter(arguments)
-    for word in words:
+    words = deque(arguments)
+    while words:
+        word = words.popleft()
         if word in ("-h", "--help"):
             own["help"] = True
             continue
@@ -227,12 +297,17 @@ def _split(
                 raise Mistake(f"--{name} takes no value: leave {value!r} away")
             own[name] = True
             continue
-        if name not in values and not _is_field(name):
-            raise Mistake(f"unknown field --{name}{nearest(name, [*values, *flags, *field_paths()])}")
+        if name not in (*values, *lists) and not _is_field(name):
+            raise Mistake(f"unknown field --{name}{nearest(name, [*values, *flags, *lists, *field_paths()])}")
         if not equals:
-            value = next(words, None)
-            if value is None or value.startswith("--"):
+            if not words or words[0].startswith("--"):
                 raise Mistake(f"--{name} needs a value, for example --{name} {_example(name)}")
+            value = words.popleft()
+        if name in lists:
+            own[name] = (*own.get(name, ()), value)
+            while words and not words[0].startswith("-"):
+                own[name] += (words.popleft(),)
+            continue
         (own if name in values else overrides)[name] = value
     return own, overrides, rest
 
@@ -259,8 +334,8 @@ def _count(name: str, word: str) -> int:
 
 
 def _example(path: str) -> Any:
-    if path in ("extend", "max_minutes", "profile"):
-        return 10
+    if path in ("extend", "max_minutes", "profile", "images"):
+        return "FOLDER" if path == "images" else 10
     return flat(Recipe()).get(".".join("0" if part.isdigit() else part for part in path.split(".")), "NAME")
 
 
@@ -291,14 +366,15 @@ def _say(text: str) -> None:
         print(text)
 
 
-def _help(command: type, program: str, recipe: Recipe) -> None:
+def _help(command: type, program: str, recipe: Recipe | Changeable) -> None:
     if os.environ.get("RANK", "0") != "0":
         raise SystemExit(0)
     import tyro
 
-    fields = Annotated[tyro.conf.FlagConversionOff[Recipe], tyro.conf.arg(name="")]
+    fields = Annotated[tyro.conf.FlagConversionOff[type(recipe)], tyro.conf.arg(name="")]
+    own = [("target", tyro.conf.Positional[str])] if command is EvalCommand else []
     page = dataclasses.make_dataclass(
-        command.__name__, [("fields", fields, dataclasses.field(default=recipe))], bases=(command,), frozen=True
+        command.__name__, [*own, ("fields", fields, dataclasses.field(default=recipe))], bases=(command,), frozen=True
     )
     page.__doc__ = command.__doc__
     page = tyro.conf.FlagCreatePairsOff[page]

@@ -219,11 +219,17 @@ def estimate_norms(model: nn.Module, batches: Iterable[Tensor], average: Callabl
 
 
 def export(
-    model: nn.Module, folder: Path, recipe: Recipe, classes: tuple[str, ...], weights: dict[str, Tensor]
+    model: nn.Module,
+    folder: Path,
+    recipe: Recipe,
+    classes: tuple[str, ...],
+    weights: dict[str, Tensor],
+    temperature: float | None = None,
 ) -> None:
     """Writes `weights` in timm's format: `timm.create_model("local-dir:FOLDER", pretrained=True)` loads them.
 
-    The folder is written aside and renamed. A CIFAR stem loads after `import resnet_cifar`.
+    The folder is written aside and renamed. A CIFAR stem loads after `import resnet_cifar`. config.json keeps the
+    `temperature` that the logits are to be divided by, where one was fitted.
     """
     mean, std = normalisation(model, recipe)
     size = recipe.data.image_size
@@ -240,6 +246,7 @@ def export(
     }
     aside = folder.with_name(folder.name + ".writing")
     shutil.rmtree(aside, ignore_errors=True)
-    timm.models.save_for_hf(clean, aside, model_config={"label_names": list(classes)}, safe_serialization=True)
+    config = {"label_names": list(classes), **({"temperature": temperature} if temperature else {})}
+    timm.models.save_for_hf(clean, aside, model_config=config, safe_serialization=True)
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)

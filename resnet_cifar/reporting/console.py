@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 _NOBODY_READS = (OSError, SystemExit)  # rich ends the program where its output is a closed pipe
 _LINES_A_RUN = 100  # at the most, where the output is no terminal
@@ -87,7 +88,7 @@ class Screen:
             return
         table = Table(title=title, show_header=False, title_justify="left")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # names of files and classes may hold what looks like markup
         self._print(table)
 
     def _print(self, what: str | Table, style: str | None = None) -> None:

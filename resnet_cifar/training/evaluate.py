@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from resnet_cifar import model as models
-from resnet_cifar import run_folder
-from resnet_cifar.cli import EvalCommand
-from resnet_cifar.data import store
 from resnet_cifar.data.batches import InputFormat
-from resnet_cifar.data.store import ImageSet
-from resnet_cifar.recipe import Mistake, Recipe
-from resnet_cifar.reporting import metrics
-from resnet_cifar.reporting.console import Screen
-from resnet_cifar.run_folder import RunFolder
-from resnet_cifar.training import checkpoint
+from resnet_cifar.data.store import ImageData, ImageSet
+from resnet_cifar.reporting import calibration
 from resnet_cifar.training.world import World
 
 _PIXELS = 1 << 23  # of one batch
@@ -65,6 +55,19 @@ def predict(
     return Predictions(gathered.to("cpu"), images.labels.to("cpu"))
 
 
+def fit_on_validation(
+    world: World,
+    model: nn.Module,
+    data: ImageData,
+    input_format: InputFormat,
+    tick: Callable[[], None] = _go_on,
+) -> float | None:
+    """The temperature that suits the images held out from training; None without such images, or without an optimum."""
+    if not len(data.validation) or input_format.data.overfit:
+        return None
+    return calibration.fit_temperature(*predict(world, model, data.validation, input_format, tick))
+
+
 def refresh_norms(
     world: World,
     model: nn.Module,
@@ -106,109 +109,3 @@ def check_same_weights(world: World, model: nn.Module) -> None:
     strays = [rank for rank, checksum in enumerate(checksums) if checksum != checksums[0]]
     if strays:
         raise RuntimeError(f"the weights of ranks {strays} differ from rank 0's: this run is not to be trusted")
-
-
-def evaluate(command: EvalCommand, recipe: Recipe) -> None:
-    """Scores the best checkpoint of a run on one of its splits, or on those of another source. Raises Mistake."""
-    world = World(recipe.precision)
-    recipe = dataclasses.replace(recipe, precision=world.precision)
-    screen = Screen(shown=world.is_main)
-    folder = RunFolder(Path(command.run))
-    chosen, state = _chosen_checkpoint(folder)
-    entry = world.main_first(lambda: str(store.ensure(recipe.data.source)), per_node=True)
-    data = store.load(Path(entry), recipe, world.device)
-    known = tuple(state["classes"])
-    if data.classes != known:
-        raise Mistake(
-            f"data.source {recipe.data.source!r} has the classes {_short(data.classes)} and the run's model knows "
-            f"{_short(known)}: take a source with the same ones in the same order"
-        )
-    model = models.build(recipe, len(known), pretrained=False)
-    model.to(dtype=world.dtype, memory_format=torch.channels_last)
-    model.load_state_dict(checkpoint.weights(chosen))
-    mean, std = (torch.tensor(v, dtype=world.dtype, device=world.device) for v in models.normalisation(model, recipe))
-    images = data.test if command.split == "test" else data.validation
-    if not len(images):
-        raise Mistake("--split validation is empty, the run held no images out (data.validation 0): take test")
-    predictions = predict(world, world.prepare_to_score(model), images, InputFormat(recipe.data, mean, std))
-    if world.is_main:
-        try:
-            scores = write_scores(folder.path, command.split, recipe, chosen, predictions, images.indices, known)
-        except OSError as error:
-            summary = metrics.summary(*predictions)
-            raise Mistake(
-                f"{folder.path} cannot be written ({error.strerror}), and the scores were {summary}: make it writable"
-            ) from None
-        rows = [
-            (name, "recall {recall:.4f}, precision {precision:.4f}, F1 {f1:.4f}, {images} images".format(**values))
-            for name, values in scores["classes"].items()
-        ]
-        low, high = scores["accuracy_interval"]
-        summary = (
-            f"accuracy {scores['accuracy']:.4f} (95 %: {low:.4f} to {high:.4f}), top-5 {scores['top5']:.4f}, "
-            f"loss {scores['loss']:.4f}, calibration error {scores['calibration_error']:.4f}"
-        )
-        if folder.result() is None:
-            screen.warn("this run is not finished: these are the scores of its best checkpoint so far")
-        screen.table(f"{command.split} split of {recipe.data.source}, {scores['checkpoint']}: {summary}", rows)
-    world.close()
-
-
-def write_scores(
-    run: Path,
-    split: str,
-    recipe: Recipe,
-    chosen: Path,
-    predictions: Predictions,
-    indices: np.ndarray,
-    classes: tuple[str, ...],
-) -> dict[str, Any]:
-    """Writes RUN/eval-SPLIT.json and RUN/predictions-SPLIT.parquet; returns the scores and what was scored.
-
-    `chosen`: the checkpoint; `indices`: which images of the source's split these are.
-    """
-    import pyarrow
-    import pyarrow.parquet
-
-    scores = {
-        "split": split,
-        "source": recipe.data.source,
-        "checkpoint": str(chosen.relative_to(run)),
-        "limit": recipe.data.limit,
-        "precision": recipe.precision,
-        **metrics.full(predictions.logits, predictions.labels, classes),
-    }
-    run_folder.write_json(run / f"eval-{split}.json", scores)
-    table = pyarrow.table(
-        {
-            "index": indices,
-            "label": predictions.labels.numpy(),
-            "predicted": predictions.logits.argmax(1).numpy(),
-            "logits": list(predictions.logits.numpy()),
-        }
-    )
-    file = run / f"predictions-{split}.parquet"
-    aside = file.with_name(file.name + ".writing")
-    pyarrow.parquet.write_table(table, aside)
-    aside.replace(file)
-    return scores
-
-
-def _chosen_checkpoint(folder: RunFolder) -> tuple[Path, dict[str, Any]]:
-    """The best checkpoint, or the newest of a run without validation, and its verified state. Raises Mistake."""
-    steps = checkpoint.steps(folder.checkpoints)
-    if not steps:
-        raise Mistake(f"{folder.path} has no checkpoint yet: let train.py reach its first one")
-    chosen = folder.checkpoints / checkpoint.name(steps[-1])
-    try:
-        state = checkpoint.read_state(chosen)
-        if state["best"] is not None and state["best"]["step"] != steps[-1]:
-            chosen = folder.checkpoints / checkpoint.name(state["best"]["step"])
-            state = checkpoint.read_state(chosen)
-    except Mistake as mistake:
-        raise Mistake(f"{mistake}: move it away to score the one before") from None
-    return chosen, state
-
-
-def _short(classes: tuple[str, ...]) -> str:
-    return ", ".join(classes[:3]) + f", ... ({len(classes)})" * (len(classes) > 3)

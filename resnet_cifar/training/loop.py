@@ -21,12 +21,12 @@ from resnet_cifar.data.batches import Batch, Batches
 from resnet_cifar.data.plan import Plan, check_share
 from resnet_cifar.data.store import ImageData
 from resnet_cifar.recipe import Mistake, Recipe
-from resnet_cifar.reporting import metrics
+from resnet_cifar.reporting import metrics, score_files
 from resnet_cifar.reporting.console import Screen, duration
 from resnet_cifar.run_folder import RunFolder
 from resnet_cifar.training import checkpoint, fit, launched, outline, snapshot
 from resnet_cifar.training.early_stopping import EarlyStopping
-from resnet_cifar.training.evaluate import check_same_weights, predict, refresh_norms, write_scores
+from resnet_cifar.training.evaluate import check_same_weights, fit_on_validation, predict, refresh_norms
 from resnet_cifar.training.interrupts import Interrupted, Requests, exit_code
 from resnet_cifar.training.profile import profiled
 from resnet_cifar.training.recorder import Recorder
@@ -350,18 +350,24 @@ class Run:
             weights = checkpoint.weights(chosen)
             learner.scored.load_state_dict(weights)
         world.broadcast_(learner.scored)
-        predictions = predict(world, learner.wrapped_to_score, self.data.test, learner.format, self.watch.tick)
+        scored = learner.wrapped_to_score
+        predictions = predict(world, scored, self.data.test, learner.format, self.watch.tick)
+        temperature = fit_on_validation(world, scored, self.data, learner.format, self.watch.tick)
         if not world.is_main:
             return
         recipe, data = self.plan.recipe, self.data
-        scores = write_scores(folder.path, "test", recipe, chosen, predictions, data.test.indices, data.classes)
-        models.export(learner.scored, folder.model, recipe, data.classes, weights)
+        found = {
+            **score_files.facts("test", recipe, data.fingerprint, str(chosen.relative_to(folder.path))),
+            **metrics.full(*predictions, data.classes, temperature),
+        }
+        score_files.write(folder.path, "test", found, *predictions, data.test.indices)
+        models.export(learner.scored, folder.model, recipe, data.classes, weights, temperature)
         result = {
             **({"val/accuracy": self.best["val/accuracy"], "val/loss": self.best["val/loss"]} if self.best else {}),
-            "test/accuracy": scores["accuracy"],
-            "test/top5": scores["top5"],
-            "test/loss": scores["loss"],
-            "checkpoint": scores["checkpoint"],
+            "test/accuracy": found["accuracy"],
+            "test/top5": found["top5"],
+            "test/loss": found["loss"],
+            "checkpoint": found["checkpoint"],
             "step": step,
             "steps": recorder.done,
             "stopped_early": self.stopping.over,

@@ -17,11 +17,12 @@ PACKAGE = ROOT / "resnet_cifar"
 # (train.py and eval.py do), so it lies below what uses its commands.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("recipe", "data.draws"),
+    ("target",),
     ("cli", "optim", "cifar_stem"),
     ("run_folder",),
     ("data", "model", "reporting"),
     ("training",),
-    ("training.loop", "training.fetch", "report"),
+    ("training.loop", "training.score", "training.label", "training.fetch", "report"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc"}

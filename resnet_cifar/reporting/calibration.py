@@ -1,0 +1,39 @@
+"""Whether probabilities mean what they say, and one number that mends them (Guo et al. 2017, "On Calibration of
+Modern Neural Networks"). Pure functions of logits [n, classes] and labels [n]."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+_BINS = 15
+_LOWEST, _HIGHEST = 0.01, 100.0
+
+
+def calibration_error(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:
+    """The expected calibration error of softmax(logits / temperature), 0..1, over 15 bins of confidence."""
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    probabilities = (logits.double() / temperature).softmax(1)
+    return multiclass_calibration_error(probabilities, labels, num_classes=logits.shape[1], n_bins=_BINS).item()
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
+    """The temperature T that minimises the cross-entropy of softmax(logits / T), to six decimals.
+
+    Cross-entropy is convex in 1 / T, so its minimum is where its slope changes sign. There is none between 0.01 and
+    100 where every image is right (the sharper, the better) or where the logits are no better than chance: None.
+    """
+    from scipy.optimize import brentq
+
+    # Of an image that is right no margin is positive, so rounding cannot turn the sign of the slope.
+    margins = logits.double() - logits.double().gather(1, labels[:, None])
+
+    def slope(log_temperature: float) -> float:
+        return ((margins / math.exp(log_temperature)).softmax(1) * margins).sum(1).mean().item()
+
+    low, high = math.log(_LOWEST), math.log(_HIGHEST)
+    if not slope(low) > 0 > slope(high):
+        return None
+    return round(math.exp(brentq(slope, low, high, xtol=1e-12)), 6)

@@ -1,0 +1,174 @@
+"""The eval command: a trained model's scores on its own images, or on any others of its classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resnet_cifar import cli
+from resnet_cifar import target as targets
+from resnet_cifar.cli import EvalCommand
+from resnet_cifar.data import store
+from resnet_cifar.data.batches import InputFormat
+from resnet_cifar.data.store import ImageData
+from resnet_cifar.recipe import Mistake, Recipe, flat
+from resnet_cifar.reporting import metrics, score_files
+from resnet_cifar.reporting.console import Screen
+from resnet_cifar.target import Target
+from resnet_cifar.training import trained
+from resnet_cifar.training.evaluate import Predictions, fit_on_validation, predict
+from resnet_cifar.training.trained import Trained
+from resnet_cifar.training.world import World
+
+_DIGITS = 6  # of a digest that tells settings apart
+_SIGHT = ("image_size", "interpolation", "normalize")  # how images are seen, not which
+
+
+def score(command: EvalCommand, recipe: Recipe) -> None:
+    """Scores `command.target` on a split, prints the scores and writes them. Raises Mistake."""
+    target = targets.find(Path(command.target))
+    own = cli.target_recipe(target)
+    before = flat(own)
+    changed = {path: value for path, value in flat(recipe).items() if before.get(path) != value}
+    world = World(recipe.precision)
+    recipe = dataclasses.replace(recipe, precision=world.precision)
+    screen = Screen(shown=world.is_main)
+    model = trained.load(target, recipe, world)
+    entry = world.main_first(lambda: str(store.ensure(recipe.data.source)), per_node=True)
+    data = store.load(Path(entry), recipe, world.device)
+    images = data.test if command.split == "test" else data.validation
+    if not len(images):
+        raise Mistake("--split validation is empty, no images were held out (data.validation 0): take test")
+    places = class_places(data.classes, model.classes, recipe.data.source)
+    images = dataclasses.replace(images, labels=torch.tensor(places, device=world.device)[images.labels])
+
+    stopwatch = Stopwatch(world.device)
+    predictions = predict(world, model.model, images, model.format, stopwatch)
+    speed = stopwatch.images_per_second(len(images))
+    flipped = predict(world, model.model, images, Mirrored(**vars(model.format))) if command.tta == "flip" else None
+    temperature, origin = _temperature(world, model, data, own, recipe)
+    if world.is_main:
+        found = {
+            **score_files.facts(command.split, recipe, data.fingerprint, model.name),
+            **metrics.full(*predictions, model.classes, temperature),
+            **({} if flipped is None else {"flip": metrics.overall(*mean(predictions, flipped))}),
+            "throughput": {"images_per_second": speed, "processes": world.size, "device": world.describe()},
+        }
+        if model.fingerprint not in (None, data.fingerprint):
+            changed["fingerprint"] = data.fingerprint
+            screen.warn("these are not the images that the model was trained on, or they have changed since")
+        name = file_name(command, target, model.name, changed)
+        folder = Path(command.out) if command.out else target.results
+        try:
+            extra = None if flipped is None else flipped.logits
+            written = score_files.write(folder, name, found, *predictions, images.indices, extra)
+        except OSError as error:
+            raise Mistake(
+                f"{folder} cannot be written ({error.strerror}), and the scores were {score_files.sentence(found)}: "
+                "make it writable, or name another with --out"
+            ) from None
+        _show(screen, found, origin, model.remark)
+        screen.say(f"written: {written[0]}, {written[1]}")
+    world.close()
+
+
+def class_places(classes: Sequence[str], known: Sequence[str], source: str) -> list[int]:
+    """For each of a source's classes its place in the head of a model that knows `known`, by name. Raises Mistake."""
+    places = {name: place for place, name in enumerate(known)}
+    lacking = [name for name in classes if name not in places]
+    if lacking:
+        raise Mistake(
+            f"data.source {source!r} has classes that the head lacks: {_short(lacking)}; it knows {_short(known)}: "
+            "take a source whose classes are among these, in any order"
+        )
+    return [places[name] for name in classes]
+
+
+class Mirrored(InputFormat):
+    """What the network sees of the mirror images."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """As of an InputFormat."""
+        return super().__call__(images.flip(2))
+
+
+def mean(plain: Predictions, flipped: Predictions) -> Predictions:
+    """Flip test-time augmentation: the mean of an image's and its mirror image's logits (Jordan 2024, airbench)."""
+    return Predictions((plain.logits + flipped.logits) / 2, plain.labels)
+
+
+class Stopwatch:
+    """Times a `predict` as its `tick`, without its first batch, which warms up (and compiles)."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._batches, self._began = device, 0, 0.0
+
+    def __call__(self) -> None:
+        """Before each batch."""
+        self._batches += 1
+        if self._batches == 2:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            self._began = time.perf_counter()
+
+    def images_per_second(self, images: int) -> float | None:
+        """Of all processes together, when `predict` has just returned; None where there was one batch a process."""
+        if self._batches < 2:
+            return None
+        timed = images * (self._batches - 1) / self._batches
+        return round(timed / (time.perf_counter() - self._began), 1)
+
+
+def file_name(command: EvalCommand, target: Target, weights: str, changed: dict[str, Any]) -> str:
+    """NAME of eval-NAME.json: `results_name`, and what `changed` since training (by a digest) and flips besides."""
+    parts = [trained.results_name(target, command.split, weights)]
+    if "data.source" in changed:
+        parts.append(re.sub(r"\W+", "-", Path(changed["data.source"]).name).strip("-"))
+    if changed:
+        parts.append(hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:_DIGITS])
+    if command.tta != "none":
+        parts.append(command.tta)
+    return "-".join(parts)
+
+
+def _temperature(
+    world: World, model: Trained, data: ImageData, own: Recipe, recipe: Recipe
+) -> tuple[float | None, str]:
+    """(the temperature, where it is from or why there is none): fitted on images that are known to be held out only."""
+    as_trained = dataclasses.replace(recipe.data, **{name: getattr(own.data, name) for name in _SIGHT})
+    if model.fingerprint == data.fingerprint and as_trained == own.data:
+        fitted = fit_on_validation(world, model.model, data, model.format)
+        return fitted, "fitted on the validation split" if fitted else "none: no images held out, or no optimum on them"
+    if model.temperature is None:
+        return None, "none: none was fitted before, and these images may not be held out"
+    return model.temperature, "fitted before"
+
+
+def _show(screen: Screen, found: dict[str, Any], origin: str, remark: str | None) -> None:
+    if remark:
+        screen.warn(remark)
+    title = f"{found['split']} split of {found['source']}, {found['checkpoint']}: {score_files.sentence(found)}"
+    screen.table(title, score_files.by_class(found))
+    if absent := [name for name, values in found["classes"].items() if not values["images"]]:
+        screen.say(f"without images here: {_short(absent)}")
+    if "flip" in found:
+        screen.say(f"beside it, with flips (mean of two logits): {score_files.sentence(found['flip'])}")
+    if found["temperature"]:
+        origin = f"{found['temperature']:.4f} ({origin}): calibration error {found['calibration_error_scaled']:.4f}"
+    screen.say(f"temperature: {origin}")
+    if speed := found["throughput"]["images_per_second"]:
+        where = "{processes} x {device}".format(**found["throughput"])
+        screen.say(f"{speed:,.0f} images/s on {where}: resized, scored and gathered, without the first batch")
+
+
+def _short(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:3]) + f", ... ({len(classes)})" * (len(classes) > 3)

@@ -1,0 +1,120 @@
+"""A trained model, ready to score, from wherever it is kept: a run, one of its checkpoints, or an exported model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from resnet_cifar import model as models
+from resnet_cifar import target as targets
+from resnet_cifar.data.batches import InputFormat
+from resnet_cifar.recipe import Mistake, Recipe
+from resnet_cifar.run_folder import RunFolder, read_json
+from resnet_cifar.target import Target
+from resnet_cifar.training import checkpoint
+from resnet_cifar.training.world import World
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model on the world's device, in eval mode, and what it expects and knows.
+
+    `name`: what its scores say was scored. `fingerprint`: of the images that it was trained on, where its checkpoint
+    says so. `temperature`: what an earlier scoring or the export has fitted, or None. `remark`: what to know of it.
+    """
+
+    model: nn.Module
+    format: InputFormat
+    classes: tuple[str, ...]
+    name: str
+    fingerprint: str | None
+    temperature: float | None
+    remark: str | None
+
+
+def load(target: Target, recipe: Recipe, world: World) -> Trained:
+    """The weights that are scored, fed as `recipe.data` says. Raises Mistake where they are not whole or do not fit."""
+    try:
+        plain, facts = (_exported if target.kind == "model" else _saved)(target, recipe)
+    except (RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Mistake(
+            f"the weights of {target.path} do not fit its model at data.image_size {recipe.data.image_size} "
+            f"({reason}): take the size it was trained at, or an undamaged copy"
+        ) from None
+    plain.to(dtype=world.dtype, memory_format=torch.channels_last)
+    mean, std = (torch.tensor(v, dtype=world.dtype, device=world.device) for v in models.normalisation(plain, recipe))
+    model = world.prepare_to_score(plain.eval())
+    return Trained(model=model, format=InputFormat(recipe.data, mean, std), **facts)
+
+
+def results_name(target: Target, split: str, weights: str) -> str:
+    """NAME of eval-NAME.json with the settings of training: the split alone for a run's own result.
+
+    Nothing else may replace that, so other `weights` of the run (as `Trained.name` has them) are told by the name.
+    """
+    result = read_json(target.run / "result.json") if target.run else None
+    is_result = target.run is None or (result is not None and result["checkpoint"] == weights)
+    return split if is_result else f"{split}-{Path(weights).name}"
+
+
+def _exported(target: Target, recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
+    export, size = targets.export(target.path), recipe.data.image_size
+    if not timm.is_model(export.architecture):
+        raise Mistake(f"{target.path} is a {export.architecture!r}, which this timm does not know: update timm")
+    model = timm.create_model(f"local-dir:{target.path}", pretrained=True)
+    if model.pretrained_cfg.get("fixed_input_size") and size != export.image_size:
+        raise Mistake(f"data.image_size {size}: {target.path} takes images of {export.image_size} pixels only")
+    remark = f"timm would crop these images (crop_pct {export.crop:g}); here the whole image is resized"
+    facts = {"classes": export.classes, "name": _name(target, target.path), "fingerprint": None}
+    return model, {**facts, "temperature": export.temperature, "remark": None if export.crop == 1 else remark}
+
+
+def _saved(target: Target, recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
+    chosen, state = _chosen_checkpoint(target)
+    model = models.build(recipe, len(state["classes"]), pretrained=False)
+    model.load_state_dict(checkpoint.weights(chosen))
+    is_early = target.kind == "run" and RunFolder(target.path).result() is None
+    name = _name(target, chosen)
+    facts = {"classes": tuple(state["classes"]), "name": name, "fingerprint": state["data"]}
+    remark = "this run is not finished: this is its best checkpoint so far" if is_early else None
+    return model, {**facts, "temperature": _fitted_before(target, name), "remark": remark}
+
+
+def _chosen_checkpoint(target: Target) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that is meant, the best one of a run (or the newest, without validation), and its state."""
+    if target.kind == "checkpoint":
+        return target.path, checkpoint.read_state(target.path)
+    checkpoints = RunFolder(target.path).checkpoints
+    steps = checkpoint.steps(checkpoints)
+    if not steps:
+        raise Mistake(f"{target.path} has no checkpoint yet: let train.py reach its first one")
+    chosen = checkpoints / checkpoint.name(steps[-1])
+    try:
+        state = checkpoint.read_state(chosen)
+        if state["best"] is not None and state["best"]["step"] != steps[-1]:
+            chosen = checkpoints / checkpoint.name(state["best"]["step"])
+            state = checkpoint.read_state(chosen)
+    except Mistake as mistake:
+        raise Mistake(f"{mistake}: move it away to score the one before") from None
+    return chosen, state
+
+
+def _name(target: Target, weights: Path) -> str:
+    """Where the weights lie: in the run, if they do, so that it may be moved."""
+    return str(weights.resolve().relative_to(target.run.resolve()) if target.run else weights.resolve())
+
+
+def _fitted_before(target: Target, weights: str) -> float | None:
+    """The temperature that the end of training, or a scoring with its settings, has fitted for the weights."""
+    for split in ("test", "validation"):
+        found = read_json(target.results / f"eval-{results_name(target, split, weights)}.json") or {}
+        if found.get("checkpoint") == weights and found.get("temperature"):
+            return found["temperature"]
+    return None
