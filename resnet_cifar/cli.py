@@ -229,7 +229,7 @@ def run(main: Callable[[list[str]], None]) -> int:
         return 2
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
-            print("\nstopped: the same command goes on from its newest checkpoint", file=sys.stderr, flush=True)
+            print("\nstopped: the same command starts again", file=sys.stderr, flush=True)
         return 130
     except BrokenPipeError:  # `train.py --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -256,12 +256,29 @@ def _read_yaml(name: str) -> dict[str, Any]:
     if not file.is_file():
         raise Mistake(f"there is no recipe {name!r}{nearest(name, recipe_names())}; --recipe list shows all")
     try:
-        values = yaml.safe_load(file.read_text())
+        with file.open() as stream:
+            values = yaml.load(stream, _Yaml)
+    except OSError as error:
+        raise Mistake(f"{name} cannot be read ({error.strerror}): name another recipe") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Mistake(f"{name} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise Mistake(f"{name} holds no fields: a recipe is YAML such as `batch_size: 256`")
     return values
+
+
+class _Yaml(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which PyYAML would silently take the last."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                place = key.start_mark
+                raise Mistake(f"{place.name}, line {place.line + 1}: {key.value} is given twice: keep one of them")
+            seen.add(key.value)
+        return node
 
 
 def _first_line(name: str) -> str:

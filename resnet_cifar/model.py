@@ -13,6 +13,7 @@ import timm
 import timm.data
 import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.layers import convert_sync_batchnorm
 from timm.models.resnet import ResNet
@@ -22,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from resnet_cifar.cifar_stem import SUFFIX, replace_stem
 from resnet_cifar.data import draws
 from resnet_cifar.optim import classifier
-from resnet_cifar.recipe import Mistake, Recipe, nearest
+from resnet_cifar.recipe import Mistake, Model, Recipe, nearest
 
 
 def check_name(name: str) -> None:
@@ -39,6 +40,12 @@ def check_name(name: str) -> None:
         )
 
 
+def check_weights(settings: Model) -> None:
+    """Raises Mistake where timm has no pretrained weights of the model, and the recipe would start from them."""
+    if settings.pretrained and not settings.checkpoint and not timm.is_model_pretrained(settings.name):
+        raise Mistake(f"model.name {settings.name!r} has no pretrained weights: take --model.pretrained False")
+
+
 def build(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
     """The recipe's model with `classes` outputs, on the CPU, float32, in train mode.
 
@@ -47,6 +54,8 @@ def build(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
     """
     settings = recipe.model
     check_name(settings.name)
+    if pretrained:
+        check_weights(settings)
     torch.random.default_generator.manual_seed(draws.torch_seed(recipe.seed, "init"))
     pretrained = pretrained and settings.pretrained and not settings.checkpoint
     options = {**_input_size(recipe), **({"drop_path_rate": settings.drop_path} if settings.drop_path else {})}
@@ -64,12 +73,6 @@ def build(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
             f"model.drop_path {settings.drop_path:g}: model.name {settings.name!r} has no residual branches to drop; "
             "set it to 0"
         ) from None
-    except RuntimeError as error:
-        if "pretrained weights" not in str(error).lower():
-            raise
-        raise Mistake(
-            f"model.name {settings.name!r} has no pretrained weights: take --model.pretrained False"
-        ) from None
     if settings.stem == "cifar":
         if not isinstance(model, ResNet):
             raise Mistake(
@@ -80,17 +83,6 @@ def build(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
         for parameter in classifier(model).parameters():
             nn.init.zeros_(parameter)
     return model.train()
-
-
-def check_sizes(recipe: Recipe) -> None:
-    """Raises Mistake where a phase has an image size of its own and the model takes one size only."""
-    sizes = {phase.image_size or recipe.data.image_size for phase in recipe.phases} | {recipe.data.image_size}
-    if len(sizes) > 1 and _input_size(recipe):
-        index, size = next((i, p.image_size) for i, p in enumerate(recipe.phases) if p.image_size)
-        raise Mistake(
-            f"phases.{index}.image_size {size}: model.name {recipe.model.name!r} takes images of one size; leave it "
-            "out and set data.image_size"
-        )
 
 
 def _input_size(recipe: Recipe) -> dict[str, int]:
@@ -113,20 +105,36 @@ def scoring(model: nn.Module) -> Iterator[None]:
 
 def warm_start(model: nn.Module, run: str) -> None:
     """Loads the weights that run folder `run` exported; a head for other classes is left as it is. Raises Mistake."""
-    file = Path(run) / "model" / "model.safetensors"
+    fitting = check_warm_start(model, run)
+    weights = load_file(_exported_by(run))
+    model.load_state_dict({name: weights[name] for name in fitting}, strict=False)
+
+
+def check_warm_start(model: nn.Module, run: str) -> list[str]:
+    """Names of the weights of run folder `run` that `model` can take, by their shapes. Raises Mistake where there are
+    none, or where they are another architecture's."""
+    file = _exported_by(run)
     if not file.is_file():
         raise Mistake(f"model.checkpoint {run!r} has no {file.relative_to(run)}: name the folder of a finished run")
-    weights = load_file(file)
-    ours = model.state_dict()
+    try:
+        with safe_open(file, "pt") as saved:
+            names = saved.keys()
+            theirs = {name: tuple(saved.get_slice(name).get_shape()) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise Mistake(
+            f"model.checkpoint {run!r}: {file} cannot be read ({error}): name the folder of a finished run"
+        ) from None
+    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     head = {id(parameter) for parameter in classifier(model).parameters()}
-    names_of_head = {name for name, parameter in model.named_parameters() if id(parameter) in head}
-    for name in names_of_head:
-        if name in weights and weights[name].shape != ours[name].shape:
-            weights[name] = ours[name]
-    shapes = {name: tensor.shape for name, tensor in weights.items()}
-    if shapes != {name: tensor.shape for name, tensor in ours.items()}:
+    new = {n for n, p in model.named_parameters() if id(p) in head and n in theirs and theirs[n] != ours[n]}
+    fitting = [name for name in ours if name not in new]
+    if theirs.keys() != ours.keys() or any(theirs[name] != ours[name] for name in fitting):
         raise Mistake(f"model.checkpoint {run!r} holds another architecture than model.name: take the run's own model")
-    model.load_state_dict(weights)
+    return fitting
+
+
+def _exported_by(run: str) -> Path:
+    return Path(run) / "model" / "model.safetensors"
 
 
 def normalisation(model: nn.Module, recipe: Recipe) -> tuple[tuple[float, ...], tuple[float, ...]]:

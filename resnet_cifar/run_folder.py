@@ -79,6 +79,12 @@ class RunFolder:
             mend = "give the same --extend again" if extended else "name another folder, or start over with --fresh"
             raise Mistake(f"--run {self.path} belongs to another recipe ({'; '.join(differing[:6])}): {mend}")
 
+    def check_writable(self) -> None:
+        """Raises Mistake where a start could not write, as far as permissions and mounts tell."""
+        place = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
+        if not os.access(place, os.W_OK):
+            raise Mistake(f"--run {self.path} cannot be written ({place} is read-only): name another folder")
+
     def finished(self, recipe: Recipe) -> dict[str, Any] | None:
         """The result of the finished run of all of the recipe's phases, or None."""
         ours = self._recipe()
@@ -201,11 +207,16 @@ def _end_of_rows(file: Path, step: int) -> int:
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """The file's object, or None where there is no such file."""
+    """The file's object, or None where there is no such file. Raises Mistake where it holds something else."""
     try:
-        return json.loads(file.read_text())
+        values = json.loads(file.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise Mistake(f"{file} is damaged, it is not the JSON that was written: remove it, or start over with --fresh")
+    return values
 
 
 def write_json(file: Path, values: dict[str, Any]) -> None:

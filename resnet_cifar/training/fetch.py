@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from resnet_cifar import model as models
-from resnet_cifar import optim
 from resnet_cifar.data import store
 from resnet_cifar.recipe import Recipe
+from resnet_cifar.training import beforehand
 
 
 def fetch(recipe: Recipe) -> None:
     """Downloads and decodes the images, and downloads pretrained weights. Raises Mistake."""
-    models.check_name(recipe.model.name)
-    optim.check_name(recipe.optimizer.name)
+    beforehand.check_names(recipe)
     entry = store.ensure(recipe.data.source)
     print(f"images are in {entry}", flush=True)
     if recipe.model.pretrained and not recipe.model.checkpoint:

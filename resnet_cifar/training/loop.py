@@ -13,18 +13,18 @@ from typing import Any
 import psutil
 import torch
 
-from resnet_cifar import cli, optim, run_folder
+from resnet_cifar import cli, run_folder
 from resnet_cifar import model as models
 from resnet_cifar.cli import TrainCommand
 from resnet_cifar.data import store
 from resnet_cifar.data.batches import Batch, Batches
-from resnet_cifar.data.plan import Plan, check_share
+from resnet_cifar.data.plan import Plan
 from resnet_cifar.data.store import ImageData
 from resnet_cifar.recipe import Mistake, Recipe
 from resnet_cifar.reporting import metrics, score_files
 from resnet_cifar.reporting.console import Screen, duration
 from resnet_cifar.run_folder import RunFolder
-from resnet_cifar.training import checkpoint, fit, launched, outline, snapshot
+from resnet_cifar.training import beforehand, checkpoint, fit, launched, outline, snapshot
 from resnet_cifar.training.early_stopping import EarlyStopping
 from resnet_cifar.training.evaluate import check_same_weights, fit_on_validation, predict, refresh_norms
 from resnet_cifar.training.interrupts import Interrupted, Requests, exit_code
@@ -45,14 +45,11 @@ def train(command: TrainCommand, base: Recipe, requests: Requests) -> None:
     recipe = cli.extended(base, command.extend)
     screen = Screen(shown=world.is_main)
     folder = RunFolder(Path(command.run) if command.run else run_folder.default_path(command.recipe, base))
-    # What needs no data is answered before any download.
-    models.check_name(recipe.model.name)
-    models.check_sizes(recipe)
-    optim.check_name(recipe.optimizer.name)
-    check_share(recipe, world.size)
+    beforehand.check(recipe, world)
     if not command.dry_run and world.main_first(lambda: _look(folder, command, recipe, screen)) == "finished":
         world.close()
         return
+    world.main_first(lambda: beforehand.check_start(recipe) or "")
     entry = world.main_first(lambda: str(store.ensure(recipe.data.source)), per_node=True)
     data = store.load(Path(entry), recipe, world.device)
     plan = Plan(recipe, len(data.train), world.size)
@@ -89,6 +86,7 @@ def _look_into(folder: RunFolder, command: TrainCommand, recipe: Recipe, screen:
     folder.check(recipe, extends=bool(command.extend))
     result = folder.finished(recipe)
     if result is None:
+        folder.check_writable()
         return "new"
     folder.mark_finished(result)
     further = f"--recipe {folder.path / 'recipe.yaml'} --run {folder.path} " if command.extend else ""

@@ -291,6 +291,16 @@ class Learner:
             raise Mistake(f"fp16 overflowed in {skipped} updates in a row: take --precision bf16, or lower the rate")
 
 
+def check_norm_groups(recipe: Recipe, world: World) -> None:
+    """Raises Mistake where a group of BatchNorm spans processes, on a device that cannot do it."""
+    rows, share = recipe.model.norm_batch, recipe.batch_size // world.size
+    if rows and rows > share and world.device.type != "cuda":
+        raise Mistake(
+            f"model.norm_batch {rows} is larger than a process's {share} rows, which needs GPUs (SyncBatchNorm has no "
+            f"CPU form): take --model.norm_batch {share}, or fewer processes"
+        )
+
+
 def _first_model(recipe: Recipe, classes: int, world: World) -> torch.nn.Module:
     """The model with the recipe's first weights on rank 0; other ranks wait for its download and get them from it."""
     made: list[torch.nn.Module] = []
@@ -317,9 +327,4 @@ def _with_norm_groups(model: torch.nn.Module, plan: Plan, world: World) -> torch
     if rows < plan.micro_batch:
         models.group_norms(model, rows)
         return model
-    if world.device.type != "cuda":
-        raise Mistake(
-            f"model.norm_batch {rows} is larger than a process's {plan.share} rows, which needs GPUs (SyncBatchNorm "
-            f"has no CPU form): take --model.norm_batch {plan.share}, or fewer processes"
-        )
     return models.sync_norms(model, world.norm_group(rows // plan.share), alone=world.norm_group(1))

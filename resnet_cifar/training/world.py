@@ -67,8 +67,14 @@ class World:
         # Buffers are not broadcast (running statistics do not steer training) and gradients live in the buckets.
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         group = InitProcessGroupKwargs(timeout=_COLLECTIVE)
-        _join_again("gloo" if on_cpu else "nccl")
-        self._accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[ddp, group])
+        try:
+            _join_again("gloo" if on_cpu else "nccl")
+            self._accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[ddp, group])
+        except dist.DistNetworkError as error:  # no launcher has looked at the port before
+            place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise LocalMistake(
+                f"the processes cannot meet at {place} ({str(error).splitlines()[0]}): set MASTER_PORT to a free port"
+            ) from None
         self.device: torch.device = self._accelerator.device
         if self.device.type == "cuda" and self.device.index is None:  # what Accelerate gives a process that is alone
             self.device = torch.device("cuda", torch.cuda.current_device())

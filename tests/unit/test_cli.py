@@ -198,6 +198,35 @@ def test_a_file_of_bytes_is_a_mistake(tmp_path: Path) -> None:
     assert "is not YAML" in sentence("--recipe", str(tmp_path / "r.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("seed: 1\nbatch_size: 64\nseed: 2\n", 3, "seed"),
+        ("data:\n  limit: 1\n  limit: 1\n", 3, "limit"),
+        ("phases:\n  - {epochs: 1, lr: 1, epochs: 2}\n", 2, "epochs"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused(text: str, line: int, key: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    said = sentence("--recipe", str(tmp_path / "r.yaml"))
+    assert said == f"{tmp_path / 'r.yaml'}, line {line}: {key} is given twice: keep one of them"
+
+
+def test_a_key_that_replaces_one_of_an_anchor_is_given_once(tmp_path: Path) -> None:
+    anchors = "phases:\n- &a {epochs: 1, lr: 1}\n- &b {<<: *a, epochs: 2}\n- {<<: *b, epochs: 3}\n"
+    (tmp_path / "r.yaml").write_text(anchors)
+    assert [phase.epochs for phase in recipe_of("--recipe", str(tmp_path / "r.yaml")).phases] == [1, 2, 3]
+
+
+def test_a_recipe_that_cannot_be_read_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "r.yaml").write_text("seed: 1")
+    monkeypatch.setattr(Path, "open", refuse)
+    assert "r.yaml cannot be read (Permission denied)" in sentence("--recipe", str(tmp_path / "r.yaml"))
+
+
 def test_recipe_list_shows_every_recipe_with_its_first_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.train_command(["--recipe", "list"])

@@ -357,6 +357,24 @@ def test_a_warm_start_from_another_architecture_or_nothing_is_a_mistake(finished
         models.warm_start(built(dtype=torch.float32), str(tmp_path))
 
 
+def test_a_warm_start_from_what_is_no_model_is_a_mistake(finished: Path) -> None:
+    file = finished / "model" / "model.safetensors"
+    whole = file.read_bytes()
+    for damaged in (b"garbage", whole[: len(whole) // 2], b""):
+        file.write_bytes(damaged)
+        with pytest.raises(Mistake, match=r"model\.safetensors cannot be read \(.+\): name the folder"):
+            models.warm_start(built(dtype=torch.float32), str(finished))
+
+
+def test_what_a_model_would_take_is_told_from_shapes_alone(finished: Path) -> None:
+    with torch.device("meta"):
+        same, other_head = (models.build(recipe_of(), classes, False) for classes in (10, 4))
+    everything = list(same.state_dict())
+    assert models.check_warm_start(same, str(finished)) == everything
+    assert models.check_warm_start(other_head, str(finished)) == everything[:-2]
+    assert everything[-2:] == ["fc.weight", "fc.bias"]
+
+
 # Export
 
 

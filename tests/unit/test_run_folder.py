@@ -171,6 +171,22 @@ def test_a_folder_that_is_read_only_is_a_mistake(mounted: Callable[[str], Path])
         RunFolder(mounted("ro") / "run").claim(recipe_of(), {})
 
 
+def test_a_folder_that_is_read_only_is_told_without_writing(mounted: Callable[[str], Path], tmp_path: Path) -> None:
+    disk = mounted("ro")
+    for path in (disk, disk / "run", disk / "runs" / "run"):
+        with pytest.raises(Mistake, match=rf"--run {path} cannot be written \({disk} is read-only\)"):
+            RunFolder(path).check_writable()
+    RunFolder(tmp_path / "runs" / "run").check_writable()
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("text", ["", "garbage", '{"half": ', "[1]", "null"])
+def test_a_file_that_is_not_what_was_written_is_a_mistake_that_names_it(text: str, tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text(text)
+    with pytest.raises(Mistake, match=r"status\.json is damaged.*remove it"):
+        run_folder.read_json(tmp_path / "status.json")
+
+
 def test_check_accepts_what_is_not_there_empty_or_the_same(folder: RunFolder) -> None:
     folder.check(recipe_of())
     folder.path.mkdir(parents=True)

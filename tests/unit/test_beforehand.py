@@ -1,0 +1,67 @@
+"""What is told of a recipe before images or weights are fetched: names, shapes and batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from resnet_cifar.recipe import Mistake, Recipe, parse
+from resnet_cifar.training import beforehand
+from resnet_cifar.training.world import World
+
+
+@pytest.fixture
+def world(fresh_accelerator) -> World:
+    return World("no")
+
+
+def recipe_of(name: str, size: int, **more: Any) -> Recipe:
+    model = {"name": name, "pretrained": False, **more.pop("model", {})}
+    return parse({"data": {"source": "synthetic", "image_size": size}, "model": model, **more})
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("resnet50", 224), ("resnet50", 8), ("test_vit", 48), ("convnext_tiny", 32), ("swin_tiny_patch4_window7_224", 64)],
+)
+def test_sizes_that_a_model_takes_are_accepted(world: World, name: str, size: int) -> None:
+    beforehand.check(recipe_of(name, size), world)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "reason"),
+    [
+        ("inception_v3", 32, "Kernel size can't be greater than actual input size"),
+        ("test_vit", 20, "should be divisible by patch size (16)"),
+        ("densenet121", 16, "Output size is too small"),
+    ],
+)
+def test_sizes_that_a_model_cannot_take_are_refused(world: World, name: str, size: int, reason: str) -> None:
+    with pytest.raises(Mistake) as caught:
+        beforehand.check(recipe_of(name, size), world)
+    assert str(caught.value).startswith(f"data.image_size {size} does not suit model.name {name!r} (")
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({"model": {"stem": "cifar"}}, "model.stem cifar is for timm's ResNets, not for model.name 'test_vit'"),
+        ({"optimizer": {"name": "adammw"}}, "optimizer.name 'adammw' is not one of timm's optimisers"),
+        ({"micro_batch": 48}, "micro_batch 48 does not divide a process's 256 rows in groups of 32: take 32 or 64"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(world: World, changes: dict[str, Any], start: str) -> None:
+    with pytest.raises(Mistake) as caught:
+        beforehand.check(recipe_of("test_vit", 32, **changes), world)
+    assert str(caught.value).startswith(start)
+
+
+def test_weights_that_timm_does_not_have_are_refused_where_they_are_wanted() -> None:
+    wanted = {"data": {"source": "synthetic"}, "model": {"name": "seresnet18"}}
+    with pytest.raises(Mistake, match=r"'seresnet18' has no pretrained weights: take --model\.pretrained False"):
+        beforehand.check_names(parse(wanted))
+    wanted["model"]["checkpoint"] = "a/run"
+    beforehand.check_names(parse(wanted))
