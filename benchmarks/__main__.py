@@ -18,7 +18,7 @@ from resnet_cifar.run_folder import read_json
 
 NAMES = ("training", "pipeline", "startup", "checkpoints")
 BY_DEFAULT = NAMES[:3]
-REHEARSAL = [Configuration("scratch", "cifar", 32, 64, "no", model="test_resnet", rounds=1, seconds=0.0)]
+REHEARSAL = [Configuration("scratch", "imagenet", 32, 64, "no", model="test_resnet", rounds=1, seconds=0.0)]
 
 
 def main(arguments: list[str]) -> int:
