@@ -68,7 +68,10 @@ def _exported(target: Target, recipe: Recipe) -> tuple[nn.Module, dict[str, Any]
     export, size = targets.export(target.path), recipe.data.image_size
     if not timm.is_model(export.architecture):
         raise Mistake(f"{target.path} is a {export.architecture!r}, which this timm does not know: update timm")
-    model = timm.create_model(f"local-dir:{target.path}", pretrained=True)
+    try:
+        model = timm.create_model(f"local-dir:{target.path}", pretrained=True)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a config.json of another model
+        raise RuntimeError(f"{type(error).__name__}: {error}") from None
     if model.pretrained_cfg.get("fixed_input_size") and size != export.image_size:
         raise Mistake(f"data.image_size {size}: {target.path} takes images of {export.image_size} pixels only")
     remark = f"timm would crop these images (crop_pct {export.crop:g}); here the whole image is resized"
