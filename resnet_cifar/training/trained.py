@@ -41,7 +41,7 @@ class Trained:
 def load(target: Target, recipe: Recipe, world: World) -> Trained:
     """The weights that are scored, fed as `recipe.data` says. Raises Mistake where they are not whole or do not fit."""
     try:
-        plain, facts = (_exported if target.kind == "model" else _saved)(target, recipe)
+        plain, facts = _exported(target, recipe) if target.kind == "model" else _saved(target, recipe, world.dtype)
     except (RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise Mistake(
@@ -79,9 +79,9 @@ def _exported(target: Target, recipe: Recipe) -> tuple[nn.Module, dict[str, Any]
     return model, {**facts, "temperature": export.temperature, "remark": None if export.crop == 1 else remark}
 
 
-def _saved(target: Target, recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
+def _saved(target: Target, recipe: Recipe, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
     chosen, state = _chosen_checkpoint(target)
-    model = models.build(recipe, len(state["classes"]), pretrained=False)
+    model = models.build(recipe, len(state["classes"]), pretrained=False).to(dtype)  # before weights are rounded
     model.load_state_dict(checkpoint.weights(chosen))
     is_early = target.kind == "run" and RunFolder(target.path).result() is None
     name = _name(target, chosen)

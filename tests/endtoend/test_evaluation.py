@@ -252,6 +252,17 @@ def test_a_mirror_image_is_what_torchvision_flips(place: Path) -> None:
     assert torch.equal(score.Mirrored(*settings)(images), InputFormat(*settings)(turned))
 
 
+def test_the_first_batch_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 12.0])
+    monkeypatch.setattr(score.time, "perf_counter", lambda: next(clock))
+    stopwatch = score.Stopwatch(torch.device("cpu"))
+    stopwatch()
+    assert stopwatch.images_per_second(30) is None
+    stopwatch()
+    stopwatch()
+    assert stopwatch.images_per_second(30) == 10.0, "20 images in 2 seconds"
+
+
 def test_what_is_damaged_or_does_not_fit_is_a_sentence(place: Path, tmp_path: Path, fresh_accelerator: None) -> None:
     shutil.copytree(place / "saved", tmp_path / "saved")
     shutil.copytree(place / "model-moved", tmp_path / "model-moved")
