@@ -322,7 +322,7 @@ def _split(
             value = words.popleft()
         if name in lists:
             own[name] = (*own.get(name, ()), value)
-            while words and not words[0].startswith("-"):
+            while words and not equals and not words[0].startswith("-"):
                 own[name] += (words.popleft(),)
             continue
         (own if name in values else overrides)[name] = value

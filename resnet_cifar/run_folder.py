@@ -1,7 +1,7 @@
 """The run folder: what lies where, who may write, and files that are whole or not there.
 
 recipe.yaml  environment.json  owner.json  status.json  metrics.jsonl  result.json  (micro_batch.json)
-checkpoints/  model/  wandb/  eval-SPLIT.json  predictions-SPLIT.parquet
+checkpoints/  model/  wandb/  eval-NAME.json  predictions-NAME.parquet
 """
 
 from __future__ import annotations

@@ -35,8 +35,10 @@ class Screen:
 
     def facts(self, rows: Iterable[tuple[str, str]]) -> None:
         """Names and values, aligned."""
+        rows = list(rows)
+        width = max([12, *(len(name) for name, _ in rows)])
         for name, value in rows:
-            self._print(f"{name:<12} {value}")
+            self._print(f"{name:<{width}} {value}")
 
     def begin(self, steps: int, done: int) -> None:
         """Shows progress from `done` of `steps` on."""

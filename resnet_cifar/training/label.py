@@ -45,25 +45,22 @@ def label(command: EvalCommand, recipe: Recipe) -> None:
         _print_lines(files, found, model.classes)
     if model.remark:
         screen.warn(model.remark)
-    scaled = (
-        f"at temperature {model.temperature:.4f}" if model.temperature else "as the model gives them, not calibrated"
-    )
+    scaled = f"at temperature {model.temperature:.4f}" if model.temperature else "not calibrated"
     title = f"{len(files)} pictures by {model.name}: classes and probabilities, {scaled}"
     screen.table(title, [(_printable(file), _top(row, model.classes)) for file, row in zip(files, found, strict=True)])
     world.close()
-    unreadable = [file for file, row in zip(files, found, strict=True) if row is None]
-    if unreadable:
-        if world.is_main:
-            print(f"error: {len(unreadable)} of {len(files)} pictures cannot be read", file=sys.stderr, flush=True)
+    unreadable = sum(row is None for row in found)
+    if unreadable and world.is_main:  # a launcher ends all others when one fails: they must not while this one prints
+        print(f"error: {unreadable} of {len(files)} pictures cannot be read", file=sys.stderr, flush=True)
         raise SystemExit(UNREADABLE)
 
 
 def pictures(words: Sequence[str]) -> list[str]:
-    """The files that `words` name, folders walked in sorted order for files that PIL knows the ending of.
+    """The files that `words` name; folders are walked in sorted order for files with an ending that PIL can open.
 
     A file that is named itself is taken whatever its ending, a hidden one in a folder is not. Raises Mistake.
     """
-    endings = Image.registered_extensions()
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     files: list[str] = []
     for word in words:
         path = Path(word)

@@ -41,7 +41,7 @@ class Trained:
 def load(target: Target, recipe: Recipe, world: World) -> Trained:
     """The weights that are scored, fed as `recipe.data` says. Raises Mistake where they are not whole or do not fit."""
     try:
-        plain, facts = (_exported if target.kind == "model" else _saved)(target, recipe)
+        plain, facts = _exported(target, recipe) if target.kind == "model" else _saved(target, recipe, world.dtype)
     except (RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise Mistake(
@@ -68,7 +68,10 @@ def _exported(target: Target, recipe: Recipe) -> tuple[nn.Module, dict[str, Any]
     export, size = targets.export(target.path), recipe.data.image_size
     if not timm.is_model(export.architecture):
         raise Mistake(f"{target.path} is a {export.architecture!r}, which this timm does not know: update timm")
-    model = timm.create_model(f"local-dir:{target.path}", pretrained=True)
+    try:
+        model = timm.create_model(f"local-dir:{target.path}", pretrained=True)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a config.json of another model
+        raise RuntimeError(f"{type(error).__name__}: {error}") from None
     if model.pretrained_cfg.get("fixed_input_size") and size != export.image_size:
         raise Mistake(f"data.image_size {size}: {target.path} takes images of {export.image_size} pixels only")
     remark = f"timm would crop these images (crop_pct {export.crop:g}); here the whole image is resized"
@@ -76,9 +79,9 @@ def _exported(target: Target, recipe: Recipe) -> tuple[nn.Module, dict[str, Any]
     return model, {**facts, "temperature": export.temperature, "remark": None if export.crop == 1 else remark}
 
 
-def _saved(target: Target, recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
+def _saved(target: Target, recipe: Recipe, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
     chosen, state = _chosen_checkpoint(target)
-    model = models.build(recipe, len(state["classes"]), pretrained=False)
+    model = models.build(recipe, len(state["classes"]), pretrained=False).to(dtype)  # before weights are rounded
     model.load_state_dict(checkpoint.weights(chosen))
     is_early = target.kind == "run" and RunFolder(target.path).result() is None
     name = _name(target, chosen)

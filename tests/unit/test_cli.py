@@ -293,7 +293,7 @@ def run_folder(tmp_path: Path) -> Path:
 
 def test_eval_reads_the_runs_recipe_and_changes_of_its_data(run_folder: Path) -> None:
     command, recipe = cli.eval_command([str(run_folder), "--split", "validation", "--data.limit", "50"])
-    assert command == cli.EvalCommand(run=str(run_folder), split="validation")
+    assert command == cli.EvalCommand(target=str(run_folder), split="validation")
     assert recipe == cli.read_recipe("debug", {"data.limit": "50"})
 
 
@@ -305,11 +305,37 @@ def test_eval_reads_the_runs_recipe_and_changes_of_its_data(run_folder: Path) ->
         (("nowhere",), "nowhere is no run folder"),
         (("nowhere", "--split", "train"), "--split cannot be 'train'"),
         (("nowhere", "--model.name", "resnet18"), "--model.name cannot change"),
+        (("nowhere", "--tta", "crop"), "--tta cannot be 'crop': it should be none or flip"),
+        (("nowhere", "--images"), "--images needs a value, for example --images FOLDER"),
+        (("nowhere", "--images", "a.png"), "--images a.png: there is no such file"),
+        (("--images", "nowhere", "a.png"), "eval.py takes one run folder"),
+        (("nowhere", "--images", "a.png", "--split", "test"), "--split is for scores"),
+        (("nowhere", "--images", "a.png", "--out", "o"), "--out is for scores"),
+        (("nowhere", "--json"), "--json is for --images"),
+        (("nowhere", "--imags", "a"), "unknown field --imags; did you mean images?"),
     ],
 )
 def test_eval_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
     with pytest.raises(Mistake, match=re.escape(start)):
         cli.eval_command(list(arguments))
+
+
+def test_eval_takes_all_words_after_images_up_to_the_next_option(run_folder: Path, tmp_path: Path) -> None:
+    files = [str(tmp_path / name) for name in ("a.png", "b.jpg", "c.png")]
+    for file in files:
+        Path(file).write_text("")
+    command, _ = cli.eval_command([str(run_folder), "--images", *files[:2], "--json", "--images", files[2]])
+    assert (command.images, command.json) == (tuple(files), True)
+    assert cli.eval_command([f"--images={files[0]}", str(run_folder)])[0].images == (files[0],)
+
+
+def test_another_source_is_not_cut_for_a_validation_split_that_nobody_asked_for(run_folder: Path) -> None:
+    def validation(*words: str) -> float:
+        return cli.eval_command([str(run_folder), *words])[1].data.validation
+
+    assert validation() == validation("--data.source", "synthetic") == 0.1
+    assert validation("--data.source", "a/b") == 0
+    assert validation("--data.source", "a/b", "--split", "validation") == 0.1
 
 
 @pytest.mark.parametrize(
@@ -391,10 +417,14 @@ def test_help_offers_nothing_that_is_refused(run: Run) -> None:
             assert "unknown field" not in str(mistake)
 
 
-def test_help_of_eval_names_the_split(run: Run) -> None:
+def test_help_of_eval_offers_what_is_taken_and_nothing_else(run: Run) -> None:
     done = run("eval.py", "--help")
     assert done.returncode == 0
-    assert "--split" in done.stdout
+    options = set(re.findall(r" --(\w[\w.]*)", done.stdout)) - {"help"}
+    own = {"split", "tta", "out", "images", "json", "precision", "mixed_precision"}  # the last is accelerate's
+    assert {option for option in options if not option.startswith("data.")} == own
+    assert {f"data.{name}" for name in ("source", "limit", "image_size")} < options
+    assert "RUN/checkpoints/step-..." in done.stdout
 
 
 def test_help_imports_nothing_heavy(run: Run) -> None:

@@ -79,11 +79,29 @@ def test_with_fewer_than_five_classes_every_image_is_among_the_top_5() -> None:
     assert metrics.full(logits, labels, NAMES[:3])["top5"] == 1
 
 
-def test_scores_are_plain_json_even_where_a_class_has_no_image() -> None:
+def test_a_class_without_images_has_no_scores_and_changes_none() -> None:
+    """A source may lack classes of the model."""
     logits, labels = predictions(20)
     labels[labels == 6] = 0
     found = metrics.full(logits, labels, NAMES)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["classes"]["g"] == {"precision": None, "recall": None, "f1": None, "images": 0}
+    assert found["class_accuracy"]["g"] is None
+    present = [name for name in NAMES if found["classes"][name]["images"]]
+    weights = [found["classes"][name]["images"] for name in present]
+    recall = [found["classes"][name]["recall"] for name in present]
+    assert np.average(recall, weights=weights) == pytest.approx(found["accuracy"], abs=1e-6)
+    assert found["top5"] == pytest.approx(sklearn.top_k_accuracy_score(labels, logits, k=5, labels=range(7)), abs=1e-6)
+    assert found["confusion"] == sklearn.confusion_matrix(labels, logits.argmax(1), labels=range(7)).tolist()
+
+
+def test_with_a_temperature_the_calibration_error_comes_twice() -> None:
+    logits, labels = predictions()
+    plain, scaled = metrics.full(logits, labels, NAMES), metrics.full(logits, labels, NAMES, temperature=2.0)
+    assert (plain["temperature"], plain["calibration_error_scaled"]) == (None, None)
+    halved = metrics.full(logits / 2, labels, NAMES)
+    assert scaled["calibration_error_scaled"] == halved["calibration_error"] != plain["calibration_error"]
+    assert {**scaled, "temperature": None, "calibration_error_scaled": None} == plain, "nothing else is scaled"
 
 
 def test_a_confident_mistake_costs_what_its_logits_say() -> None:
