@@ -15,9 +15,10 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from resnet_cifar.cli import read_recipe
-from resnet_cifar.data import sources, store
+from resnet_cifar.data import store
 from resnet_cifar.data.batches import Batches, InputFormat
 from resnet_cifar.data.plan import Plan
+from resnet_cifar.data.sources import synthetic
 
 BATCH, ROUNDS, BATCHES = 256, 7, 12
 SETTLE = 3  # seconds in which workers fill their queues again, so that they do not slow the next one down
@@ -58,7 +59,7 @@ def _resident(source: str, device: torch.device) -> Iterator[Any]:
     words = {"data.source": source, "batch_size": str(BATCH), "phases.0.epochs": "1000000"}
     plain = {"augment.mixup": "0", "augment.cutmix": "0", "augment.flip": "random", "data.validation": "0"}
     recipe = read_recipe("scratch", {**words, **plain})
-    data = store.load(store.ensure(recipe.data.source), recipe, device)
+    data = store.load(store.ensure(recipe.data), recipe, device)
     constants = (torch.tensor(values, device=device) for values in (MEAN, STD))
     plan = Plan(recipe, len(data.train), world=1)
     for micro_batches in Batches(plan, data.train, len(data.classes), InputFormat(recipe.data, *constants), 0).steps():
@@ -70,14 +71,14 @@ def _encoded(source: str) -> datasets.Dataset:
     if source != "synthetic":
         train = datasets.load_dataset(source)["train"]
     else:
-        images = sources.find(source).read(source)
+        images, labels = synthetic.draw("train")
 
         def png(pixels: Any) -> dict[str, Any]:
             stream = io.BytesIO()
             Image.fromarray(pixels).save(stream, "PNG")
             return {"bytes": stream.getvalue(), "path": None}
 
-        columns = {"img": [png(p) for p in images.images["train"]], "label": images.labels["train"].tolist()}
+        columns = {"img": [png(p) for p in images], "label": labels.tolist()}
         train = datasets.Dataset.from_dict(columns).cast_column("img", datasets.Image())
     column = next(name for name, feature in train.features.items() if isinstance(feature, datasets.Image))
     transform = v2.Compose(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_cifar.data import store
+from resnet_cifar.recipe import Data
 
 ROUNDS = 5
 TRAIN = Path(__file__).parents[1] / "train.py"
@@ -19,7 +20,7 @@ TRAIN = Path(__file__).parents[1] / "train.py"
 
 def measure(source: str) -> dict[str, Any]:
     """The median and all rounds, of ResNet-50 on every image of `source`; each run is ended at its first step."""
-    store.ensure(source)
+    store.ensure(Data(source=source))
     seconds = [_start(source) for _ in range(ROUNDS)]
     return {"seconds_to_first_step": statistics.median(seconds), "rounds": seconds}
 

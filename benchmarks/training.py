@@ -35,7 +35,7 @@ def measure(source: str) -> dict[str, Any]:
     batch, steps = (1024, 20) if gpu else (128, 2)
     words = {"data.source": source, "batch_size": str(batch), "phases.0.epochs": "100000", "data.image_size": "32"}
     recipe = read_recipe("scratch", {**words, "model.stem": "imagenet", "precision": world.precision})
-    data = store.load(store.ensure(recipe.data.source), recipe, world.device)
+    data = store.load(store.ensure(recipe.data), recipe, world.device)
     plan = Plan(recipe, len(data.train), world=1)
     learner = Learner(plan, world, len(data.classes))
     batches = Batches(plan, data.train, len(data.classes), learner.format, rank=0)

@@ -1,4 +1,4 @@
-"""From step k on, this rank's augmented batches: order, draws, resident images and augmentations put together."""
+"""From step k on, this rank's augmented batches: order, draws, images and augmentations put together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from resnet_cifar.data import augment, draws
 from resnet_cifar.data.plan import Plan
-from resnet_cifar.data.store import ImageSet
+from resnet_cifar.data.resident import Asked, ImageSet, to_device
 from resnet_cifar.recipe import Augment, Data, Mistake
 
 # The columns of a row's random numbers. A new augmentation takes the next free ones.
@@ -37,26 +37,26 @@ class InputFormat:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of a step, on the device: image indices [n], flip parity [n], uniforms [n, COLUMNS], lambdas [n / 2]."""
+    """Rows of a step, on the device: images and labels, flip parity [n], uniforms [n, COLUMNS], lambdas [n / 2]."""
 
-    indices: Tensor
+    asked: Asked
     parity: Tensor
     uniforms: Tensor
     lambdas: Tensor
 
 
 class Batches:
-    """Rank `rank`'s batches of `plan`, from the resident `images`. Holds no state: any step can be asked for."""
+    """Rank `rank`'s batches of `plan`, from `images`. Holds no state: any step can be asked for."""
 
     def __init__(self, plan: Plan, images: ImageSet, classes: int, input_format: InputFormat, rank: int) -> None:
         self.plan, self.images, self.classes, self.format = plan, images, classes, input_format
         self.settings = Augment(0, "none") if plan.recipe.data.overfit else plan.recipe.augment
         self.rank = rank
-        self.device = images.images.device
+        self.device = images.device
         seed = plan.recipe.seed
         self._coins = draws.bits(seed, "flip", len(images))
         self._fill = (255 * input_format.mean).round().to(torch.uint8)
-        side = min(images.images.shape[1:3])
+        side = min(images.size)
         if self.settings.crop >= side:
             raise Mistake(
                 f"augment.crop {self.settings.crop} reflects more than images of {side} pixels have: lower it"
@@ -91,7 +91,8 @@ class Batches:
         # A pair draws once, with the numbers of its first row.
         kind, uniform = uniforms[::2, _MIX_KIND], uniforms[::2, _LAMBDA]
         lambdas = np.where(kind < self._mixup_share, self._beta(uniform, "mixup"), self._beta(uniform, "cutmix"))
-        return _Rows(*(self._to_device(array) for array in (indices, parity.astype(np.uint8), uniforms, lambdas)))
+        arrays = (parity.astype(np.uint8), uniforms, lambdas)
+        return _Rows(self.images.ask(indices), *(to_device(array, self.device) for array in arrays))
 
     @property
     def _mixup_share(self) -> float:
@@ -103,22 +104,15 @@ class Batches:
         alpha = getattr(self.settings, name)
         return draws.beta(uniform, alpha) if alpha else np.ones_like(uniform)
 
-    def _to_device(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type != "cuda":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
-
     def _batch(self, rows: _Rows, part: slice) -> Batch:
         settings, u = self.settings, rows.uniforms[part]
-        indices = rows.indices[part]
-        images = augment.crop_and_flip(self.images.images[indices], u[:, _CROP], rows.parity[part], settings.crop)
+        images = augment.crop_and_flip(rows.asked.images(part), u[:, _CROP], rows.parity[part], settings.crop)
         if settings.cutout:
             images = augment.cutout(images, u[:, _CUTOUT], settings.cutout, self._fill)
         if settings.erase:
             images = augment.erase(images, u[:, _ERASE], settings.erase, self._fill)
         inputs = self.format(images)
-        targets = F.one_hot(self.images.labels[indices], self.classes).to(inputs.dtype)
+        targets = F.one_hot(rows.asked.labels(part), self.classes).to(inputs.dtype)
         if settings.mixup or settings.cutmix:
             size = inputs.shape[-1]
             lambdas = rows.lambdas[part.start // 2 : part.stop // 2].to(inputs.dtype)

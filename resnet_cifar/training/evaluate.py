@@ -58,10 +58,10 @@ def predict(
     was_training = model.training
     model.eval()
     logits = []
-    for batch in range(world.rank * each, (world.rank + 1) * each):
+    mine = range(world.rank * each, (world.rank + 1) * each)
+    for pixels in images.read(np.arange(n * size, (n + 1) * size).clip(max=len(images) - 1) for n in mine):
         tick()
-        rows = torch.arange(batch * size, (batch + 1) * size, device=images.images.device).clamp_(max=len(images) - 1)
-        logits.append(model(input_format(images.images[rows])))
+        logits.append(model(input_format(pixels)))
     model.train(was_training)
     gathered = world.gather(torch.cat(logits))[: len(images)]
     return Predictions(gathered.to("cpu"), images.labels.to("cpu"))
@@ -72,21 +72,22 @@ def refresh_norms(
     model: nn.Module,
     images: ImageSet,
     input_format: InputFormat,
-    rows: Tensor,
+    rows: np.ndarray,
     tick: Callable[[], None] = _go_on,
 ) -> None:
     """Precise BN of `model` (not wrapped) on the training images `rows`, shared by the ranks; `tick`: see `predict`."""
     size = batch_size(len(rows), input_format.data.image_size)
-    batches = list(rows.split(size))
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     if len(batches) > 1 and len(batches[-1]) < size:
         batches.pop()  # every batch weighs the same
     mine = batches[world.rank :: world.size]
 
     def inputs() -> Iterator[Tensor]:
+        pixels = images.read(mine)
         for turn in range(-(-len(batches) // world.size)):
             tick()
             if turn < len(mine):
-                yield input_format(images.images[mine[turn]])
+                yield input_format(next(pixels))
 
     models.estimate_norms(model, inputs(), lambda statistics: world.mean(statistics, float(len(mine))))
 
@@ -117,7 +118,7 @@ def evaluate(command: EvalCommand, recipe: Recipe) -> None:
     screen = Screen(shown=world.is_main)
     folder = RunFolder(Path(command.run))
     chosen, state = _chosen_checkpoint(folder)
-    entry = world.main_first(lambda: str(store.ensure(recipe.data.source)), per_node=True)
+    entry = world.main_first(lambda: str(store.ensure(recipe.data)), per_node=True)
     data = store.load(Path(entry), recipe, world.device)
     known = tuple(state["classes"])
     if data.classes != known:

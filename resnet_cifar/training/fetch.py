@@ -12,7 +12,7 @@ def fetch(recipe: Recipe) -> None:
     """Downloads and decodes the images, and downloads pretrained weights. Raises Mistake."""
     models.check_name(recipe.model.name)
     optim.check_name(recipe.optimizer.name)
-    entry = store.ensure(recipe.data.source)
+    entry = store.ensure(recipe.data)
     print(f"images are in {entry}", flush=True)
     if recipe.model.pretrained and not recipe.model.checkpoint:
         models.build(recipe, classes=2, pretrained=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from resnet_cifar import cli, optim, run_folder
 from resnet_cifar import model as models
@@ -49,7 +48,7 @@ def train(command: TrainCommand, base: Recipe, requests: Requests) -> None:
     if not command.dry_run and world.main_first(lambda: _look(folder, command, recipe, screen)) == "finished":
         world.close()
         return
-    entry = world.main_first(lambda: str(store.ensure(recipe.data.source)), per_node=True)
+    entry = world.main_first(lambda: str(store.ensure(recipe.data)), per_node=True)
     data = store.load(Path(entry), recipe, world.device)
     plan = Plan(recipe, len(data.train), world.size)
     try:
@@ -102,7 +101,7 @@ class Run:
         self.plan, self.world, self.data = plan, world, data
         self.learner, self.recorder, self.watch = learner, recorder, watch
         self.batches = Batches(plan, data.train, len(data.classes), learner.format, world.rank)
-        self.norm_rows = torch.from_numpy(plan.norm_rows()).to(world.device)
+        self.norm_rows = plan.norm_rows()
         self.best: dict[str, Any] | None = None
         self.stopping = EarlyStopping(plan.recipe.early_stopping)
         self.began = time.perf_counter()

@@ -20,12 +20,14 @@ _PROBE = {"cpu": 8, "cuda": 64}  # images
 def describe(plan: Plan, world: World, data: ImageData, run: Path) -> list[tuple[str, str]]:
     """The plan's facts, named."""
     recipe = plan.recipe
-    size = "x".join(map(str, data.train.images.shape[1:3]))
+    size = "x".join(map(str, data.train.size))
     splits = f"{len(data.train):,} to train on, {len(data.validation):,} to validate, {len(data.test):,} to test"
     norm = recipe.model.norm_batch
     facts = [
         ("run", str(run)),
         ("data", f"{recipe.data.source}: {splits}; {len(data.classes)} classes, stored {size}, {data.fingerprint}"),
+        ("images", data.place),
+        *(("", remark) for remark in data.remarks),
         ("model", f"{recipe.model.name}, {recipe.model.stem} stem, at {recipe.data.image_size} pixels"),
         ("devices", f"{world.size} x {world.describe()}, precision {world.precision}"),
         (
@@ -84,7 +86,7 @@ def estimate(learner: Learner, data: ImageData) -> list[tuple[str, str]]:
     weights = {p.untyped_storage().data_ptr(): p.numel() * p.element_size() for p in learner.model.parameters()}
     activations = sum(n for pointer, n in saved.items() if pointer not in weights) / images * plan.micro_batch
     # Weights, gradients and two states of the optimiser, and the images.
-    resident = 4 * sum(weights.values()) + sum(s.images.nbytes for s in (data.train, data.validation, data.test))
+    resident = 4 * sum(weights.values()) + sum(s.resident_bytes for s in (data.train, data.validation, data.test))
     speed, gib = images / min(seconds[1:]), 2**30
     total = plan.steps * plan.share / speed
     return [

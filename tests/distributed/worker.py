@@ -90,7 +90,7 @@ def train(world: World, values: dict, precision: str) -> tuple[dict[str, np.ndar
         learner.take_sums(step + 1)
     sums = list(learner.ready_sums(wait=True))
     check_same_weights(world, learner.model)
-    refresh_norms(world, learner.model, training, learner.format, torch.from_numpy(plan.norm_rows()))
+    refresh_norms(world, learner.model, training, learner.format, plan.norm_rows())
     scores = predict(world, learner.wrapped, validation, learner.format)
     shared = {
         "rates": np.array([plan.rate(step) for step in range(plan.steps)]),
