@@ -52,7 +52,7 @@ def _saving(source: str, optimizer: str, folder: Path) -> dict[str, Any]:
     words = {"data.source": source, "batch_size": str(batch), "phases.0.epochs": "100000", "data.image_size": "32"}
     words |= {"model.stem": "imagenet", "precision": world.precision, "optimizer.name": optimizer}
     recipe = read_recipe("scratch", words)
-    data = store.load(store.ensure(recipe.data.source), recipe, world.device)
+    data = store.load(store.ensure(recipe.data), recipe, world.device)
     learner = Learner(Plan(recipe, len(data.train), world=1), world, len(data.classes))
     stream = enumerate(Batches(learner.plan, data.train, len(data.classes), learner.format, rank=0).steps())
     writer = checkpoint.Writer(folder, keep=1, before=lambda: None)

@@ -19,9 +19,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from resnet_cifar.cli import read_recipe
-from resnet_cifar.data import sources, store
+from resnet_cifar.data import store
 from resnet_cifar.data.batches import Batches, InputFormat
 from resnet_cifar.data.plan import Plan
+from resnet_cifar.data.sources import synthetic
 
 SIZES = {32: 256, 224: 64}  # pixels: images of a batch
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -87,7 +88,7 @@ def _resident(source: str, size: int, batch: int, device: torch.device) -> Itera
     words = {"data.source": source, "batch_size": str(batch), "phases.0.epochs": "1000000", "data.validation": "0"}
     words |= {"data.image_size": str(size), "augment.crop": "4", "augment.flip": "random"}
     recipe = read_recipe("finetune", words)
-    data = store.load(store.ensure(recipe.data.source), recipe, device)
+    data = store.load(store.ensure(recipe.data), recipe, device)
     constants = (torch.tensor(values, device=device) for values in (MEAN, STD))
     plan = Plan(recipe, len(data.train), world=1)
     for micro_batches in Batches(plan, data.train, len(data.classes), InputFormat(recipe.data, *constants), 0).steps():
@@ -99,14 +100,14 @@ def _encoded(source: str) -> datasets.Dataset:
     if source != "synthetic":
         train = datasets.load_dataset(source)["train"]
     else:
-        images = sources.find(source).read(source)
+        images, labels = synthetic.draw("train")
 
         def png(pixels: Any) -> dict[str, Any]:
             stream = io.BytesIO()
             Image.fromarray(pixels).save(stream, "PNG")
             return {"bytes": stream.getvalue(), "path": None}
 
-        columns = {"image": [png(p) for p in images.images["train"]], "label": images.labels["train"].tolist()}
+        columns = {"image": [png(p) for p in images], "label": labels.tolist()}
         train = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
     image = next(name for name, feature in train.features.items() if isinstance(feature, datasets.Image))
     label = next(name for name in ("label", "labels", "fine_label") if name in train.features)

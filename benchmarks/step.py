@@ -28,7 +28,7 @@ from resnet_cifar.cli import read_recipe
 from resnet_cifar.data import store
 from resnet_cifar.data.batches import Batch, Batches
 from resnet_cifar.data.plan import Plan
-from resnet_cifar.data.store import ImageSet
+from resnet_cifar.data.resident import ImageSet
 from resnet_cifar.recipe import Recipe
 from resnet_cifar.training.evaluate import predict
 from resnet_cifar.training.step import Learner
@@ -78,7 +78,7 @@ def measure(configuration: Configuration, source: str) -> dict[str, Any]:
     world = World(configuration.precision)
     gpu = world.device.type == "cuda"
     recipe = configuration.read(source)
-    data = store.load(store.ensure(recipe.data.source), recipe, world.device)
+    data = store.load(store.ensure(recipe.data), recipe, world.device)
     plan = Plan(recipe, len(data.train), world=1)
     learner = Learner(plan, world, len(data.classes))
     batches = Batches(plan, data.train, len(data.classes), learner.format, rank=0)

@@ -75,6 +75,16 @@ class Changeable:
     data: Data = field(default_factory=Data)
 
 
+@dataclass(frozen=True)
+class CacheCommand:
+    """List the decoded data sets and, if asked to, clear some."""
+
+    clear: str = ""
+    """An entry, or `all`."""
+    older_than: float = 0.0
+    """Clear what was not used for so many days; 0 is off."""
+
+
 def recipe_names() -> list[str]:
     """The shipped recipes."""
     return sorted(path.name.removesuffix(".yaml") for path in _shipped().iterdir() if path.name.endswith(".yaml"))
@@ -82,7 +92,11 @@ def recipe_names() -> list[str]:
 
 def read_recipe(name: str, overrides: dict[str, str] | None = None) -> Recipe:
     """The shipped recipe or YAML file `name`, with `overrides` (field path -> word). Raises Mistake."""
-    return _with_overrides(_read_yaml(name), overrides)
+    values = _read_yaml(name)
+    if "data.source" in (overrides or {}) and isinstance(values.get("data"), dict):
+        for described in ("name", "splits", "columns"):  # of the file's own source
+            values["data"].pop(described, None)
+    return _with_overrides(values, overrides)
 
 
 def _with_overrides(values: dict[str, Any], overrides: dict[str, str] | None) -> Recipe:
@@ -90,9 +104,7 @@ def _with_overrides(values: dict[str, Any], overrides: dict[str, str] | None) ->
         _set(values, path, word)
     recipe = parse(values)
     source = Path(recipe.data.source).expanduser()
-    if (
-        recipe.data.source != "synthetic" and source.is_dir()
-    ):  # a run folder must mean the same from any working directory
+    if recipe.data.source != "synthetic" and source.exists():  # a run folder must mean the same from anywhere
         values = to_dict(recipe)
         values["data"]["source"] = str(source.resolve())
         recipe = parse(values)
@@ -203,6 +215,21 @@ def report_command(arguments: list[str]) -> list[Path]:
     folders = [Path(word) for word in rest]
     _check_runs(folders)
     return folders
+
+
+def cache_command(arguments: list[str]) -> CacheCommand:
+    """What `cache ARGUMENTS` asks for. Ends the program after --help; raises Mistake."""
+    own, overrides, rest = _split(arguments, values=("clear", "older_than"), flags=())
+    usage = "python -m resnet_cifar.cache [--clear ENTRY|all] [--older-than DAYS]"
+    if own.get("help"):
+        _say(f"{usage}: lists the decoded data sets; clears one, all, or those that were not used for so many days")
+        raise SystemExit(0)
+    if rest or overrides:
+        raise Mistake(f"cache does not take {(rest or [*overrides])[0]!r}: {usage}")
+    if "clear" in own and "older_than" in own:
+        raise Mistake(f"--clear and --older-than each say what to clear: give one of them ({usage})")
+    days = _positive("older_than", own["older_than"]) if "older_than" in own else 0.0
+    return CacheCommand(clear=own.get("clear", ""), older_than=days)
 
 
 def _check_runs(folders: list[Path]) -> None:
@@ -351,7 +378,7 @@ def _count(name: str, word: str) -> int:
 
 
 def _example(path: str) -> Any:
-    if path in ("extend", "max_minutes", "profile", "images"):
+    if path in ("extend", "max_minutes", "profile", "images", "older_than"):
         return "FOLDER" if path == "images" else 10
     return flat(Recipe()).get(".".join("0" if part.isdigit() else part for part in path.split(".")), "NAME")
 

@@ -66,13 +66,53 @@ _STRICT = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
+class SplitNames:
+    """What a source calls its splits, where that is not found."""
+
+    __pydantic_config__ = _STRICT
+
+    train: str = ""
+    """The split to train on [found: train, or the only one there is]."""
+    test: str = ""
+    """The split to test on [found: test or validation, the first with labels; else data.test_fraction cuts one]."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a source calls its images and labels, where that is not found."""
+
+    __pydantic_config__ = _STRICT
+
+    image: str = ""
+    """The column (or array of an .npz file) that holds the images [found: the only image column]."""
+    label: str = ""
+    """The column that holds the labels: numbers or names [found: the one with most classes]."""
+
+
+@dataclass(frozen=True)
 class Data:
     """The images: where they come from and how large the network sees them."""
 
     __pydantic_config__ = _STRICT
 
     source: Name = "uoft-cs/cifar10"
-    """A data set of the Hugging Face hub (OWNER/NAME), a folder in the hub's layout, or `synthetic` (embedded)."""
+    """A data set of the hub (OWNER/NAME), a folder (of class folders, parquet files or `save_to_disk`), an .npz file,
+    or `synthetic` (embedded)."""
+    name: str = ""
+    """The hub set's configuration [its default one]."""
+    splits: SplitNames = field(default_factory=SplitNames)
+    columns: Columns = field(default_factory=Columns)
+    skip_broken: bool = False
+    """Leave out, and name, images that do not decode or have no valid label, instead of ending there."""
+    stored_size: Annotated[Whole, Field(ge=0, le=1024)] = 0
+    """Side of the stored squares, pixels: the shortest side is resized to it, then the centre is cut out. 0: as they
+    are where all have one size, and else image_size."""
+    storage: Literal["auto", "device", "host"] = "auto"
+    """Where images live while training: in the device's memory, or on this machine's disk, read a step ahead; `auto`:
+    on the device, if they take at most half of its free memory. Changes no result."""
+    test_fraction: Annotated[Number, Field(gt=0, le=1)] = 0.1
+    """Fraction of the images cut off as test split, stratified, where the source has none with labels; 1: all, to
+    score a model on them."""
     limit: Annotated[Whole, Field(ge=0)] = 0
     """Images kept of each split, stratified by class, before the validation cut; 0 keeps all."""
     validation: Annotated[Number, Field(ge=0, lt=1)] = 0.1
@@ -233,7 +273,8 @@ class Track:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run is. Everything but `track`, `checkpoint`, `evaluate` and `rank_timeout` decides how it trains."""
+    """What a run is. Everything but `track`, `checkpoint`, `evaluate`, `rank_timeout` and `data.storage` decides how it
+    trains."""
 
     __pydantic_config__ = _STRICT
 
@@ -263,7 +304,7 @@ class Recipe:
 
 
 # What may differ between two starts of one run; when scores decide the end of training, so does `evaluate`.
-_NOT_DECISIVE = ("track.", "checkpoint.", "rank_timeout", "evaluate.")
+_NOT_DECISIVE = ("track.", "checkpoint.", "rank_timeout", "data.storage", "evaluate.")
 _ADAPTER = TypeAdapter(Recipe)
 
 

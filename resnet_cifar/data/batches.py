@@ -1,4 +1,4 @@
-"""From step k on, this rank's augmented batches: order, draws, resident images and augmentations put together."""
+"""From step k on, this rank's augmented batches: order, draws, images and augmentations put together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from resnet_cifar.data import augment, draws
 from resnet_cifar.data.plan import Plan
-from resnet_cifar.data.store import ImageSet
+from resnet_cifar.data.resident import Asked, ImageSet, to_device
 from resnet_cifar.data.trivial_augment import trivial_augment
 from resnet_cifar.recipe import Augment, Data, Mistake
 
@@ -39,12 +39,12 @@ class InputFormat:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of a step, on the device: image indices [n], flip parity [n], uniforms [n, COLUMNS], lambdas [n / 2].
+    """Rows of a step, on the device: images and labels, flip parity [n], uniforms [n, COLUMNS], lambdas [n / 2].
 
     `image_size`: the side at which the network sees them.
     """
 
-    indices: Tensor
+    asked: Asked
     parity: Tensor
     uniforms: Tensor
     lambdas: Tensor
@@ -52,17 +52,17 @@ class _Rows:
 
 
 class Batches:
-    """Rank `rank`'s batches of `plan`, from the resident `images`. Holds no state: any step can be asked for."""
+    """Rank `rank`'s batches of `plan`, from `images`. Holds no state: any step can be asked for."""
 
     def __init__(self, plan: Plan, images: ImageSet, classes: int, input_format: InputFormat, rank: int) -> None:
         self.plan, self.images, self.classes, self.format = plan, images, classes, input_format
         self.settings = Augment(0, "none") if plan.recipe.data.overfit else plan.recipe.augment
         self.rank = rank
-        self.device = images.images.device
+        self.device = images.device
         seed = plan.recipe.seed
         self._coins = draws.bits(seed, "flip", len(images))
         self._fill = (255 * input_format.mean).round().to(torch.uint8)
-        side = min(images.images.shape[1:3])
+        side = min(images.size)
         if self.settings.crop >= side:
             raise Mistake(
                 f"augment.crop {self.settings.crop} reflects more than images of {side} pixels have: lower it"
@@ -98,8 +98,8 @@ class Batches:
         # A pair draws once, with the numbers of its first row.
         kind, uniform = uniforms[::2, _MIX_KIND], uniforms[::2, _LAMBDA]
         lambdas = np.where(kind < self._mixup_share, self._beta(uniform, "mixup"), self._beta(uniform, "cutmix"))
-        arrays = (indices, parity.astype(np.uint8), uniforms, lambdas)
-        return _Rows(*map(self._to_device, arrays), image_size=self.plan.image_size(step))
+        arrays = (to_device(array, self.device) for array in (parity.astype(np.uint8), uniforms, lambdas))
+        return _Rows(self.images.ask(indices), *arrays, image_size=self.plan.image_size(step))
 
     @property
     def _mixup_share(self) -> float:
@@ -111,16 +111,9 @@ class Batches:
         alpha = getattr(self.settings, name)
         return draws.beta(uniform, alpha) if alpha else np.ones_like(uniform)
 
-    def _to_device(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type != "cuda":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
-
     def _batch(self, rows: _Rows, part: slice) -> Batch:
         settings, u = self.settings, rows.uniforms[part]
-        indices = rows.indices[part]
-        images = augment.crop_and_flip(self.images.images[indices], u[:, _CROP], rows.parity[part], settings.crop)
+        images = augment.crop_and_flip(rows.asked.images(part), u[:, _CROP], rows.parity[part], settings.crop)
         if settings.trivial:
             images = trivial_augment(images, u[:, _TRIVIAL])
         if settings.cutout:
@@ -128,7 +121,7 @@ class Batches:
         if settings.erase:
             images = augment.erase(images, u[:, _ERASE], settings.erase, self._fill)
         inputs = self.format(images, rows.image_size)
-        targets = F.one_hot(self.images.labels[indices], self.classes).to(inputs.dtype)
+        targets = F.one_hot(rows.asked.labels(part), self.classes).to(inputs.dtype)
         if settings.mixup or settings.cutmix:
             size = inputs.shape[-1]
             lambdas = rows.lambdas[part.start // 2 : part.stop // 2].to(inputs.dtype)

@@ -31,6 +31,10 @@ class Plan:
     fitted: int = 0
 
     def __post_init__(self) -> None:
+        if not self.images:
+            raise Mistake(
+                f"data.test_fraction {self.recipe.data.test_fraction:g} leaves no image to train on: lower it"
+            )
         check_share(self.recipe, self.world)
 
     @property

@@ -12,28 +12,37 @@ from resnet_cifar.recipe import Mistake, Recipe
 
 @dataclass(frozen=True)
 class Chosen:
-    """Sorted indices, int64: `train` and `validation` of the source's training images, `test` of its test images."""
+    """Sorted indices, int64: `train` and `validation` of the source's training images, `test` of its test images (of
+    its training images too where it has no test split).
+    """
 
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
 
 
-def choose(train_labels: np.ndarray, test_labels: np.ndarray, classes: int, recipe: Recipe) -> Chosen:
+def choose(train_labels: np.ndarray, test_labels: np.ndarray | None, classes: int, recipe: Recipe) -> Chosen:
     """The images of `recipe`. Raises Mistake where a cut leaves a class without images."""
     seed, data = recipe.seed, recipe.data
-    test = stratified(test_labels, data.limit or len(test_labels), seed, "data", 1)
+    if test_labels is None:
+        pool, test = _cut_test(train_labels, classes, recipe)
+    else:
+        pool, test = np.arange(len(train_labels)), np.arange(len(test_labels))
+    labels = train_labels if test_labels is None else test_labels
+    test = test[stratified(labels[test], data.limit or len(test), seed, "data", 1)]
+    if not len(pool):  # to be scored on, not trained on
+        return Chosen(pool, pool, test)
     if data.overfit:
-        same = stratified(train_labels, data.overfit, seed, "data", 0)
+        same = pool[stratified(train_labels[pool], data.overfit, seed, "data", 0)]
         return Chosen(same, same, test)
     if data.limit and data.limit < classes:
         raise Mistake(f"data.limit {data.limit} is less than one image for each of {classes} classes: raise it")
-    kept = stratified(train_labels, data.limit or len(train_labels), seed, "data", 0)
+    kept = pool[stratified(train_labels[pool], data.limit or len(pool), seed, "data", 0)]
     held_out = round(len(kept) * data.validation)
     inside = stratified(train_labels[kept], held_out, seed, "split", 0)
     validation = kept[inside]
     train = np.delete(kept, inside)
-    everything = set(train_labels.tolist())
+    everything = set(train_labels[pool].tolist())
     if lost := everything - set(train_labels[train].tolist()):
         raise Mistake(
             f"data.limit {data.limit} and data.validation {data.validation:g} leave {len(lost)} of {classes} classes "
@@ -45,6 +54,23 @@ def choose(train_labels: np.ndarray, test_labels: np.ndarray, classes: int, reci
             "the validation split: raise it, or set it to 0"
         )
     return Chosen(train, validation, test)
+
+
+def _cut_test(labels: np.ndarray, classes: int, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """What is left to train on, and a test split, of a source that has none."""
+    fraction = recipe.data.test_fraction
+    test = stratified(labels, round(len(labels) * fraction), recipe.seed, "split", 1)
+    pool = np.delete(np.arange(len(labels)), test)
+    sizes = np.bincount(labels)
+    for part, name in ((test, "the test split"), (pool, "training")):
+        lost = len(set(labels.tolist()) - set(labels[part].tolist()))
+        if lost and len(pool):
+            raise Mistake(
+                f"data.test_fraction {fraction:g} of {len(labels)} images leaves {lost} of {classes} classes out of "
+                f"{name}, the smallest of which has {sizes[sizes > 0].min()} images: "
+                f"{'raise' if part is test else 'lower'} it"
+            )
+    return pool, test
 
 
 def stratified(labels: np.ndarray, count: int, seed: int, purpose: str, number: int) -> np.ndarray:

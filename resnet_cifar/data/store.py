@@ -1,141 +1,95 @@
-"""Decode once, keep as uint8, hold on the device.
-
-A cache entry is a folder of plain .npy files and meta.json with their checksums. It is built in a folder of its own
-and renamed into place, so that no lock is needed: who comes second discards. It is read once, in sequence, into memory.
-"""
+"""Decode once, keep as uint8, and put what a recipe uses where it will be used from."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import shutil
 import sys
-import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from resnet_cifar.data import sources, split
-from resnet_cifar.data.sources import cache_root
-from resnet_cifar.recipe import Mistake, Recipe
-from resnet_cifar.run_folder import sha256
-
-_FORMAT = 1
-_SPLITS = ("train", "test")
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Images on a device: uint8 [n, height, width, 3]; labels int64 [n], on the same device.
-
-    `indices` (int64 [n], on the host) says which image of the source's split each one is.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    indices: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
+from resnet_cifar.data import cache, sources, split
+from resnet_cifar.data.decode import decode
+from resnet_cifar.data.resident import ImageSet, Mapped, choose_place
+from resnet_cifar.recipe import Data, Recipe
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """What a run works on. `fingerprint` is a digest of every decoded image and label of the source."""
+    """What a run works on. `fingerprint` is a digest of every decoded image and label of the source.
+
+    `place` says where the images live and why; `remarks` are sentences on how they came to be what they are.
+    """
 
     train: ImageSet
     validation: ImageSet
     test: ImageSet
     classes: tuple[str, ...]
     fingerprint: str
+    place: str = ""
+    remarks: tuple[str, ...] = ()
 
 
-def ensure(source: str) -> Path:
-    """The cache entry of `source`, decoded first if it is not there, and again if it is damaged. Raises Mistake."""
-    kind = sources.find(source)
-    name = hashlib.sha256(f"{_FORMAT} {kind.identity(source)}".encode()).hexdigest()[:16]
-    entry = cache_root() / name
-    if entry.is_dir():
-        damage = _damage(entry)
-        if damage is None:
-            return entry
-        print(f"the cache entry {entry} is damaged ({damage}): decoding again", file=sys.stderr, flush=True)
-        _discard(entry)
-    print(f"decoding {source} once, into {entry}", flush=True)
-    data = kind.read(source)
-    try:
-        _write(data, entry)
-    except OSError as error:
-        raise Mistake(f"the cache {entry.parent} cannot be written ({error}): set RESNET_CIFAR_CACHE") from None
+def ensure(data: Data) -> Path:
+    """The cache entry of `data`, decoded first if it is not there, and again if it is damaged. Raises Mistake."""
+    kind = sources.find(data.source)
+    sources.check_fields(data, kind)
+    described = f"{kind.identity(data)} {data.name} {data.splits} {data.columns} {data.stored_size}"
+    # An entry's name says what was done to the images, which is known only afterwards; one of these is true.
+    sides = (0,) if data.stored_size else (0, data.image_size)
+    for side in sides:
+        for is_whole in (True, False) if data.skip_broken else (True,):
+            entry = cache.place(f"{described} {side} {is_whole}")
+            if entry.is_dir():
+                damage = cache.damage(entry)
+                if damage is None:
+                    cache.used(entry)
+                    return entry
+                print(f"the cache entry {entry} is damaged ({damage}): decoding again", file=sys.stderr, flush=True)
+                cache.discard(entry)
+    print(f"decoding {data.source} once, into {sources.cache_root()}", flush=True)
+    contents = kind.read(data)
+    with cache.building() as folder:
+        decoded = decode(contents, data, folder)
+        entry = cache.place(f"{described} {decoded.side} {not decoded.left_out}")
+        cache.keep(folder, entry, contents.classes, {"source": data.source, **asdict(decoded)})
     return entry
 
 
 def load(entry: Path, recipe: Recipe, device: torch.device) -> ImageData:
-    """Reads a cache entry, applies `data.limit` and the validation cut, and puts the images on `device`."""
+    """Reads a cache entry, applies `data.limit` and the test and validation cuts, and puts the images in their place.
+
+    Raises Mistake where a cut leaves a class without images.
+    """
     meta = json.loads((entry / "meta.json").read_text())
-    images = {name: np.load(entry / f"{name}-images.npy") for name in _SPLITS}
-    labels = {name: np.load(entry / f"{name}-labels.npy") for name in _SPLITS}
-    chosen = split.choose(labels["train"], labels["test"], len(meta["classes"]), recipe)
+    labels = {role: np.load(entry / f"{role}-labels.npy") for role in meta["images"]}
+    chosen = split.choose(labels["train"], labels.get("test"), len(meta["classes"]), recipe)
+    tested = "test" if "test" in labels else "train"
+    parts = {
+        "train": ("train", chosen.train),
+        "validation": ("train", chosen.validation),
+        "test": (tested, chosen.test),
+    }
+    nbytes = sum(len(rows) for _, rows in parts.values()) * int(np.prod(meta["size"])) * 3
+    place, where = choose_place(recipe.data.storage, nbytes, device)
 
-    def resident(name: str, rows: np.ndarray) -> ImageSet:
-        everything = len(rows) == len(labels[name]) and bool((rows == np.arange(len(rows))).all())
-        pixels = images[name] if everything else images[name][rows]
-        return ImageSet(torch.from_numpy(pixels).to(device), torch.from_numpy(labels[name][rows]).to(device), rows)
+    def images(role: str, rows: np.ndarray) -> ImageSet:
+        file, everything = entry / f"{role}-images.npy", len(rows) == len(labels[role])
+        if place == "host":
+            held = Mapped(file, rows, device)
+        else:
+            held = torch.from_numpy(np.load(file) if everything else np.load(file, mmap_mode="r")[rows]).to(device)
+        left_out = meta["left_out"].get(role, [])
+        indices = np.delete(np.arange(len(labels[role]) + len(left_out)), left_out)
+        return ImageSet(held, torch.from_numpy(labels[role][rows]).to(device), indices[rows])
 
+    cut = f"no test split: {recipe.data.test_fraction:.0%} of the images are cut off as one (data.test_fraction)"
     return ImageData(
-        train=resident("train", chosen.train),
-        validation=resident("train", chosen.validation),
-        test=resident("test", chosen.test),
+        **{name: images(*part) for name, part in parts.items()},
         classes=tuple(meta["classes"]),
         fingerprint=meta["fingerprint"],
+        place=where,
+        remarks=(*meta["remarks"], *([cut] if tested == "train" else [])),
     )
-
-
-def _write(data: sources.Splits, entry: Path) -> None:
-    building = Path(tempfile.mkdtemp(prefix=f"{entry.name}.building-", dir=entry.parent))
-    try:
-        checksums = {}
-        for name in _SPLITS:
-            for kind, array in (("images", data.images[name]), ("labels", data.labels[name])):
-                file = building / f"{name}-{kind}.npy"
-                np.save(file, array)
-                checksums[file.name] = sha256(file)
-        classes = list(data.classes)
-        fingerprint = _fingerprint(checksums, classes)
-        meta = {"format": _FORMAT, "classes": classes, "checksums": checksums, "fingerprint": fingerprint}
-        (building / "meta.json").write_text(json.dumps(meta, indent=1))
-        building.chmod(0o755)  # mkdtemp's folders are private; a cache is shared
-        try:
-            building.rename(entry)
-        except OSError:
-            if not entry.is_dir():
-                raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def _damage(entry: Path) -> str | None:
-    """What is wrong with a cache entry, or None."""
-    try:
-        meta = json.loads((entry / "meta.json").read_text())
-        for name, checksum in meta["checksums"].items():
-            if sha256(entry / name) != checksum:
-                return f"{name} has changed"
-        same = _fingerprint(meta["checksums"], meta["classes"]) == meta["fingerprint"]
-        return None if same else "meta.json has changed"
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        return f"{type(error).__name__}: {error}"
-
-
-def _fingerprint(checksums: dict[str, str], classes: list[str]) -> str:
-    return hashlib.sha256(json.dumps([checksums, classes]).encode()).hexdigest()[:16]
-
-
-def _discard(entry: Path) -> None:
-    aside = Path(tempfile.mkdtemp(prefix=f"{entry.name}.damaged-", dir=entry.parent))
-    with contextlib.suppress(FileNotFoundError):  # another process may have discarded it first
-        entry.rename(aside / "entry")  # at once: nobody may read a folder that is half deleted
-    shutil.rmtree(aside, ignore_errors=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from resnet_cifar import model as models
 from resnet_cifar.data.batches import InputFormat
-from resnet_cifar.data.store import ImageData, ImageSet
+from resnet_cifar.data.resident import ImageSet
+from resnet_cifar.data.store import ImageData
 from resnet_cifar.reporting import calibration
 from resnet_cifar.training.world import World
 
@@ -46,11 +48,11 @@ def predict(
     batches = -(-len(images) // size)
     each = -(-batches // world.size)
     logits = []
+    mine = range(world.rank * each, (world.rank + 1) * each)
     with models.scoring(model):
-        for batch in range(world.rank * each, (world.rank + 1) * each):
+        for pixels in images.read(np.arange(n * size, (n + 1) * size).clip(max=len(images) - 1) for n in mine):
             tick()
-            rows = torch.arange(batch * size, (batch + 1) * size, device=images.images.device)
-            logits.append(model(input_format(images.images[rows.clamp_(max=len(images) - 1)])))
+            logits.append(model(input_format(pixels)))
     gathered = world.gather(torch.cat(logits))[: len(images)]
     return Predictions(gathered.to("cpu"), images.labels.to("cpu"))
 
@@ -73,21 +75,22 @@ def refresh_norms(
     model: nn.Module,
     images: ImageSet,
     input_format: InputFormat,
-    rows: Tensor,
+    rows: np.ndarray,
     tick: Callable[[], None] = _go_on,
 ) -> None:
     """Precise BN of `model` (not wrapped) on the training images `rows`, shared by the ranks; `tick`: see `predict`."""
     size = batch_size(len(rows), input_format.data.image_size)
-    batches = list(rows.split(size))
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     if len(batches) > 1 and len(batches[-1]) < size:
         batches.pop()  # every batch weighs the same
     mine = batches[world.rank :: world.size]
 
     def inputs() -> Iterator[Tensor]:
+        pixels = images.read(mine)
         for turn in range(-(-len(batches) // world.size)):
             tick()
             if turn < len(mine):
-                yield input_format(images.images[mine[turn]])
+                yield input_format(next(pixels))
 
     models.estimate_norms(model, inputs(), lambda statistics: world.mean(statistics, float(len(mine))))
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from resnet_cifar import cli, run_folder
 from resnet_cifar import model as models
@@ -50,7 +49,7 @@ def train(command: TrainCommand, base: Recipe, requests: Requests) -> None:
         world.close()
         return
     world.main_first(lambda: beforehand.check_start(recipe) or "")
-    entry = world.main_first(lambda: str(store.ensure(recipe.data.source)), per_node=True)
+    entry = world.main_first(lambda: str(store.ensure(recipe.data)), per_node=True)
     data = store.load(Path(entry), recipe, world.device)
     plan = Plan(recipe, len(data.train), world.size)
     try:
@@ -116,7 +115,7 @@ class Run:
         self.learner, self.recorder, self.watch = learner, recorder, watch
         self._profile = profile if world.is_main else 0  # steps to trace
         self.batches = Batches(plan, data.train, len(data.classes), learner.format, world.rank)
-        self.norm_rows = torch.from_numpy(plan.norm_rows()).to(world.device)
+        self.norm_rows = plan.norm_rows()
         self.best: dict[str, Any] | None = None
         self.stopping = EarlyStopping(plan.recipe.early_stopping)
         self.began = time.perf_counter()

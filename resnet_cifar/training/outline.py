@@ -20,12 +20,14 @@ _PROBE = {"cpu": 8, "cuda": 64}  # images
 def describe(plan: Plan, world: World, data: ImageData, run: Path) -> list[tuple[str, str]]:
     """The plan's facts, named."""
     recipe = plan.recipe
-    size = "x".join(map(str, data.train.images.shape[1:3]))
+    size = "x".join(map(str, data.train.size))
     splits = f"{len(data.train):,} to train on, {len(data.validation):,} to validate, {len(data.test):,} to test"
     norm = recipe.model.norm_batch
     facts = [
         ("run", str(run)),
         ("data", f"{recipe.data.source}: {splits}; {len(data.classes)} classes, stored {size}, {data.fingerprint}"),
+        ("images", data.place),
+        *(("", remark) for remark in data.remarks),
         (
             "model",
             f"{recipe.model.name}, {recipe.model.stem} stem, at {recipe.data.image_size} pixels"
@@ -80,7 +82,7 @@ def estimate(learner: Learner, data: ImageData) -> list[tuple[str, str]]:
     weights = sum(p.numel() * p.element_size() for p in learner.model.parameters())
     # Weights, gradients and two states of the optimiser, their average, and the images.
     resident = (4 + (learner.average is not None)) * weights
-    resident += sum(each.images.nbytes for each in (data.train, data.validation, data.test))
+    resident += sum(each.resident_bytes for each in (data.train, data.validation, data.test))
     gib, speeds = 2**30, " and ".join(f"{speed:,.0f}" for _, speed in found.values())
     return [
         (

@@ -43,7 +43,7 @@ def score(command: EvalCommand, recipe: Recipe) -> None:
     recipe = dataclasses.replace(recipe, precision=world.precision)
     screen = Screen(shown=world.is_main)
     model = trained.load(target, recipe, world)
-    entry = world.main_first(lambda: str(store.ensure(recipe.data.source)), per_node=True)
+    entry = world.main_first(lambda: str(store.ensure(recipe.data)), per_node=True)
     data = store.load(Path(entry), recipe, world.device)
     images = data.test if command.split == "test" else data.validation
     if not len(images):

@@ -17,7 +17,7 @@ from resnet_cifar import model as models
 from resnet_cifar.data import draws
 from resnet_cifar.data.batches import Batches, InputFormat
 from resnet_cifar.data.plan import Plan
-from resnet_cifar.data.store import ImageSet
+from resnet_cifar.data.resident import ImageSet
 from resnet_cifar.recipe import parse
 from resnet_cifar.reporting import metrics
 from resnet_cifar.training.evaluate import check_same_weights, predict, refresh_norms
@@ -90,7 +90,7 @@ def train(world: World, values: dict, precision: str) -> tuple[dict[str, np.ndar
         learner.take_sums(step + 1)
     sums = list(learner.ready_sums(wait=True))
     check_same_weights(world, learner.model)
-    refresh_norms(world, learner.model, training, learner.format, torch.from_numpy(plan.norm_rows()))
+    refresh_norms(world, learner.model, training, learner.format, plan.norm_rows())
     scores = predict(world, learner.wrapped, validation, learner.format)
     shared = {
         "rates": np.array([plan.rate(step) for step in range(plan.steps)]),

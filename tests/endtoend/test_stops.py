@@ -126,7 +126,7 @@ def test_other_images_under_the_same_recipe_are_refused_with_both_fingerprints()
     write_images(1)
     with pytest.raises(Mistake, match=r"data\.source '/.*/images' is not what this run was trained on") as refused:
         train(RUN, recipe)
-    theirs = store.load(store.ensure(recipe.data.source), recipe, torch.device("cpu")).fingerprint
+    theirs = store.load(store.ensure(recipe.data), recipe, torch.device("cpu")).fingerprint
     assert ours != theirs
     assert f"{theirs}, not {ours}" in str(refused.value) and "--fresh" in str(refused.value)
     write_images(0)

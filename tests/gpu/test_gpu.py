@@ -7,6 +7,7 @@ is skipped, and said so, without a GPU.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from torch import Tensor
 from resnet_cifar.data import draws
 from resnet_cifar.data.batches import Batches
 from resnet_cifar.data.plan import Plan
-from resnet_cifar.data.store import ImageSet
+from resnet_cifar.data.resident import ImageSet, Mapped
 from resnet_cifar.recipe import parse
 from resnet_cifar.training import snapshot
 from resnet_cifar.training.evaluate import predict
@@ -222,3 +223,33 @@ def test_a_deterministic_run_goes_on_from_a_snapshot_bit_for_bit(
     assert scale == scale_after
     for name, tensor in weights.items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0, msg=name)
+
+
+def test_images_on_disk_make_the_same_batches_and_nobody_waits(tmp_path: Path) -> None:
+    """Gathered by a thread, copied by a stream of their own while the default one is busy."""
+    _, resident = start("no")
+    device, everything = resident.device, resident.images
+    np.save(tmp_path / "images.npy", everything.images.cpu().numpy())
+    mapped = Mapped(tmp_path / "images.npy", np.arange(IMAGES), device)
+    host = ImageSet(mapped, everything.labels, everything.indices)
+    on_disk = Batches(resident.plan, host, 10, resident.format, rank=0)
+    busy = torch.rand(4096, 4096, device=device)
+
+    def joined(batches: Batches) -> list[torch.Tensor]:
+        found = []
+        for micro_batches in batches.steps():
+            for inputs, _ in micro_batches:
+                busy.copy_(busy @ busy / 4096)
+                found.append(inputs.clone())
+        return found
+
+    expected = joined(resident)
+    next(next(on_disk.steps()))  # pinned memory is found
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = joined(on_disk)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(found) == len(expected) == resident.plan.steps * 2
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""What the stand-in for the hub serves: two tiny data sets and a tiny model, laid out like the real ones."""
+"""What the stand-in for the hub serves: tiny data sets and a tiny model, laid out like the real ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import yaml
 
 
 def write(root: Path) -> None:
-    """uoft-cs/cifar10 (160 + 40 images), uoft-cs/cifar100 (200 + 100) and timm/test_resnet."""
+    """uoft-cs/cifar10 (160 + 40 images), uoft-cs/cifar100 (200 + 100), owner/birds and timm/test_resnet."""
     import timm
     import torch
 
@@ -19,6 +19,7 @@ def write(root: Path) -> None:
     fine, coarse = [f"fine {number}" for number in range(100)], [f"coarse {number}" for number in range(20)]
     names = {"fine_label": fine, "coarse_label": coarse}
     _write_data_set(root / "datasets/uoft-cs/cifar100", "cifar100", names, {"train": 200, "test": 100})
+    _write_birds(root / "datasets/owner/birds")
     torch.manual_seed(5)  # random weights, but not those that a run would start from
     model = timm.create_model("test_resnet.r160_in1k")
     timm.models.save_for_hf(model, root / "models/timm/test_resnet.r160_in1k", safe_serialization=True)
@@ -46,3 +47,22 @@ def _write_data_set(folder: Path, config: str, names: dict[str, list[str]], size
         "configs": [{"config_name": config, "data_files": files, "default": True}],
     }
     (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n")
+
+
+def _write_birds(folder: Path) -> None:
+    """Two configurations, neither the default: 12 + 6 images each, with splits, columns and labels named unusually."""
+    from datasets import Dataset, Features, Image, Value
+
+    noise, configs = np.random.default_rng(1), []
+    features = Features({"photo": Image(), "mask": Image(), "species": Value("string")})
+    for config, words in {"coarse": ["owl", "duck"], "fine": ["tawny owl", "eider", "mallard"]}.items():
+        for split, size in {"summer": 12, "winter": 6}.items():
+            images = noise.integers(0, 256, (2, size, 8, 8, 3), dtype=np.uint8)
+            columns = dict(zip(("photo", "mask"), map(list, images), strict=True))
+            columns["species"] = [words[row % len(words)] for row in range(size)]
+            file = folder / config / f"{split}-00000-of-00001.parquet"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Dataset.from_dict(columns, features=features).to_parquet(file)
+        files = [{"split": split, "path": f"{config}/{split}-*"} for split in ("summer", "winter")]
+        configs.append({"config_name": config, "data_files": files})
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")

@@ -168,3 +168,41 @@ def test_weights_of_a_hub_that_hangs_up_are_one_sentence(hub: HubServer, tmp_pat
 def test_a_busy_hub_is_not_needed_for_what_is_cached(hub: HubServer, copied: Path):
     hub.refuse("/api/datasets/", 503)
     succeeded(train(copied, hub.url, "--dry-run"))
+
+
+ENSURE = """
+import json, sys
+from resnet_cifar.cli import read_recipe
+from resnet_cifar.data import store
+from resnet_cifar.recipe import Mistake
+for words in json.loads(sys.argv[1]):
+    try:
+        recipe = read_recipe("debug", {"data.source": "owner/birds", **words})
+        print(json.dumps(store.json.loads((store.ensure(recipe.data) / "meta.json").read_text())))
+    except Mistake as mistake:
+        print(json.dumps(str(mistake)))
+"""
+
+
+def test_configurations_splits_and_columns_of_other_names(hub: HubServer, tmp_path: Path):
+    """One process for all of them: each sentence names the field that is missing next."""
+    named: dict[str, str] = {}
+    steps = [{"data.name": "coarse"}, {"data.splits.train": "summer"}, {"data.columns.image": "photo"}]
+    steps += [{"data.columns.label": "species"}, {"data.splits.test": "winter"}, {"data.name": "fine"}]
+    asked = [{}, {"data.name": "medium"}] + [dict(named := {**named, **step}) for step in steps]
+    env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "RESNET_CIFAR_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", ENSURE, json.dumps(asked)]
+    ran = subprocess.run(command, env={**os.environ, **env}, check=False, timeout=300, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    said = [json.loads(line) for line in ran.stdout.splitlines() if not line.startswith("decoding ")]
+    configurations = "['coarse', 'fine']"
+    assert said[0] == f"data.source 'owner/birds' has the configurations {configurations}: take one with --data.name"
+    assert said[1] == f"data.name 'medium' is no configuration of 'owner/birds': take one of {configurations}"
+    assert "has the splits ['summer', 'winter']" in said[2]
+    assert "2 image columns" in said[3]
+    assert "--data.columns.label" in said[4]
+    assert (said[5]["classes"], said[5]["images"]) == (["duck", "owl"], {"train": 12})
+    assert (said[6]["classes"], said[6]["images"]) == (["duck", "owl"], {"train": 12, "test": 6})
+    assert (said[7]["classes"], said[7]["images"]) == (["eider", "mallard", "tawny owl"], {"train": 12, "test": 6})
+    assert len({facts["fingerprint"] for facts in said[5:]}) == 3
+    assert {facts["source"] for facts in said[5:]} == {"owner/birds"}

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from resnet_cifar.data import draws
 from resnet_cifar.data.batches import Batches
 from resnet_cifar.data.plan import Plan
-from resnet_cifar.data.store import ImageSet
+from resnet_cifar.data.resident import ImageSet
 from resnet_cifar.recipe import Mistake, parse
 from resnet_cifar.training.evaluate import check_same_weights, predict
 from resnet_cifar.training.step import Learner, OutOfMemory

@@ -13,7 +13,7 @@ from torch import Tensor
 from resnet_cifar.data import augment, draws
 from resnet_cifar.data.batches import Batches, InputFormat
 from resnet_cifar.data.plan import Plan
-from resnet_cifar.data.store import ImageSet
+from resnet_cifar.data.resident import ImageSet
 from resnet_cifar.data.trivial_augment import trivial_augment
 from resnet_cifar.recipe import Recipe, parse
 

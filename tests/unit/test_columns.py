@@ -1,8 +1,7 @@
-"""data/sources/columns.py and folder.py: data sets of `datasets` become arrays, or one sentence."""
+"""data/sources/columns.py, folder.py and saved.py: data sets of `datasets` become arrays, or one sentence."""
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 from pathlib import Path
@@ -10,37 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Value
 from datasets import Image as ImageFeature
-from PIL import Image
+from pictures import arrays, both, encoded, in_memory, read, sentence, split_of
 
 from resnet_cifar.data.sources import folder
-from resnet_cifar.data.sources.columns import decode
-from resnet_cifar.recipe import Mistake
+from resnet_cifar.recipe import Columns, Data, SplitNames
 
 ABC = ClassLabel(names=["a", "b", "c"])
 REAL_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-
-
-def encoded(array: np.ndarray, kind: str = "PNG") -> dict[str, Any]:
-    stream = io.BytesIO()
-    Image.fromarray(array).save(stream, kind)
-    return {"bytes": stream.getvalue(), "path": None}
-
-
-def arrays(n: int, height: int = 6, width: int = 8, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (n, height, width, 3), dtype=np.uint8)
-
-
-def split_of(pictures: list[Any], image: str = "img", **labels: tuple[Any, list[Any]]) -> Dataset:
-    """A split in memory; each label column is given as (feature, values)."""
-    columns = {image: pictures, **{name: values for name, (_, values) in labels.items()}}
-    features = {image: ImageFeature(), **{name: feature for name, (feature, _) in labels.items()}}
-    return Dataset.from_dict(columns, features=Features(features))
-
-
-def both(train: Dataset, test: Dataset | None = None) -> DatasetDict:
-    return DatasetDict(train=train, test=train if test is None else test)
 
 
 @pytest.fixture
@@ -48,21 +25,13 @@ def four() -> list[dict[str, Any]]:
     return [encoded(array) for array in arrays(4)]
 
 
-def sentence(loaded: DatasetDict) -> str:
-    with pytest.raises(Mistake) as caught:
-        decode(loaded, "x/y")
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def test_cifar_10s_columns_become_arrays() -> None:
     train, test = arrays(5), arrays(3, seed=1)
-    found = decode(
+    found = in_memory(
         both(
             split_of([encoded(a) for a in train], label=(ABC, [0, 2, 1, 0, 2])),
             split_of([encoded(a) for a in test], label=(ABC, [1, 1, 0])),
-        ),
-        "x/y",
+        )
     )
     np.testing.assert_array_equal(found.images["train"], train)
     np.testing.assert_array_equal(found.images["test"], test)
@@ -75,138 +44,116 @@ def test_cifar_10s_columns_become_arrays() -> None:
 def test_of_cifar_100s_labels_the_fine_ones_are_taken(four: list[Any]) -> None:
     fine = ClassLabel(names=[f"fine {i}" for i in range(7)])
     split = split_of(four, coarse_label=(ABC, [0, 1, 2, 0]), fine_label=(fine, [6, 5, 4, 3]))
-    found = decode(both(split), "x/y")
+    found = in_memory(both(split))
     assert found.labels["train"].tolist() == [6, 5, 4, 3]
     assert len(found.classes) == 7
 
 
 def test_whole_numbers_without_names_are_their_own_names(four: list[Any]) -> None:
-    found = decode(both(split_of(four, image="picture", label=(Value("int32"), [2, 0, 1, 2]))), "x/y")
+    found = in_memory(both(split_of(four, image="picture", label=(Value("int32"), [2, 0, 1, 2]))))
     assert found.classes == ("0", "1", "2")
     assert found.labels["train"].tolist() == [2, 0, 1, 2]
-
-
-def test_a_grey_picture_becomes_rgb() -> None:
-    grey = np.random.default_rng(0).integers(0, 256, (6, 8), dtype=np.uint8)
-    found = decode(both(split_of([encoded(grey)], label=(ABC, [1]))), "x/y")
-    np.testing.assert_array_equal(found.images["train"][0], np.repeat(grey[..., None], 3, axis=2))
-
-
-def test_a_picture_with_transparency_or_a_palette_becomes_rgb() -> None:
-    rgb = np.full((6, 8, 3), (10, 200, 30), dtype=np.uint8)
-    clear = np.concatenate([rgb, np.full((6, 8, 1), 7, dtype=np.uint8)], axis=2)
-    stream = io.BytesIO()
-    Image.fromarray(rgb).convert("P", palette=Image.Palette.ADAPTIVE).save(stream, "PNG")
-    palette = {"bytes": stream.getvalue(), "path": None}
-    found = decode(both(split_of([encoded(clear), palette], label=(ABC, [1, 1]))), "x/y")
-    np.testing.assert_array_equal(found.images["train"], np.stack([rgb, rgb]))
-
-
-def test_pictures_may_lie_in_files_of_their_own(tmp_path: Path) -> None:
-    array = arrays(1)[0]
-    Image.fromarray(array).save(tmp_path / "a.png")
-    found = decode(both(split_of([str(tmp_path / "a.png")], label=(ABC, [1]))), "x/y")
-    np.testing.assert_array_equal(found.images["train"][0], array)
 
 
 @pytest.mark.parametrize("name", ["validation", "valid"])
 def test_without_a_test_split_the_validation_split_is_the_test(name: str, four: list[Any]) -> None:
     train, held_out = split_of(four, label=(ABC, [0, 1, 2, 0])), split_of(four[:1], label=(ABC, [2]))
-    assert decode(DatasetDict({"train": train, name: held_out}), "x/y").labels["test"].tolist() == [2]
+    assert in_memory(DatasetDict({"train": train, name: held_out})).labels["test"].tolist() == [2]
 
 
 def test_the_test_split_wins_over_the_validation_split(four: list[Any]) -> None:
     train = split_of(four, label=(ABC, [0, 1, 2, 0]))
     splits = {name: split_of(four[:1], label=(ABC, [i])) for i, name in ((1, "validation"), (2, "test"))}
-    assert decode(DatasetDict(train=train, **splits), "x/y").labels["test"].tolist() == [2]
+    assert in_memory(DatasetDict(train=train, **splits)).labels["test"].tolist() == [2]
 
 
-@pytest.mark.parametrize("names", [["train"], ["test"], ["train", "unsupervised"]])
-def test_a_missing_split_is_answered_with_those_there_are(names: list[str], four: list[Any]) -> None:
+def test_a_test_split_without_labels_gives_way_to_one_with_labels(four: list[Any]) -> None:
+    """ImageNet's and Kaggle's are such."""
+    train = split_of(four, label=(ABC, [0, 1, 2, 0]))
+    hidden = split_of(four, label=(ABC, [-1, -1, -1, -1]))
+    found = in_memory(DatasetDict(train=train, test=hidden, validation=train.select([1, 2])))
+    assert found.labels["test"].tolist() == [1, 2]
+    assert list(in_memory(DatasetDict(train=train, test=hidden)).images) == ["train"]
+    assert list(in_memory(DatasetDict(train=train, test=hidden.remove_columns("label"))).images) == ["train"]
+    named = {"splits": SplitNames(test="test")}
+    assert "data.splits.test 'test' has no labels" in sentence(DatasetDict(train=train, test=hidden), **named)
+
+
+@pytest.mark.parametrize("names", [["train"], ["full"], ["train", "unsupervised"], ["Training"]])
+def test_without_a_test_split_there_is_none(names: list[str], four: list[Any]) -> None:
     split = split_of(four, label=(ABC, [0, 1, 2, 0]))
-    assert sentence(DatasetDict(dict.fromkeys(names, split))) == (
-        f"data.source 'x/y' has the splits {sorted(names)}: it should have train and test"
+    found = in_memory(DatasetDict(dict.fromkeys(names, split)))
+    assert list(found.images) == ["train"]
+    assert found.labels["train"].tolist() == [0, 1, 2, 0]
+
+
+def test_splits_of_other_names_can_be_named(four: list[Any]) -> None:
+    split = split_of(four, label=(ABC, [0, 1, 2, 0]))
+    loaded = DatasetDict(fold1=split, fold2=split.select([1, 2]), fold3=split)
+    assert sentence(loaded) == (
+        "data.source 'x/y' has the splits ['fold1', 'fold2', 'fold3'], none called train: name them with "
+        "--data.splits.train and --data.splits.test"
     )
+    found = in_memory(loaded, splits=SplitNames(train="fold1", test="fold2"))
+    assert (len(found.labels["train"]), found.labels["test"].tolist()) == (4, [1, 2])
+    assert list(in_memory(loaded, splits=SplitNames(train="fold2")).images) == ["train"]
+    assert sentence(loaded, splits=SplitNames(train="fold4")) == (
+        "data.splits.train 'fold4' is none of the splits ['fold1', 'fold2', 'fold3'] of data.source 'x/y'"
+    )
+    assert "trained on too" in sentence(loaded, splits=SplitNames(train="fold1", test="fold1"))
 
 
 def test_a_missing_label_column_is_answered_with_the_columns_there_are(four: list[Any]) -> None:
-    assert "has the columns ['img', 'caption']" in sentence(
-        both(split_of(four, caption=(Value("string"), ["w", "x", "y", "z"])))
+    text = sentence(both(split_of(four, breed=(Value("string"), ["w", "x", "y", "z"]))))
+    assert "has the columns ['img', 'breed']" in text
+    assert "--data.columns.label" in text
+
+
+def test_a_column_that_is_not_found_can_be_named(four: list[Any]) -> None:
+    split = split_of(
+        four, breed=(Value("string"), ["pug", "beagle", "pug", "poodle"]), mask=(ImageFeature(), four[::-1])
     )
+    text = sentence(both(split), columns=Columns(label="breed"))
+    assert "2 image columns" in text
+    assert "--data.columns.image" in text
+    found = in_memory(both(split), columns=Columns(image="mask", label="breed"))
+    assert found.classes == ("beagle", "poodle", "pug")  # sorted
+    assert found.labels["train"].tolist() == [2, 0, 2, 1]
+    np.testing.assert_array_equal(found.images["train"], arrays(4)[::-1])
 
 
-def test_two_image_columns_are_refused(four: list[Any]) -> None:
-    assert "should have one image column" in sentence(
-        both(split_of(four, label=(ABC, [0, 1, 2, 0]), mask=(ImageFeature(), four)))
-    )
+@pytest.mark.parametrize(("role", "other"), [("image", "label"), ("label", "image")])
+def test_a_column_that_is_not_there_is_a_mistake(role: str, other: str, four: list[Any]) -> None:
+    columns = Columns(**{role: "nothing", other: {"image": "img", "label": "label"}[other]})
+    text = sentence(both(split_of(four, label=(ABC, [0, 1, 2, 0]))), columns=columns)
+    assert text == f"data.columns.{role} 'nothing' is none of the columns ['img', 'label'] of data.source 'x/y'"
 
 
-UNREADABLE = {
-    "nonsense": {"bytes": b"not a picture", "path": None},
-    "empty": {"bytes": b"", "path": None},
-    "truncated": {"bytes": encoded(arrays(1)[0])["bytes"][:70], "path": None},
-    "null": None,
-    "file that is gone": {"bytes": None, "path": "/nowhere/a.png"},
-}
+@pytest.mark.parametrize("role", ["image", "label"])
+def test_a_column_of_something_else_is_a_mistake(role: str, four: list[Any]) -> None:
+    split = split_of(four, label=(ABC, [0, 1, 2, 0]), weight=(Value("float32"), [0.1, 0.2, 0.3, 0.4]))
+    assert f"data.columns.{role} 'weight'" in sentence(both(split), columns=Columns(**{role: "weight"}))
 
 
-@pytest.mark.parametrize("labels", [(ABC, [0, 1, 2, 0]), (Value("int64"), [0, 1, 2, 0])], ids=["named", "whole"])
-@pytest.mark.parametrize("kind", UNREADABLE)
-def test_a_picture_that_does_not_decode_is_named_by_split_and_index(kind: str, labels: Any, four: list[Any]) -> None:
-    good = split_of(four, label=(ABC, [0, 1, 2, 0]))
-    bad = split_of([*four[:2], UNREADABLE[kind], four[3]], label=labels)
-    assert sentence(both(bad, good)) == "x/y train images [2] do not decode: mend or remove them"
-    assert sentence(both(good, bad)) == "x/y test images [2] do not decode: mend or remove them"
+def test_numbers_with_gaps_and_words_become_classes_in_order(four: list[Any]) -> None:
+    found = in_memory(both(split_of(four, label=(Value("int64"), [7, 3, 100, 7]))))
+    assert (found.classes, found.labels["train"].tolist()) == (("3", "7", "100"), [1, 0, 2, 1])
+    found = in_memory(both(split_of(four, label=(Value("string"), ["b", "a", "b", "a"]))))
+    assert (found.classes, found.labels["train"].tolist()) == (("a", "b"), [1, 0, 1, 0])
 
 
-def test_of_many_broken_pictures_a_few_are_named() -> None:
-    bad = split_of([UNREADABLE["nonsense"]] * 9, label=(ABC, [0] * 9))
-    assert "images [0, 1, 2, 3, 4] and 4 more do not decode" in sentence(both(bad))
+def test_class_names_in_another_order_in_the_test_split_are_matched_by_name(four: list[Any]) -> None:
+    train = split_of(four, label=(ABC, [0, 1, 2, 0]))
+    test = split_of(four, label=(ClassLabel(names=["c", "b", "a"]), [0, 1, 2, 0]))
+    assert in_memory(both(train, test)).labels["test"].tolist() == [2, 1, 0, 2]
 
 
-def test_a_picture_of_another_size_is_named_with_both_sizes(four: list[Any]) -> None:
-    odd = split_of([*four[:3], encoded(arrays(1, height=10, width=7)[0])], label=(ABC, [0, 1, 2, 0]))
-    text = sentence(both(odd))
-    assert text == "x/y train image 3 is 7x10 where others are 8x6: resize the images to one size"
-
-
-def test_a_split_without_pictures_is_refused(four: list[Any]) -> None:
-    good = split_of(four, label=(ABC, [0, 1, 2, 0]))
-    assert "x/y test holds no images" in sentence(both(good, good.select([])))
-
-
-@pytest.mark.filterwarnings("error::RuntimeWarning")  # what becomes of NaN as a whole number depends on the machine
-@pytest.mark.parametrize(
-    ("feature", "train", "test", "where"),
-    [
-        (ABC, [0, -1, 2, 0], [0, 1, 2, 0], "train images [1]"),  # -1: `datasets` for "no label"
-        (Value("int64"), [0, 1, 0, 1], [0, 1, 2, 0], "test images [2]"),
-        (Value("int64"), [0, 1, 0, -5], [0, 1, 1, 0], "train images [3]"),
-        (ABC, [0, 1, None, 0], [0, 1, 2, 0], "train images [2]"),
-        (Value("int64"), [0, 1, None, 0], [0, 1, 1, 0], "train images [2]"),
-    ],
-)
-def test_a_label_without_a_class_is_named_by_split_and_index(
-    feature: Any, train: list[Any], test: list[Any], where: str, four: list[Any]
-) -> None:
-    text = sentence(both(split_of(four, label=(feature, train)), split_of(four, label=(feature, test))))
-    assert where in text
-    assert "label" in text
-
-
-def test_labels_are_read_without_decoding_the_pictures_again(four: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each picture once: a set of large pictures would not fit as whole arrays, and takes its time."""
-    opened = 0
-    original = Image.open
-
-    def counting(*arguments: Any, **options: Any) -> Image.Image:
-        nonlocal opened
-        opened += 1
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(Image, "open", counting)
-    decode(both(split_of(four, label=(Value("int64"), [0, 1, 2, 0]))), "x/y")
-    assert opened == 8
+def test_pictures_that_another_program_wrote_into_parquet_are_found(four: list[Any]) -> None:
+    """Without the description of `datasets` the column is a struct of bytes and path."""
+    bare = Dataset.from_dict({"image": four, "label": [0, 1, 0, 1]})
+    np.testing.assert_array_equal(in_memory(both(bare)).images["train"], arrays(4))
+    raw = Dataset.from_dict({"data": [row["bytes"] for row in four], "label": [0, 1, 0, 1]})
+    np.testing.assert_array_equal(in_memory(both(raw), columns=Columns(image="data")).images["train"], arrays(4))
 
 
 # A folder in the hub's layout
@@ -224,7 +171,7 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_folder_of_parquet_files_is_read(in_folder: Path) -> None:
-    found = folder.read(str(in_folder))
+    found = read(in_folder)
     np.testing.assert_array_equal(found.images["train"], arrays(4))
     np.testing.assert_array_equal(found.images["test"], arrays(2, seed=1))
     assert found.labels["test"].tolist() == [2, 1]
@@ -234,30 +181,57 @@ def test_a_folder_of_parquet_files_is_read(in_folder: Path) -> None:
 def test_a_folders_identity_changes_with_its_files_and_not_with_the_way_it_is_written(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = folder.identity(str(in_folder))
+    def identity(name: str) -> str:
+        return folder.identity(Data(source=name))
+
+    first = identity(str(in_folder))
     monkeypatch.chdir(in_folder.parent)
-    assert folder.identity("pictures") == first
+    assert identity("pictures") == first
     file = in_folder / "test-00000.parquet"
     stamp = file.stat().st_mtime_ns
     os.utime(file, ns=(stamp, stamp + 1))
-    touched = folder.identity(str(in_folder))
+    touched = identity(str(in_folder))
     assert touched != first
     shutil.copy(file, in_folder / "test-00001.parquet")
-    assert folder.identity(str(in_folder)) not in (first, touched)
+    assert identity(str(in_folder)) not in (first, touched)
 
 
 @pytest.mark.parametrize("content", [None, b"no parquet"])
 def test_a_folder_that_is_no_data_set_is_a_mistake(content: bytes | None, tmp_path: Path) -> None:
     if content:
         (tmp_path / "train-00000.parquet").write_bytes(content)
-    with pytest.raises(Mistake, match="is not in the hub's layout"):
-        folder.read(str(tmp_path))
+    assert "is not in a layout that is known" in sentence(tmp_path)
+
+
+# A folder of save_to_disk
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_what_save_to_disk_wrote_is_read(single: bool, in_folder: Path, tmp_path: Path) -> None:
+    train = split_of([encoded(a) for a in arrays(4)], label=(ABC, [0, 1, 2, 0]))
+    test = split_of([encoded(a) for a in arrays(2, seed=1)], label=(ABC, [2, 1]))
+    (train if single else both(train, test)).save_to_disk(tmp_path / "saved")
+    ours, theirs = read(tmp_path / "saved"), read(in_folder)
+    assert list(ours.images) == (["train"] if single else ["train", "test"])
+    assert ours.classes == theirs.classes
+    for role in ours.images:
+        np.testing.assert_array_equal(ours.images[role], theirs.images[role])
+        np.testing.assert_array_equal(ours.labels[role], theirs.labels[role])
+
+
+def test_a_saved_folder_that_is_damaged_is_a_mistake(tmp_path: Path) -> None:
+    split_of([encoded(a) for a in arrays(4)], label=(ABC, [0, 1, 2, 0])).save_to_disk(tmp_path / "saved")
+    (arrow,) = (tmp_path / "saved").glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes()[:100])
+    assert "write it anew with save_to_disk" in sentence(tmp_path / "saved")
+    arrow.unlink()
+    assert "write it anew with save_to_disk" in sentence(tmp_path / "saved")
 
 
 @pytest.mark.real_data
 def test_the_real_folder_holds_60000_images(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
-    found = folder.read(str(real_data))
+    found = read(real_data)
     assert found.images["train"].shape == (50_000, 32, 32, 3)
     assert found.images["test"].shape == (10_000, 32, 32, 3)
     assert list(found.classes) == REAL_CLASSES

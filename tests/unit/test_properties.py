@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as tv
 from resnet_cifar.data import draws
 from resnet_cifar.data.batches import Batches, InputFormat
 from resnet_cifar.data.plan import Plan
-from resnet_cifar.data.store import ImageSet
+from resnet_cifar.data.resident import ImageSet
 from resnet_cifar.data.trivial_augment import MAGNITUDES, OPERATIONS
 from resnet_cifar.recipe import Augment, Recipe, parse
 from resnet_cifar.training.evaluate import predict

@@ -20,6 +20,15 @@ KNOBS = [
     "deterministic",
     "rank_timeout",
     "data.source",
+    "data.name",
+    "data.splits.train",
+    "data.splits.test",
+    "data.columns.image",
+    "data.columns.label",
+    "data.skip_broken",
+    "data.stored_size",
+    "data.storage",
+    "data.test_fraction",
     "data.limit",
     "data.validation",
     "data.overfit",
@@ -72,6 +81,14 @@ OTHER_VALUES: dict[str, Any] = {
     "micro_batch": 32,
     "deterministic": True,
     "data.source": "synthetic",
+    "data.name": "plain_text",
+    "data.splits.train": "summer",
+    "data.splits.test": "winter",
+    "data.columns.image": "picture",
+    "data.columns.label": "breed",
+    "data.skip_broken": True,
+    "data.stored_size": 48,
+    "data.test_fraction": 0.2,
     "data.limit": 100,
     "data.validation": 0.2,
     "data.overfit": 8,
@@ -112,6 +129,7 @@ OTHER_VALUES: dict[str, Any] = {
 # Another valid value for every knob that may differ between two starts of one run.
 STARTS: dict[str, Any] = {
     "rank_timeout": 60.0,
+    "data.storage": "host",
     "evaluate.every": 3.0,
     "checkpoint.every_steps": 5,
     "checkpoint.every_minutes": 0.5,
@@ -126,8 +144,9 @@ def nested(path: str, value: Any) -> dict[str, Any]:
     """The values of a recipe in which only `path` is given."""
     if path.startswith("phases.0."):
         return {"phases": [{"epochs": 20, "lr": 0.02, path.removeprefix("phases.0."): value}]}
-    *rooms, last = path.split(".")
-    return {rooms[0]: {last: value}} if rooms else {last: value}
+    for part in reversed(path.split(".")):
+        value = {part: value}
+    return value
 
 
 def value_at(recipe: Recipe, path: str) -> Any:

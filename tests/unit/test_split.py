@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resnet_cifar.data.plan import Plan
 from resnet_cifar.data.split import choose, stratified
 from resnet_cifar.recipe import Mistake, Recipe, parse
 
@@ -126,3 +127,38 @@ def test_no_class_is_left_without_training_images(sizes: tuple[int, ...], data: 
     except Mistake:
         return
     assert set(train[chosen.train].tolist()) == set(range(len(sizes)))
+
+
+def test_a_test_split_is_cut_before_all_else_and_does_not_depend_on_the_rest() -> None:
+    labels = labels_of(60, 30, 10)
+    plain = choose(labels, None, 3, recipe_of(validation=0.2, test_fraction=0.2))
+    assert np.bincount(labels[plain.test]).tolist() == [12, 6, 2]
+    together = np.concatenate([plain.train, plain.validation, plain.test])
+    assert sorted(together.tolist()) == list(range(100))
+    for data in ({"validation": 0}, {"validation": 0.5}, {"overfit": 8}):
+        assert choose(labels, None, 3, recipe_of(test_fraction=0.2, **data)).test.tolist() == plain.test.tolist()
+    limited = choose(labels, None, 3, recipe_of(validation=0, test_fraction=0.2, limit=10))
+    assert set(limited.test.tolist()) < set(plain.test.tolist())
+    assert (len(limited.test), len(limited.train) + len(limited.validation)) == (10, 10)
+    assert not set(limited.train.tolist()) & set(plain.test.tolist())
+    other = choose(labels, None, 3, recipe_of(seed=1, validation=0.2, test_fraction=0.2))
+    assert other.test.tolist() != plain.test.tolist()
+    overfit = choose(labels, None, 3, recipe_of(overfit=30, test_fraction=0.2))
+    assert not set(overfit.train.tolist()) & set(plain.test.tolist())
+
+
+@pytest.mark.parametrize(
+    ("fraction", "word"), [(0.05, "out of the test split.*raise"), (0.95, "out of training.*lower")]
+)
+def test_a_test_cut_that_leaves_a_class_empty_is_a_mistake(fraction: float, word: str) -> None:
+    with pytest.raises(Mistake, match=rf"data\.test_fraction {fraction} of 44 images leaves 1 of 3 classes {word}"):
+        choose(labels_of(20, 20, 4), None, 3, recipe_of(test_fraction=fraction))
+
+
+def test_all_of_a_source_can_be_the_test_split() -> None:
+    """To score a model on it; the plan of a training run refuses."""
+    labels = labels_of(5, 1)
+    found = choose(labels, None, 2, recipe_of(test_fraction=1))
+    assert (found.test.tolist(), len(found.train), len(found.validation)) == (list(range(6)), 0, 0)
+    with pytest.raises(Mistake, match=r"data\.test_fraction 1 leaves no image to train on"):
+        Plan(recipe_of(test_fraction=1), 0, 1)

@@ -4,41 +4,46 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import types
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from resnet_cifar.data import sources, split, store
-from resnet_cifar.data.sources import Splits
-from resnet_cifar.recipe import Mistake, parse
+from resnet_cifar.data import decode, sources, split, store
+from resnet_cifar.data.sources import Contents, Split
+from resnet_cifar.recipe import Data, Mistake, parse
 
 CPU = torch.device("cpu")
+XY = Data(source="x/y")
 
 
 class FakeSource:
     """A source of 40 training and 20 test images whose first pixel is their index; counts how often it is read."""
 
+    READS = ()
+
     def __init__(self) -> None:
         self.name, self.reads = "first", 0
-
-    def identity(self, source: str) -> str:
-        return f"fake {source} {self.name}"
-
-    def read(self, source: str) -> Splits:
-        self.reads += 1
-        return self.splits()
-
-    @staticmethod
-    def splits() -> Splits:
         draws = np.random.default_rng(0)
-        images = {name: draws.integers(0, 256, (n, 6, 5, 3), np.uint8) for name, n in (("train", 40), ("test", 20))}
-        for name, offset in (("train", 0), ("test", 100)):
-            images[name][:, 0, 0, 0] = offset + np.arange(len(images[name]))
-        labels = {name: np.arange(len(array), dtype=np.int64) % 4 for name, array in images.items()}
-        return Splits(images, labels, ("a", "b", "c", "d"))
+        sizes = (("train", 40, 0), ("test", 20, 100))
+        self.images = {name: draws.integers(0, 256, (n, 6, 5, 3), np.uint8) for name, n, _ in sizes}
+        for name, n, offset in sizes:
+            self.images[name][:, 0, 0, 0] = offset + np.arange(n)
+        self.labels = {name: np.arange(n, dtype=np.int64) % 4 for name, n, _ in sizes}
+        self.has_test = True
+
+    def identity(self, data: Data) -> str:
+        return f"fake {data.source} {self.name}"
+
+    def read(self, data: Data) -> Contents:
+        self.reads += 1
+        train, test = (Split(name, self.images[name], self.labels[name]) for name in ("train", "test"))
+        return Contents(train, test if self.has_test else None, ("a", "b", "c", "d"))
 
 
 @pytest.fixture
@@ -59,25 +64,25 @@ def contents(entry: Path) -> dict[str, bytes]:
 
 
 def test_an_entry_is_decoded_once_and_used_again(source: FakeSource, cache: Path) -> None:
-    entry = store.ensure("x/y")
+    entry = store.ensure(XY)
     before = {file: file.stat().st_mtime_ns for file in entry.iterdir()}
-    assert store.ensure("x/y") == entry
+    assert store.ensure(XY) == entry
     assert source.reads == 1
     assert {file: file.stat().st_mtime_ns for file in entry.iterdir()} == before
     assert [path.name for path in cache.iterdir()] == [entry.name]  # nothing half-built is left
 
 
 def test_other_contents_get_an_entry_of_their_own(source: FakeSource) -> None:
-    first = store.ensure("x/y")
+    first = store.ensure(XY)
     source.name = "second"
-    assert store.ensure("x/y") != first
-    assert store.ensure("x/z") not in (first, store.ensure("x/y"))
+    assert store.ensure(XY) != first
+    assert store.ensure(Data(source="x/z")) not in (first, store.ensure(XY))
     assert source.reads == 3
 
 
 def test_the_arrays_are_plain_numpy_files_with_their_checksums(source: FakeSource) -> None:
-    entry = store.ensure("x/y")
-    for name, array in source.splits().images.items():
+    entry = store.ensure(XY)
+    for name, array in source.images.items():
         np.testing.assert_array_equal(np.load(entry / f"{name}-images.npy", allow_pickle=False), array)
     checksums = json.loads((entry / "meta.json").read_text())["checksums"]
     arrays = sorted(path for path in entry.iterdir() if path.suffix == ".npy")
@@ -93,7 +98,7 @@ FILES = ["train-images.npy", "train-labels.npy", "test-images.npy", "test-labels
 def test_a_damaged_entry_is_noticed_said_and_built_again(
     file: str, damage: str, source: FakeSource, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    entry = store.ensure("x/y")
+    entry = store.ensure(XY)
     sound = contents(entry)
     whole = sound[file]
     changed = bytearray(whole)
@@ -104,7 +109,7 @@ def test_a_damaged_entry_is_noticed_said_and_built_again(
         (entry / file).unlink()
     else:
         (entry / file).write_bytes({"truncated": whole[:-20], "empty": b"", "changed": bytes(changed)}[damage])
-    assert store.ensure("x/y") == entry
+    assert store.ensure(XY) == entry
     assert source.reads == 2
     assert "damaged" in capsys.readouterr().err
     assert contents(entry) == sound
@@ -113,31 +118,49 @@ def test_a_damaged_entry_is_noticed_said_and_built_again(
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"checksums": []}', "null"])
 def test_a_meta_file_of_another_shape_is_damage(text: str, source: FakeSource) -> None:
-    entry = store.ensure("x/y")
+    entry = store.ensure(XY)
     (entry / "meta.json").write_text(text)
-    store.ensure("x/y")
+    store.ensure(XY)
     assert source.reads == 2
 
 
 def test_who_comes_second_discards(source: FakeSource, cache: Path) -> None:
-    entry = cache / "entry"
-    cache.mkdir()
-    store._write(source.splits(), entry)
-    first = {file: file.stat().st_ino for file in entry.iterdir()}
-    store._write(source.splits(), entry)
-    assert {file: file.stat().st_ino for file in entry.iterdir()} == first
-    assert [path.name for path in cache.iterdir()] == ["entry"]
+    """Another process has built the entry while this one decoded."""
+    entries: list[Path] = []
+
+    def slowly(data: Data) -> Contents:
+        source.read = FakeSource.read.__get__(source)
+        entries.append(store.ensure(data))
+        return source.read(data)
+
+    source.read = slowly
+    entry = store.ensure(XY)
+    assert entries == [entry]
+    assert source.reads == 2
+    assert [path.name for path in cache.iterdir()] == [entry.name]
 
 
 def test_others_may_read_an_entry(source: FakeSource) -> None:
-    assert store.ensure("x/y").stat().st_mode & 0o055 == 0o055
+    assert store.ensure(XY).stat().st_mode & 0o055 == 0o055
 
 
 def test_a_source_that_fails_leaves_nothing_behind(source: FakeSource, cache: Path) -> None:
-    source.read = lambda name: (_ for _ in ()).throw(Mistake("no such set"))
+    source.read = lambda data: (_ for _ in ()).throw(Mistake("no such set"))
     with pytest.raises(Mistake, match="no such set"):
-        store.ensure("x/y")
+        store.ensure(XY)
     assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", ["24k", "60k"])  # neither the images nor the rest fits, or the images do
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_behind(
+    size: str, source: FakeSource, mounted: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = mounted(f"size={size}")
+    source.images = {name: array.repeat(6, 1).repeat(2, 2) for name, array in source.images.items()}
+    monkeypatch.setenv("RESNET_CIFAR_CACHE", str(disk))
+    with pytest.raises(Mistake, match=r"No space left.*python -m resnet_cifar\.cache .*RESNET_CIFAR_CACHE"):
+        store.ensure(XY)
+    assert list(disk.iterdir()) == []
 
 
 def test_a_write_that_fails_leaves_nothing_behind(
@@ -147,10 +170,22 @@ def test_a_write_that_fails_leaves_nothing_behind(
         Path(file).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.np, "save", full)
+    monkeypatch.setattr(decode.np, "save", full)
     with pytest.raises(Mistake, match="RESNET_CIFAR_CACHE"):
-        store.ensure("x/y")
+        store.ensure(XY)
     assert list(cache.iterdir()) == []
+
+
+def test_a_cache_that_may_not_be_written_is_a_mistake_where_it_is_needed(
+    source: FakeSource, mounted: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = mounted("size=1m")
+    monkeypatch.setenv("RESNET_CIFAR_CACHE", str(disk))
+    entry = store.ensure(XY)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    assert store.ensure(XY) == entry
+    with pytest.raises(Mistake, match="Read-only file system"):
+        store.ensure(Data(source="x/z"))
 
 
 @pytest.mark.parametrize("below", ["", "deeper"])
@@ -160,55 +195,112 @@ def test_a_cache_that_cannot_be_made_is_a_mistake(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RESNET_CIFAR_CACHE", str(tmp_path / "file" / below))
     with pytest.raises(Mistake, match=r"the cache folder .*file.* set RESNET_CIFAR_CACHE"):
-        store.ensure("x/y")
+        store.ensure(XY)
 
 
 def test_a_source_that_cannot_be_read_is_not_blamed_on_the_cache(source: FakeSource) -> None:
-    def unreadable(name: str) -> Splits:
+    def unreadable(data: Data) -> Contents:
         raise OSError(5, "Input/output error", "pictures/train.parquet")
 
     source.read = unreadable
     with pytest.raises((OSError, Mistake)) as caught:
-        store.ensure("x/y")
+        store.ensure(XY)
     assert "RESNET_CIFAR_CACHE" not in str(caught.value)
 
 
 def test_the_cache_follows_its_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESNET_CIFAR_CACHE", str(tmp_path / "own"))
-    assert store.cache_root() == tmp_path / "own"
+    assert sources.cache_root() == tmp_path / "own"
     monkeypatch.delenv("RESNET_CIFAR_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert store.cache_root() == tmp_path / "xdg" / "resnet_cifar"
+    assert sources.cache_root() == tmp_path / "xdg" / "resnet_cifar"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert store.cache_root() == tmp_path / "home" / ".cache" / "resnet_cifar"
+    assert sources.cache_root() == tmp_path / "home" / ".cache" / "resnet_cifar"
 
 
 @pytest.mark.parametrize("data", [{}, {"limit": 16, "validation": 0.25}, {"validation": 0}, {"overfit": 8}])
 def test_every_split_holds_its_own_images_labels_and_indices(source: FakeSource, data: dict[str, float]) -> None:
     recipe = parse({"data": {"source": "synthetic", "validation": 0.2, **data}})
-    loaded = store.load(store.ensure("x/y"), recipe, CPU)
-    original = source.splits()
-    chosen = split.choose(original.labels["train"], original.labels["test"], 4, recipe)
+    loaded = store.load(store.ensure(XY), recipe, CPU)
+    chosen = split.choose(source.labels["train"], source.labels["test"], 4, recipe)
     for name, whole in (("train", "train"), ("validation", "train"), ("test", "test")):
         part, rows = getattr(loaded, name), getattr(chosen, name)
         assert len(part) == len(rows)
         assert part.images.dtype == torch.uint8
         assert part.labels.dtype == torch.int64
         np.testing.assert_array_equal(part.indices, rows)
-        np.testing.assert_array_equal(part.images.numpy(), original.images[whole][rows])
-        np.testing.assert_array_equal(part.labels.numpy(), original.labels[whole][rows])
+        np.testing.assert_array_equal(part.images.numpy(), source.images[whole][rows])
+        np.testing.assert_array_equal(part.labels.numpy(), source.labels[whole][rows])
     assert loaded.classes == ("a", "b", "c", "d")
+
+
+def test_a_source_without_a_test_split_has_one_cut_off_and_says_so(source: FakeSource) -> None:
+    source.has_test = False
+    recipe = parse({"data": {"source": "synthetic", "validation": 0.25, "test_fraction": 0.2}})
+    loaded = store.load(store.ensure(XY), recipe, CPU)
+    parts = (loaded.train, loaded.validation, loaded.test)
+    assert [len(part) for part in parts] == [24, 8, 8]
+    assert sorted(np.concatenate([part.indices for part in parts])) == list(range(40))
+    for part in parts:
+        np.testing.assert_array_equal(part.images[:, 0, 0, 0], part.indices)
+        assert np.bincount(part.labels).tolist() == [len(part) // 4] * 4
+    assert loaded.remarks == ("no test split: 20% of the images are cut off as one (data.test_fraction)",)
+
+
+def test_indices_are_the_sources_where_images_were_left_out(source: FakeSource) -> None:
+    """The first pixel of an image is its index."""
+    for role in ("train", "test"):
+        source.labels[role] = source.labels[role].copy()
+        source.labels[role][[3, 4, 17]] = -1
+    data = replace(XY, skip_broken=True)
+    loaded = store.load(store.ensure(data), parse({"data": {"source": "synthetic", "validation": 0.25}}), CPU)
+    for part, offset in ((loaded.train, 0), (loaded.validation, 0), (loaded.test, 100)):
+        np.testing.assert_array_equal(part.images[:, 0, 0, 0], part.indices + offset)
+        assert np.array_equal(part.indices % 4, part.labels)
+    assert (len(loaded.train) + len(loaded.validation), len(loaded.test)) == (37, 17)
+    assert "train 3-4, 17; test 3-4, 17" in loaded.remarks[0]
+
+
+def test_an_entry_is_named_after_what_was_done_and_not_after_what_was_allowed(source: FakeSource) -> None:
+    """Sets of one size do not depend on image_size, nor whole ones on skip_broken."""
+    entry = store.ensure(XY)
+    assert {store.ensure(replace(XY, **more)) for more in ({"image_size": 32}, {"skip_broken": True})} == {entry}
+    square = store.ensure(replace(XY, stored_size=XY.image_size))
+    assert square != entry
+    assert store.ensure(XY) == entry
+    assert source.reads == 2
+
+    source.name = "broken"
+    source.labels["train"] = np.where(np.arange(40) == 7, -1, source.labels["train"])
+    skipping = store.ensure(replace(XY, skip_broken=True))
+    assert store.ensure(replace(XY, skip_broken=True)) == skipping
+    assert source.reads == 3
+    with pytest.raises(Mistake, match="train 7"):
+        store.ensure(XY)
+
+
+def test_images_of_several_sizes_are_decoded_anew_for_another_image_size(source: FakeSource) -> None:
+    source.images["test"] = source.images["test"][:, :5]
+    sizes = {}
+    for size in (8, 12, 8):
+        entry = store.ensure(replace(XY, image_size=size))
+        loaded = store.load(entry, parse({"data": {"source": "synthetic"}}), CPU)
+        sizes[entry] = (loaded.train.size, loaded.test.size)
+    assert list(sizes.values()) == [((8, 8), (8, 8)), ((12, 12), (12, 12))]
+    assert source.reads == 2
 
 
 def test_the_fingerprint_is_of_the_images_and_not_of_where_they_came_from(source: FakeSource) -> None:
     recipe = parse({"data": {"source": "synthetic"}})
-    first, second = (store.load(store.ensure(name), recipe, CPU).fingerprint for name in ("x/y", "elsewhere/y"))
-    assert first == second
-    changed = source.splits()
-    changed.images["test"][3, 2, 1, 0] ^= 1
-    source.read = lambda name: changed
-    assert store.load(store.ensure("third/y"), recipe, CPU).fingerprint != first
+
+    def fingerprint(name: str) -> str:
+        return store.load(store.ensure(Data(source=name)), recipe, CPU).fingerprint
+
+    first = fingerprint("x/y")
+    assert fingerprint("elsewhere/y") == first
+    source.images["test"][3, 2, 1, 0] ^= 1
+    assert fingerprint("third/y") != first
 
 
 def test_a_source_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +316,9 @@ def test_a_source_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
     assert kind("owner/set") == "folder"  # as `datasets` does
     assert kind(str(tmp_path)) == "folder"
     assert kind("synthetic") == "synthetic"
-    for name in ("nothing", "a/b/c", "./a", "no/such/folder"):
+    np.savez(tmp_path / "a.npz", images=[0])
+    assert kind("a.npz") == "npz"
+    (tmp_path / "plain.txt").write_text("")
+    for name in ("nothing", "a/b/c", "./a", "no/such/folder", "plain.txt", "gone.npz"):
         with pytest.raises(Mistake, match=r"data\.source"):
             sources.find(name)

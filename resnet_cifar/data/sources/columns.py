@@ -1,108 +1,137 @@
-"""Finds the image and the label column of a `datasets` data set and decodes it."""
+"""The pictures and labels of a data set of `datasets`: which columns they are, and what the labels mean."""
 
 from __future__ import annotations
 
-import io
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from resnet_cifar.data.sources import Splits
-from resnet_cifar.recipe import Mistake
+from resnet_cifar.data.sources import Contents, Split, choose_splits, number
+from resnet_cifar.recipe import Data, Mistake
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-_CHUNK = 2_000
-_NAMED = 5  # broken images named in a sentence
+_LABELS = ("label", "labels", "class", "target", "category")
 
 
-def decode(loaded: DatasetDict, source: str) -> Splits:
-    """Decodes the splits `train` and `test` (or, without one, `validation`). Raises Mistake, naming what is missing."""
-    held_out = next((name for name in ("test", "validation", "valid") if name in loaded), None)
-    if "train" not in loaded or held_out is None:
-        raise Mistake(f"data.source {source!r} has the splits {sorted(loaded)}: it should have train and test")
-    image, label = _columns(loaded["train"], source)
-    classes = _class_names(loaded["train"], label)
-    images, labels = {}, {}
-    for split, name in (("train", "train"), ("test", held_out)):
-        images[split] = _images(loaded[name], image, f"{source} {name}")
-        labels[split] = _labels(loaded[name], label)
-        outside = np.flatnonzero((labels[split] < 0) | (labels[split] >= len(classes)))
-        if outside.size:
-            raise Mistake(
-                f"data.source {source!r}: the labels of {name} images {outside[:_NAMED].tolist()} lie outside the "
-                f"{len(classes)} classes: mend the {label} column"
-            )
-    return Splits(images, labels, classes)
+def contents(loaded: DatasetDict, data: Data) -> Contents:
+    """The train split of `loaded` and, where one has labels, its test split. Raises Mistake, naming what is missing."""
+    train_name, candidates = choose_splits(loaded, data)
+    train = loaded[train_name]
+    image, label = _image_column(train, data), _label_column(train, data)
+    test_name = next((name for name in candidates if _is_labelled(loaded[name], label)), None)
+    if data.splits.test and test_name is None:
+        raise Mistake(f"data.splits.test {data.splits.test!r} has no labels: name another, or leave it out")
+    test = None if test_name is None else loaded[test_name]
+    classes, train_labels, test_labels = _labels(train, test, label, data)
+    return Contents(
+        train=Split(train_name, _pictures(train, image, data), train_labels),
+        test=None if test is None else Split(test_name, _pictures(test, image, data), test_labels),
+        classes=classes,
+    )
 
 
-def _columns(split: Dataset, source: str) -> tuple[str, str]:
-    """The image column, and the label column with the most classes (CIFAR-100 has 20 coarse and 100 fine ones)."""
-    from datasets import ClassLabel
+def _image_column(split: Dataset, data: Data) -> str:
     from datasets import Image as ImageFeature
 
-    images = [name for name, feature in split.features.items() if isinstance(feature, ImageFeature)]
-    labels = {name: f.num_classes for name, f in split.features.items() if isinstance(f, ClassLabel)}
-    if not labels:
-        whole = [name for name in ("label", "labels") if "int" in str(getattr(split.features.get(name), "dtype", ""))]
-        labels = dict.fromkeys(whole, 0)
-    if len(images) != 1 or not labels:
+    names = split.column_names
+    if data.columns.image:
+        return _named("image", data.columns.image, names, data)
+    images = [name for name in names if isinstance(split.features[name], ImageFeature)]
+    # Parquet files that `datasets` did not write lack its description of the column.
+    images = images or [name for name in names if _fields(split.features[name]) == {"bytes", "path"}]
+    if len(images) != 1:
+        found = "no image column" if not images else f"{len(images)} image columns"
         raise Mistake(
-            f"data.source {source!r} has the columns {split.column_names}: it should have one image column and a "
-            "label column"
+            f"data.source {data.source!r} has the columns {names}, {found}: name the one to take with "
+            "--data.columns.image"
         )
-    return images[0], max(labels, key=labels.__getitem__)
+    return images[0]
 
 
-def _class_names(split: Dataset, label: str) -> tuple[str, ...]:
-    names = getattr(split.features[label], "names", None)
-    return tuple(names) if names else tuple(str(number) for number in range(int(_labels(split, label).max()) + 1))
+def _label_column(split: Dataset, data: Data) -> str:
+    """The one with the most classes (CIFAR-100 has 20 coarse and 100 fine ones), or one with a usual name."""
+    from datasets import ClassLabel
+
+    names = split.column_names
+    if data.columns.label:
+        return _named("label", data.columns.label, names, data)
+    sizes = {name: f.num_classes for name, f in split.features.items() if isinstance(f, ClassLabel)}
+    if sizes:
+        return max(sizes, key=sizes.__getitem__)
+    for name in _LABELS:
+        if name in names and _kind(split, name):
+            return name
+    raise Mistake(
+        f"data.source {data.source!r} has the columns {names}, none of them a label column: name it with "
+        "--data.columns.label"
+    )
 
 
-def _labels(split: Dataset, label: str) -> np.ndarray:
-    """int64 [n], -1 where there is none; the images are not touched."""
+def _named(role: str, name: str, names: list[str], data: Data) -> str:
+    if name not in names:
+        raise Mistake(f"data.columns.{role} {name!r} is none of the columns {names} of data.source {data.source!r}")
+    return name
+
+
+def _fields(feature: object) -> set[str]:
+    return set(feature) if isinstance(feature, dict) else set()
+
+
+def _kind(split: Dataset, column: str) -> str:
+    """`number` or `word`; nothing for values that are no labels."""
+    dtype = str(getattr(split.features[column], "dtype", ""))
+    return "number" if "int" in dtype or dtype == "bool" else "word" if "string" in dtype else ""
+
+
+def _is_labelled(split: Dataset, label: str) -> bool:
+    """Whether any image has a label; an empty split is for others to refuse."""
+    if label not in split.column_names:
+        return False
+    values = _values(split, label)
+    return not len(values) or bool((values != "" if values.dtype.kind == "U" else values >= 0).any())
+
+
+def _labels(
+    train: Dataset, test: Dataset | None, label: str, data: Data
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray | None]:
+    """Class names and the labels of both splits."""
+    if not _kind(train, label):
+        raise Mistake(
+            f"data.columns.label {label!r} of data.source {data.source!r} holds {train.features[label]}: name a column "
+            "of whole numbers or of names"
+        )
+    names = getattr(train.features[label], "names", None)
+    values = [None if split is None else _values(split, label) for split in (train, test)]
+    if not names:
+        if values[1] is not None and values[1].dtype.kind != values[0].dtype.kind:
+            raise Mistake(f"data.source {data.source!r}: the column {label!r} of its splits differs in type: mend it")
+        return number(*values)
+    other_names = None if test is None else getattr(test.features[label], "names", None)
+    if other_names and other_names != names:  # of folders whose splits were written one by one
+        places = np.array([names.index(name) if name in names else -1 for name in other_names] + [-1])
+        values[1] = places[np.where(values[1] < len(other_names), values[1], -1)]
+    return tuple(names), *values
+
+
+def _values(split: Dataset, label: str) -> np.ndarray:
+    """int64 [n], -1 where there is none, or words, "" where there is none; the images are not touched."""
     column = split.select_columns([label]).with_format("arrow")[:][label]
-    return column.fill_null(-1).to_numpy().astype(np.int64)
+    if _kind(split, label) == "word":
+        return np.array([word or "" for word in column.to_pylist()], dtype=np.str_)
+    return np.array([-1 if value is None else value for value in column.to_pylist()], dtype=np.int64)
 
 
-def _images(split: Dataset, column: str, where: str) -> np.ndarray:
-    """uint8 [n, height, width, 3] of one size."""
+def _pictures(split: Dataset, image: str, data: Data) -> object:
+    """The image column, encoded as it is, read only where it is sliced."""
     from datasets import Image as ImageFeature
 
-    encoded = split.cast_column(column, ImageFeature(decode=False)).select_columns([column])
-    size: tuple[int, int] | None = None
-    whole: np.ndarray | None = None
-    broken: list[int] = []
-    with ThreadPoolExecutor() as threads:  # PIL decodes outside the interpreter's lock
-        for start in range(0, len(encoded), _CHUNK):
-            rows = encoded[start : start + _CHUNK][column]
-            for offset, pixels in enumerate(threads.map(_pixels, rows)):
-                if pixels is None:
-                    broken.append(start + offset)
-                    continue
-                if whole is None:
-                    size = pixels.shape[:2]
-                    whole = np.empty((len(encoded), *size, 3), dtype=np.uint8)
-                if pixels.shape[:2] != size:
-                    raise Mistake(
-                        f"{where} image {start + offset} is {pixels.shape[1]}x{pixels.shape[0]} where others are "
-                        f"{size[1]}x{size[0]}: resize the images to one size"
-                    )
-                whole[start + offset] = pixels
-    if broken:
-        more = f" and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
-        raise Mistake(f"{where} images {broken[:_NAMED]}{more} do not decode: mend or remove them")
-    if whole is None:
-        raise Mistake(f"{where} holds no images: take a data set that does")
-    return whole
-
-
-def _pixels(row: dict[str, Any]) -> np.ndarray | None:
     try:
-        with Image.open(io.BytesIO(row["bytes"]) if row["bytes"] is not None else row["path"]) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError, TypeError):
-        return None
+        return split.cast_column(image, ImageFeature(decode=False)).select_columns([image])[image]
+    except (ValueError, TypeError, KeyError, NotImplementedError):
+        held = split.features.get(image, "nothing")
+        raise Mistake(
+            f"data.columns.image {image!r} of data.source {data.source!r} holds {held}: name a column of encoded "
+            "images or their paths"
+        ) from None

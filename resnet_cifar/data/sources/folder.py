@@ -4,30 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from resnet_cifar.data.sources import Splits
-from resnet_cifar.data.sources.columns import decode
-from resnet_cifar.recipe import Mistake
+from resnet_cifar.data.sources import Contents, stamp
+from resnet_cifar.data.sources.columns import contents
+from resnet_cifar.data.sources.hub import check_room, configuration
+from resnet_cifar.recipe import Data, Mistake
+
+READS = ("name", "splits", "columns")
 
 
-def identity(source: str) -> str:
+def identity(data: Data) -> str:
     """Every file's path, size and time of change."""
-    root = Path(source).expanduser().resolve()
-    files = sorted(path for path in root.rglob("*") if path.is_file())
-    stamps = [(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return f"folder {root} {stamps}"
+    return f"folder {stamp(Path(data.source))}"
 
 
-def read(source: str) -> Splits:
-    """Every image of the folder's train and test splits. Raises Mistake."""
+def read(data: Data) -> Contents:
+    """The folder's train and test splits. Raises Mistake."""
     import datasets
 
     datasets.disable_progress_bars()
     try:
-        loaded = datasets.load_dataset(str(Path(source).expanduser()))
-    except (FileNotFoundError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        loaded = datasets.load_dataset(str(Path(data.source).expanduser()), data.name or None)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        check_room(error)
+        configuration(error, data)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Mistake(
-            f"data.source {source!r} is not in the hub's layout ({reason}): it should hold parquet files such as "
-            "train-00000.parquet and test-00000.parquet"
+            f"data.source {data.source!r} is not in a layout that is known ({reason}): it should hold a folder of "
+            "pictures for each class, parquet files such as train-00000.parquet, or what save_to_disk wrote"
         ) from None
-    return decode(loaded, source)
+    return contents(loaded, data)

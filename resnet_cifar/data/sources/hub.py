@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import ssl
 import threading
 import urllib.error
 import urllib.request
 
-from resnet_cifar.data.sources import Splits, cache_root, find
-from resnet_cifar.data.sources.columns import decode
-from resnet_cifar.recipe import Mistake, Recipe
+from resnet_cifar.data.sources import Contents, cache_root, find
+from resnet_cifar.data.sources.columns import contents
+from resnet_cifar.recipe import Data, Mistake, Recipe
 
+READS = ("name", "splits", "columns")
 _SECONDS = 4  # `datasets` alone takes 24 s to find out that there is no hub
 
 
@@ -61,8 +64,9 @@ def is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-def identity(source: str) -> str:
+def identity(data: Data) -> str:
     """The data set's commit: asked of the hub or, where it does not say, the one that was seen last. Raises Mistake."""
+    source = data.source
     note = cache_root() / f"hub-{source.replace('/', '--')}.commit"
     commit = None if is_offline() else _commit(source)
     if commit is None:
@@ -72,22 +76,51 @@ def identity(source: str) -> str:
     return f"hub {source} {commit}"
 
 
-def read(source: str) -> Splits:
-    """Every image of the train and test splits. Raises Mistake."""
+def read(data: Data) -> Contents:
+    """The train and test splits. Raises Mistake."""
     import datasets
 
     datasets.disable_progress_bars()
+    source = data.source
     try:
-        loaded = datasets.load_dataset(source)
+        loaded = datasets.load_dataset(source, data.name or None)
     except datasets.exceptions.DatasetNotFoundError:
         raise (_unreachable(source) if is_offline() else _unknown(source)) from None
-    except (_http_error(), OSError):  # huggingface_hub's errors are one or the other
+    except (_http_error(), OSError) as error:  # huggingface_hub's errors are one or the other
+        check_room(error)
         raise _unreachable(source) from None
-    except ValueError as error:
+    except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        configuration(error, data)
         if is_offline():  # the cache knows the name, but not these files
             raise _unreachable(source) from None
         raise Mistake(f"data.source {source!r} cannot be loaded: {str(error).splitlines()[0]}") from None
-    return decode(loaded, source)
+    return contents(loaded, data)
+
+
+def configuration(error: Exception, data: Data) -> None:
+    """Raises Mistake where `datasets` says that a set has several configurations, or none of this name."""
+    listed = re.search(r"(?:available configs|Available): (\[.*\])", str(error))
+    if listed is None:
+        return
+    if data.name:
+        raise Mistake(
+            f"data.name {data.name!r} is no configuration of {data.source!r}: take one of {listed[1]}"
+        ) from None
+    raise Mistake(
+        f"data.source {data.source!r} has the configurations {listed[1]}: take one with --data.name"
+    ) from None
+
+
+def check_room(error: Exception) -> None:
+    """Raises Mistake where a full or read-only disk is what kept `datasets` from its own cache."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        import datasets
+
+        folder = datasets.config.HF_DATASETS_CACHE
+        raise Mistake(
+            f"the hub's cache {folder} cannot be written ({cause.strerror}): make room, or set HF_HOME"
+        ) from None
 
 
 def _commit(source: str) -> str | None:

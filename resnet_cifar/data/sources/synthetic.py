@@ -16,7 +16,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from resnet_cifar.data.sources import Splits
+from resnet_cifar.data.sources import Contents, Split
+from resnet_cifar.recipe import Data
 
 Array = np.ndarray
 Field = Callable[[Array, Array, Array], Array]
@@ -149,13 +150,14 @@ _SHAPES: dict[str, Field] = {
 CLASS_NAMES: tuple[str, ...] = tuple(_SHAPES)
 
 
-def identity(_source: str) -> str:
+READS = ()
+
+
+def identity(_data: Data) -> str:
     """The drawing's version: to be raised with any change of the bytes."""
     return "synthetic 1"
 
 
-def read(_source: str) -> Splits:
+def read(_data: Data) -> Contents:
     """Both splits, drawn."""
-    drawn = {split: draw(split) for split in SIZES}
-    images, labels = ({split: pair[part] for split, pair in drawn.items()} for part in (0, 1))
-    return Splits(images, labels, CLASS_NAMES)
+    return Contents(*(Split(name, *draw(name)) for name in SIZES), CLASS_NAMES)

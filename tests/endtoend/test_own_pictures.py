@@ -1,0 +1,72 @@
+"""From a stranger's folder of pictures, one of them broken, to a trained model; from memory and from the disk alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from starting import assert_same_run, train
+
+from resnet_cifar import cli
+from resnet_cifar.cli import TrainCommand
+from resnet_cifar.recipe import Mistake, Recipe
+
+WORDS = {
+    "model.name": "test_resnet",
+    "model.pretrained": "False",
+    "data.image_size": "32",
+    "phases.0.epochs": "2",
+    "phases.1.epochs": "1",
+    "track.to": "none",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """90 pictures of three colours: PNG and JPEG, grey levels varying, odd sizes, and a JPEG that is none."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RESNET_CIFAR_CACHE", str(tmp_path / "cache"))
+    noise = np.random.default_rng(0)
+    for label, name in enumerate(("blue", "green", "red")):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for number in range(30):
+            height, width = noise.integers(30, 60, 2)
+            pixels = noise.integers(0, 60, (height, width, 3), dtype=np.uint8)
+            pixels[..., 2 - label] += 190
+            ending = ("png", "jpg", "jpeg")[number % 3]
+            Image.fromarray(pixels).save(tmp_path / "mine" / name / f"{number}.{ending}")
+    (tmp_path / "mine" / "green" / "holiday.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut off")
+    return tmp_path / "mine"
+
+
+def recipe_of(folder: Path, **words: str) -> Recipe:
+    return cli.read_recipe("debug", {**WORDS, "data.source": str(folder), **words})
+
+
+def test_a_broken_picture_is_named_and_left_out_and_the_rest_trains(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(Mistake, match=r"train 60 \(green/holiday\.jpg\).*--data\.skip_broken True"):
+        train(TrainCommand(recipe="debug", run="run"), recipe_of(folder))
+    assert not Path("run").exists()
+    train(TrainCommand(recipe="debug", run="device"), recipe_of(folder, **{"data.skip_broken": "True"}))
+    said = capsys.readouterr().out
+    for line in (
+        "left out (data.skip_broken): 1 image does not decode (train 60 (green/holiday.jpg))",
+        "images of several sizes: the shortest side is resized to 32",
+        "no test split: 10% of the images are cut off as one (data.test_fraction)",
+        "73 to train on, 8 to validate, 9 to test; 3 classes, stored 32x32",
+        "free in memory",
+    ):
+        assert line in said
+    assert json.loads(Path("device/result.json").read_text())["test/accuracy"] > 0.5
+
+    train(
+        TrainCommand(recipe="debug", run="host"),
+        recipe_of(folder, **{"data.skip_broken": "True", "data.storage": "host"}),
+    )
+    assert "on this machine's disk, read ahead (data.storage)" in capsys.readouterr().out
+    assert_same_run("host", "device")

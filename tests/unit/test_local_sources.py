@@ -1,0 +1,319 @@
+"""data/sources/tree.py and npz.py: folders of pictures and files of arrays become what the hub's layout would."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, DatasetDict
+from datasets import load_dataset as load
+from pictures import Arrays, arrays, both, encoded, in_memory, read, sentence, split_of
+from PIL import Image
+
+from resnet_cifar.data import sources, store
+from resnet_cifar.data.sources import npz, tree
+from resnet_cifar.recipe import Columns, Data, Mistake, SplitNames
+
+NAMES = ["cats", "dogs"]
+LABELS = [0, 1, 1, 0, 1]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RESNET_CIFAR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    return tmp_path / "cache"
+
+
+def same(ours: Arrays, theirs: Arrays) -> bool:
+    return ours.classes == theirs.classes and all(
+        a.keys() == b.keys() and all(np.array_equal(a[role], b[role]) for role in a)
+        for a, b in ((ours.images, theirs.images), (ours.labels, theirs.labels))
+    )
+
+
+def plant(root: Path, pictures: np.ndarray, labels: list[int], ending: str = "png") -> None:
+    """ROOT/CLASS/NUMBER.png."""
+    for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        file = root / NAMES[label] / f"{number}.{ending}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(file)
+
+
+@pytest.fixture
+def forest(tmp_path: Path) -> Path:
+    """ROOT/train/CLASS and ROOT/test/CLASS."""
+    plant(tmp_path / "forest" / "train", arrays(5), LABELS)
+    plant(tmp_path / "forest" / "test", arrays(3, seed=1), [1, 0, 1])
+    return tmp_path / "forest"
+
+
+@pytest.fixture
+def grove(tmp_path: Path) -> Path:
+    """ROOT/CLASS."""
+    plant(tmp_path / "grove", arrays(5), LABELS)
+    return tmp_path / "grove"
+
+
+def in_hub_layout(root: Path, train: Any, test: Any) -> Path:
+    root.mkdir()
+    label = ClassLabel(names=NAMES)
+    for name, (pictures, labels) in {"train": train, "test": test}.items():
+        split = split_of([encoded(picture) for picture in pictures], label=(label, list(labels)))
+        split.to_parquet(root / f"{name}-00000.parquet")
+    return root
+
+
+def test_every_kind_of_source_gives_the_same_entry(forest: Path, tmp_path: Path, cache: Path) -> None:
+    """Array for array and class for class: the fingerprint is a digest of them."""
+    order, test_order = np.argsort(LABELS, kind="stable"), np.argsort([1, 0, 1], kind="stable")  # a tree's is by class
+    train = arrays(5)[order], np.array(LABELS)[order]
+    test = arrays(3, seed=1)[test_order], np.array([1, 0, 1])[test_order]
+    layout = in_hub_layout(tmp_path / "parquet", train, test)
+    load(str(layout)).save_to_disk(tmp_path / "saved")
+    words = {"y_train": np.array(NAMES)[train[1]], "y_test": np.array(NAMES)[test[1]]}
+    np.savez(tmp_path / "arrays.npz", x_train=train[0], x_test=test[0], **words)
+    entries = [store.ensure(Data(source=str(tmp_path / name))) for name in ("parquet", "forest", "saved", "arrays.npz")]
+    assert len(set(entries)) == 4
+    first = {file.name: file.read_bytes() for file in entries[0].glob("*.npy")}
+    assert len(first) == 4
+    for entry in entries[1:]:
+        assert {file.name: file.read_bytes() for file in entry.glob("*.npy")} == first
+    fingerprints = {store.json.loads((entry / "meta.json").read_text())["fingerprint"] for entry in entries}
+    assert len(fingerprints) == 1
+
+
+# Folders of pictures
+
+
+def test_classes_and_pictures_of_a_tree_are_in_the_order_of_their_names(forest: Path) -> None:
+    found = read(forest)
+    assert found.classes == ("cats", "dogs")
+    assert found.labels["train"].tolist() == sorted(LABELS)
+    np.testing.assert_array_equal(found.images["train"], arrays(5)[np.argsort(LABELS, kind="stable")])
+    assert len(found.labels["test"]) == 3
+
+
+def test_a_tree_without_splits_is_all_train(grove: Path, forest: Path) -> None:
+    found = read(grove)
+    assert list(found.images) == ["train"]
+    np.testing.assert_array_equal(found.images["train"], read(forest).images["train"])
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    """Vehicles: what lies in it are pictures, not class folders."""
+    for number, name in enumerate(("bus", "train")):
+        (tmp_path / name).mkdir()
+        Image.fromarray(arrays(1, seed=number)[0]).save(tmp_path / name / "a.png")
+    assert read(tmp_path).classes == ("bus", "train")
+
+
+def test_a_tree_may_lie_deeper_and_hold_other_things(grove: Path) -> None:
+    plain = read(grove)
+    (grove / "dogs" / "more").mkdir()
+    (grove / "dogs" / "1.png").rename(grove / "dogs" / "more" / "1.png")  # below its class
+    (grove / ".git" / "x").mkdir(parents=True)
+    (grove / "__MACOSX" / "dogs").mkdir(parents=True)
+    (grove / "dogs" / "._2.png").write_bytes(b"left by a Mac")
+    (grove / "dogs" / "Thumbs.db").write_bytes(b"left by a PC")
+    found = read(grove)
+    assert (found.classes, sorted(found.labels["train"])) == (plain.classes, sorted(plain.labels["train"]))
+    assert found.decoded.remarks == ("passed over, as their endings are not those of pictures: .db, .png (2)",)
+
+
+@pytest.mark.parametrize(("train", "test"), [("train", "valid"), ("Training", "Val"), ("train", "dev")])
+def test_split_folders_of_other_names_are_found(train: str, test: str, forest: Path) -> None:
+    expected = read(forest)
+    (forest / "train").rename(forest / train)
+    (forest / "test").rename(forest / test)
+    assert same(read(forest), expected)
+
+
+def test_split_folders_can_be_named(forest: Path) -> None:
+    expected = read(forest)
+    (forest / "train").rename(forest / "summer")
+    (forest / "test").rename(forest / "winter")
+    assert same(read(forest, splits=SplitNames(train="summer", test="winter")), expected)
+    assert "data.splits.test 'spring'" in sentence(forest, splits=SplitNames(train="summer", test="spring"))
+
+
+def test_test_pictures_without_classes_are_no_test_split(forest: Path) -> None:
+    """Kaggle's test folders are such."""
+    for file in list((forest / "test").glob("*/*.png")):
+        file.rename(forest / "test" / f"{file.parent.name}-{file.name}")
+    for folder in (forest / "test").iterdir():
+        if folder.is_dir():
+            folder.rmdir()
+    assert list(read(forest).images) == ["train"]
+    assert "has no class folders" in sentence(forest, splits=SplitNames(test="test"))
+
+
+def test_what_a_tree_lacks_is_said(forest: Path, tmp_path: Path) -> None:
+    (forest / "train" / "empty").mkdir()
+    assert "the class folders ['empty'] of train hold no pictures" in sentence(forest)
+    (forest / "train" / "empty").rmdir()
+    (forest / "test" / "birds").mkdir()
+    assert "test has the classes ['birds'], which are not among ['cats', 'dogs']" in sentence(forest)
+    (tmp_path / "flat").mkdir()
+    Image.fromarray(arrays(1)[0]).save(tmp_path / "flat" / "a.png")
+    assert "put those of each class into a folder of its own" in sentence(tmp_path / "flat")
+
+
+def test_mixed_pictures_of_a_stranger_and_a_broken_one(grove: Path) -> None:
+    """PNG, JPEG, WebP, grey, transparent and of several sizes, and one file that is none."""
+    wide = arrays(1, 30, 50)[0]
+    Image.fromarray(wide).save(grove / "cats" / "wide.JPG")
+    Image.fromarray(wide).convert("L").save(grove / "dogs" / "grey.webp")
+    Image.fromarray(wide).convert("RGBA").save(grove / "dogs" / "clear.png")
+    (grove / "cats" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    assert sentence(grove, image_size=16) == (
+        f"data.source '{grove}': 1 image does not decode (train 2 (cats/broken.jpg)); mend or remove them, or leave "
+        "them out with --data.skip_broken True"
+    )
+    found = read(grove, image_size=16, skip_broken=True)
+    assert found.images["train"].shape == (8, 16, 16, 3)
+    assert "cats/broken.jpg" in found.decoded.remarks[-1]
+
+
+def test_a_trees_identity_changes_with_its_files(grove: Path) -> None:
+    data = Data(source=str(grove))
+    first = tree.identity(data)
+    file = grove / "cats" / "0.png"
+    os.utime(file, ns=(1, 1))
+    touched = tree.identity(data)
+    file.rename(grove / "dogs" / "0.png")
+    assert len({first, touched, tree.identity(data)}) == 3
+
+
+# Files of arrays
+
+X, Y = arrays(5), np.array(LABELS, dtype=np.uint8)
+X_TEST, Y_TEST = arrays(3, seed=1), np.array([1, 0, 1], dtype=np.uint8)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "a.npz"
+
+
+@pytest.mark.parametrize("style", ["keras", "medmnist", "compressed"])
+def test_arrays_of_train_and_test_are_read(style: str, file: Path) -> None:
+    names = ("train_images", "train_labels", "test_images", "test_labels")
+    names = names if style == "medmnist" else ("x_train", "y_train", "x_test", "y_test")
+    save = np.savez_compressed if style == "compressed" else np.savez
+    save(file, **dict(zip(names, (X, Y[:, None], X_TEST, Y_TEST), strict=True)))  # Keras' labels are [n, 1]
+    found = read(file)
+    for role, images, labels in (("train", X, Y), ("test", X_TEST, Y_TEST)):
+        np.testing.assert_array_equal(found.images[role], images)
+        assert found.labels[role].tolist() == labels.tolist()
+    assert found.classes == ("0", "1")
+
+
+def test_one_pair_of_arrays_is_all_train(file: Path) -> None:
+    np.savez(file, images=X, labels=Y)
+    assert list(read(file).images) == ["train"]
+    np.savez(file, pictures=X, kinds=Y)
+    text = sentence(file)
+    assert "has the arrays ['pictures', 'kinds']" in text
+    assert "--data.columns.image" in text
+    found = read(file, columns=Columns(image="pictures", label="kinds"))
+    np.testing.assert_array_equal(found.images["train"], X)
+    assert "data.columns.label 'sorts' is none" in sentence(file, columns=Columns(image="pictures", label="sorts"))
+
+
+def test_grey_and_sixteen_bit_arrays_become_rgb_bytes(file: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 2**16, (5, 6, 8), dtype=np.uint16)
+    for images in (grey, grey[..., None]):
+        np.savez(file, x_train=images, y_train=Y)
+        expected = np.round(grey / 257)[..., None].repeat(3, 3)
+        np.testing.assert_array_equal(read(file).images["train"], expected)
+
+
+def test_words_are_classes_in_their_order(file: Path) -> None:
+    np.savez(file, images=X, labels=np.array(["b", "a", "c", "a", "b"]))
+    found = read(file)
+    assert (found.classes, found.labels["train"].tolist()) == (("a", "b", "c"), [1, 0, 2, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"x_train": X.astype(np.float32), "y_train": Y}, "x_train is float32: save it as uint8"),
+        ({"x_train": X.reshape(5, -1), "y_train": Y}, "x_train has the shape [5, 144]"),
+        ({"x_train": np.moveaxis(X, 3, 1), "y_train": Y}, "x_train has the shape [5, 3, 6, 8]"),
+        ({"x_train": X, "y_train": Y[:4]}, "5 images in x_train and 4 labels in y_train"),
+        ({"x_train": X, "y_train": np.eye(5)}, "y_train is float64 of the shape [5, 5]"),
+        ({"x_train": X, "y_train": np.array([None] * 5)}, "cannot be read"),  # pickled
+        ({"x_train": X[:0], "y_train": Y[:0]}, "the split train is empty"),
+        ({"x_train": X, "y_train": Y, "x_test": X_TEST, "y_test": Y_TEST + 1}, "(test 0, 2)"),
+    ],
+)
+def test_arrays_that_cannot_be_used_are_a_mistake(content: dict[str, np.ndarray], said: str, file: Path) -> None:
+    np.savez(file, **content)
+    assert said in sentence(file)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"\x80\x04K\x01."])
+def test_a_file_that_is_no_archive_is_a_mistake(content: bytes, file: Path) -> None:
+    file.write_bytes(content)
+    assert "cannot be read" in sentence(file)
+
+
+def test_a_damaged_archive_is_a_mistake(file: Path) -> None:
+    np.savez_compressed(file, x_train=X, y_train=Y)
+    whole = bytearray(file.read_bytes())
+    whole[len(whole) // 3] ^= 0xFF
+    file.write_bytes(whole)
+    assert "cannot be read" in sentence(file)
+
+
+def test_an_archives_identity_changes_with_the_file(file: Path) -> None:
+    np.savez(file, images=X, labels=Y)
+    first = npz.identity(Data(source=str(file)))
+    os.utime(file, ns=(1, 1))
+    assert npz.identity(Data(source=str(file))) != first
+
+
+# All of them
+
+
+def test_fields_that_say_nothing_about_a_source_are_refused(grove: Path, file: Path, cache: Path) -> None:
+    np.savez(file, images=X, labels=Y)
+    for name, data in (
+        ("name", Data(source=str(grove), name="plain_text")),
+        ("columns", Data(source=str(grove), columns=Columns(label="kind"))),
+        ("splits", Data(source=str(file), splits=SplitNames(train="a"))),
+        ("columns", Data(source="synthetic", columns=Columns(image="img"))),
+    ):
+        with pytest.raises(Mistake, match=rf"data\.{name} .* says nothing about data\.source"):
+            store.ensure(data)
+
+
+def test_hub_columns_and_splits_make_entries_of_their_own(tmp_path: Path, cache: Path) -> None:
+    label, other = ClassLabel(names=NAMES), ClassLabel(names=["x", "y"])
+    pictures = [encoded(picture) for picture in X]
+    split = split_of(pictures, label=(label, LABELS), sort=(other, LABELS[::-1]))
+    both(split).save_to_disk(tmp_path / "saved")
+    data = {"source": str(tmp_path / "saved")}
+    entries = {store.ensure(Data(**data, columns=Columns(label=name))) for name in ("label", "sort")}
+    entries |= {store.ensure(Data(**data, splits=SplitNames(train="test"))), store.ensure(Data(**data, stored_size=8))}
+    assert len(entries) == 4
+    assert in_memory(DatasetDict(train=split)).classes == tuple(NAMES)
+
+
+@pytest.mark.real_data
+def test_real_images_come_the_same_through_every_door(real_data: Path, tmp_path: Path, cache: Path) -> None:
+    """2000 of them, with their class names."""
+    from datasets import load_dataset
+
+    part = load_dataset("parquet", data_files=str(next(real_data.rglob("test-*.parquet"))), split="train[:2000]")
+    DatasetDict(train=part).save_to_disk(tmp_path / "saved")
+    found = read(tmp_path / "saved")
+    names = np.array(found.classes)[found.labels["train"]]
+    np.savez(tmp_path / "a.npz", images=found.images["train"], labels=names)
+    assert same(read(tmp_path / "a.npz"), found)
+    assert len(found.classes) == 10
+    assert sources.find(str(real_data)).__name__.endswith("folder")

@@ -1,0 +1,162 @@
+"""data/resident.py: images on the device and images on disk are the same, to the bit, wherever they are used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from resnet_cifar.data import resident, store
+from resnet_cifar.data.batches import Batches, InputFormat
+from resnet_cifar.data.plan import Plan
+from resnet_cifar.data.resident import ImageSet, Mapped, choose_place
+from resnet_cifar.data.store import ImageData
+from resnet_cifar.recipe import Recipe, parse
+
+CPU = torch.device("cpu")
+AUGMENT = {"crop": 2, "flip": "alternating", "cutout": 3, "erase": 0.5, "mixup": 0.3, "cutmix": 1.0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An .npz file of 90 training and 30 test images of three classes."""
+    folder = tmp_path_factory.mktemp("resident")
+    noise = np.random.default_rng(0)
+    arrays = {f"x_{name}": noise.integers(0, 256, (n, 9, 9, 3), np.uint8) for name, n in (("train", 90), ("test", 30))}
+    np.savez(folder / "a.npz", **arrays, y_train=np.arange(90) % 3, y_test=np.arange(30) % 3)
+    return folder
+
+
+def load(folder: Path, storage: str, **values: Any) -> tuple[Recipe, ImageData]:
+    data = {"source": str(folder / "a.npz"), "image_size": 12, "storage": storage, **values.pop("data", {})}
+    recipe = parse(
+        {
+            "batch_size": 16,
+            "model": {"norm_batch": None},
+            "augment": AUGMENT,
+            "phases": [{"epochs": 3, "lr": 0.1}],
+            "data": data,
+            **values,
+        }
+    )
+    return recipe, store.load(store.ensure(recipe.data), recipe, CPU)
+
+
+def batches(folder: Path, storage: str, world: int = 1, rank: int = 0, **values: Any) -> Batches:
+    recipe, data = load(folder, storage, **values)
+    form = InputFormat(recipe.data, torch.tensor((0.5,) * 3), torch.tensor((0.25,) * 3))
+    return Batches(Plan(recipe, len(data.train), world), data.train, 3, form, rank)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{}, {"limit": 60, "validation": 0.2}, {"overfit": 12}, {"validation": 0}],
+    ids=["cut", "limit", "overfit", "all"],
+)
+@pytest.mark.parametrize(("world", "micro_batch"), [(1, 0), (1, 4), (2, 4), (4, 0)])
+def test_batches_are_the_same_bit_for_bit(folder: Path, world: int, micro_batch: int, data: dict[str, Any]) -> None:
+    for rank in range(world):
+        values = {"data": data, "micro_batch": micro_batch}
+        ours, theirs = (batches(folder, storage, world, rank, **values) for storage in ("host", "device"))
+        assert isinstance(ours.images.images, Mapped)
+        assert isinstance(theirs.images.images, torch.Tensor)
+        for start in (0, 1):
+            count = 0
+            for step, other in zip(ours.steps(start), theirs.steps(start), strict=True):
+                for batch, expected in zip(step, other, strict=True):
+                    torch.testing.assert_close(batch, expected, rtol=0, atol=0)
+                    count += 1
+            assert count == (ours.plan.steps - start) * (ours.plan.share // ours.plan.micro_batch)
+
+
+@pytest.mark.parametrize("data", [{}, {"limit": 60, "validation": 0.2}, {"overfit": 12}])
+def test_every_split_holds_the_same_images_and_labels(folder: Path, data: dict[str, Any]) -> None:
+    (_, ours), (_, theirs) = (load(folder, storage, data=data) for storage in ("host", "device"))
+    for name in ("train", "validation", "test"):
+        a, b = getattr(ours, name), getattr(theirs, name)
+        assert (len(a), a.size, a.device) == (len(b), (9, 9), CPU)
+        rows = np.arange(len(a))[::-1].copy()
+        assert torch.equal(a.take(rows), b.take(rows))
+        assert torch.equal(a.labels, b.labels)
+        np.testing.assert_array_equal(a.indices, b.indices)
+        assert a.resident_bytes == 0
+        assert b.resident_bytes == len(b) * 9 * 9 * 3
+
+
+@pytest.mark.parametrize("storage", ["host", "device"])
+@pytest.mark.parametrize("sizes", [[], [5], [1, 2], [7, 7, 7, 2], [30, 1] * 4])
+def test_what_is_read_ahead_comes_in_order_and_whole(sizes: list[int], storage: str, folder: Path) -> None:
+    images = load(folder, storage)[1].train
+    batches = [np.random.default_rng(size).integers(0, len(images), size) for size in sizes]
+    found = list(images.read(iter(batches)))
+    assert len(found) == len(batches)
+    for rows, pixels in zip(batches, found, strict=True):
+        assert torch.equal(pixels, images.take(rows))
+
+
+def test_batches_are_asked_for_before_they_are_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    ask = ImageSet.ask
+    monkeypatch.setattr(ImageSet, "ask", lambda self, rows: asked.append(len(rows)) or ask(self, rows))
+    images = load(folder, "host")[1].train
+    reading = images.read(np.arange(size) for size in range(1, 7))
+    next(reading)
+    assert asked == [1, 2, 3]
+    assert len(list(reading)) == 5
+    assert asked == [1, 2, 3, 4, 5, 6]
+    asked.clear()
+    steps = batches(folder, "host").steps()
+    next(steps)
+    assert asked == [16, 16]
+
+
+def test_what_cannot_be_read_is_said_where_it_is_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = load(folder, "host")[1].train
+    assert len(images.take(np.arange(3))) == 3
+    monkeypatch.setattr(resident.np, "take", lambda *arguments, **options: (_ for _ in ()).throw(OSError(5, "gone")))
+    later = images.ask(np.arange(3))
+    with pytest.raises(OSError, match="gone"):
+        later.images(resident.ALL)
+
+
+FREE = 8 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("storage", "nbytes", "processes", "place", "why"),
+    [
+        ("auto", FREE // 2, 1, "device", "at most half of the 8.0 GiB that are free in memory"),
+        ("auto", FREE // 2 + 1, 1, "host", "more than half of the 8.0 GiB"),
+        ("auto", FREE // 2, 2, "host", "more than half of the 4.0 GiB"),  # each process holds the images
+        ("device", 10 * FREE, 1, "device", "data.storage"),
+        ("host", 1, 1, "host", "data.storage"),
+    ],
+)
+def test_the_place_follows_from_free_memory_and_says_why(
+    storage: str, nbytes: int, processes: int, place: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=FREE))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    found, said = choose_place(storage, nbytes, CPU)
+    assert found == place
+    assert why in said
+    assert ("on this machine's disk" in said) == (place == "host")
+
+
+@pytest.mark.parametrize(("nbytes", "place"), [(FREE // 2, "device"), (FREE // 2 + 1, "host")])
+def test_on_a_gpu_its_own_free_memory_counts(nbytes: int, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (FREE, 10 * FREE))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1))
+    assert choose_place("auto", nbytes, torch.device("cuda", 0))[0] == place
+
+
+def test_a_set_that_does_not_fit_is_mapped_by_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    data = load(folder, "auto")[1]
+    assert isinstance(data.train.images, Mapped)
+    assert "read ahead" in data.place
