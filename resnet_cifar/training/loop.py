@@ -19,7 +19,7 @@ from resnet_cifar.data.batches import Batches
 from resnet_cifar.data.plan import Plan, check_share
 from resnet_cifar.data.store import ImageData
 from resnet_cifar.recipe import Mistake, Recipe
-from resnet_cifar.reporting import metrics
+from resnet_cifar.reporting import metrics, track
 from resnet_cifar.reporting.console import Screen, duration
 from resnet_cifar.run_folder import RunFolder
 from resnet_cifar.training import checkpoint, launched, outline, snapshot
@@ -45,6 +45,7 @@ def train(command: TrainCommand, base: Recipe, requests: Requests) -> None:
     # What needs no data is answered before any download.
     models.check_name(recipe.model.name)
     optim.check_name(recipe.optimizer.name)
+    track.check(recipe)
     check_share(recipe, world.size)
     if not command.dry_run and world.main_first(lambda: _look(folder, command, recipe, screen)) == "finished":
         world.close()
@@ -287,7 +288,8 @@ class Run:
         }
         run_folder.write_json(folder.path / "result.json", result)
         best = {f"best/{name}": value for name, value in result.items() if name == "step" or name.startswith("val/")}
-        recorder.tracker.summary({**best, "test/accuracy": result["test/accuracy"], "test/loss": result["test/loss"]})
+        final = {**best, "test/accuracy": result["test/accuracy"], "test/loss": result["test/loss"]}
+        recorder.summary(final, predictions)
         recorder.status("finished")
         recorder.screen.end()
         _closing_table(recorder.screen, folder, result, recorder.tracker.commands)
