@@ -27,7 +27,7 @@ def draw(
     images: np.ndarray,
     classes: Sequence[str],
 ) -> dict[str, Path]:
-    """Writes figures of predictions into `folder`, as PNG files: name -> file. Shapes are those of the functions below."""
+    """Writes the two figures into `folder`, as PNG files: name -> file. Shapes are those of the functions below."""
     folder.mkdir(exist_ok=True)
     figures = {
         "confusion": confusion(probabilities.argmax(1), labels, classes),

@@ -107,7 +107,8 @@ class _Lane:
     def _lose(self, why: str) -> None:
         if not self._lost.is_set():
             self._lost.set()
-            self._warn(f"track.to {self._name} is left out from here on ({why}): every row is in metrics.jsonl")
+            rest = self._tracker.rest
+            self._warn(f"track.to {self._name} is left out from here on ({why}): every row is in metrics.jsonl{rest}")
 
 
 def names(recipe: Recipe) -> list[str]:

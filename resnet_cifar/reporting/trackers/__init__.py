@@ -12,12 +12,14 @@ class Tracker:
     """What a tracker is asked; all but `log`, `summary` and `finish` may be left as it is.
 
     It is opened by rank 0's main thread and then used by one thread of its own: a call may raise or hang, and training
-    goes on. `commands` tells the user how to see the curves: (what, command). `identity` is kept in checkpoints, so
-    that whoever takes one up continues the same curves.
+    goes on. `commands` tells the user how to see the curves: (what, command), and `rest`, if anything, what can be done
+    with those of a tracker that broke off. `identity` is kept in checkpoints, so that whoever takes one up continues
+    the same curves.
     """
 
     identity: str | None = None
     commands: tuple[tuple[str, str], ...] = ()
+    rest = ""
 
     def latest(self) -> int:
         """The step of the newest row that it has from earlier starts; it is given those that come after."""

@@ -36,9 +36,8 @@ class Trackio(Tracker):
         with contextlib.redirect_stdout(io.StringIO()):
             self._run = contextvars.copy_context().run(begin)  # else it would be finished again, at Python's end
         self._image = trackio.Image
-        self.commands = (
-            ("curves", f"TRACKIO_DIR={shlex.quote(str(folder))} trackio show --project {shlex.quote(self._project)}"),
-        )
+        where, project = shlex.quote(str(run / "trackio")), shlex.quote(self._project)
+        self.commands = (("curves", f"TRACKIO_DIR={where} trackio show --project {project}"),)
 
     def latest(self) -> int:
         """The newest step in the data base: a kill may have taken the last half second."""

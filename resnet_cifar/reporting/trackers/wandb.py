@@ -20,6 +20,7 @@ from resnet_cifar.recipe import Mistake, Recipe, to_dict
 from resnet_cifar.reporting.trackers import Tracker, kept_rows
 
 _DEFAULT_URL = "https://api.wandb.ai"
+_ANSWER = 2.0  # seconds in which a server that is there answers
 _FINISH = 10.0  # seconds for what is not uploaded yet, at the end
 
 
@@ -53,6 +54,7 @@ class Wandb(Tracker):
             "resume": "allow",
             "config": {**to_dict(recipe), "environment": environment},
         }
+        self.rest = f", and `{self._upload}` uploads those that W&B has"
         self._has_told = self._has_fallen = False
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
         before = set(folder.iterdir())
@@ -73,9 +75,14 @@ class Wandb(Tracker):
         if self._run.settings.mode == "disabled":
             return 0
         if not self._run.offline:
-            for piece in (self._folder / "wandb").glob("offline-run-*/run-*.wandb"):
-                piece.with_name(f"{piece.name}.synced").touch()  # its rows are uploaded now; `wandb sync` passes it by
-            return self._run.summary.get("step", 0)
+            try:
+                latest = self._run.summary.get("step", 0)
+            except Exception as error:
+                self._go_offline(error)
+            else:
+                for piece in (self._folder / "wandb").glob("offline-run-*/run-*.wandb"):
+                    piece.with_name(f"{piece.name}.synced").touch()  # its rows are uploaded now: `wandb sync` skips it
+                return latest
         pieces = sorted((self._folder / "wandb").glob("*run-*"), key=lambda piece: piece.name.removeprefix("offline-"))
         return next((step for piece in reversed(pieces) if (step := _step(piece))), 0)
 
@@ -87,6 +94,7 @@ class Wandb(Tracker):
         """Numbers for the table of runs, a row with the figures, and the files as an artifact."""
 
         def work() -> None:
+            self._check_server()  # an artifact waits for it
             images = {f"figures/{name}": self._wandb.Image(str(file)) for name, file in figures.items()}
             self._run.log({"step": step, **images})
             self._run.summary.update(values)
@@ -98,6 +106,7 @@ class Wandb(Tracker):
         """Ends the run within a bounded time; an interrupted one shows as preempted until it goes on."""
 
         def work() -> None:
+            self._check_server()
             if state == "interrupted":
                 self._run.mark_preempting()
             self._run.finish(exit_code=int(state != "finished"))
@@ -109,11 +118,8 @@ class Wandb(Tracker):
 
     def abandon(self) -> None:
         """Ends W&B's own process, which Python would wait for at its end."""
-        for child in psutil.Process().children():
-            if child.name() == "wandb-core":
-                child.kill()
-        with contextlib.suppress(Exception):
-            self._wandb.teardown()
+        self._has_told = self._has_fallen = True
+        self._end_core()
 
     # What W&B would print comes here: see `_open`.
 
@@ -125,7 +131,7 @@ class Wandb(Tracker):
         if not self._has_told:
             self._has_told = True
             reason = text.removeprefix("wandb: ").removeprefix("WARNING ").removeprefix("ERROR ").rstrip(".")
-            self._warn(f"W&B: {reason}; what it lacks is in {self._folder}, and `{self._upload}` uploads it")
+            self._warn(f"W&B: {reason}; `{self._upload}` uploads the rest")
 
     error = warning
 
@@ -147,22 +153,47 @@ class Wandb(Tracker):
         self._run.define_metric("*", step_metric="step")
 
     def _do(self, work: Callable[[], None], rows_until: int) -> None:
-        """Does `work`; where W&B's own process has died, offline in a new piece, after the rows that are missing."""
+        """Does `work`; where that fails, goes on offline with the rows that all pieces lack, and does it there."""
         try:
             work()
-        except TimeoutError:
+        except TimeoutError:  # of the end: the rest is uploaded later
             raise
         except Exception as error:
-            if self._has_fallen:
-                raise
-            self._has_fallen = True
-            self.warning(f"its process is gone ({str(error) or type(error).__name__}), and it goes on offline")
-            with contextlib.suppress(Exception):
-                self._wandb.teardown()
-            self._open("offline")
+            self._go_offline(error)
             for row in kept_rows(self._folder, self.latest(), rows_until):
                 self._run.log(row)
             work()
+
+    def _go_offline(self, error: Exception) -> None:
+        """In a new piece; raises `error` where that has been tried."""
+        if self._has_fallen:
+            raise error
+        self._has_fallen = True
+        self.warning(f"it goes on offline ({' '.join(str(error).split()) or type(error).__name__})")
+        self._end_core()
+        self._open("offline")
+
+    def _check_server(self) -> None:
+        """Raises ConnectionError where an online run's server does not answer: W&B would wait for it."""
+        import requests
+
+        if self._run.offline or self._run.settings.mode == "disabled":
+            return
+        try:
+            status = requests.get(endpoint(), timeout=_ANSWER).status_code
+        except requests.RequestException as error:
+            raise ConnectionError(f"{endpoint()} does not answer: {type(error).__name__}") from None
+        if status >= 500 or status in (401, 403):
+            raise ConnectionError(f"{endpoint()} answers {status}")
+
+    def _end_core(self) -> None:
+        """Its log has what it was given more than a second ago, and `latest` tells what that is."""
+        for child in psutil.Process().children():
+            if child.name() == "wandb-core":
+                child.kill()
+                child.wait()
+        with contextlib.suppress(Exception, SystemExit):  # it would end this process with the other's code
+            self._wandb.teardown()
 
     def _artifact(self, files: list[Path]) -> Any:
         """Scores and predictions, not the weights: a ResNet-50's 94 MB would not be uploaded within the bounded end."""
