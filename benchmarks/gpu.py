@@ -29,7 +29,7 @@ from benchmarks import results, training
 from benchmarks.__main__ import REHEARSAL
 from benchmarks.step import Configuration
 from resnet_cifar.data import store
-from resnet_cifar.recipe import Mistake
+from resnet_cifar.recipe import Data, Mistake
 from resnet_cifar.run_folder import read_json
 
 LEAST = 0.97  # of the bare step
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
         return 2
     source = "synthetic" if asked.rehearse else asked.source
     try:
-        store.ensure(source)
+        store.ensure(Data(source=source))
     except Mistake as mistake:
         print(f"error: {mistake} (--source synthetic has images of its own)", file=sys.stderr)
         return 2

@@ -27,12 +27,30 @@ class LocalMistake(Mistake):
     """One that other machines of the run may not find: each machine's first process says it."""
 
 
+TRACKERS = ("wandb", "trackio", "tensorboard")
+
+
 def _word_no(value: Any) -> Any:
     return "no" if value is False else value  # YAML 1.1 reads a bare `no` as False
 
 
 def _word_null(value: Any) -> Any:
     return None if isinstance(value, str) and value.lower() in ("null", "none") else value
+
+
+def _trackers(value: Any) -> str:
+    """`wandb,tensorboard` of a YAML list or a word of the command line; what YAML reads as no or null is `none`."""
+    words = value if isinstance(value, list | tuple) else [value] if value is None else str(value).split(",")
+    names = ["none" if word in (None, False) else str(word).strip() for word in words]
+    names = ["none" if name.lower() in ("no", "false", "null", "none") else name for name in names]
+    for name in names:
+        if name not in (*TRACKERS, "none"):
+            raise ValueError(f"{name!r} is none of {', '.join(TRACKERS)} and none")
+        if names.count(name) > 1:
+            raise ValueError(f"{name} stands there twice: name it once")
+    if not names or ("none" in names and len(names) > 1):
+        raise ValueError("name trackers, or none alone")
+    return ",".join(names)
 
 
 def _no_bool(value: Any) -> Any:
@@ -265,10 +283,10 @@ class Track:
 
     __pydantic_config__ = _STRICT
 
-    to: Annotated[Literal["wandb", "none"], BeforeValidator(_word_no)] = "wandb"
-    """Weights & Biases (offline in the run folder where there is no account), or nothing."""
+    to: Annotated[str, BeforeValidator(_trackers)] = "wandb"
+    """`wandb` (offline in the run folder where there is no account), `trackio`, `tensorboard`, several, or `none`."""
     project: Name = "resnet-cifar"
-    """The tracker's project."""
+    """The trackers' project."""
 
 
 @dataclass(frozen=True)

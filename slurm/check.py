@@ -23,7 +23,7 @@ from rich.table import Table
 
 from resnet_cifar import cli
 from resnet_cifar.data.sources import cache_root, hub
-from resnet_cifar.reporting import track
+from resnet_cifar.reporting.trackers import wandb
 from resnet_cifar.training.interrupts import end_process
 from resnet_cifar.training.world import World
 
@@ -72,7 +72,7 @@ def _facts(world: World, host: str) -> dict[str, Any]:
         places = {"runs": Path(os.environ.get("RUNS", "runs")), "cache": cache_root()}
         places["this node"] = Path(os.environ.get("LOCAL_DISK", "/tmp"))
         facts["room"] = {name: _room(place) for name, place in places.items()}
-        facts["reached"] = {address: hub.answers(address) for address in (hub.endpoint(), track.endpoint())}
+        facts["reached"] = {address: hub.answers(address) for address in (hub.endpoint(), wandb.endpoint())}
     return facts
 
 

@@ -1,123 +1,126 @@
-"""Trackers behind one small protocol: `log`, `summary`, `finish`. Only rank 0 has one."""
+"""A run's trackers: each in a thread of its own, so that none keeps the run from training. Only rank 0 has any."""
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
+import contextlib
+import importlib.util
+import queue
+import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
-from resnet_cifar.recipe import Mistake, Recipe, to_dict
+from resnet_cifar.recipe import Mistake, Recipe
+from resnet_cifar.reporting.trackers import Tracker, kept_rows
 
-_DEFAULT_URL = "https://api.wandb.ai"
+_WAITING = 10_000  # calls that a tracker which hangs may leave undone
+_PARTING = 12.0  # seconds for all trackers to end: less than the 15 that a run which was asked to stop gives them
+
+Call = Callable[[Tracker], None]
 
 
-class Tracker(Protocol):
-    """Where a run's rows are drawn.
+class Several:
+    """Trackers side by side. What one of them raises is said once and drops it; what hangs is waited for at the end.
 
-    `commands` tells the user how to see them: (what, command). `identity` is kept in checkpoints, so that whoever takes
-    one up continues the same curve.
+    They go on where an earlier start stopped, each with the rows of metrics.jsonl that it lacks.
     """
 
-    commands: list[tuple[str, str]]
-    identity: str | None
+    def __init__(self, trackers: dict[str, Tracker], run: Path, step: int, warn: Callable[[str], None]) -> None:
+        self._lanes = [_Lane(name, tracker, run, step, warn) for name, tracker in trackers.items()]
+        self.commands = [command for tracker in trackers.values() for command in tracker.commands]
+        self.identity = next((tracker.identity for tracker in trackers.values() if tracker.identity), None)
+
+    def __bool__(self) -> bool:
+        return bool(self._lanes)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Adds a row of metrics.jsonl."""
+        """Hands on a row of metrics.jsonl, without waiting."""
+        for lane in self._lanes:
+            lane.hand(partial(lane.log, row=row))
 
-    def summary(self, values: dict[str, Any]) -> None:
-        """Sets the run's final numbers."""
-
-    def finish(self, state: str) -> None:
-        """Ends the run as `finished`, `interrupted` or `failed`, within a bounded time."""
-
-
-class Nothing:
-    """The tracker `none`."""
-
-    commands: ClassVar[list[tuple[str, str]]] = []
-    identity = None
-
-    def log(self, row: dict[str, Any]) -> None:
-        """Does nothing."""
-
-    def summary(self, values: dict[str, Any]) -> None:
-        """Does nothing."""
+    def summary(self, step: int, values: dict[str, Any], figures: dict[str, Path], files: list[Path]) -> None:
+        """Hands on what the run has come to: see `Tracker.summary`."""
+        for lane in self._lanes:
+            lane.hand(lambda tracker: tracker.summary(step, values, figures, files))
 
     def finish(self, state: str) -> None:
-        """Does nothing."""
+        """Ends the run as `finished`, `interrupted`, `failed` or `lost`, within a bounded time."""
+        end = time.monotonic() + _PARTING
+        for lane in self._lanes:
+            lane.hand(lambda tracker: tracker.finish(state))
+            lane.close()
+        for lane in self._lanes:
+            lane.wait(end)
 
 
-class Wandb:
-    """Weights & Biases: online with an account, else a real offline run in RUN/wandb; it never asks."""
+class _Lane:
+    """One tracker's queue and thread."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        run: Path,
-        environment: dict[str, Any],
-        warn: Callable[[str], None],
-        identity: str | None,
-    ) -> None:
-        import wandb
+    def __init__(self, name: str, tracker: Tracker, run: Path, step: int, warn: Callable[[str], None]) -> None:
+        self._name, self._tracker, self._run, self._warn = name, tracker, run, warn
+        self._latest = 0
+        self._lost = threading.Event()
+        self._calls: queue.Queue[Call | None] = queue.Queue(_WAITING)
+        self._thread = threading.Thread(target=self._serve, args=(step,), name=f"tracker {name}", daemon=True)
+        self._thread.start()
 
-        folder = run / "wandb"
-        folder.mkdir(exist_ok=True)
-        # Artifacts wait beside the run, so that a copied run syncs whole.
-        os.environ.setdefault("WANDB_DATA_DIR", str((folder / "data").resolve()))
-        self.identity = _identity(folder / ".id", identity)
-        options: dict[str, Any] = {
-            "project": recipe.track.project,
-            "name": run.name,
-            "id": self.identity,
-            "dir": str(run),
-            "resume": "allow",
-            "config": {**to_dict(recipe), "environment": environment},
-            # The log is flushed every 15 s by default, and a killed run would lose them.
-            "settings": wandb.Settings(
-                silent=True, console="off", x_transaction_log_flush_interval=1, finish_timeout=10, init_timeout=8
-            ),
-        }
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
+    def log(self, tracker: Tracker, row: dict[str, Any]) -> None:
+        """A row that an earlier start has handed over already, and this one has come to again, is left out."""
+        if row["step"] > self._latest:
+            tracker.log(row)
+
+    def hand(self, call: Call | None) -> None:
+        if self._lost.is_set():
+            return
         try:
-            self._run = wandb.init(mode=mode, **options)
-        except ValueError as error:  # of pydantic, which checks WANDB_* variables
-            raise Mistake(f"a WANDB_ variable is wrong: {' '.join(str(error).split())}") from None
-        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-            wandb.teardown()  # without it the id counts as in use
-            for begun in folder.glob(f"run-*-{options['id']}"):
-                shutil.rmtree(begun)
-            warn(f"W&B is offline for this run ({str(error).splitlines()[0]})")
-            self._run = wandb.init(mode="offline", **options)
-        # Rows bring their own axes: W&B's own step drops what comes late after a resume.
-        self._run.define_metric("step")
-        self._run.define_metric("epoch")
-        self._run.define_metric("*", step_metric="step")
-        self.commands = self._commands(folder)
+            self._calls.put_nowait(call)
+        except queue.Full:
+            self._lose(f"{_WAITING} calls wait for it")
 
-    def log(self, row: dict[str, Any]) -> None:
-        """Adds a row of metrics.jsonl."""
-        self._run.log(row)
+    def close(self) -> None:
+        self.hand(None)
 
-    def summary(self, values: dict[str, Any]) -> None:
-        """Sets the run's final numbers."""
-        self._run.summary.update(values)
+    def wait(self, end: float) -> None:
+        self._thread.join(max(0.0, end - time.monotonic()))
+        if self._thread.is_alive():
+            self._lose(f"it does not end within {_PARTING:g} s")
+            with contextlib.suppress(Exception):
+                self._tracker.abandon()
 
-    def finish(self, state: str) -> None:
-        """Ends the run within a bounded time; an interrupted one shows as preempted until it goes on."""
-        if state == "interrupted":
-            self._run.mark_preempting()
-        self._run.finish(exit_code=int(state != "finished"))
+    def _serve(self, step: int) -> None:
+        try:
+            self._latest = self._tracker.latest()
+            if step > self._latest:
+                for row in kept_rows(self._run, self._latest, step):
+                    self._tracker.log(row)
+            while call := self._calls.get():
+                call(self._tracker)
+                if self._lost.is_set():
+                    return
+        except Exception as error:
+            self._lose(str(error) or type(error).__name__)
+            with contextlib.suppress(Exception):
+                self._tracker.abandon()
 
-    def _commands(self, folder: Path) -> list[tuple[str, str]]:
-        if self._run.settings.mode == "disabled":
-            return []
-        if not self._run.offline:
-            return [("curves", str(self._run.url))]
-        # Every start of an offline run leaves a piece; they are uploaded together, in order.
-        return [("curves", f"wandb leet run {folder}"), ("upload", f"wandb sync {folder}/offline-run-*")]
+    def _lose(self, why: str) -> None:
+        if not self._lost.is_set():
+            self._lost.set()
+            rest = self._tracker.rest
+            self._warn(f"track.to {self._name} is left out from here on ({why}): every row is in metrics.jsonl{rest}")
+
+
+def names(recipe: Recipe) -> list[str]:
+    """What `track.to` names; nothing for `none`."""
+    return [name for name in recipe.track.to.split(",") if name != "none"]
+
+
+def check(recipe: Recipe) -> None:
+    """Raises Mistake where a tracker's package is not installed."""
+    for name in names(recipe):
+        if importlib.util.find_spec(name) is None:
+            raise Mistake(f"track.to {name!r} needs the package {name}: pip install -e '.[trackers]'")
 
 
 def start(
@@ -126,24 +129,34 @@ def start(
     environment: dict[str, Any],
     warn: Callable[[str], None],
     identity: str | None = None,
+    step: int = 0,
+) -> Several:
+    """The trackers that `track.to` names, going on as `identity` after the rows up to `step` that metrics.jsonl has.
+
+    `warn` hears what the user should know. Raises Mistake.
+    """
+    trackers = {}
+    for name in names(recipe):
+        try:
+            trackers[name] = _open(name, recipe, run, environment, warn, identity)
+        except Mistake:
+            raise
+        except Exception as error:
+            warn(f"track.to {name} is left out ({str(error) or type(error).__name__}): every row is in metrics.jsonl")
+    return Several(trackers, run, step, warn)
+
+
+def _open(
+    name: str, recipe: Recipe, run: Path, environment: dict[str, Any], warn: Callable[[str], None], identity: str | None
 ) -> Tracker:
-    """The tracker that `track.to` names, going on as `identity`; `warn` hears what the user should know."""
-    return Wandb(recipe, run, environment, warn, identity) if recipe.track.to == "wandb" else Nothing()
+    if name == "wandb":
+        from resnet_cifar.reporting.trackers.wandb import Wandb
 
+        return Wandb(recipe, run, environment, warn, identity)
+    if name == "trackio":
+        from resnet_cifar.reporting.trackers.trackio import Trackio
 
-def endpoint() -> str:
-    """The address of the W&B server."""
-    return os.environ.get("WANDB_BASE_URL", _DEFAULT_URL)
+        return Trackio(recipe, run, environment)
+    from resnet_cifar.reporting.trackers.tensorboard import TensorBoard
 
-
-def _identity(file: Path, saved: str | None) -> str:
-    """The run's id, made once and kept with the run, so that every start of it continues one W&B run."""
-    if not file.is_file():
-        file.write_text(saved or secrets.token_hex(4))
-    return file.read_text()
-
-
-def _has_account() -> bool:
-    from requests.utils import get_netrc_auth
-
-    return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(endpoint()))
+    return TensorBoard(recipe, run, environment)

@@ -9,6 +9,7 @@ from resnet_cifar import model as models
 from resnet_cifar import optim
 from resnet_cifar.data.plan import check_share
 from resnet_cifar.recipe import Mistake, Recipe
+from resnet_cifar.reporting import track
 from resnet_cifar.training.step import check_norm_groups
 from resnet_cifar.training.world import World
 
@@ -16,6 +17,7 @@ from resnet_cifar.training.world import World
 def check(recipe: Recipe, world: World) -> None:
     """Raises Mistake, the same on every process."""
     check_names(recipe)
+    track.check(recipe)
     check_share(recipe, world.size)
     check_norm_groups(recipe, world)
     _check_input(recipe)

@@ -373,7 +373,8 @@ class Run:
         }
         run_folder.write_json(folder.path / "result.json", result)
         best = {f"best/{name}": value for name, value in result.items() if name == "step" or name.startswith("val/")}
-        recorder.tracker.summary({**best, "test/accuracy": result["test/accuracy"], "test/loss": result["test/loss"]})
+        final = {**best, "test/accuracy": result["test/accuracy"], "test/loss": result["test/loss"]}
+        recorder.summary(final, predictions)
         recorder.status("finished")
         recorder.screen.end()
         _closing_table(recorder.screen, folder, result, recorder.tracker.commands)

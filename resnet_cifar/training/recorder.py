@@ -6,15 +6,17 @@ import contextlib
 import json
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from resnet_cifar.data.plan import Plan
 from resnet_cifar.data.store import ImageData
 from resnet_cifar.recipe import Mistake, to_dict
-from resnet_cifar.reporting import environment, track
+from resnet_cifar.reporting import environment, figures, track
 from resnet_cifar.reporting.console import Screen
 from resnet_cifar.run_folder import RunFolder, read_json
 from resnet_cifar.training import checkpoint
+from resnet_cifar.training.evaluate import Predictions
 from resnet_cifar.training.snapshot import Snapshot
 from resnet_cifar.training.watch import GO_ON
 from resnet_cifar.training.world import World
@@ -26,7 +28,7 @@ class Recorder:
     def __init__(self, plan: Plan, world: World, data: ImageData, folder: RunFolder, screen: Screen) -> None:
         self.plan, self.world, self.data = plan, world, data
         self.folder, self.screen = folder, screen
-        self.tracker: track.Tracker = track.Nothing()
+        self.tracker = track.Several({}, folder.path, 0, screen.warn)
         self.done, self.seconds_to_first_step = 0, 0.0  # what status.json says beside the state
         self.saved = 0  # updates that the newest checkpoint has seen; rank 0's
         self._writer = checkpoint.Writer(folder.checkpoints, plan.recipe.checkpoint.keep, before=folder.sync)
@@ -54,9 +56,10 @@ class Recorder:
                 self._check_best(state)
             self.status("running")  # a compilation may come before the first step
             # The row of a score that was cut short is written when that is done.
-            self.folder.continue_rows(state["step"] - bool(state["unscored"]) if state else 0)
+            step = state["step"] - bool(state["unscored"]) if state else 0
+            self.folder.continue_rows(step)
             identity = state["tracker"] if state else None
-            self.tracker = track.start(recipe, self.folder.path, facts, self.screen.warn, identity)
+            self.tracker = track.start(recipe, self.folder.path, facts, self.screen.warn, identity, step)
             return json.dumps(state)
 
         state = json.loads(self.world.main_first(look))
@@ -72,6 +75,20 @@ class Recorder:
         self.screen.row(row)
         if "val/accuracy" in row:
             self.screen.score(row, is_best)
+
+    def summary(self, values: dict[str, float], predictions: Predictions) -> None:
+        """Final numbers for the trackers, and what the model confuses among the test images, in figures."""
+        if not self.tracker:
+            return
+        run, test = self.folder.path, self.data.test
+        probabilities, labels = predictions.logits.double().softmax(1).numpy(), predictions.labels.numpy()
+        drawn: dict[str, Path] = {}
+        try:
+            drawn = figures.draw(run / "figures", probabilities, labels, test.images.cpu().numpy(), self.data.classes)
+        except Exception as error:  # the result stands without them
+            self.screen.warn(f"{run / 'figures'} could not be drawn: {error}")
+        kept = ("recipe.yaml", "eval-test.json", "predictions-test.parquet", "model/config.json")
+        self.tracker.summary(self.done, values, drawn, [run / name for name in kept])
 
     def is_time_to_save(self) -> bool:
         """Whether rank 0, which alone saves, last did so checkpoint.every_minutes ago."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -69,8 +70,9 @@ def written(home: Path) -> list[dict[str, Any]]:
 
 
 def own(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """History rows without W&B's own entries."""
-    return [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
+    """History rows without W&B's own entries, and without the row that holds the figures."""
+    plain = [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
+    return [row for row in plain if not any(key.startswith("figures/") for key in row)]
 
 
 def kept(home: Path) -> Path:
@@ -93,16 +95,22 @@ def history(home: Path) -> list[dict[str, Any]]:
     return own([record["history"]["item"] for record in records if record["type"] == "history"])
 
 
-def uploaded(home: Path, printed: str) -> StoredRun:
-    """What the service has after the command that was printed to upload the run."""
-    (command,) = (line.split()[1:] for line in printed.splitlines() if line.startswith("upload "))
-    assert command[:2] == ["wandb", "sync"]
-    pieces = [str(path.relative_to(home)) for path in sorted(home.glob(command[2]))]  # as a shell would
-    assert pieces == [str(kept(home).relative_to(home))]
+def uploaded(home: Path, command: str) -> WandbServer:
+    """The service after a command that was printed to upload the run: `cd RUN && wandb sync PATTERN`."""
+    cd, folder, then, *sync, pattern = shlex.split(command)
+    assert (cd, then, sync) == ("cd", "&&", ["wandb", "sync"])
+    pieces = sorted((home / folder).glob(pattern))  # as a shell would
     with WandbServer() as server:
-        finished = python(home, "-m", *command[:2], *pieces, env=server.account())
+        words = [str(path.relative_to(home / folder)) for path in pieces]
+        finished = python(home / folder, "-m", *sync, *words, env=server.account())
         assert finished.returncode == 0, finished.stderr
-        return only_run(server)
+        return server
+
+
+def upload_command(printed: str) -> str:
+    """The line `upload` of the closing table."""
+    (command,) = (line.split(maxsplit=1)[1] for line in printed.splitlines() if line.startswith("upload "))
+    return command
 
 
 def only_run(server: WandbServer) -> StoredRun:
@@ -147,13 +155,35 @@ def test_offline_run_holds_recipe_and_scores(offline: tuple[Path, str]):
     check_summary(home, seen["summary"])
 
 
-def test_printed_command_uploads_the_whole_run(offline: tuple[Path, str]):
+def check_media(home: Path, server: WandbServer) -> None:
+    """The service has the bytes of the figures, and the files of the result in an artifact that is whole."""
+    run, folder = only_run(server), home / "RUN"
+    (row,) = (row for row in run.history if "figures/confusion" in row)
+    for name in ("confusion", "mistakes"):
+        assert run.files[row[f"figures/{name}"]["path"]] == (folder / "figures" / f"{name}.png").read_bytes()
+    (artifact,) = server.artifacts.values()
+    assert (artifact.kind, artifact.committed) == ("result", True)
+    for name in ("eval-test.json", "predictions-test.parquet", "recipe.yaml", "config.json"):
+        (file,) = (folder / "model" / name, folder / name)[name != "config.json" :][:1]
+        assert artifact.files[name] == file.read_bytes()
+
+
+def test_moved_run_uploads_whole(offline: tuple[Path, str], tmp_path: Path):
+    """The folder alone, somewhere else, and nothing of the home that it was trained in."""
     home, printed = offline
-    run = uploaded(home, printed)
-    assert own(run.history) == written(home)
+    elsewhere = tmp_path / "moved" / "RUN"
+    shutil.copytree(home / "RUN", elsewhere, symlinks=True)
+    hidden = (home / "RUN").rename(home / "not there")
+    try:
+        server = uploaded(elsewhere.parent, upload_command(printed))
+    finally:
+        hidden.rename(home / "RUN")
+    run = only_run(server)
+    assert own(run.history) == written(elsewhere.parent)
     assert run.state == "finished"
-    check_settings(home, run.settings())
-    check_summary(home, run.summary)
+    check_settings(elsewhere.parent, run.settings())
+    check_summary(elsewhere.parent, run.summary)
+    check_media(elsewhere.parent, server)
 
 
 def test_printed_command_shows_the_curves(offline: tuple[Path, str]):
@@ -180,6 +210,7 @@ def test_online_run_is_whole(online: tuple[Path, WandbServer]):
     assert run.state == "finished"
     check_settings(home, run.settings())
     check_summary(home, run.summary)
+    check_media(home, server)
 
 
 def test_finished_run_is_not_tracked_again(online: tuple[Path, WandbServer], images: Path):
@@ -193,12 +224,16 @@ def test_resumed_run_goes_on_in_the_same_place(online: tuple[Path, WandbServer],
     home, before = online
     run = shutil.copytree(home / "RUN", tmp_path / "RUN")
     (run / "result.json").unlink()
-    shutil.rmtree(max((run / "checkpoints").iterdir()))
+    for newest in sorted((run / "checkpoints").iterdir())[-2:]:
+        shutil.rmtree(newest)
     with WandbServer() as server:
         server.runs = copy.deepcopy(before.runs)
-        train(tmp_path, images, env=server.account())
+        only_run(server).history = only_run(before).history[:6]
+        only_run(server).summary["step"] = 6
+        printed = train(tmp_path, images, env=server.account()).stdout
     stored = only_run(server)
-    assert [row["step"] for row in stored.history] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 9]
+    assert "resuming at step 4" in printed
+    assert [row["step"] for row in own(stored.history)] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert own(stored.history)[-1] == written(tmp_path)[-1]
     assert stored.state == "finished"
 
@@ -207,7 +242,22 @@ def test_key_without_server_falls_back_to_offline(images: Path, tmp_path: Path):
     printed = train(tmp_path, images, env=NOBODY).stdout
     assert printed.count("W&B is offline") == 1
     assert len(written(tmp_path)) == 9
-    assert own(uploaded(tmp_path, printed).history) == written(tmp_path)
+    assert own(only_run(uploaded(tmp_path, upload_command(printed))).history) == written(tmp_path)
+
+
+def test_server_that_is_gone_in_mid_run_leaves_a_finished_run_that_uploads_whole(images: Path, tmp_path: Path):
+    with WandbServer() as server:
+        server.after(0, server.vanish)
+        finished = train(tmp_path, images, env=server.account())
+    (said,) = (line for line in finished.stdout.splitlines() if line.startswith("warning: "))
+    assert said.startswith("warning: W&B: it goes on offline (")
+    assert finished.stderr == ""
+    assert len(written(tmp_path)) == 9
+    assert json.loads((tmp_path / "RUN" / "status.json").read_text())["state"] == "finished"
+    server = uploaded(tmp_path, said.split("`")[1])
+    assert own(only_run(server).history) == written(tmp_path)
+    check_summary(tmp_path, only_run(server).summary)
+    check_media(tmp_path, server)
 
 
 def test_none_writes_nothing_and_needs_no_wandb(images: Path, tmp_path: Path):

@@ -1,4 +1,8 @@
-"""A stand-in for the W&B service on loopback: as much of it as online runs and `wandb sync` of wandb 0.31 talk to."""
+"""A stand-in for the W&B service on loopback: as much of it as online runs and `wandb sync` of wandb 0.31 talk to.
+
+It keeps history, config, summary, files and artifacts, and it can be broken on purpose: it may answer with an HTTP
+error, or after a while.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,7 @@ class StoredRun:
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
     state: str = "running"
 
     def settings(self) -> dict[str, Any]:
@@ -31,10 +36,21 @@ class StoredRun:
         return {key: entry["value"] for key, entry in self.config.items() if key != "_wandb"}
 
 
+@dataclass
+class StoredArtifact:
+    """What the service knows of an artifact: it is whole when it is `committed`."""
+
+    name: str
+    kind: str
+    files: dict[str, bytes] = field(default_factory=dict)
+    committed: bool = False
+
+
 class WandbServer(ThreadingHTTPServer):
     """Keeps runs in memory: `with WandbServer() as server: ... server.url, server.runs["PROJECT/ID"]`.
 
-    `requests` are operations of GraphQL, or "METHOD /path", in order.
+    `requests` are operations of GraphQL, or "METHOD /path", in order. `status`, where it is set, answers everything;
+    `seconds` is how long each answer takes. `after(rows, do)` calls `do()` when a run has so many rows.
     """
 
     daemon_threads = True
@@ -43,16 +59,40 @@ class WandbServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.runs: dict[str, StoredRun] = {}
+        self.artifacts: dict[str, StoredArtifact] = {}
         self.requests: list[str] = []
+        self.status: int | None = None
+        self.seconds = 0.0
         self.lock = threading.Lock()
+        self._closing = threading.Event()
+        self._rows, self._do = 0, None
+
+    def after(self, rows: int, do: Callable[[], None]) -> None:
+        """Calls `do()` once, when a run has so many rows."""
+        self._rows, self._do = rows, do
 
     def __enter__(self) -> WandbServer:
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._closing.set()
         self.shutdown()
         self.server_close()
+
+    @property
+    def is_closed(self) -> bool:
+        """Connections that clients keep open are closed at their next request."""
+        return self._closing.is_set()
+
+    def vanish(self) -> None:
+        """From now on nobody listens at this address."""
+        self._closing.set()
+        threading.Thread(target=self.__exit__, daemon=True).start()
+
+    def dawdle(self) -> None:
+        """Takes its time before an answer, unless it is closed."""
+        self._closing.wait(self.seconds)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients drop their connections when they end: nothing to report."""
@@ -68,6 +108,12 @@ class WandbServer(ThreadingHTTPServer):
             "UpsertBucket": self._upsert,
             "RunResumeStatus": self._resume_status,
             "CreateRunFiles": self._create_files,
+            "ServerFeaturesQuery": lambda _: {"serverInfo": {"features": []}},
+            "ArtifactType": lambda _: {"project": {"artifact": None}},
+            "CreateArtifact": self._create_artifact,
+            "CreateArtifactManifest": self._create_manifest,
+            "CreateArtifactFiles": self._create_artifact_files,
+            "CommitArtifact": self._commit_artifact,
         }
         return operations.get(operation, lambda _: {})(variables)
 
@@ -80,6 +126,9 @@ class WandbServer(ThreadingHTTPServer):
             elif name == "wandb-history.jsonl":
                 first = piece.get("offset", len(run.history))  # a piece that is sent again replaces itself
                 run.history[first : first + len(lines)] = [json.loads(line) for line in lines]
+        if self._do and len(run.history) >= self._rows:
+            self._do, do = None, self._do
+            do()
         if body.get("complete"):
             run.state = "failed" if body.get("exitcode") else "finished"
 
@@ -104,9 +153,43 @@ class WandbServer(ThreadingHTTPServer):
         entity = {"id": "entity", "name": _ENTITY}
         return {"model": {"id": "project", "name": variables["project"], "entity": entity, "bucket": bucket}}
 
+    def upload(self, path: str, body: bytes) -> None:
+        """Takes a file of a run or an artifact: /run/PROJECT/ID/NAME or /artifact/ID/NAME."""
+        if match := re.fullmatch(r"/run/([^/]+/[^/]+)/(.+)", path):
+            self.runs[match[1]].files[match[2]] = body
+        elif match := re.fullmatch(r"/artifact/([^/]+)/(.+)", path):
+            self.artifacts[match[1]].files[match[2]] = body
+
     def _create_files(self, variables: dict[str, Any]) -> dict[str, Any]:
-        files = [{"name": name, "uploadUrl": f"{self.url}/upload"} for name in variables["files"]]
+        here = f"{self.url}/run/{variables['project']}/{variables['run']}"
+        files = [{"name": name, "uploadUrl": f"{here}/{urllib.parse.quote(name)}"} for name in variables["files"]]
         return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}
+
+    def _create_artifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+        asked, key = variables["input"], f"artifact{len(self.artifacts)}"
+        self.artifacts[key] = StoredArtifact(asked["artifactCollectionName"], asked["artifactTypeName"])
+        sequence = {"id": "sequence", "latestArtifact": None}
+        return {"createArtifact": {"artifact": {"id": key, "state": "PENDING", "artifactSequence": sequence}}}
+
+    def _create_manifest(self, variables: dict[str, Any]) -> dict[str, Any]:
+        key = variables["artifactID"]
+        place = {"uploadUrl": f"{self.url}/artifact/{key}/manifest", "uploadHeaders": []}
+        manifest = {"id": f"{key}-manifest", "file": {"id": "file", "displayName": variables["name"], **place}}
+        return {"createArtifactManifest": {"artifactManifest": manifest}}
+
+    def _create_artifact_files(self, variables: dict[str, Any]) -> dict[str, Any]:
+        nodes = []
+        for asked in variables["input"]["artifactFiles"]:
+            key, name = asked["artifactID"], asked["name"]
+            place = f"artifact/{key}/{urllib.parse.quote(name)}"
+            facts = {"id": name, "name": name, "displayName": name, "storagePath": place, "artifact": {"id": key}}
+            upload = {"uploadUrl": f"{self.url}/{place}", "uploadHeaders": [], "uploadMultipartUrls": None}
+            nodes.append({"node": {**facts, **upload}})
+        return {"createArtifactFiles": {"files": {"edges": nodes}}}
+
+    def _commit_artifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+        self.artifacts[variables["artifactID"]].committed = True
+        return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": ""}}}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -116,7 +199,14 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body, path = self._body(), urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         answer: dict[str, Any] = {}
+        self.server.dawdle()
+        if self.server.is_closed:
+            self.close_connection = True
+            return
         with self.server.lock:
+            if self.server.status:
+                self._reply(b'{"error": "broken on purpose"}', self.server.status)
+                return
             if path == "/graphql":
                 query = json.loads(body)
                 operation = re.search(r"(?:query|mutation)\s+(\w+)", query["query"])[1]
@@ -127,6 +217,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if match := re.fullmatch(r"/files/[^/]+/([^/]+/[^/]+)/file_stream", path):
                     self.server.stream(self.server.runs[match[1]], json.loads(body))
                     answer = {"exitcode": None, "limits": {}}
+                else:
+                    self.server.upload(path, body)
         self._reply(json.dumps(answer).encode())
 
     do_GET = do_PUT = do_POST
@@ -145,8 +237,8 @@ class _Handler(BaseHTTPRequestHandler):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         return gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
 
-    def _reply(self, body: bytes) -> None:
-        self.send_response(200)
+    def _reply(self, body: bytes, status: int = 200) -> None:
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -1,0 +1,79 @@
+"""A run without a model: rows 1 to LAST and their trackers. `python tracked.py RUN TRACKERS FIRST LAST END`
+
+It begins as a start does that found a checkpoint of FIRST - 1 updates. Half way it says `half` and waits for a line.
+END: `finish`, `kill` (SIGKILL to itself), `core` (SIGKILL to wandb-core half way) or `stop` (SIGSTOP to it).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+from PIL import Image
+
+from resnet_cifar.recipe import parse
+from resnet_cifar.reporting import track
+from resnet_cifar.reporting.trackers import wandb
+
+wandb._FINISH = 2.0  # seconds; a proof with the real ones trains
+
+
+def row(step: int) -> dict[str, Any]:
+    """What metrics.jsonl would have."""
+    return {"step": step, "epoch": step / 4, "train/loss": 1 / step, "lr": 0.1}
+
+
+def hurt_core(number: signal.Signals) -> None:
+    """Sends a signal to the wandb-core that this process has started."""
+    for child in psutil.Process().children():
+        if child.name() == "wandb-core":
+            child.send_signal(number)
+            if number == signal.SIGKILL:
+                child.wait()
+
+
+def results(run: Path) -> tuple[dict[str, Path], list[Path]]:
+    """A figure and a file, as the end of training leaves them."""
+    (run / "figures").mkdir(exist_ok=True)
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(run / "figures" / "confusion.png")
+    (run / "eval-test.json").write_text('{"accuracy": 0.5}')
+    return {"confusion": run / "figures" / "confusion.png"}, [run / "eval-test.json"]
+
+
+def main(folder: str, trackers: str, first: int, last: int, end: str) -> None:
+    """Everything between the claim of a folder and its last word."""
+    run = Path(folder)
+    run.mkdir(exist_ok=True)
+    kept = [row(step) for step in range(1, first)]
+    metrics = run / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps(values) + "\n" for values in kept))
+    recipe = parse({"track": {"to": trackers}})
+
+    def warn(text: str) -> None:
+        print(f"warning: {text}", flush=True)
+
+    tracker = track.start(recipe, run, {"cores": 2}, warn, step=first - 1)
+    for step in range(first, last + 1):
+        with metrics.open("a") as file:
+            file.write(json.dumps(row(step)) + "\n")
+        tracker.log(row(step))
+        if step == (first + last) // 2:
+            print("half", flush=True)
+            sys.stdin.readline()
+            if end in ("core", "stop"):
+                hurt_core({"core": signal.SIGKILL, "stop": signal.SIGSTOP}[end])
+    if end == "kill":
+        print("done", flush=True)
+        sys.stdin.readline()
+        os.kill(os.getpid(), signal.SIGKILL)
+    tracker.summary(last, {"test/accuracy": 0.5}, *results(run))
+    tracker.finish("finished")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
