@@ -5,7 +5,7 @@ matplotlib and seaborn are imported where they draw: they take a second or two, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Read = Callable[[np.ndarray], np.ndarray]  # of images, int64 [k], their pixels, uint8 [k, height, width, 3]
 
 _READABLE = 30  # classes whose counts and names still fit
 _GRID = (4, 8)  # rows and columns of the gallery
@@ -24,14 +26,14 @@ def draw(
     folder: Path,
     probabilities: np.ndarray,
     labels: np.ndarray,
-    images: np.ndarray,
+    read: Read,
     classes: Sequence[str],
 ) -> dict[str, Path]:
     """Writes the two figures into `folder`, as PNG files: name -> file. Shapes are those of the functions below."""
     folder.mkdir(exist_ok=True)
     figures = {
         "confusion": confusion(probabilities.argmax(1), labels, classes),
-        "mistakes": mistakes(probabilities, labels, images, classes),
+        "mistakes": mistakes(probabilities, labels, read, classes),
     }
     files = {}
     for name, figure in figures.items():
@@ -87,10 +89,10 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str])
     return figure
 
 
-def mistakes(probabilities: np.ndarray, labels: np.ndarray, images: np.ndarray, classes: Sequence[str]) -> Figure:
+def mistakes(probabilities: np.ndarray, labels: np.ndarray, read: Read, classes: Sequence[str]) -> Figure:
     """The images that are taken for something else with the highest probability, the worst first.
 
-    `probabilities`: [n, classes]; `labels`: int [n]; `images`: uint8 [n, height, width, 3], enlarged pixel by pixel.
+    `probabilities`: [n, classes]; `labels`: int [n]; images are enlarged pixel by pixel.
     """
     from matplotlib.figure import Figure
 
@@ -107,8 +109,8 @@ def mistakes(probabilities: np.ndarray, labels: np.ndarray, images: np.ndarray, 
     ).ravel()
     for axes in cells:
         axes.set_axis_off()
-    for axes, index in zip(cells, shown, strict=False):
-        axes.imshow(_enlarged(images[index]), interpolation="antialiased")
+    for axes, index, image in zip(cells, shown, read(shown), strict=False):
+        axes.imshow(_enlarged(image), interpolation="antialiased")
         axes.set_title(
             f"{_short(classes[predicted[index]])} {sure[index]:.0%}", fontsize=9.5, color=_WRONG, pad=14, weight="bold"
         )

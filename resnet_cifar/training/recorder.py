@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from resnet_cifar.data.plan import Plan
 from resnet_cifar.data.store import ImageData
 from resnet_cifar.recipe import Mistake, to_dict
@@ -83,8 +85,12 @@ class Recorder:
         run, test = self.folder.path, self.data.test
         probabilities, labels = predictions.logits.double().softmax(1).numpy(), predictions.labels.numpy()
         drawn: dict[str, Path] = {}
+
+        def read(rows: np.ndarray) -> np.ndarray:
+            return test.take(rows).cpu().numpy()
+
         try:
-            drawn = figures.draw(run / "figures", probabilities, labels, test.images.cpu().numpy(), self.data.classes)
+            drawn = figures.draw(run / "figures", probabilities, labels, read, self.data.classes)
         except Exception as error:  # the result stands without them
             self.screen.warn(f"{run / 'figures'} could not be drawn: {error}")
         kept = ("recipe.yaml", "eval-test.json", "predictions-test.parquet", "model/config.json")
