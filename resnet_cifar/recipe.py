@@ -114,8 +114,7 @@ class Data:
     __pydantic_config__ = _STRICT
 
     source: Name = "uoft-cs/cifar10"
-    """A data set of the hub (OWNER/NAME), a folder (of class folders, parquet files or `save_to_disk`), an .npz file,
-    or `synthetic` (embedded)."""
+    """A data set of the hub (OWNER/NAME), a folder of pictures or tables, an .npz file, or `synthetic` (embedded)."""
     name: str = ""
     """The hub set's configuration [its default one]."""
     splits: SplitNames = field(default_factory=SplitNames)
@@ -123,14 +122,11 @@ class Data:
     skip_broken: bool = False
     """Leave out, and name, images that do not decode or have no valid label, instead of ending there."""
     stored_size: Annotated[Whole, Field(ge=0, le=1024)] = 0
-    """Side of the stored squares, pixels: the shortest side is resized to it, then the centre is cut out. 0: as they
-    are where all have one size, and else image_size."""
+    """Side of the stored images, pixels; 0: their own where all have one size, else image_size (resized, cropped)."""
     storage: Literal["auto", "device", "host"] = "auto"
-    """Where images live while training: in the device's memory, or on this machine's disk, read a step ahead; `auto`:
-    on the device, if they take at most half of its free memory. Changes no result."""
+    """Images in the device's memory, or read ahead from disk; `auto`: the device, up to half of its free memory."""
     test_fraction: Annotated[Number, Field(gt=0, le=1)] = 0.1
-    """Fraction of the images cut off as test split, stratified, where the source has none with labels; 1: all, to
-    score a model on them."""
+    """Fraction cut off as test split where the source has none with labels, stratified; 1: all, to be scored on."""
     limit: Annotated[Whole, Field(ge=0)] = 0
     """Images kept of each split, stratified by class, before the validation cut; 0 keeps all."""
     validation: Annotated[Number, Field(ge=0, lt=1)] = 0.1

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -23,6 +24,8 @@ from resnet_cifar.recipe import Mistake
 from resnet_cifar.run_folder import sha256
 
 _FORMAT = 2
+# Whatever else lies in the folder is not ours to clear.
+_OURS = re.compile(r"[0-9a-f]{16}(\.(building|damaged)-.+)?|new\.building-.+")
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def discard(entry: Path) -> None:
 
 def entries() -> list[Entry]:
     """All there are, and what killed processes left of some; the one used last first."""
-    folders = [path for path in cache_root().iterdir() if path.is_dir()]
+    folders = [path for path in cache_root().iterdir() if path.is_dir() and _OURS.fullmatch(path.name)]
     return sorted(map(_entry, folders), key=lambda entry: -entry.used)
 
 

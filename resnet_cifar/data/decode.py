@@ -45,7 +45,7 @@ def decode(contents: Contents, data: Data, folder: Path) -> Decoded:
     """
     splits = {"train": contents.train, **({"test": contents.test} if contents.test else {})}
     classes = len(contents.classes)
-    unlabelled = {role: _unlabelled(split, classes, data) for role, split in splits.items()}
+    unlabelled = {role: dict.fromkeys(_unlabelled(split, classes, data), "") for role, split in splits.items()}
     try:
         side, (broken, size) = 0, _write_images(splits, unlabelled, data.stored_size, folder, data)
     except _SeveralSizes:
@@ -114,7 +114,7 @@ class ArrayFile:
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
-def _unlabelled(split: Split, classes: int, data: Data) -> Named:
+def _unlabelled(split: Split, classes: int, data: Data) -> list[int]:
     """The pictures whose label is none of the classes."""
     if not len(split.labels):
         raise Mistake(f"data.source {data.source!r}: the split {split.name} is empty: name another in data.splits")
@@ -124,13 +124,16 @@ def _unlabelled(split: Split, classes: int, data: Data) -> Named:
             f"data.source {data.source!r}: no label of {split.name} is one of the {classes} classes: the label "
             "column can be named with --data.columns.label"
         )
-    return {row: _file(split.pictures[row : row + 1][0], data) for row in rows}
+    return rows
 
 
 def _write_images(
     splits: dict[str, Split], unlabelled: dict[str, Named], side: int, folder: Path, data: Data
 ) -> tuple[dict[str, Named], tuple[int, int]]:
-    """Decodes every picture and writes those that can be used; returns the ones that do not decode, and the size."""
+    """Decodes every picture and writes those that can be used; returns the ones that do not decode, and the size.
+
+    Fills in the files of those that are `unlabelled`.
+    """
     broken: dict[str, Named] = {role: {} for role in splits}
     shapes: set[tuple[int, ...]] = set()
     with ThreadPoolExecutor() as threads:  # Pillow decodes outside the interpreter's lock
@@ -141,6 +144,8 @@ def _write_images(
                     decoded = threads.map(_rgb, encoded, itertools.repeat(side))
                     kept = []
                     for row, (picture, image) in enumerate(zip(encoded, decoded, strict=True), start=start):
+                        if row in unlabelled[role]:
+                            unlabelled[role][row] = _file(picture, data)
                         if image is None:
                             broken[role][row] = _file(picture, data)
                         elif row not in unlabelled[role]:

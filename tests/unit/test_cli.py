@@ -270,6 +270,20 @@ def test_a_relative_folder_means_the_same_from_anywhere(tmp_path: Path, monkeypa
     assert recipe_of("--data.source", "pictures").data.source == str(tmp_path / "pictures")
 
 
+def test_a_relative_file_means_the_same_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.npz").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    assert recipe_of("--data.source", "a.npz").data.source == str(tmp_path / "a.npz")
+
+
+def test_what_a_file_says_about_its_source_is_not_said_about_another(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("data: {source: a/b, name: fine, columns: {label: kind}, limit: 50}")
+    own = recipe_of("--recipe", str(tmp_path / "r.yaml"), "--data.name", "coarse").data
+    assert (own.name, own.columns.label, own.limit) == ("coarse", "kind", 50)
+    other = recipe_of("--recipe", str(tmp_path / "r.yaml"), "--data.source", "c/d", "--data.columns.image", "x").data
+    assert (other.name, other.columns.label, other.columns.image, other.limit) == ("", "", "x", 50)
+
+
 def test_synthetic_is_the_embedded_set_even_beside_a_folder_of_that_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -317,3 +317,13 @@ def test_real_images_come_the_same_through_every_door(real_data: Path, tmp_path:
     assert same(read(tmp_path / "a.npz"), found)
     assert len(found.classes) == 10
     assert sources.find(str(real_data)).__name__.endswith("folder")
+
+
+def test_a_folder_that_is_a_link_is_watched_too(grove: Path, tmp_path: Path) -> None:
+    (grove / "cats").rename(tmp_path / "elsewhere")
+    (grove / "cats").symlink_to(tmp_path / "elsewhere")
+    data = Data(source=str(grove))
+    first = tree.identity(data)
+    assert len(read(grove).labels["train"]) == 5
+    os.utime(tmp_path / "elsewhere" / "0.png", ns=(1, 1))
+    assert tree.identity(data) != first

@@ -79,7 +79,9 @@ def check_fields(data: Data, kind: ModuleType) -> None:
 def stamp(root: Path) -> str:
     """The path, size and time of change of a file, or of every file of a folder."""
     root = root.expanduser().resolve()
-    files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
+    # Not rglob, which passes over folders that are links.
+    below = (Path(folder, file) for folder, _, files in os.walk(root, followlinks=True) for file in files)
+    files = sorted(path for path in below if path.is_file()) if root.is_dir() else [root]
     stamps = [(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return f"{root} {stamps}"
 

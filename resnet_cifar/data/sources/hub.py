@@ -10,6 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 
+from resnet_cifar.data.cache import writing
 from resnet_cifar.data.sources import Contents, cache_root, find
 from resnet_cifar.data.sources.columns import contents
 from resnet_cifar.recipe import Data, Mistake, Recipe
@@ -72,7 +73,8 @@ def identity(data: Data) -> str:
     if commit is None:
         commit = note.read_text() if note.is_file() else "unknown"
     elif not note.is_file() or note.read_text() != commit:
-        note.write_text(commit)
+        with writing():
+            note.write_text(commit)
     return f"hub {source} {commit}"
 
 
