@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -232,12 +232,12 @@ def export(
     recipe: Recipe,
     classes: tuple[str, ...],
     weights: dict[str, Tensor],
-    temperature: float | None = None,
+    facts: Mapping[str, float | None],
 ) -> None:
     """Writes `weights` in timm's format: `timm.create_model("local-dir:FOLDER", pretrained=True)` loads them.
 
-    The folder is written aside and renamed. A CIFAR stem loads after `import resnet_cifar`. config.json keeps the
-    `temperature` that the logits are to be divided by, where one was fitted.
+    The folder is written aside and renamed. A CIFAR stem loads after `import resnet_cifar`. config.json keeps `facts`
+    besides, of which None is left out (`temperature`, that logits are to be divided by; `stored_size`).
     """
     mean, std = normalisation(model, recipe)
     size = recipe.data.image_size
@@ -254,7 +254,7 @@ def export(
     }
     aside = folder.with_name(folder.name + ".writing")
     shutil.rmtree(aside, ignore_errors=True)
-    config = {"label_names": list(classes), **({"temperature": temperature} if temperature else {})}
+    config = {"label_names": list(classes), **{name: fact for name, fact in facts.items() if fact is not None}}
     timm.models.save_for_hf(clean, aside, model_config=config, safe_serialization=True)
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)

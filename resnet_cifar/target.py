@@ -67,6 +67,7 @@ class Export:
     interpolation: str
     crop: float
     temperature: float | None
+    stored_size: int
 
 
 def export(path: Path) -> Export:
@@ -89,6 +90,7 @@ def export(path: Path) -> Export:
             interpolation=data.get("interpolation") or "bicubic",
             crop=data.get("crop_pct") or 1.0,
             temperature=config.get("temperature"),
+            stored_size=config.get("stored_size", 0),
         )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise Mistake(

@@ -99,6 +99,12 @@ class ImageSet:
         return tuple(self.images.shape[1:3])
 
     @property
+    def side(self) -> int:
+        """Side of the stored images where they are squares, else 0."""
+        height, width = self.size
+        return height if height == width else 0
+
+    @property
     def resident_bytes(self) -> int:
         """What the images take of the device's memory."""
         return self.images.nbytes if isinstance(self.images, Tensor) else 0

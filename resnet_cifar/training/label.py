@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from resnet_cifar import target as targets
 from resnet_cifar.cli import EvalCommand
+from resnet_cifar.data.sources.pixels import Unreadable, rgb
 from resnet_cifar.recipe import Mistake, Recipe
 from resnet_cifar.reporting.console import Screen
 from resnet_cifar.training import trained
@@ -75,12 +77,11 @@ def pictures(words: Sequence[str]) -> list[str]:
     return files
 
 
-def read_picture(file: str) -> np.ndarray | None:
-    """uint8 [height, width, 3], as the store holds an image of a source; None where it is none."""
+def read_picture(file: str, side: int) -> np.ndarray | None:
+    """uint8 [height, width, 3], as the store holds an image of a source; None where it is none. `side`: see `rgb`."""
     try:
-        with Image.open(file) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return rgb(file, side)
+    except Unreadable:
         return None
 
 
@@ -94,9 +95,10 @@ def probabilities(world: World, model: Trained, files: Sequence[str]) -> list[Te
     mine = files[world.rank * each : (world.rank + 1) * each]
     logits = torch.zeros(each, len(model.classes), dtype=torch.float64, device=world.device)
     is_read = torch.zeros(each, dtype=torch.int64, device=world.device)
+    read = partial(read_picture, side=model.stored_size)
     with ThreadPoolExecutor() as threads:  # PIL decodes outside the interpreter's lock
         for start in range(0, len(mine), _BATCH):
-            decoded = list(threads.map(read_picture, mine[start : start + _BATCH]))
+            decoded = list(threads.map(read, mine[start : start + _BATCH]))
             rows = [start + offset for offset, pixels in enumerate(decoded) if pixels is not None]
             if rows:
                 images = (torch.from_numpy(pixels)[None].to(world.device) for pixels in decoded if pixels is not None)

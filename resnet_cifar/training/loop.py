@@ -358,7 +358,8 @@ class Run:
             **metrics.full(*predictions, data.classes, temperature),
         }
         score_files.write(folder.path, "test", found, *predictions, data.test.indices)
-        models.export(learner.scored, folder.model, recipe, data.classes, weights, temperature)
+        facts = {"temperature": temperature, "stored_size": data.train.side}
+        models.export(learner.scored, folder.model, recipe, data.classes, weights, facts)
         result = {
             **({"val/accuracy": self.best["val/accuracy"], "val/loss": self.best["val/loss"]} if self.best else {}),
             "test/accuracy": found["accuracy"],

@@ -109,6 +109,7 @@ class Recorder:
             "recipe": to_dict(self.plan.recipe),
             "data": self.data.fingerprint,
             "classes": list(self.data.classes),
+            "stored_size": self.data.train.side,
         }
         best = state["best"]["step"] if state["best"] else None
         self._writer.write(self.done, snapshot, {**state, **facts}, best)

@@ -39,6 +39,8 @@ def score(command: EvalCommand, recipe: Recipe) -> None:
     own = cli.target_recipe(target)
     before = flat(own)
     changed = {path: value for path, value in flat(recipe).items() if before.get(path) != value}
+    if "data.source" in changed and "data.test_fraction" not in changed:  # nothing of it has been trained on
+        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, test_fraction=1.0))
     world = World(recipe.precision)
     recipe = dataclasses.replace(recipe, precision=world.precision)
     screen = Screen(shown=world.is_main)

@@ -27,6 +27,7 @@ class Trained:
 
     `name`: what its scores say was scored. `fingerprint`: of the images that it was trained on, where its checkpoint
     says so. `temperature`: what an earlier scoring or the export has fitted, or None. `remark`: what to know of it.
+    `stored_size`: to which side pictures were brought before training; 0: none, or not known.
     """
 
     model: nn.Module
@@ -36,6 +37,7 @@ class Trained:
     fingerprint: str | None
     temperature: float | None
     remark: str | None
+    stored_size: int
 
 
 def load(target: Target, recipe: Recipe, world: World) -> Trained:
@@ -76,6 +78,7 @@ def _exported(target: Target, recipe: Recipe) -> tuple[nn.Module, dict[str, Any]
         raise Mistake(f"data.image_size {size}: {target.path} takes images of {export.image_size} pixels only")
     remark = f"timm would crop these images (crop_pct {export.crop:g}); here the whole image is resized"
     facts = {"classes": export.classes, "name": _name(target, target.path), "fingerprint": None}
+    facts["stored_size"] = export.stored_size
     return model, {**facts, "temperature": export.temperature, "remark": None if export.crop == 1 else remark}
 
 
@@ -86,6 +89,7 @@ def _saved(target: Target, recipe: Recipe, dtype: torch.dtype) -> tuple[nn.Modul
     is_early = target.kind == "run" and RunFolder(target.path).result() is None
     name = _name(target, chosen)
     facts = {"classes": tuple(state["classes"]), "name": name, "fingerprint": state["data"]}
+    facts["stored_size"] = state["stored_size"]
     remark = "this run is not finished: this is its best checkpoint so far" if is_early else None
     return model, {**facts, "temperature": _fitted_before(target, name), "remark": remark}
 

@@ -318,7 +318,7 @@ def test_inputs_are_normalised_as_in_pretraining_or_not_at_all() -> None:
 
 
 def exported(model: nn.Module, recipe: Recipe, folder: Path, classes: tuple[str, ...] = CLASSES) -> Path:
-    models.export(model, folder, recipe, classes, model.state_dict())
+    models.export(model, folder, recipe, classes, model.state_dict(), {})
     return folder
 
 
