@@ -254,7 +254,13 @@ def test_a_suggestion_stays_in_the_phase_that_was_written() -> None:
         ("model.norm_batch", True),
         ("phases.0.lr", "fast"),
         ("phases.0.decay", "exponential"),
-        ("track.to", "tensorboard"),
+        ("track.to", "mlflow"),
+        ("track.to", "wandb,mlflow"),
+        ("track.to", ["wandb", "wandb"]),
+        ("track.to", "wandb,none"),
+        ("track.to", []),
+        ("track.to", ""),
+        ("track.to", True),
         ("deterministic", "perhaps"),
         ("rank_timeout", True),
         ("early_stopping.patience", 1.5),
@@ -336,8 +342,24 @@ def test_an_odd_batch_names_its_neighbours() -> None:
     assert text.endswith(": take 6 or 8")
 
 
-def test_a_bare_no_is_shown_as_it_was_written() -> None:
-    assert sentence(yaml.safe_load("track: {to: no}")).startswith("track.to cannot be 'no': ")
+@pytest.mark.parametrize("word", ["none", "None", "no", "'no'", "null", "~", "[none]", "false"])
+def test_no_tracker_may_be_written_in_many_ways(word: str) -> None:
+    assert parse(yaml.safe_load(f"track: {{to: {word}}}")).track.to == "none"
+
+
+@pytest.mark.parametrize("word", ["[wandb, tensorboard]", "'wandb,tensorboard'", "'wandb, tensorboard'"])
+def test_several_trackers_are_a_list_or_words_with_commas(word: str) -> None:
+    ours = parse(yaml.safe_load(f"track: {{to: {word}}}"))
+    assert ours.track.to == "wandb,tensorboard"
+    assert parse(recipe.to_dict(ours)) == ours
+
+
+def test_a_wrong_tracker_is_answered_with_those_that_there_are() -> None:
+    assert sentence({"track": {"to": "wandb,mlflow"}}) == (
+        "track.to cannot be 'wandb,mlflow': 'mlflow' is none of wandb, trackio, tensorboard and none"
+    )
+    assert sentence({"track": {"to": "wandb,wandb"}}).endswith(": wandb stands there twice: name it once")
+    assert sentence({"track": {"to": "none,wandb"}}).endswith(": name trackers, or none alone")
 
 
 @pytest.mark.parametrize(("batch", "norm"), [(7, None), (9, 3), (10, 3), (45, 5), (100, 32), (104, 7)])

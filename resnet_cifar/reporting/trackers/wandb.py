@@ -21,7 +21,7 @@ from resnet_cifar.reporting.trackers import Tracker, kept_rows
 
 _DEFAULT_URL = "https://api.wandb.ai"
 _ANSWER = 2.0  # seconds in which a server that is there answers
-_FINISH = 10.0  # seconds for what is not uploaded yet, at the end
+_FINISH = 7.0  # seconds for what is not uploaded yet, at the end; a piece that is written instead takes some more
 
 
 class Wandb(Tracker):
@@ -54,8 +54,10 @@ class Wandb(Tracker):
             "resume": "allow",
             "config": {**to_dict(recipe), "environment": environment},
         }
-        self.rest = f", and `{self._upload}` uploads those that W&B has"
-        self._has_told = self._has_fallen = False
+        self.rest = f", and `{self._upload('--include-online ')}` uploads those that W&B has"
+        self._has_told = self._has_fallen = self._has_trouble = False
+        self._after = 0  # the step from which on this start brings rows
+        self._result: Callable[[], None] = lambda: None
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
         before = set(folder.iterdir())
         try:
@@ -76,15 +78,16 @@ class Wandb(Tracker):
             return 0
         if not self._run.offline:
             try:
-                latest = self._run.summary.get("step", 0)
+                self._after = self._run.summary.get("step", 0)
             except Exception as error:
                 self._go_offline(error)
             else:
                 for piece in (self._folder / "wandb").glob("offline-run-*/run-*.wandb"):
                     piece.with_name(f"{piece.name}.synced").touch()  # its rows are uploaded now: `wandb sync` skips it
-                return latest
+                return self._after
         pieces = sorted((self._folder / "wandb").glob("*run-*"), key=lambda piece: piece.name.removeprefix("offline-"))
-        return next((step for piece in reversed(pieces) if (step := _step(piece))), 0)
+        self._after = next((step for piece in reversed(pieces) if (step := _step(piece))), 0)
+        return self._after
 
     def log(self, row: dict[str, Any]) -> None:
         """Adds a row of metrics.jsonl."""
@@ -101,6 +104,7 @@ class Wandb(Tracker):
             self._run.log_artifact(self._artifact(files))
 
         self._do(work, step)
+        self._result = work
 
     def finish(self, state: str) -> None:
         """Ends the run within a bounded time; an interrupted one shows as preempted until it goes on."""
@@ -111,10 +115,7 @@ class Wandb(Tracker):
                 self._run.mark_preempting()
             self._run.finish(exit_code=int(state != "finished"))
 
-        try:
-            self._do(work, sys.maxsize)
-        except TimeoutError as error:
-            self.warning(str(error))
+        self._do(work, sys.maxsize)
 
     def abandon(self) -> None:
         """Ends W&B's own process, which Python would wait for at its end."""
@@ -127,11 +128,12 @@ class Wandb(Tracker):
         """Nothing that a user needs."""
 
     def warning(self, text: str) -> None:
-        """Says the first trouble, once: others follow from it."""
+        """Says the first trouble, once: others follow from it. What W&B gives up online is kept offline in the end."""
+        self._has_trouble = True
         if not self._has_told:
             self._has_told = True
             reason = text.removeprefix("wandb: ").removeprefix("WARNING ").removeprefix("ERROR ").rstrip(".")
-            self._warn(f"W&B: {reason}; `{self._upload}` uploads the rest")
+            self._warn(f"W&B: {reason}; `{self._upload()}` uploads the rest")
 
     error = warning
 
@@ -153,15 +155,18 @@ class Wandb(Tracker):
         self._run.define_metric("*", step_metric="step")
 
     def _do(self, work: Callable[[], None], rows_until: int) -> None:
-        """Does `work`; where that fails, goes on offline with the rows that all pieces lack, and does it there."""
+        """Does `work`; where that fails, goes on offline and does it there.
+
+        From an online piece all of this start's rows come again: nobody can tell which of them the server has.
+        """
         try:
             work()
-        except TimeoutError:  # of the end: the rest is uploaded later
-            raise
         except Exception as error:
+            was_offline = self._run.offline
             self._go_offline(error)
-            for row in kept_rows(self._folder, self.latest(), rows_until):
+            for row in kept_rows(self._folder, self.latest() if was_offline else self._after, rows_until):
                 self._run.log(row)
+            self._result()
             work()
 
     def _go_offline(self, error: Exception) -> None:
@@ -179,6 +184,8 @@ class Wandb(Tracker):
 
         if self._run.offline or self._run.settings.mode == "disabled":
             return
+        if self._has_trouble:
+            raise ConnectionError("it has given up uploading")
         try:
             status = requests.get(endpoint(), timeout=_ANSWER).status_code
         except requests.RequestException as error:
@@ -187,7 +194,7 @@ class Wandb(Tracker):
             raise ConnectionError(f"{endpoint()} answers {status}")
 
     def _end_core(self) -> None:
-        """Its log has what it was given more than a second ago, and `latest` tells what that is."""
+        """At once: what it was given in the last second may be missing in its piece."""
         for child in psutil.Process().children():
             if child.name() == "wandb-core":
                 child.kill()
@@ -204,10 +211,9 @@ class Wandb(Tracker):
                 entry.local_path = os.path.relpath(entry.local_path, self._folder)
         return artifact
 
-    @property
-    def _upload(self) -> str:
+    def _upload(self, option: str = "") -> str:
         """The files of an artifact are found from inside the run folder."""
-        return f"cd {shlex.quote(str(self._folder))} && wandb sync wandb/*run-*"
+        return f"cd {shlex.quote(str(self._folder))} && wandb sync {option}wandb/*run-*"
 
     def _commands(self) -> tuple[tuple[str, str], ...]:
         if self._run.settings.mode == "disabled":
@@ -217,7 +223,7 @@ class Wandb(Tracker):
         # Every start leaves a piece; they are uploaded together, in order.
         return (
             ("curves", f"wandb leet run {shlex.quote(str(self._folder / 'wandb'))}"),
-            ("upload", self._upload),
+            ("upload", self._upload()),
         )
 
 

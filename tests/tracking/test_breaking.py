@@ -1,0 +1,252 @@
+"""Trackers that break, hang or are killed: the run never notices, the user hears of it once, and no row is lost.
+
+`tracked.py` is a run without a model, so that each costs a second or two.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wandb_server import WandbServer
+
+from resnet_cifar.recipe import parse
+from resnet_cifar.reporting import track
+from resnet_cifar.reporting.trackers import Tracker, kept_rows
+
+SCRIPT = Path(__file__).with_name("tracked.py")
+
+
+def go(home: Path, *words: object, env: dict[str, str], half: Callable[[], None] = lambda: None) -> tuple[int, str]:
+    """Runs tracked.py in `home` and calls `half()` half way; its code, and what it printed."""
+    command = [sys.executable, str(SCRIPT), *map(str, words)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=home, env={**os.environ, **env}, **pipes) as process:
+        printed = ""
+        while not printed.endswith("half\n"):
+            line = process.stdout.readline()
+            assert line, printed
+            printed += line
+        half()
+        rest, _ = process.communicate("\n\n", timeout=120)
+    return process.returncode, (printed + rest).replace("half\n", "").replace("done\n", "")
+
+
+def sync(home: Path, command: str, server: WandbServer) -> None:
+    """What a user's shell does with `cd RUN && wandb sync ...`."""
+    words = [sys.executable, "-m", "wandb"]
+    command = command.replace("&& wandb ", f"&& {shlex.join(words)} ")
+    finished = subprocess.run(
+        ["bash", "-c", command], cwd=home, env={**os.environ, **server.account()}, check=False, capture_output=True
+    )
+    assert finished.returncode == 0, finished.stderr.decode()
+
+
+def steps(server: WandbServer) -> list[int]:
+    """Of the rows that one run has on the server, without the one that holds the figures."""
+    (run,) = server.runs.values()
+    return [row["step"] for row in run.history if "figures/confusion" not in row]
+
+
+def check_result(server: WandbServer) -> None:
+    """The figure's bytes and a whole artifact are there, and the run is finished."""
+    (run,) = server.runs.values()
+    assert (run.state, run.summary["test/accuracy"]) == ("finished", 0.5)
+    assert any(name.startswith("media/images/figures/confusion") for name in run.files)
+    (artifact,) = (artifact for artifact in server.artifacts.values() if artifact.committed)
+    assert artifact.files["eval-test.json"] == b'{"accuracy": 0.5}'
+
+
+def test_online_run_arrives_whole_and_nothing_is_said(tmp_path: Path):
+    with WandbServer() as server:
+        assert go(tmp_path, "RUN", "wandb", 1, 6, "finish", env=server.account()) == (0, "")
+    assert steps(server) == [1, 2, 3, 4, 5, 6]
+    check_result(server)
+
+
+def fail(server: WandbServer, status: int) -> None:
+    server.status = status
+
+
+def dawdle(server: WandbServer) -> None:
+    server.seconds = 5.0
+
+
+@pytest.mark.parametrize(
+    ("half", "end", "why"),
+    [
+        (lambda server: fail(server, 500), "finish", "answers 500"),
+        (lambda server: fail(server, 401), "finish", "answers 401"),
+        (WandbServer.vanish, "finish", "does not answer"),
+        (dawdle, "finish", "does not answer"),
+        (lambda server: None, "core", ""),
+    ],
+    ids=["500s", "refused", "gone", "slow", "core killed"],
+)
+def test_what_breaks_in_mid_run_is_said_once_and_kept_offline(
+    half: Callable[[WandbServer], None], end: str, why: str, tmp_path: Path
+):
+    with WandbServer() as server:
+        code, said = go(tmp_path, "RUN", "wandb", 1, 6, end, env=server.account(), half=lambda: half(server))
+    assert code == 0, said
+    assert said.startswith("warning: W&B: it goes on offline (")
+    assert why in said
+    assert said.count("\n") == 1
+    with WandbServer() as later:
+        sync(tmp_path, said.split("`")[1], later)
+    assert steps(later) == [1, 2, 3, 4, 5, 6]
+    check_result(later)
+
+
+def test_key_that_is_refused_at_the_start_is_said_once(tmp_path: Path):
+    with WandbServer() as server:
+        server.status = 401
+        code, said = go(tmp_path, "RUN", "wandb", 1, 2, "finish", env=server.account())
+    assert code == 0, said
+    assert said.startswith("warning: W&B is offline for this run (")
+    assert said.count("\n") == 1
+    assert [path.name[:8] for path in (tmp_path / "RUN" / "wandb").glob("*run-*")] == ["offline-"]
+
+
+@pytest.mark.proof_only
+def test_core_that_hangs_is_waited_for_twelve_seconds(tmp_path: Path):
+    with WandbServer() as server:
+        code, said = go(tmp_path, "RUN", "wandb", 1, 6, "stop", env=server.account())
+    assert code == 0, said
+    assert said.startswith("warning: track.to wandb is left out from here on (it does not end within 12 s)")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("account", ["online", "offline"])
+def test_killed_and_resumed_run_has_every_row_once(account: str, tmp_path: Path):
+    """The first start comes to step 7 and is killed, the second goes on from a checkpoint of step 4."""
+    with WandbServer() as server:
+        env = server.account() if account == "online" else {}
+        code, _ = go(tmp_path, "RUN", "wandb,trackio,tensorboard", 1, 7, "kill", env=env)
+        assert code == -signal.SIGKILL
+        assert go(tmp_path, "RUN", "wandb,trackio,tensorboard", 5, 9, "finish", env=env) == (0, "")
+        if account == "offline":
+            sync(tmp_path, "cd RUN && wandb sync wandb/*run-*", server)
+    assert steps(server) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert trackio_steps(tmp_path / "RUN") == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert tensorboard_steps(tmp_path / "RUN", "train/loss") == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert {path.name for path in tmp_path.iterdir()} == {"RUN"}
+
+
+def test_tracker_that_comes_later_gets_the_rows_from_the_beginning(tmp_path: Path):
+    assert go(tmp_path, "RUN", "tensorboard", 1, 4, "finish", env={}) == (0, "")
+    assert go(tmp_path, "RUN", "trackio", 5, 8, "finish", env={}) == (0, "")
+    assert trackio_steps(tmp_path / "RUN") == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert tensorboard_steps(tmp_path / "RUN", "test/accuracy") == [4]
+    assert tensorboard_steps(tmp_path / "RUN", "confusion") == [4]
+
+
+def trackio_steps(run: Path) -> list[int]:
+    """Of the rows in trackio's one data base, without the one that holds the figures, whose file is there."""
+    with sqlite3.connect(run / "trackio" / "resnet-cifar.db") as data:
+        rows = data.execute("SELECT step, metrics FROM metrics ORDER BY id").fetchall()
+    rows = [(step, json.loads(metrics)) for step, metrics in rows]
+    (last,) = (metrics for _, metrics in rows if "confusion" in metrics)
+    assert last["test/accuracy"] == 0.5
+    assert (run / "trackio" / "media" / last["confusion"]["file_path"]).stat().st_size > 0
+    return [step for step, metrics in rows if "confusion" not in metrics]
+
+
+def tensorboard_steps(run: Path, tag: str) -> list[int]:
+    """As TensorBoard reads them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(run / "tensorboard"))
+    read.Reload()
+    return [event.step for event in (read.Images(tag) if tag in read.Tags()["images"] else read.Scalars(tag))]
+
+
+class Recorded(Tracker):
+    """Keeps what it is given; what it is told to fail at raises, or waits until it is let go."""
+
+    def __init__(self, fails: str = "", hangs: str = "") -> None:
+        self.fails, self.hangs = fails, hangs
+        self.given: list[Any] = []
+        self.let_go = threading.Event()
+
+    def log(self, row: dict[str, Any]) -> None:
+        self._do("log", row["step"])
+
+    def summary(self, step: int, values: dict[str, Any], figures: dict[str, Path], files: list[Path]) -> None:
+        self._do("summary", values)
+
+    def finish(self, state: str) -> None:
+        self._do("finish", state)
+
+    def abandon(self) -> None:
+        self.let_go.set()
+
+    def _do(self, what: str, value: Any) -> None:
+        if what == self.fails:
+            raise OSError("broken on purpose")
+        if what == self.hangs:
+            self.let_go.wait()
+        self.given.append(value)
+
+
+@pytest.mark.parametrize("what", ["log", "summary", "finish"])
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+def test_one_tracker_that_breaks_leaves_the_others_alone(
+    what: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(track, "_PARTING", 0.2)
+    broken, sound, said = Recorded(**{how: what}), Recorded(), []
+    several = track.Several({"trackio": broken, "tensorboard": sound}, tmp_path, 0, said.append)
+    for step in (1, 2, 3):
+        several.log({"step": step})
+    several.summary(3, {"test/accuracy": 1.0}, {}, [])
+    several.finish("finished")
+    assert sound.given == [1, 2, 3, {"test/accuracy": 1.0}, "finished"]
+    why = "broken on purpose" if how == "fails" else "it does not end within 0.2 s"
+    assert said == [f"track.to trackio is left out from here on ({why}): every row is in metrics.jsonl"]
+
+
+def test_tracker_that_hangs_for_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(track, "_WAITING", 3)
+    monkeypatch.setattr(track, "_PARTING", 0.2)
+    hanging, said = Recorded(hangs="log"), []
+    several = track.Several({"trackio": hanging}, tmp_path, 0, said.append)
+    for step in range(10):
+        several.log({"step": step + 1})
+    several.finish("failed")
+    assert said == ["track.to trackio is left out from here on (3 calls wait for it): every row is in metrics.jsonl"]
+
+
+def test_rows_are_kept_while_the_file_grows(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 4, 5)) + '{"st')
+    assert [row["step"] for row in kept_rows(tmp_path, 1, 5)] == [2, 4, 5]
+    assert [row["step"] for row in kept_rows(tmp_path, 0, 2)] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["trackio", "tensorboard"])
+def test_package_that_is_missing_is_named_with_its_mend(name: str, monkeypatch: pytest.MonkeyPatch):
+    recipe = parse({"track": {"to": f"wandb,{name}"}})
+    track.check(recipe)
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(track.Mistake, match=rf"^track.to '{name}' needs .* pip install -e '.\[trackers\]'$"):
+        track.check(recipe)
+
+
+def test_tracker_that_cannot_begin_is_left_out(tmp_path: Path):
+    """A file lies where TensorBoard's folder should be."""
+    (tmp_path / "tensorboard").write_text("")
+    said: list[str] = []
+    several = track.start(parse({"track": {"to": "tensorboard"}}), tmp_path, {}, said.append)
+    assert not several
+    assert len(said) == 1
+    assert said[0].startswith("track.to tensorboard is left out (")
