@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("run_folder",),
     ("data", "model", "reporting"),
     ("training",),
-    ("training.loop", "training.fetch", "report"),
+    ("training.loop", "training.fetch", "report", "seeds"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc"}
