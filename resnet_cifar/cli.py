@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
+import shlex
 import socket
 import sys
 from collections import deque
@@ -83,6 +85,20 @@ class CacheCommand:
     """An entry, or `all`."""
     older_than: float = 0.0
     """Clear what was not used for so many days; 0 is off."""
+
+
+@dataclass(frozen=True)
+class SeedsCommand:
+    """Train a recipe under several seeds, one after the other, and print mean, deviation and interval of the scores."""
+
+    recipe: str
+    """A shipped recipe or a YAML file."""
+    seeds: str = "0..4"
+    """`0..4` (both ends included), or `0,3,7`."""
+    run: str = ""
+    """The folder of the seeds' run folders [default: runs/RECIPE-seeds-<8 hex of the recipe>]."""
+    launch: str = "python"
+    """What starts train.py: `python`, or "accelerate launch --config_file accelerate_configs/multi_gpu.yaml"."""
 
 
 def recipe_names() -> list[str]:
@@ -232,6 +248,37 @@ def cache_command(arguments: list[str]) -> CacheCommand:
     return CacheCommand(clear=own.get("clear", ""), older_than=days)
 
 
+def seeds_command(arguments: list[str]) -> tuple[SeedsCommand, Recipe, list[str]]:
+    """What `seeds RECIPE ARGUMENTS` asks for, its recipe, and the words that say so to train.py. Raises Mistake."""
+    own, overrides, rest = _split(arguments, values=("seeds", "run", "launch"), flags=())
+    if own.pop("help", False):
+        _help(SeedsCommand, "python -m resnet_cifar.seeds", read_recipe("finetune"))
+    if len(rest) != 1:
+        raise Mistake("seeds takes one recipe: python -m resnet_cifar.seeds RECIPE --seeds 0..4 [--FIELD VALUE ...]")
+    if "seed" in overrides:
+        raise Mistake(f"--seed {overrides['seed']} and --seeds are the same thing: give --seeds {overrides['seed']}")
+    command = SeedsCommand(recipe=rest[0], **own)
+    try:
+        launcher = shlex.split(command.launch)
+    except ValueError:  # a quote that is not closed
+        launcher = []
+    if not launcher:
+        raise Mistake(f"--launch cannot be {command.launch!r}: it should be a command, such as 'accelerate launch'")
+    return command, read_recipe(command.recipe, overrides), [f"--{path}={word}" for path, word in overrides.items()]
+
+
+def seed_numbers(word: str) -> list[int]:
+    """The seeds of `0..4` (both ends included) or `0,3,7`, in that order. Raises Mistake."""
+    numbers: list[int] = []
+    if ends := re.fullmatch(r"(\d+)\.\.(\d+)", word):
+        numbers = list(range(int(ends[1]), int(ends[2]) + 1))
+    elif re.fullmatch(r"\d+(,\d+)*", word):
+        numbers = [int(number) for number in word.split(",")]
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise Mistake(f"--seeds cannot be {word!r}: it should be FIRST..LAST, such as 0..4, or a list, such as 0,3,7")
+    return numbers
+
+
 def _check_runs(folders: list[Path]) -> None:
     for folder in folders:
         if not (folder / "recipe.yaml").is_file():
@@ -342,7 +389,8 @@ def _split(
             own[name] = True
             continue
         if name not in (*values, *lists) and not _is_field(name):
-            raise Mistake(f"unknown field --{name}{nearest(name, [*values, *flags, *lists, *field_paths()])}")
+            mend = nearest(name, [*values, *flags, *lists, *field_paths()]) or "; --help shows all"
+            raise Mistake(f"unknown field --{name}{mend}")
         if not equals:
             if not words or words[0].startswith("--"):
                 raise Mistake(f"--{name} needs a value, for example --{name} {_example(name)}")
@@ -378,8 +426,10 @@ def _count(name: str, word: str) -> int:
 
 
 def _example(path: str) -> Any:
-    if path in ("extend", "max_minutes", "profile", "images", "older_than"):
-        return "FOLDER" if path == "images" else 10
+    if path in ("extend", "max_minutes", "profile", "older_than"):
+        return 10
+    if path in ("images", "seeds"):
+        return {"images": "FOLDER", "seeds": "0..4"}[path]
     return flat(Recipe()).get(".".join("0" if part.isdigit() else part for part in path.split(".")), "NAME")
 
 
@@ -416,7 +466,8 @@ def _help(command: type, program: str, recipe: Recipe | Changeable) -> None:
     import tyro
 
     fields = Annotated[tyro.conf.FlagConversionOff[type(recipe)], tyro.conf.arg(name="")]
-    own = [("target", tyro.conf.Positional[str])] if command is EvalCommand else []
+    alone = {EvalCommand: "target", SeedsCommand: "recipe"}.get(command)  # a word that stands without a --name
+    own = [(alone, tyro.conf.Positional[str])] if alone else []
     page = dataclasses.make_dataclass(
         command.__name__, [*own, ("fields", fields, dataclasses.field(default=recipe))], bases=(command,), frozen=True
     )

@@ -32,7 +32,8 @@ def check_name(name: str) -> None:
     if architecture.endswith(SUFFIX):
         raise Mistake(f"model.name {name!r}: take {architecture.removesuffix(SUFFIX)} with --model.stem cifar")
     if not timm.is_model(architecture):
-        raise Mistake(f"model.name {name!r} is not one of timm's models{nearest(architecture, timm.list_models())}")
+        mend = nearest(architecture, timm.list_models()) or "; timm.list_models() has all"
+        raise Mistake(f"model.name {name!r} is not one of timm's models{mend}")
     tagged = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tagged:
         raise Mistake(

@@ -58,7 +58,8 @@ def check_name(name: str) -> str:
     """timm's name of the optimiser. Raises Mistake where timm has none of that name, or where it cannot work here."""
     known, name = timm.optim.list_optimizers(), name.lower()
     if name not in known:
-        raise Mistake(f"optimizer.name {name!r} is not one of timm's optimisers{nearest(name, known)}")
+        mend = nearest(name, known) or "; timm.optim.list_optimizers() has all"
+        raise Mistake(f"optimizer.name {name!r} is not one of timm's optimisers{mend}")
     for refused, reason in REFUSED.items():
         if refused in name:
             raise Mistake(f"optimizer.name {name!r} is not supported, {reason}: take adamw, lamb or sgd")

@@ -438,7 +438,7 @@ def _sentence(error: ValidationError) -> str:
     path = ".".join(str(part) for part in problem["loc"] if part not in ("int", "float", "none"))
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         groups = {name.split(".", 1)[0] for name in field_paths()}
-        return f"unknown field {path}{nearest(path, [*sorted(groups), *field_paths()])}"
+        return f"unknown field {path}{nearest(path, [*sorted(groups), *field_paths()]) or '; --help shows all'}"
     if problem["type"] == "missing":
         return f"{path} is missing: give it a value"
     if path == "phases":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from resnet_cifar import cli
 from resnet_cifar.recipe import flat
+from resnet_cifar.reporting.spread import sentence, spread
 from resnet_cifar.run_folder import read_json
 
 _SCORES = ("val/accuracy", "test/accuracy", "test/loss")
@@ -24,8 +26,8 @@ def compare(folders: list[Path]) -> None:
     ]
     table = Table("run", *paths, "state", "step", *_SCORES, box=None, pad_edge=False, header_style="bold")
     statuses = [read_json(folder / "status.json") or {} for folder in folders]
-    for folder, recipe, status in zip(folders, recipes, statuses, strict=True):
-        result = read_json(folder / "result.json") or {}
+    results = [read_json(folder / "result.json") or {} for folder in folders]
+    for folder, recipe, status, result in zip(folders, recipes, statuses, results, strict=True):
         steps = f"{status.get('step', 0)}/{status.get('steps', '?')}"
         scores = [_number(result.get(name)) for name in _SCORES]
         table.add_row(
@@ -35,9 +37,18 @@ def compare(folders: list[Path]) -> None:
     if not console.is_terminal:
         console.width = 10_000  # whoever pipes it wants whole lines
     console.print(table)
+    for line in _spread(results) if paths == ["seed"] else ():
+        console.print(line, markup=False)
     for folder, status in zip(folders, statuses, strict=True):
         if why := status.get("why"):
             console.print(f"{folder} {status['state']}: {why}", soft_wrap=True, markup=False)
+
+
+def _spread(results: list[dict[str, Any]]) -> Iterator[str]:
+    """What finished runs that differ in their seed alone have reached together."""
+    for name in _SCORES[:2]:
+        if values := [result[name] for result in results if name in result]:
+            yield sentence(name, spread(values))
 
 
 def _word(recipe: dict[str, Any], path: str) -> str:

@@ -49,6 +49,17 @@ def test_a_rank_that_dies_or_hangs_ends_the_start_and_not_the_run(hurt_run, undi
     record(f"ranks, round {number}", died=2, stuck=1, stopped=1, steps_lost=run.lost())
 
 
+@pytest.mark.proof_only
+def test_a_rank_that_fails_before_training_says_which_it_was(hurt_run):
+    run = hurt_run(3)
+    code, start = run.hurt(fault("load", 1, "raise", rank=2))
+    assert code != 0
+    assert re.search(r"^rank 2 on \S+: this went wrong:$", start.stderr, re.MULTILINE), start.said
+    assert "[rank2]: RuntimeError: injected" in start.stderr
+    assert set(start.errors) <= {"error: another process ended before training began, and says why"}
+    assert not run.folder.exists()
+
+
 @pytest.mark.rounds(1, 2)
 def test_the_launcher_starts_all_ranks_over_by_itself(hurt_run, undisturbed, record, number):
     run = hurt_run(2)

@@ -293,6 +293,52 @@ def test_synthetic_is_the_embedded_set_even_beside_a_folder_of_that_name(
     assert recipe_of("--recipe", "demo").data.source == "synthetic"
 
 
+# seeds
+
+
+@pytest.mark.parametrize(
+    ("word", "numbers"),
+    [("0..4", [0, 1, 2, 3, 4]), ("7..7", [7]), ("0,3,7", [0, 3, 7]), ("5", [5]), ("9,1", [9, 1])],
+)
+def test_seeds_are_a_range_with_both_ends_or_a_list(word: str, numbers: list[int]) -> None:
+    assert cli.seed_numbers(word) == numbers
+
+
+@pytest.mark.parametrize(
+    "word", ["4..0", "0..", "..4", "0...4", "0-4", "a", "", "1,1", "1,,2", "-1..2", "0..4,7", "1.5"]
+)
+def test_seeds_of_another_form_are_refused(word: str) -> None:
+    with pytest.raises(Mistake, match=r"--seeds cannot be .*it should be FIRST\.\.LAST, such as 0\.\.4, or a list"):
+        cli.seed_numbers(word)
+
+
+def test_seeds_hands_its_words_on() -> None:
+    command, recipe, words = cli.seeds_command(["debug", "--seeds", "0,1", "--phases.0.lr", "0.5", "--data.limit=50"])
+    assert command == cli.SeedsCommand(recipe="debug", seeds="0,1")
+    assert (recipe.phases[0].lr, recipe.data.limit) == (0.5, 50)
+    assert recipe_of("--recipe", "debug", *words) == recipe
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        ((), "seeds takes one recipe"),
+        (("debug", "demo"), "seeds takes one recipe"),
+        (("debugg",), "there is no recipe 'debugg'; did you mean debug?"),
+        (("debug", "--seed", "3"), "--seed 3 and --seeds are the same thing"),
+        (("debug", "--seeds"), "--seeds needs a value, for example --seeds 0..4"),
+        (("debug", "--fresh"), "unknown field --fresh"),
+        (("debug", "--launch", ""), "--launch cannot be ''"),
+        (("debug", "--launch", "accelerate 'launch"), "--launch cannot be"),
+        (("debug", "--data.limitt", "3"), "unknown field --data.limitt; did you mean data.limit?"),
+    ],
+)
+def test_seeds_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
+    with pytest.raises(Mistake) as caught:
+        cli.seeds_command(list(arguments))
+    assert str(caught.value).startswith(start)
+
+
 # eval.py
 
 

@@ -37,6 +37,25 @@ def test_a_row_for_each_run_with_what_differs(tmp_path: Path, monkeypatch, capsy
     assert why == "b failed: it [bold]broke"
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"), [({}, True), ({"batch_size": "64"}, False)], ids=["seeds-alone", "more-than-seeds"]
+)
+def test_runs_that_differ_in_their_seed_alone_have_a_mean(
+    tmp_path: Path, capsys: pytest.CaptureFixture, changes: dict[str, str], said: bool
+) -> None:
+    runs = [
+        folder_of(tmp_path / str(seed), {"state": "finished"}, {"test/accuracy": score}, seed=str(seed), **more)
+        for seed, score, more in ((1, 0.25, {}), (2, 0.75, changes))
+    ]
+    runs.append(folder_of(tmp_path / "3", {"state": "running"}, seed="3"))
+    compare(runs)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "mean" in line]
+    assert len(lines) == said
+    if said:
+        assert lines[0].startswith("test/accuracy: mean 0.5000, standard deviation 0.3536, 95 % interval of the mean")
+        assert lines[0].endswith("(2 seeds)")
+
+
 def test_a_run_that_has_only_been_claimed(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
     folder = folder_of(Path("a"), {})

@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("run_folder",),
     ("data", "model", "reporting"),
     ("training",),
-    ("training.loop", "training.score", "training.label", "training.fetch", "report", "cache"),
+    ("training.loop", "training.score", "training.label", "training.fetch", "report", "cache", "seeds"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc"}

@@ -4,6 +4,7 @@ FAULTS in the environment is JSON: {"journal": FILE, "tester": PID, "faults": [F
 {"rank": 1, "restart": 0, "at": MOMENT, "count": N, "then": ACT}: at the N-th MOMENT of that rank, ACT happens.
 
 Moments, each counted by itself:
+    import      torch has just been loaded, and the rest of the program has not
     load        before the images are read from the cache
     decode      a file of the cache is about to be written
     claim       a file by which a start takes its folder over is about to be written, flushed, renamed or removed
@@ -258,3 +259,4 @@ if "FAULTS" in os.environ:
         "data.store": on_store,
     }.items():
         wrapt.register_post_import_hook(hook, f"resnet_cifar.{place}")
+    wrapt.register_post_import_hook(lambda module: injector.moment("import"), "torch")

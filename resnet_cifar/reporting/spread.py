@@ -1,0 +1,37 @@
+"""How far results of one recipe lie apart under other seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+CONFIDENCE = 0.95
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Number of runs, mean, standard deviation (n - 1) and the 95 % interval of the mean (Student's t, 1908).
+
+    One value alone has neither deviation nor interval: None. The interval of an accuracy may pass 1.
+    """
+    from scipy.stats import t
+
+    count, mean = len(values), statistics.fmean(values)
+    if count == 1:
+        return {"runs": 1, "mean": mean, "standard_deviation": None, "interval": None}
+    deviation = statistics.stdev(values)
+    half = float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count)
+    return {"runs": count, "mean": mean, "standard_deviation": deviation, "interval": [mean - half, mean + half]}
+
+
+def sentence(name: str, found: dict[str, Any]) -> str:
+    """What `spread` has found of `name`, as a line."""
+    runs = f"{found['runs']} seed{'s' * (found['runs'] > 1)}"
+    if found["interval"] is None:
+        return f"{name}: {found['mean']:.4f} ({runs})"
+    low, high = found["interval"]
+    return (
+        f"{name}: mean {found['mean']:.4f}, standard deviation {found['standard_deviation']:.4f}, "
+        f"95 % interval of the mean {low:.4f} to {high:.4f} ({runs})"
+    )
