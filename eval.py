@@ -9,12 +9,12 @@ the user's; 3 where some pictures could not be read and the others are labelled.
 
 import sys
 
-from resnet_cifar import cli
+from resnet_cifar import cli, commands
 
 
 def main(arguments: list[str]) -> None:
     """Nothing heavy is imported before the command is checked."""
-    command, recipe = cli.eval_command(arguments)
+    command, recipe = commands.eval_command(arguments)
 
     if command.images:
         from resnet_cifar.training.label import label

@@ -2,12 +2,12 @@
 
 import sys
 
-from resnet_cifar import cli
+from resnet_cifar import cli, commands
 
 
 def main(arguments: list[str]) -> None:
     """Nothing heavy is imported before the command and the recipe are checked and signals are heard."""
-    command, recipe = cli.train_command(arguments)
+    command, recipe = commands.train_command(arguments)
 
     from resnet_cifar.data.sources import hub
     from resnet_cifar.training.interrupts import Requests

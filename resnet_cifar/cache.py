@@ -6,13 +6,13 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from resnet_cifar import cli
+from resnet_cifar import cli, commands
 from resnet_cifar.recipe import Mistake
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from resnet_cifar.cli import CacheCommand
+    from resnet_cifar.commands import CacheCommand
     from resnet_cifar.data.cache import Entry
 
 _DAY = 24 * 60 * 60
@@ -20,7 +20,7 @@ _DAY = 24 * 60 * 60
 
 def main(arguments: list[str]) -> None:
     """A row for each entry, the one used last first; or a line for each that is cleared."""
-    command = cli.cache_command(arguments)
+    command = commands.cache_command(arguments)
 
     from rich.console import Console
 

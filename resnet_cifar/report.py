@@ -2,14 +2,14 @@
 
 import sys
 
-from resnet_cifar import cli
+from resnet_cifar import cli, commands
 
 
 def main(arguments: list[str]) -> None:
     """A row for each run folder; nothing heavy is imported."""
     from resnet_cifar.reporting.compare import compare
 
-    compare(cli.report_command(arguments))
+    compare(commands.report_command(arguments))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from resnet_cifar import cli
-from resnet_cifar.cli import SeedsCommand
+from resnet_cifar import cli, commands
+from resnet_cifar.commands import SeedsCommand
 from resnet_cifar.recipe import Mistake, Recipe, fingerprint
 from resnet_cifar.run_folder import RunFolder, read_json, write_json
 from resnet_cifar.training.interrupts import SIGNALS, TRY_AGAIN
@@ -30,8 +30,8 @@ _SCORES = ("val/accuracy", "test/accuracy")
 
 def main(arguments: list[str]) -> None:
     """Trains the seeds that are not finished and says what all reached. Ends with 1 where one failed, 75 if stopped."""
-    command, recipe, words = cli.seeds_command(arguments)
-    seeds = cli.seed_numbers(command.seeds)
+    command, recipe, words = commands.seeds_command(arguments)
+    seeds = commands.seed_numbers(command.seeds)
     if not _SCRIPT.is_file():
         raise Mistake(f"{_SCRIPT} is not there, and starts every seed: install with pip install -e from a checkout")
     name = f"{Path(command.recipe).stem}-seeds-{fingerprint(dataclasses.replace(recipe, seed=0))}"

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from resnet_cifar import target as targets
-from resnet_cifar.cli import EvalCommand
+from resnet_cifar.commands import EvalCommand
 from resnet_cifar.data.sources.pixels import Unreadable, rgb
 from resnet_cifar.recipe import Mistake, Recipe
 from resnet_cifar.reporting.console import Screen

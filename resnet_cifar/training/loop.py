@@ -12,9 +12,9 @@ from typing import Any
 
 import psutil
 
-from resnet_cifar import cli, run_folder
+from resnet_cifar import commands, run_folder
 from resnet_cifar import model as models
-from resnet_cifar.cli import TrainCommand
+from resnet_cifar.commands import TrainCommand
 from resnet_cifar.data import store
 from resnet_cifar.data.batches import Batch, Batches
 from resnet_cifar.data.plan import Plan
@@ -41,7 +41,7 @@ def train(command: TrainCommand, base: Recipe, requests: Requests) -> None:
     """Trains, evaluates and exports what `command` asks for. Raises Mistake, and SystemExit where it is interrupted."""
     world = World(base.precision, base.deterministic)
     base = dataclasses.replace(base, precision=world.precision)
-    recipe = cli.extended(base, command.extend)
+    recipe = commands.extended(base, command.extend)
     screen = Screen(shown=world.is_main)
     folder = RunFolder(Path(command.run) if command.run else run_folder.default_path(command.recipe, base))
     beforehand.check(recipe, world)

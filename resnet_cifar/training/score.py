@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resnet_cifar import cli
+from resnet_cifar import commands
 from resnet_cifar import target as targets
-from resnet_cifar.cli import EvalCommand
+from resnet_cifar.commands import EvalCommand
 from resnet_cifar.data import store
 from resnet_cifar.data.batches import InputFormat
 from resnet_cifar.data.store import ImageData
@@ -36,7 +36,7 @@ _SIGHT = ("image_size", "interpolation", "normalize")  # how images are seen, no
 def score(command: EvalCommand, recipe: Recipe) -> None:
     """Scores `command.target` on a split, prints the scores and writes them. Raises Mistake."""
     target = targets.find(Path(command.target))
-    own = cli.target_recipe(target)
+    own = commands.target_recipe(target)
     before = flat(own)
     changed = {path: value for path, value in flat(recipe).items() if before.get(path) != value}
     if "data.source" in changed and "data.test_fraction" not in changed:  # nothing of it has been trained on

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from accelerate.state import AcceleratorState
 
-from resnet_cifar.cli import TrainCommand
+from resnet_cifar.commands import TrainCommand
 from resnet_cifar.recipe import Recipe
 from resnet_cifar.training import loop
 from resnet_cifar.training.watch import Watch

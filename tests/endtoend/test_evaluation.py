@@ -19,8 +19,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from starting import train
 
-from resnet_cifar import cli
-from resnet_cifar.cli import TrainCommand
+from resnet_cifar import cli, commands
+from resnet_cifar.commands import TrainCommand
 from resnet_cifar.data.batches import InputFormat
 from resnet_cifar.data.sources import synthetic
 from resnet_cifar.recipe import Mistake
@@ -53,7 +53,7 @@ from resnet_cifar.training.score import score
 for words in json.load(sys.stdin):
     AcceleratorState._reset_state(True)
     print("==", *words, flush=True)
-    score(*cli.eval_command(words))
+    score(*commands.eval_command(words))
 """
 NAMES = synthetic.CLASS_NAMES
 DRAWN = 400  # synthetic images of which a stranger has some
@@ -227,7 +227,7 @@ def test_other_images_are_matched_by_the_names_of_their_classes(place: Path, sai
 
 def test_a_class_that_the_head_lacks_is_refused_by_name(place: Path, fresh_accelerator: None) -> None:
     with pytest.raises(Mistake, match=r"has classes that the head lacks: frog, truck; .*in any order"):
-        score.score(*cli.eval_command([str(place / "run"), "--data.source", str(place / "foreign")]))
+        score.score(*commands.eval_command([str(place / "run"), "--data.source", str(place / "foreign")]))
     assert score.class_places(("c", "a"), ("a", "b", "c"), "x") == [2, 0]
 
 
@@ -283,7 +283,7 @@ def test_what_is_damaged_or_does_not_fit_is_a_sentence(place: Path, tmp_path: Pa
     ):
         AcceleratorState._reset_state(True)
         with pytest.raises(Mistake, match=sentence):
-            score.score(*cli.eval_command([str(tmp_path / name), "--data.source", "synthetic"]))
+            score.score(*commands.eval_command([str(tmp_path / name), "--data.source", "synthetic"]))
 
 
 def test_pictures_are_labelled_and_what_is_none_is_named(place: Path, said: dict) -> None:
@@ -315,7 +315,7 @@ def test_the_table_names_every_picture(place: Path, capsys: pytest.CaptureFixtur
         str(place / "pictures" / "notes.txt"),
     ]
     with pytest.raises(SystemExit) as ended:
-        label.label(*cli.eval_command(words))
+        label.label(*commands.eval_command(words))
     assert ended.value.code == label.UNREADABLE
     printed = capsys.readouterr().out
     assert "a[b].png" in printed and "notes.txt" in printed and "not calibrated" in printed

@@ -10,7 +10,7 @@ import pytest
 from starting import assert_same_weights, interrupt, rows_of, train
 
 from resnet_cifar import cli
-from resnet_cifar.cli import TrainCommand
+from resnet_cifar.commands import TrainCommand
 from resnet_cifar.recipe import Mistake
 
 RUN = TrainCommand(recipe="debug", run="run")

@@ -11,7 +11,7 @@ from PIL import Image
 from starting import assert_same_run, train
 
 from resnet_cifar import cli
-from resnet_cifar.cli import TrainCommand
+from resnet_cifar.commands import TrainCommand
 from resnet_cifar.recipe import Mistake, Recipe
 
 WORDS = {

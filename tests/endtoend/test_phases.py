@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from starting import assert_same_run, assert_same_weights, interrupt, train
 
 from resnet_cifar import cli
-from resnet_cifar.cli import TrainCommand
+from resnet_cifar.commands import TrainCommand
 from resnet_cifar.recipe import Mistake, Recipe
 from resnet_cifar.training import checkpoint
 from resnet_cifar.training.loop import Run

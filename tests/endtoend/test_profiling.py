@@ -11,7 +11,7 @@ import pytest
 from starting import assert_same_run, train
 
 from resnet_cifar import cli
-from resnet_cifar.cli import TrainCommand
+from resnet_cifar.commands import TrainCommand
 from resnet_cifar.training.profile import SKIPPED
 
 STEPS = 3

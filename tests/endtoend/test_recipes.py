@@ -11,7 +11,7 @@ import torch
 from starting import train
 
 from resnet_cifar import cli, run_folder
-from resnet_cifar.cli import TrainCommand
+from resnet_cifar.commands import TrainCommand
 from resnet_cifar.data.plan import Plan
 from resnet_cifar.recipe import Mistake
 

@@ -16,7 +16,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from starting import assert_same_run, interrupt, rows_of, train
 
 from resnet_cifar import cli
-from resnet_cifar.cli import TrainCommand
+from resnet_cifar.commands import TrainCommand
 from resnet_cifar.data import store
 from resnet_cifar.recipe import Mistake, Recipe
 from resnet_cifar.training.loop import Run

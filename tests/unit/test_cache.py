@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet_cifar import cache, cli
+from resnet_cifar import cache, commands
 from resnet_cifar.data import store
 from resnet_cifar.recipe import Data, Mistake
 
@@ -131,6 +131,6 @@ def test_a_mistake_is_one_sentence_and_clears_nothing(words: list[str], said: st
 
 def test_help_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.cache_command(["--help"])
+        commands.cache_command(["--help"])
     assert not ended.value.code
     assert "--clear ENTRY|all" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from resnet_cifar import cli
+from resnet_cifar import cli, commands
 from resnet_cifar.recipe import LocalMistake, Mistake, Recipe, flat, parse
 
 ROOT = Path(__file__).parents[2]
@@ -21,29 +21,29 @@ HEAVY = ("torch", "timm", "numpy", "datasets", "torchvision", "accelerate", "sci
 
 
 def recipe_of(*arguments: str) -> Recipe:
-    return cli.train_command(list(arguments))[1]
+    return commands.train_command(list(arguments))[1]
 
 
 def sentence(*arguments: str) -> str:
     with pytest.raises(Mistake) as caught:
-        cli.train_command(list(arguments))
+        commands.train_command(list(arguments))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_without_arguments_it_is_the_default_recipe() -> None:
-    command, recipe = cli.train_command([])
-    assert command == cli.TrainCommand(
+    command, recipe = commands.train_command([])
+    assert command == commands.TrainCommand(
         recipe="finetune", run="", dry_run=False, fresh=False, extend=0.0, max_minutes=0.0
     )
     assert recipe == cli.read_recipe("finetune")
 
 
 def test_own_options_are_read_and_are_not_part_of_the_recipe() -> None:
-    command, recipe = cli.train_command(
+    command, recipe = commands.train_command(
         ["--recipe", "debug", "--run", "runs/x", "--dry_run", "--fresh", "--max_minutes", "1.5"]
     )
-    assert command == cli.TrainCommand(recipe="debug", run="runs/x", dry_run=True, fresh=True, max_minutes=1.5)
+    assert command == commands.TrainCommand(recipe="debug", run="runs/x", dry_run=True, fresh=True, max_minutes=1.5)
     assert recipe == cli.read_recipe("debug")
 
 
@@ -51,8 +51,8 @@ def test_own_options_are_read_and_are_not_part_of_the_recipe() -> None:
 @pytest.mark.parametrize(("word", "value"), [("10", 10.0), ("0.5", 0.5), ("1e2", 100.0)])
 def test_a_number_of_epochs_or_minutes_is_read(name: str, word: str, value: float) -> None:
     for arguments in ([f"--{name}", word], [f"--{name}={word}"], [f"--{name.replace('_', '-')}", word]):
-        command, recipe = cli.train_command(arguments)
-        assert command == cli.TrainCommand(**{name: value})
+        command, recipe = commands.train_command(arguments)
+        assert command == commands.TrainCommand(**{name: value})
         assert recipe == cli.read_recipe("finetune"), "the recipe itself stays, so that its folder is found"
 
 
@@ -64,7 +64,7 @@ def test_a_number_that_is_none_or_not_above_0_is_refused(name: str, word: str) -
 
 @pytest.mark.parametrize("word", ["0", "-1", "1.5", "all", "", "²"])
 def test_a_number_of_steps_is_whole(word: str) -> None:
-    assert cli.train_command(["--profile", "12"])[0] == cli.TrainCommand(profile=12)
+    assert commands.train_command(["--profile", "12"])[0] == commands.TrainCommand(profile=12)
     assert sentence("--profile", word) == f"--profile cannot be {word!r}: it should be a whole number above 0"
 
 
@@ -80,9 +80,9 @@ def test_going_on_and_starting_over_are_not_both_done() -> None:
 def test_an_extended_recipe_has_one_more_phase_like_its_last_without_a_warm_up() -> None:
     phases = [{"epochs": 1, "lr": 0.3}, {"epochs": 5, "lr": 0.1, "warmup": 2, "decay": "linear"}]
     recipe = parse({"seed": 3, "phases": phases})
-    longer = cli.extended(recipe, 2.5)
+    longer = commands.extended(recipe, 2.5)
     assert longer == parse({"seed": 3, "phases": [*phases, {"epochs": 2.5, "lr": 0.1, "decay": "linear"}]})
-    assert cli.extended(recipe, 0.0) == recipe
+    assert commands.extended(recipe, 0.0) == recipe
 
 
 def test_overrides_reach_every_depth_and_leave_the_rest() -> None:
@@ -130,7 +130,7 @@ def test_a_boolean_without_its_word_is_refused() -> None:
 def test_a_flag_that_is_told_no_is_not_on(flag: str) -> None:
     """Either it is off, or the word after the equals sign is refused: never the opposite of what was asked."""
     try:
-        command, _ = cli.train_command([flag])
+        command, _ = commands.train_command([flag])
     except Mistake:
         return
     assert not command.fresh
@@ -229,7 +229,7 @@ def test_a_recipe_that_cannot_be_read_is_a_mistake(tmp_path: Path, monkeypatch: 
 
 def test_recipe_list_shows_every_recipe_with_its_first_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.train_command(["--recipe", "list"])
+        commands.train_command(["--recipe", "list"])
     assert not ended.value.code
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == sorted(
@@ -243,7 +243,7 @@ def test_recipe_list_is_silent_on_other_ranks(
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit):
-        cli.train_command(["--recipe", "list"])
+        commands.train_command(["--recipe", "list"])
     assert capsys.readouterr().out == ""
 
 
@@ -301,7 +301,7 @@ def test_synthetic_is_the_embedded_set_even_beside_a_folder_of_that_name(
     [("0..4", [0, 1, 2, 3, 4]), ("7..7", [7]), ("0,3,7", [0, 3, 7]), ("5", [5]), ("9,1", [9, 1])],
 )
 def test_seeds_are_a_range_with_both_ends_or_a_list(word: str, numbers: list[int]) -> None:
-    assert cli.seed_numbers(word) == numbers
+    assert commands.seed_numbers(word) == numbers
 
 
 @pytest.mark.parametrize(
@@ -309,12 +309,14 @@ def test_seeds_are_a_range_with_both_ends_or_a_list(word: str, numbers: list[int
 )
 def test_seeds_of_another_form_are_refused(word: str) -> None:
     with pytest.raises(Mistake, match=r"--seeds cannot be .*it should be FIRST\.\.LAST, such as 0\.\.4, or a list"):
-        cli.seed_numbers(word)
+        commands.seed_numbers(word)
 
 
 def test_seeds_hands_its_words_on() -> None:
-    command, recipe, words = cli.seeds_command(["debug", "--seeds", "0,1", "--phases.0.lr", "0.5", "--data.limit=50"])
-    assert command == cli.SeedsCommand(recipe="debug", seeds="0,1")
+    command, recipe, words = commands.seeds_command(
+        ["debug", "--seeds", "0,1", "--phases.0.lr", "0.5", "--data.limit=50"]
+    )
+    assert command == commands.SeedsCommand(recipe="debug", seeds="0,1")
     assert (recipe.phases[0].lr, recipe.data.limit) == (0.5, 50)
     assert recipe_of("--recipe", "debug", *words) == recipe
 
@@ -335,7 +337,7 @@ def test_seeds_hands_its_words_on() -> None:
 )
 def test_seeds_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
     with pytest.raises(Mistake) as caught:
-        cli.seeds_command(list(arguments))
+        commands.seeds_command(list(arguments))
     assert str(caught.value).startswith(start)
 
 
@@ -352,8 +354,8 @@ def run_folder(tmp_path: Path) -> Path:
 
 
 def test_eval_reads_the_runs_recipe_and_changes_of_its_data(run_folder: Path) -> None:
-    command, recipe = cli.eval_command([str(run_folder), "--split", "validation", "--data.limit", "50"])
-    assert command == cli.EvalCommand(target=str(run_folder), split="validation")
+    command, recipe = commands.eval_command([str(run_folder), "--split", "validation", "--data.limit", "50"])
+    assert command == commands.EvalCommand(target=str(run_folder), split="validation")
     assert recipe == cli.read_recipe("debug", {"data.limit": "50"})
 
 
@@ -377,21 +379,21 @@ def test_eval_reads_the_runs_recipe_and_changes_of_its_data(run_folder: Path) ->
 )
 def test_eval_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
     with pytest.raises(Mistake, match=re.escape(start)):
-        cli.eval_command(list(arguments))
+        commands.eval_command(list(arguments))
 
 
 def test_eval_takes_all_words_after_images_up_to_the_next_option(run_folder: Path, tmp_path: Path) -> None:
     files = [str(tmp_path / name) for name in ("a.png", "b.jpg", "c.png")]
     for file in files:
         Path(file).write_text("")
-    command, _ = cli.eval_command([str(run_folder), "--images", *files[:2], "--json", "--images", files[2]])
+    command, _ = commands.eval_command([str(run_folder), "--images", *files[:2], "--json", "--images", files[2]])
     assert (command.images, command.json) == (tuple(files), True)
-    assert cli.eval_command([f"--images={files[0]}", str(run_folder)])[0].images == (files[0],)
+    assert commands.eval_command([f"--images={files[0]}", str(run_folder)])[0].images == (files[0],)
 
 
 def test_another_source_is_not_cut_for_a_validation_split_that_nobody_asked_for(run_folder: Path) -> None:
     def validation(*words: str) -> float:
-        return cli.eval_command([str(run_folder), *words])[1].data.validation
+        return commands.eval_command([str(run_folder), *words])[1].data.validation
 
     assert validation() == validation("--data.source", "synthetic") == 0.1
     assert validation("--data.source", "a/b") == 0
@@ -408,7 +410,7 @@ def test_another_source_is_not_cut_for_a_validation_split_that_nobody_asked_for(
 )
 def test_report_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
     with pytest.raises(Mistake, match=re.escape(start)):
-        cli.report_command(list(arguments))
+        commands.report_command(list(arguments))
 
 
 # Who says what
@@ -472,7 +474,7 @@ def test_help_offers_nothing_that_is_refused(run: Run) -> None:
     mentioned = {"help", "mixed_precision"}  # --mixed_precision is accelerate's
     for option in sorted(set(re.findall(r" --(\w[\w.]*)", page)) - mentioned):
         try:
-            cli.train_command([f"--{option}", "1"])
+            commands.train_command([f"--{option}", "1"])
         except Mistake as mistake:
             assert "unknown field" not in str(mistake)
 
@@ -496,8 +498,8 @@ def test_help_imports_nothing_heavy(run: Run) -> None:
 
 def test_a_command_is_checked_before_anything_heavy_is_imported(run: Run) -> None:
     script = (
-        "import sys; from resnet_cifar import cli; "
-        "cli.train_command(['--recipe', 'debug', '--seed', '3', '--data.source', 'a/b']); print(*sys.modules)"
+        "import sys; from resnet_cifar import commands; "
+        "commands.train_command(['--recipe', 'debug', '--seed', '3', '--data.source', 'a/b']); print(*sys.modules)"
     )
     imported = run("-c", script).stdout.split()
     assert "resnet_cifar.cli" in imported

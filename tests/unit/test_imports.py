@@ -13,13 +13,13 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "resnet_cifar"
 
 # From the bottom up. A room may import from the layers below it, and modules within one room from each other.
-# A module that is named takes precedence over the room it lies in. cli reads recipes and starts nothing itself
-# (train.py and eval.py do), so it lies below what uses its commands.
+# A module that is named takes precedence over the room it lies in. cli and commands read words and recipes and start
+# nothing themselves (train.py and eval.py do), so they lie below what uses them.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("recipe", "data.draws"),
     ("target",),
     ("cli", "optim", "cifar_stem"),
-    ("run_folder",),
+    ("commands", "run_folder"),
     ("data", "model", "reporting"),
     ("training",),
     ("training.loop", "training.score", "training.label", "training.fetch", "report", "cache", "seeds"),
@@ -122,4 +122,4 @@ def test_no_module_is_a_drawer() -> None:
 @pytest.mark.parametrize("entry", ["train.py", "eval.py"])
 def test_entry_files_import_the_command_line_first_and_the_rest_inside_main(entry: str) -> None:
     body = ast.parse((ROOT / entry).read_text()).body
-    assert {own_module(name) for name in imported(body)} - {None} == {"cli"}
+    assert {own_module(name) for name in imported(body)} - {None} == {"cli", "commands"}
