@@ -126,8 +126,8 @@ def whole_step(learner: Learner, batches: Batches) -> Callable[[], None]:
         number, micro_batches = next(stream)
         learner.update(number, micro_batches)
         if number % 10 == 0:
-            learner.take_sums(number + 1)
-            list(learner.ready_sums())
+            learner.tally.take(number + 1)
+            list(learner.tally.ready())
 
     return step
 

@@ -30,7 +30,8 @@ from resnet_cifar.training.interrupts import Interrupted, Requests, exit_code
 from resnet_cifar.training.profile import profiled
 from resnet_cifar.training.recorder import Recorder
 from resnet_cifar.training.snapshot import Snapshot
-from resnet_cifar.training.step import Learner, OutOfMemory, Sums
+from resnet_cifar.training.step import Learner, OutOfMemory
+from resnet_cifar.training.tally import Sums
 from resnet_cifar.training.watch import GO_ON, Watch
 from resnet_cifar.training.world import World, lost_connection
 
@@ -191,7 +192,7 @@ class Run:
         if world.scaler is not None:
             world.scaler.load_state_dict(state["scaler"])
         recorder.done = step
-        learner.resume_at(step, state["begun"], state["skipped"])
+        learner.tally.resume_at(step, state["begun"], state["skipped"])
         self.best, self._unscored = state["best"], state["unscored"]
         self.stopping.resume(state["stopping"])
         best = f", best validation accuracy {self.best['val/accuracy']:.4f}" if self.best else ""
@@ -217,14 +218,14 @@ class Run:
                 self._update_in_smaller_parts(step, error)
             recorder.done = done = step + 1
             if plan.is_row(done):
-                learner.take_sums(done)
+                learner.tally.take(done)
                 if plan.is_checkpoint(done) or recorder.is_time_to_save():
-                    *before, last = (self._row(sums) for sums in learner.ready_sums(wait=True))
+                    *before, last = (self._row(sums) for sums in learner.tally.ready(wait=True))
                     self._write(*before)
                     self._settle(last, score=plan.is_score(done))
                     if self.stopping.over:
                         return
-            self._write(*map(self._row, learner.ready_sums()))
+            self._write(*map(self._row, learner.tally.ready()))
 
     def _steps(self, start: int) -> Iterator[tuple[int, Iterator[Batch]]]:
         """The steps that are left, from `start` on; between two stages it changes what learns."""
@@ -321,7 +322,7 @@ class Run:
             "begun": begun,
             "unscored": self._unscored,
             "scaler": self.world.scaler.state_dict() if self.world.scaler is not None else None,
-            "skipped": self.learner.skipped,
+            "skipped": self.learner.tally.skipped,
         }
         learner = self.learner
         self.recorder.save(snapshot.take(learner.model, learner.optimizer, learner.average), state)
@@ -329,8 +330,8 @@ class Run:
     def _save_interrupted(self) -> None:
         """Saves what has been done since the last checkpoint, at the same step on every rank."""
         self.watch.trained()
-        self._write(*map(self._row, self.learner.ready_sums(wait=True)))
-        begun = self.learner.unread(self.recorder.done)  # every rank takes part, whoever has saved since
+        self._write(*map(self._row, self.learner.tally.ready(wait=True)))
+        begun = self.learner.tally.unread(self.recorder.done)  # every rank takes part, whoever has saved since
         if self.recorder.done > self.recorder.saved:
             self._save(begun)
         self.recorder.wait()

@@ -1,11 +1,10 @@
-"""One training step, and the sums it leaves on the device."""
+"""One training step."""
 
 from __future__ import annotations
 
 import copy
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,21 +18,10 @@ from resnet_cifar.data import draws
 from resnet_cifar.data.batches import Batch, InputFormat
 from resnet_cifar.data.plan import Plan
 from resnet_cifar.recipe import Mistake, Recipe
+from resnet_cifar.training.tally import Tally
 from resnet_cifar.training.world import World, out_of_memory
 
 STEPS_AHEAD = 4  # the host may run so far ahead of the device
-_SKIPS = 20  # fp16 updates in a row that the scaler may skip
-_NEVER = torch.iinfo(torch.int64).max
-
-
-@dataclass(frozen=True)
-class Sums:
-    """What happened since the sums were taken before: over all ranks, after `step` updates."""
-
-    step: int
-    loss: float
-    accuracy: float
-    rate: float
 
 
 class OutOfMemory(RuntimeError):
@@ -72,12 +60,8 @@ class Learner:
         self.wrapped: torch.nn.Module = self.model
         self._optimizer: Any = None
         self.begin(plan.phase_at(0).train)
-        self._sums = torch.zeros(2, dtype=torch.float64, device=world.device)
-        self._first_bad = torch.full((1,), _NEVER, dtype=torch.int64, device=world.device)
-        self._skipped = torch.zeros(1, dtype=torch.int64, device=world.device)
+        self.tally = Tally(plan, world)
         self._finished_steps: deque[torch.cuda.Event] = deque()
-        self._pending: deque[tuple[int, int, Tensor, Tensor, torch.cuda.Event | None]] = deque()
-        self._summed_to = 0
 
     @property
     def scored(self) -> torch.nn.Module:
@@ -154,31 +138,6 @@ class Learner:
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(buffers[name])
 
-    @property
-    def skipped(self) -> int:
-        """fp16 updates in a row that the scaler has skipped. Waits for the device."""
-        return int(self._skipped)
-
-    def resume_at(self, step: int, begun: dict[str, float] | None, skipped: int) -> None:
-        """Counts from `step` updates on; `begun`: what `unread` said of the row that was begun by then."""
-        self._summed_to = step
-        self._skipped.fill_(skipped)
-        if begun:
-            self._summed_to -= int(begun["steps"])
-            if self.world.is_main:
-                self._sums += torch.tensor([begun["loss"], begun["correct"]], dtype=torch.float64).to(self._sums.device)
-
-    def unread(self, done: int) -> dict[str, float] | None:
-        """The sums since they were taken last, after `done` updates, over all ranks; None where there are none.
-
-        Raises Mistake where a loss among them was not finite.
-        """
-        if done == self._summed_to:
-            return None
-        loss, correct = self.world.sum_(self._sums.clone()).tolist()
-        self._check(int(self.world.smallest_(self._first_bad.clone())), self.skipped)
-        return {"steps": done - self._summed_to, "loss": loss, "correct": correct}
-
     def update(self, step: int, micro_batches: Iterable[Batch]) -> None:
         """Update number `step`: nothing here waits for the device.
 
@@ -190,9 +149,7 @@ class Learner:
         if counts is None:  # raised here, where no frame holds the failed pass's tensors any longer
             self._optimizer.zero_grad()
             raise OutOfMemory(f"{self.world.describe()} ran out of memory in update {step}")
-        self._sums += counts
-        bad = torch.where(torch.isfinite(counts[0]), _NEVER, step)
-        self._first_bad = torch.minimum(self._first_bad, bad)
+        self.tally.add(step, counts)
         for look in self._before_update:
             look()
         self._optimizer.step()
@@ -205,7 +162,7 @@ class Learner:
         """The gradient of the global batch; this rank's [loss, right answers], or None where the memory ran out."""
         recipe, world = self.plan.recipe, self.world
         parts = self.plan.share // self.plan.micro_batch
-        counts = torch.zeros_like(self._sums)
+        counts = torch.zeros(2, dtype=torch.float64, device=world.device)
         try:
             for part, (inputs, targets) in enumerate(micro_batches, start=1):
                 with world.reduce_gradients(self.wrapped, now=part == parts):
@@ -224,32 +181,6 @@ class Learner:
             return None
         return counts
 
-    def take_sums(self, done: int) -> None:
-        """After `done` updates: sends the sums since the last time to the host, where `ready_sums` finds them later."""
-        sums, first_bad = self.world.sum_(self._sums.clone()), self.world.smallest_(self._first_bad.clone())
-        skipped = self._skipped.clone()
-        self._sums.zero_()
-        facts = torch.cat([first_bad, skipped])
-        event = None
-        if self.world.device.type == "cuda":
-            sums, facts = _copied_aside(sums), _copied_aside(facts)
-            event = torch.cuda.Event()
-            event.record()
-        self._pending.append((done, done - self._summed_to, sums, facts, event))
-        self._summed_to = done
-
-    def ready_sums(self, wait: bool = False) -> Iterable[Sums]:
-        """The sums that have arrived; all that were taken, if `wait`. Raises Mistake where a loss was not finite."""
-        while self._pending and (wait or self._pending[0][-1] is None or self._pending[0][-1].query()):
-            done, steps, sums, facts, event = self._pending.popleft()
-            if event is not None:
-                event.synchronize()
-            first_bad, skipped = facts.tolist()
-            self._check(first_bad, skipped)
-            images = steps * self.plan.recipe.batch_size
-            loss, correct = sums.tolist()
-            yield Sums(done, loss / images, correct / images, self.plan.rate(done - 1))
-
     def _clip(self) -> None:
         torch.nn.utils.clip_grad_norm_(self._parameters, self.plan.recipe.optimizer.clip)
 
@@ -261,8 +192,7 @@ class Learner:
     def _unscale_and_count_skips(self) -> None:
         self.world.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        finite = torch.isfinite(torch.nn.utils.get_total_norm(gradients))
-        self._skipped = torch.where(finite, 0, self._skipped + 1)
+        self.tally.skip(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
 
     def _seed_dropout(self, step: int) -> None:
         """What timm drops inside its models is keyed by (step, rank); it depends on the number of processes."""
@@ -280,15 +210,6 @@ class Learner:
                 self.world.waiting = True
                 self._finished_steps.popleft().synchronize()
                 self.world.waiting = False
-
-    def _check(self, first_bad: int, skipped: int) -> None:
-        if first_bad != _NEVER:
-            raise Mistake(
-                f"the loss of step {first_bad} is not finite: lower the rate (--phases.0.lr), add warm-up, or set "
-                "--optimizer.clip 1"
-            )
-        if skipped >= _SKIPS:
-            raise Mistake(f"fp16 overflowed in {skipped} updates in a row: take --precision bf16, or lower the rate")
 
 
 def check_norm_groups(recipe: Recipe, world: World) -> None:
@@ -313,11 +234,6 @@ def _first_model(recipe: Recipe, classes: int, world: World) -> torch.nn.Module:
 
     world.main_first(make)
     return made[0] if made else models.build(recipe, classes, pretrained=False)
-
-
-def _copied_aside(tensor: Tensor) -> Tensor:
-    """A copy in pinned memory of the host, on its way when this returns."""
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def _with_norm_groups(model: torch.nn.Module, plan: Plan, world: World) -> torch.nn.Module:

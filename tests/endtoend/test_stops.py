@@ -71,11 +71,11 @@ def test_saves_at_the_start_and_right_after_a_resume_change_nothing(whole: str, 
     go_on = Run._train
 
     def save_first(self: Run) -> None:
-        self._save(self.learner.unread(self.recorder.done))
+        self._save(self.learner.tally.unread(self.recorder.done))
         go_on(self)
 
     def save_and_die(self: Run) -> None:
-        self._save(self.learner.unread(self.recorder.done))
+        self._save(self.learner.tally.unread(self.recorder.done))
         self.recorder.wait()
         raise ConnectionAbortedError
 

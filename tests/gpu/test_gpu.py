@@ -83,11 +83,11 @@ def test_the_step_never_waits_for_the_device(precision: str, optimizer: str, cli
         for _ in range(6):
             number, micro_batches = next(stream)
             learner.update(number, micro_batches)
-            learner.take_sums(number + 1)
-            list(learner.ready_sums())
+            learner.tally.take(number + 1)
+            list(learner.tally.ready())
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert all(np.isfinite(sums.loss) for sums in learner.ready_sums(wait=True))
+    assert all(np.isfinite(sums.loss) for sums in learner.tally.ready(wait=True))
 
 
 class TestPrecisions:
@@ -102,8 +102,8 @@ class TestPrecisions:
         norms: list[Tensor] = []
         learner._before_update.append(lambda: norms.append(torch.nn.utils.get_total_norm(gradients(learner))))
         learner.update(0, batches.step(0))
-        learner.take_sums(1)
-        (sums,) = learner.ready_sums(wait=True)
+        learner.tally.take(1)
+        (sums,) = learner.tally.ready(wait=True)
         return sums.loss, norms[0].item()
 
     @pytest.mark.parametrize(

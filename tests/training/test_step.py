@@ -85,8 +85,8 @@ def test_bf16_trains_and_keeps_float32_weights(start: Start) -> None:
     kinds = []
     learner.model.layer1[0].conv1.register_forward_hook(lambda _m, _i, output: kinds.append(output.dtype))
     learner.update(0, batches.step(0))
-    learner.take_sums(1)
-    (sums,) = learner.ready_sums(wait=True)
+    learner.tally.take(1)
+    (sums,) = learner.tally.ready(wait=True)
     assert set(kinds) == {torch.bfloat16}
     assert {p.dtype for p in learner.model.parameters()} == {torch.float32}
     assert 1.5 < sums.loss < 4
@@ -127,27 +127,27 @@ class TestScaler:
         learner.update(0, batches.step(0))
         overflow.remove()
         assert all(torch.equal(a, b) for a, b in zip(before, learner.model.parameters(), strict=True))
-        assert learner._skipped.item() == 1
+        assert learner.tally._skipped.item() == 1
         assert learner.world.scaler.get_scale() == 2.0**15
         learner.update(1, batches.step(1))
-        assert learner._skipped.item() == 0
+        assert learner.tally._skipped.item() == 0
         assert not all(torch.equal(a, b) for a, b in zip(before, learner.model.parameters(), strict=True))
-        learner.take_sums(2)
-        (sums,) = learner.ready_sums(wait=True)
+        learner.tally.take(2)
+        (sums,) = learner.tally.ready(wait=True)
         assert (sums.step, sums.rate) == (2, 0.05)
 
     def test_an_update_that_works_ends_the_count(self, start: Start) -> None:
         learner, batches = self.scaled(start, scale=2.0**16)
-        learner._skipped += 19
+        learner.tally._skipped += 19
         learner.update(0, batches.step(0))
-        assert learner._skipped.item() == 0
+        assert learner.tally._skipped.item() == 0
 
     def test_twenty_in_a_row_stop_the_run(self, start: Start) -> None:
         learner, _ = self.scaled(start, scale=1.0)
-        learner._skipped += 20
-        learner.take_sums(1)
+        learner.tally._skipped += 20
+        learner.tally.take(1)
         with pytest.raises(Mistake, match="20 updates in a row"):
-            list(learner.ready_sums(wait=True))
+            list(learner.tally.ready(wait=True))
 
 
 def test_a_run_compiles_once_for_training_and_once_for_scoring(
@@ -237,8 +237,8 @@ def test_an_update_without_room_leaves_everything_as_it_was(start: Start) -> Non
             assert not any(p.grad is not None for p in learner.model.parameters())
             learner.plan = batches.plan = learner.plan.with_micro_batch(16)
         learner.update(0, batches.step(0))
-        learner.take_sums(1)
-        weights.append([*learner.model.parameters(), torch.tensor([s.loss for s in learner.ready_sums(wait=True)])])
+        learner.tally.take(1)
+        weights.append([*learner.model.parameters(), torch.tensor([s.loss for s in learner.tally.ready(wait=True)])])
     handle.remove()
     assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
 
