@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench proof
+.PHONY: demo test lint bench gpu proof
 
 demo: $(READY)
 	$(BIN)/python train.py --recipe demo
@@ -24,6 +24,11 @@ proof: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# Ten minutes on a machine with a GPU; SOURCE=synthetic needs no download.
+SOURCE ?= uoft-cs/cifar10
+gpu: $(READY)
+	$(BIN)/python -m benchmarks.gpu --source $(SOURCE)
 
 # Made again only when what it installs from has changed.
 $(READY): setup.cfg pyproject.toml constraints.txt
