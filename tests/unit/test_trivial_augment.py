@@ -14,9 +14,9 @@ from torchvision.transforms.v2 import TrivialAugmentWide
 from resnet_cifar.data import draws
 from resnet_cifar.data.trivial_augment import MAGNITUDES, OPERATIONS, trivial_augment
 
-# Not 32x33: turned by 90 degrees, its pixels come from the edge between two, and torchvision's own choice there depends
-# on how the machine's matrix product rounds.
-SIZES = [(32, 32), (33, 47), (12, 9), (3, 8)]
+# Both sides even or both odd: a 32x33 image that is turned by 90 degrees takes its pixels from the edge between two,
+# and torchvision's own choice there depends on how the machine's matrix product rounds.
+SIZES = [(32, 32), (33, 47), (12, 8), (3, 9)]
 THEIRS = TrivialAugmentWide()
 
 
