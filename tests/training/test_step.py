@@ -65,6 +65,17 @@ def test_the_gradient_is_the_mean_over_the_batch(start: Start) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
 
 
+def test_an_update_has_its_own_steps_rate(start: Start) -> None:
+    phases = [{"epochs": 4, "lr": 0.5, "warmup": 1, "decay": "linear"}]
+    learner, batches = start(World("no"), phases=phases, optimizer={"name": "sgd", "head_lr": 3.0})
+    rates: list[set[float]] = []
+    learner._optimizer.step = lambda: rates.append({group["lr"] for group in learner.optimizer.param_groups})
+    for step in range(learner.plan.steps):
+        learner.update(step, batches.step(step))
+    body = [0, 0.25, 0.5, 0.5 * 5 / 6, 0.5 * 4 / 6, 0.25, 0.5 * 2 / 6, 0.5 / 6]
+    assert [sorted(seen) for seen in rates] == [pytest.approx(sorted({rate, 3 * rate})) for rate in body]
+
+
 def test_clipping_bounds_the_global_norm(start: Start) -> None:
     learner, batches = start(World("no"), optimizer={"name": "sgd", "clip": 0.01})
     norms = []
@@ -78,6 +89,41 @@ def test_clipping_bounds_the_global_norm(start: Start) -> None:
     for number in range(3):
         learner.update(number, batches.step(number))
     assert norms == pytest.approx([0.01] * 3, rel=1e-3)
+
+
+def test_sums_are_the_mean_over_all_images_since_they_were_taken(start: Start) -> None:
+    """Of what the model said of them while it trained; under Mixup the larger label counts."""
+    learner, batches = start(World("no"), augment={"mixup": 1.0}, loss={"label_smoothing": 0.1})
+    said: list[torch.Tensor] = []
+    learner.model.register_forward_hook(lambda _module, _inputs, logits: said.append(logits.detach()))
+    for steps in ([0, 1, 2], [3, 4]):
+        for step in steps:
+            learner.update(step, batches.step(step))
+        learner.tally.take(steps[-1] + 1)
+        (sums,) = learner.tally.ready(wait=True)
+        logits, labels = torch.cat(said), torch.cat([targets for step in steps for _, targets in batches.step(step)])
+        said.clear()
+        assert len(logits) == 32 * len(steps)
+        assert sums.accuracy == pytest.approx((logits.argmax(1) == labels.argmax(1)).double().mean().item())
+        assert sums.loss == pytest.approx(F.cross_entropy(logits, labels, label_smoothing=0.1).item(), rel=1e-5)
+
+
+def test_what_a_model_drops_is_keyed_by_step_and_rank(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told by a number drawn in each forward pass, as dropout would: a run that goes on at a step drops alike."""
+
+    def drawn(rank: int, steps: list[int]) -> list[float]:
+        learner, batches = start(World("no"))
+        monkeypatch.setattr(learner.world, "rank", rank)
+        seen: list[float] = []
+        learner.model.register_forward_hook(lambda *_: seen.append(torch.rand(()).item()))
+        for step in steps:
+            learner.update(step, batches.step(step))
+        return seen
+
+    whole = drawn(0, [0, 1, 2])
+    assert len(set(whole)) == 6, "micro-batches and steps share a number"
+    assert drawn(0, [2]) == whole[4:]
+    assert not set(drawn(1, [0, 1, 2])) & set(whole)
 
 
 def test_bf16_trains_and_keeps_float32_weights(start: Start) -> None:
