@@ -9,8 +9,12 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/python train.py --recipe demo
 
+# Tests that start several processes, kill them or watch the clock have the machine for themselves.
+ALONE := tests/distributed tests/faults tests/slurm
+
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ALONE:%=--ignore %)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ALONE)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -20,7 +24,7 @@ lint: $(READY)
 # The long form of the tests that kill, interrupt and move runs, and those that run jobs of SLURM: 75 minutes or more;
 # figures go to benchmarks/results/.
 proof: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof tests/faults tests/distributed/test_hopping.py tests/slurm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof tests/faults tests/mistakes tests/distributed/test_hopping.py tests/slurm
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
