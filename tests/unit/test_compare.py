@@ -30,10 +30,10 @@ def test_a_row_for_each_run_with_what_differs(tmp_path: Path, monkeypatch, capsy
     )
     compare([done, broken])
     heads, first, second, why = capsys.readouterr().out.splitlines()
-    changes = ["seed", "phases.2.epochs", "phases.2.lr", "phases.2.warmup", "phases.2.decay"]
+    changes = ["seed", "phases.2.epochs", "phases.2.lr", "phases.2.warmup", "phases.2.decay", "phases.2.train"]
     assert heads.split() == ["run", *changes, "state", "step", "val/accuracy", "test/accuracy", "test/loss"]
-    assert first.split() == ["a", "1", "-", "-", "-", "-", "finished", "9/9", "0.5000", "0.2500", "1.5000"]
-    assert second.split() == ["b", "2", "3.0", "0.1", "0.0", "cosine", "failed", "2/12", "-", "-", "-"]
+    assert first.split() == ["a", "1", "-", "-", "-", "-", "-", "finished", "9/9", "0.5000", "0.2500", "1.5000"]
+    assert second.split() == ["b", "2", "3.0", "0.1", "0.0", "cosine", "all", "failed", "2/12", "-", "-", "-"]
     assert why == "b failed: it [bold]broke"
 
 

@@ -15,12 +15,12 @@ from resnet_cifar.reporting import figures
 CLASSES = ("cat", "dog", "a name that is too long")
 
 
-def predictions(guesses: list[tuple[int, int, float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def predictions(guesses: list[tuple[int, int, float]]) -> tuple[np.ndarray, np.ndarray, figures.Read]:
     """Of (label, predicted, probability): probabilities, labels, and images that are all of one value, their index."""
     probabilities = np.array([[sure if c == guess else (1 - sure) / 2 for c in range(3)] for _, guess, sure in guesses])
     labels = np.array([label for label, _, _ in guesses])
     images = np.stack([np.full((4, 4, 3), index, np.uint8) for index in range(len(guesses))])
-    return probabilities, labels, images
+    return probabilities, labels, images.__getitem__
 
 
 def test_confusion_counts_and_normalises_by_row() -> None:

@@ -31,7 +31,7 @@ def rgb(picture: Any, side: int = 0) -> np.ndarray:
     image = _plain(image)
     if side and image.size != (side, side):
         image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+    return np.array(image)  # of its own: PIL's view may not be written to
 
 
 def file(picture: Any) -> str:
