@@ -126,12 +126,13 @@ def test_wandb_shows_every_row_of_an_interrupted_run(hurt_run, undisturbed):
 
 
 def history(piece: Path) -> list[dict]:
-    """The rows that W&B's own reader finds, without its own entries."""
+    """The rows that W&B's own reader finds, without its own entries and the row that holds the figures."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", piece]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
     records = [json.loads(line) for line in printed.splitlines()]
     rows = [found["history"]["item"] for found in records if found["type"] == "history"]
-    return [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
+    plain = [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
+    return [row for row in plain if "lr" in row]
 
 
 def test_a_signal_before_anything_is_saved_costs_nothing_but_the_start(hurt_run, undisturbed, tmp_path):

@@ -38,8 +38,8 @@ def go(home: Path, *words: object, env: dict[str, str], half: Callable[[], None]
             assert line, printed
             printed += line
         half()
-        rest, _ = process.communicate("\n\n", timeout=120)
-    return process.returncode, (printed + rest).replace("half\n", "").replace("done\n", "")
+        rest, _ = process.communicate("\n", timeout=120)
+    return process.returncode, (printed + rest).replace("half\n", "")
 
 
 def sync(home: Path, command: str, server: WandbServer) -> None:
@@ -78,8 +78,8 @@ def fail(server: WandbServer, status: int) -> None:
     server.status = status
 
 
-def dawdle(server: WandbServer) -> None:
-    server.seconds = 5.0
+def dawdle(server: WandbServer, path: str = "") -> None:
+    server.seconds, server.slow = 30.0, path
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,10 @@ def dawdle(server: WandbServer) -> None:
         (lambda server: fail(server, 401), "finish", "answers 401"),
         (WandbServer.vanish, "finish", "does not answer"),
         (dawdle, "finish", "does not answer"),
+        (lambda server: dawdle(server, "/file_stream"), "finish", "Timed out finishing run"),
         (lambda server: None, "core", ""),
     ],
-    ids=["500s", "refused", "gone", "slow", "core killed"],
+    ids=["500s", "refused", "gone", "slow", "slow uploads", "core killed"],
 )
 def test_what_breaks_in_mid_run_is_said_once_and_kept_offline(
     half: Callable[[WandbServer], None], end: str, why: str, tmp_path: Path
@@ -99,7 +100,7 @@ def test_what_breaks_in_mid_run_is_said_once_and_kept_offline(
     with WandbServer() as server:
         code, said = go(tmp_path, "RUN", "wandb", 1, 6, end, env=server.account(), half=lambda: half(server))
     assert code == 0, said
-    assert said.startswith("warning: W&B: it goes on offline (")
+    assert said.startswith("warning: W&B: ")
     assert why in said
     assert said.count("\n") == 1
     with WandbServer() as later:
@@ -123,23 +124,36 @@ def test_core_that_hangs_is_waited_for_twelve_seconds(tmp_path: Path):
     with WandbServer() as server:
         code, said = go(tmp_path, "RUN", "wandb", 1, 6, "stop", env=server.account())
     assert code == 0, said
-    assert said.startswith("warning: track.to wandb is left out from here on (it does not end within 12 s)")
-    assert said.count("\n") == 1
+    assert "track.to wandb is left out from here on (it does not end within 12 s)" in said
 
 
-@pytest.mark.parametrize("account", ["online", "offline"])
-def test_killed_and_resumed_run_has_every_row_once(account: str, tmp_path: Path):
-    """The first start comes to step 7 and is killed, the second goes on from a checkpoint of step 4."""
+@pytest.mark.parametrize(
+    ("account", "end", "trackers"),
+    [
+        ("offline", "kill", "wandb,trackio,tensorboard"),
+        ("offline", "interrupt", "wandb,trackio"),
+        ("online", "interrupt", "wandb"),
+    ],
+)
+def test_run_that_is_resumed_from_further_back_has_every_row_once(
+    account: str, end: str, trackers: str, tmp_path: Path
+):
+    """The first start comes to step 7, and the second goes on from a checkpoint of step 4.
+
+    A kill takes rows of the last second from the trackers, which then lack some that metrics.jsonl has.
+    """
     with WandbServer() as server:
         env = server.account() if account == "online" else {}
-        code, _ = go(tmp_path, "RUN", "wandb,trackio,tensorboard", 1, 7, "kill", env=env)
-        assert code == -signal.SIGKILL
-        assert go(tmp_path, "RUN", "wandb,trackio,tensorboard", 5, 9, "finish", env=env) == (0, "")
+        code, said = go(tmp_path, "RUN", trackers, 1, 7, end, env=env)
+        assert (code, said) == (-signal.SIGKILL if end == "kill" else 0, "")
+        assert go(tmp_path, "RUN", trackers, 5, 9, "finish", env=env) == (0, "")
         if account == "offline":
             sync(tmp_path, "cd RUN && wandb sync wandb/*run-*", server)
     assert steps(server) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
-    assert trackio_steps(tmp_path / "RUN") == [1, 2, 3, 4, 5, 6, 7, 8, 9]
-    assert tensorboard_steps(tmp_path / "RUN", "train/loss") == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    if "trackio" in trackers:
+        assert trackio_steps(tmp_path / "RUN") == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    if "tensorboard" in trackers:
+        assert tensorboard_steps(tmp_path / "RUN", "train/loss") == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert {path.name for path in tmp_path.iterdir()} == {"RUN"}
 
 
@@ -231,6 +245,8 @@ def test_rows_are_kept_while_the_file_grows(tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 4, 5)) + '{"st')
     assert [row["step"] for row in kept_rows(tmp_path, 1, 5)] == [2, 4, 5]
     assert [row["step"] for row in kept_rows(tmp_path, 0, 2)] == [1, 2]
+    assert [row["step"] for row in kept_rows(tmp_path, 0, 3)] == [1, 2]
+    assert list(kept_rows(tmp_path, 0, 0)) == []
 
 
 @pytest.mark.parametrize("name", ["trackio", "tensorboard"])

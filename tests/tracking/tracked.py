@@ -1,7 +1,7 @@
 """A run without a model: rows 1 to LAST and their trackers. `python tracked.py RUN TRACKERS FIRST LAST END`
 
 It begins as a start does that found a checkpoint of FIRST - 1 updates. Half way it says `half` and waits for a line.
-END: `finish`, `kill` (SIGKILL to itself), `core` (SIGKILL to wandb-core half way) or `stop` (SIGSTOP to it).
+END: `finish`, `interrupt`, `kill` (SIGKILL to itself), or half way `core` (SIGKILL to wandb-core) or `stop` (SIGSTOP).
 """
 
 from __future__ import annotations
@@ -65,9 +65,10 @@ def main(folder: str, trackers: str, first: int, last: int, end: str) -> None:
             if end in ("core", "stop"):
                 hurt_core({"core": signal.SIGKILL, "stop": signal.SIGSTOP}[end])
     if end == "kill":
-        print("done", flush=True)
-        sys.stdin.readline()
         os.kill(os.getpid(), signal.SIGKILL)
+    if end == "interrupt":
+        tracker.finish("interrupted")
+        return
     tracker.summary(last, {"test/accuracy": 0.5}, *results(run))
     tracker.finish("finished")
 

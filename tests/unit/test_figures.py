@@ -76,9 +76,8 @@ def test_drawing_needs_no_pyplot_state_and_is_loaded_late() -> None:
     program = """
 import sys
 import numpy as np
-from resnet_cifar.training import loop
+from resnet_cifar.reporting import figures, track
 assert not {"matplotlib", "seaborn", "pandas"} & set(sys.modules)
-from resnet_cifar.reporting import figures
 figures.confusion(np.array([0, 1]), np.array([0, 0]), ("a", "b"))
 from matplotlib import pyplot
 assert pyplot.get_fignums() == []

@@ -45,7 +45,7 @@ def kept_rows(run: Path, after: int, until: int) -> Iterator[dict[str, Any]]:
     """The rows of RUN/metrics.jsonl with `after` < step <= `until`, while it may grow."""
     with (run / "metrics.jsonl").open() as lines:
         for row in map(json.loads, lines):
-            if row["step"] > after:
+            if after < row["step"] <= until:
                 yield row
-            if row["step"] >= until:
+            if row["step"] >= until:  # the next line may be half written
                 return
