@@ -48,7 +48,7 @@ WORDS = {
 SCORER = """
 import json, sys
 from accelerate.state import AcceleratorState
-from resnet_cifar import cli
+from resnet_cifar import commands
 from resnet_cifar.training.score import score
 for words in json.load(sys.stdin):
     AcceleratorState._reset_state(True)
