@@ -50,8 +50,8 @@ def ensure(data: Data) -> Path:
                 print(f"the cache entry {entry} is damaged ({damage}): decoding again", file=sys.stderr, flush=True)
                 cache.discard(entry)
     print(f"decoding {data.source} once, into {sources.cache_root()}", flush=True)
-    contents = kind.read(data)
-    with cache.building() as folder:
+    with cache.building() as folder:  # a cache that cannot be written is told before anything is fetched
+        contents = kind.read(data)
         decoded = decode(contents, data, folder)
         entry = cache.place(f"{described} {decoded.side} {not decoded.left_out}")
         cache.keep(folder, entry, contents.classes, {"source": data.source, **asdict(decoded)})

@@ -203,7 +203,6 @@ GPU = Case(
 LONG = ("tag", "no weights", "micro-batch", "no checkpoint", "another model's checkpoint", "run in a file")
 LONG += ("run among other files", "garbage for a result", "nothing to score", "no checkpoint is whole", "empty set")
 LONG += ("share", "norm group", "GPUs that are not there")
-WAITING = pytest.mark.xfail(strict=True, reason="sources do not count the classes of their images yet")
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 HEAVY = [case for case in CASES if case.before != "import" and case.script == "train.py"]
 
@@ -211,7 +210,7 @@ HEAVY = [case for case in CASES if case.before != "import" and case.script == "t
 def parameter(case: Case, long: bool) -> Any:
     """The case, with what pytest should know of it."""
     name = f"{case.name}, {case.processes} processes" if case.config else case.name
-    marks = [NO_GPU] if case is GPU else [WAITING] if case.name == "one class" else []
+    marks = [NO_GPU] if case is GPU else []
     return pytest.param(case, id=name, marks=[*marks, pytest.mark.proof_only] if long else marks)
 
 
