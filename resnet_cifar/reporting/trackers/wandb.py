@@ -55,7 +55,7 @@ class Wandb(Tracker):
             "config": {**to_dict(recipe), "environment": environment},
         }
         self.rest = f", and `{self._upload('--include-online ')}` uploads those that W&B has"
-        self._has_told = self._has_fallen = self._has_trouble = False
+        self._has_told = self._has_fallen = self._has_given_up = False
         self._after = 0  # the step from which on this start brings rows
         self._result: Callable[[], None] = lambda: None
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
@@ -128,14 +128,17 @@ class Wandb(Tracker):
         """Nothing that a user needs."""
 
     def warning(self, text: str) -> None:
-        """Says the first trouble, once: others follow from it. What W&B gives up online is kept offline in the end."""
-        self._has_trouble = True
-        if not self._has_told:
-            self._has_told = True
-            reason = text.removeprefix("wandb: ").removeprefix("WARNING ").removeprefix("ERROR ").rstrip(".")
-            self._warn(f"W&B: {reason}; `{self._upload()}` uploads the rest")
+        """Hears that W&B has given up uploading: what it lacks is kept offline in the end."""
+        if "uploading" in text:
+            self._has_given_up = True
 
     error = warning
+
+    def _tell(self, trouble: str) -> None:
+        """Once: what comes later follows from it."""
+        if not self._has_told:
+            self._has_told = True
+            self._warn(f"W&B: {trouble}; `{self._upload()}` uploads the rest")
 
     def _open(self, mode: str) -> None:
         settings = self._wandb.Settings(
@@ -174,7 +177,7 @@ class Wandb(Tracker):
         if self._has_fallen:
             raise error
         self._has_fallen = True
-        self.warning(f"it goes on offline ({' '.join(str(error).split()) or type(error).__name__})")
+        self._tell(f"it goes on offline ({' '.join(str(error).split()) or type(error).__name__})")
         self._end_core()
         self._open("offline")
 
@@ -184,14 +187,15 @@ class Wandb(Tracker):
 
         if self._run.offline or self._run.settings.mode == "disabled":
             return
-        if self._has_trouble:
+        if self._has_given_up:
             raise ConnectionError("it has given up uploading")
+        server = self._run.settings.base_url
         try:
-            status = requests.get(endpoint(), timeout=_ANSWER).status_code
+            status = requests.get(server, timeout=_ANSWER, allow_redirects=False).status_code
         except requests.RequestException as error:
-            raise ConnectionError(f"{endpoint()} does not answer: {type(error).__name__}") from None
-        if status >= 500 or status in (401, 403):
-            raise ConnectionError(f"{endpoint()} answers {status}")
+            raise ConnectionError(f"{server} does not answer: {type(error).__name__}") from None
+        if status >= 500:
+            raise ConnectionError(f"{server} answers {status}")
 
     def _end_core(self) -> None:
         """At once: what it was given in the last second may be missing in its piece."""
