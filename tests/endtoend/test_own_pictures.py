@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from resnet_cifar import cli
 from resnet_cifar.commands import TrainCommand
 from resnet_cifar.recipe import Mistake, Recipe
 
+Run = Callable[..., subprocess.CompletedProcess]
 WORDS = {
     "model.name": "test_resnet",
     "model.pretrained": "False",
@@ -70,3 +73,26 @@ def test_a_broken_picture_is_named_and_left_out_and_the_rest_trains(
     )
     assert "on this machine's disk, read ahead (data.storage)" in capsys.readouterr().out
     assert_same_run("host", "device")
+
+
+def test_three_commands_lead_from_a_folder_to_labelled_pictures(folder: Path, run: Run) -> None:
+    """The README's, with a model that fits a test; one of the pictures to label is none."""
+    small = ["--recipe", "debug", "--track.to", "none", "--data.limit", 0]
+    small += [word for name in ("model.name", "data.image_size") for word in (f"--{name}", WORDS[name])]
+    small += ["--augment.mixup", 0, "--augment.cutmix", 0, "--phases.0.epochs", 6, "--phases.0.lr", 0.01]
+    train_it = ["train.py", "--data.source", "mine", "--run", "runs/mine", *small]
+    refused = run(*train_it)
+    assert refused.returncode == 2
+    (sentence,) = refused.stderr.splitlines()
+    assert "green/holiday.jpg" in sentence and "--data.skip_broken True" in sentence
+    trained = run(*train_it, "--data.skip_broken", "True")
+    assert trained.returncode == 0, trained.stderr
+    assert "green/holiday.jpg" in trained.stdout
+    labelled = run("eval.py", "runs/mine", "--images", "mine", "--json")
+    assert labelled.returncode == 3, labelled.stderr
+    rows = [json.loads(line) for line in labelled.stdout.splitlines()]
+    assert len(rows) == 91
+    assert [Path(row["file"]).name for row in rows if "error" in row] == ["holiday.jpg"]
+    right = [row["label"] == Path(row["file"]).parent.name for row in rows if "label" in row]
+    assert sum(right) > 80
+    assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4) for row in rows if "label" in row)
