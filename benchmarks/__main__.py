@@ -42,7 +42,8 @@ def main(arguments: list[str]) -> int:
     results.show(kept, Console(width=160))
     if not asked.rehearse:
         print(f"-> {file}")
-    failed = [found for found in kept.get("training", {}).get("configurations", []) if "error" in found]
+    trained = kept.get("training", {}) if "training" in (asked.names or BY_DEFAULT) else {}
+    failed = [found for found in trained.get("configurations", []) if "error" in found]
     for found in failed:
         print(f"failed: {found}", file=sys.stderr)
     return int(bool(failed))

@@ -36,7 +36,7 @@ LEAST = 0.97  # of the bare step
 _TABLE = 0.45  # of the time; the tests come before and training takes the rest
 _EPOCHS = 100  # of the recipe
 _RESERVE = 45  # seconds of training for its start, the trace and the last scores
-_IMAGES, _SCORED = 45_000, 5_000 + 2_048  # of an epoch: CIFAR-10's, the validation split and BatchNorm's statistics
+_NORMS = 2_048  # images that BatchNorm's statistics are estimated on at a score
 
 
 def main(arguments: list[str]) -> int:
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
         return 2
     source = "synthetic" if asked.rehearse else asked.source
     try:
-        store.ensure(Data(source=source))
+        entry = store.ensure(Data(source=source))
     except Mistake as mistake:
         print(f"error: {mistake} (--source synthetic has images of its own)", file=sys.stderr)
         return 2
@@ -61,17 +61,18 @@ def main(arguments: list[str]) -> int:
         else:
             device = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
             file, run = results.FOLDER / f"gpu-{device}.json", Path("runs") / time.strftime("gpu-%Y%m%d-%H%M%S")
-        wrong = _check(source, asked.minutes, asked.rehearse, file, run)
+        images = read_json(entry / "meta.json")["images"]["train"]
+        wrong = _check(source, images, asked.minutes, asked.rehearse, file, run)
     for sentence in wrong:
         print(f"wrong: {sentence}", file=sys.stderr)
     print(f"{'rehearsed' if asked.rehearse else f'-> {file}'}: {f'{len(wrong)} wrong' if wrong else 'all is well'}")
     return int(bool(wrong))
 
 
-def _check(source: str, minutes: float, rehearse: bool, file: Path, run: Path) -> list[str]:
-    """What is wrong, in sentences."""
+def _check(source: str, images: int, minutes: float, rehearse: bool, file: Path, run: Path) -> list[str]:
+    """What is wrong, in sentences. `images`: to train and validate on."""
     end = time.monotonic() + 60 * minutes
-    wrong = tests(collect_only=rehearse)
+    wrong = tests(rehearse, seconds=0.5 * 60 * minutes)
     results.keep(file, "tests", source, {"failed": list(wrong)})
 
     table_end = time.monotonic() + _TABLE * (end - time.monotonic())
@@ -82,8 +83,10 @@ def _check(source: str, minutes: float, rehearse: bool, file: Path, run: Path) -
         results.keep(file, "training", source, {"configurations": measured})
     results.show({"training": {"configurations": measured}}, Console(width=160))
     wrong += [] if rehearse else too_slow(measured)
+    if not any("left_out" not in found for found in measured):
+        wrong.append("no configuration of training was measured: give it more --minutes")
 
-    trained = train(source, run, measured, end - time.monotonic(), rehearse)
+    trained = train(source, images, run, measured, end - time.monotonic(), rehearse)
     results.keep(file, "scratch", source, trained)
     _show_curve(trained)
     if trained["exit_code"] not in (0, 75):
@@ -91,11 +94,16 @@ def _check(source: str, minutes: float, rehearse: bool, file: Path, run: Path) -
     return wrong
 
 
-def tests(collect_only: bool) -> list[str]:
-    """Runs tests/gpu and returns what failed there."""
+def tests(collect_only: bool, seconds: float) -> list[str]:
+    """Runs tests/gpu, or ends it after so many seconds, and returns what failed there."""
     command = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", "tests/gpu"]
     command += ["--collect-only"] if collect_only else []
-    done = subprocess.run(command, cwd=training.ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, cwd=training.ROOT, stdout=subprocess.PIPE, text=True, check=False, timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        return [f"tests/gpu did not end within {seconds:.0f} s"]
     if collect_only and not done.returncode:
         return []
     print(done.stdout, flush=True)
@@ -124,9 +132,11 @@ def too_slow(measured: list[dict[str, Any]]) -> list[str]:
     return wrong
 
 
-def train(source: str, run: Path, measured: list[dict[str, Any]], seconds: float, rehearse: bool) -> dict[str, Any]:
+def train(
+    source: str, images: int, run: Path, measured: list[dict[str, Any]], seconds: float, rehearse: bool
+) -> dict[str, Any]:
     """Trains `scratch`, traced, the way that gives the most epochs in `seconds`; accuracy against seconds."""
-    epochs, how = best_way(measured, seconds)
+    epochs, how = best_way(measured, images, seconds)
     words = ["--recipe", "scratch", "--data.source", source, "--run", str(run), "--track.to", "none", "--profile", "10"]
     words += ["--max_minutes", f"{max(seconds, 60) / 60:.2f}", "--precision", how["precision"]]
     if rehearse:
@@ -150,16 +160,18 @@ def train(source: str, run: Path, measured: list[dict[str, Any]], seconds: float
     }
 
 
-def best_way(measured: list[dict[str, Any]], seconds: float) -> tuple[int, dict[str, Any]]:
+def best_way(measured: list[dict[str, Any]], images: int, seconds: float) -> tuple[int, dict[str, Any]]:
     """(epochs, configuration): the configuration of `scratch` that trains the most epochs in so many seconds."""
     ways = [found for found in measured if found["recipe"] == "scratch" and "left_out" not in found]
+    held_out = round(images * Data().validation)
     if not ways:
         return 1, {**measured[0], "compiled": False}
 
     def epochs(way: dict[str, Any]) -> int:
         speeds = way["images_per_second"]
         left = 0.9 * (seconds - _RESERVE - way["seconds_of_first_steps"])
-        return max(1, min(_EPOCHS, int(left / (_IMAGES / speeds["whole"] + _SCORED / speeds["evaluation"]))))
+        one = (images - held_out) / speeds["whole"] + (held_out + _NORMS) / speeds["evaluation"]
+        return max(1, min(_EPOCHS, int(left / one)))
 
     best = max(ways, key=epochs)
     return epochs(best), best

@@ -28,15 +28,14 @@ def recipe_names() -> list[str]:
 
 def read_recipe(name: str, overrides: dict[str, str] | None = None) -> Recipe:
     """The shipped recipe or YAML file `name`, with `overrides` (field path -> word). Raises Mistake."""
-    values = read_yaml(name)
-    if "data.source" in (overrides or {}) and isinstance(values.get("data"), dict):
-        for described in ("name", "splits", "columns"):  # of the file's own source
-            values["data"].pop(described, None)
-    return with_overrides(values, overrides)
+    return with_overrides(read_yaml(name), overrides)
 
 
 def with_overrides(values: dict[str, Any], overrides: dict[str, str] | None) -> Recipe:
     """The recipe of nested plain values, with `overrides` (field path -> word). Raises Mistake."""
+    if "data.source" in (overrides or {}) and isinstance(values.get("data"), dict):
+        described = ("name", "splits", "columns")  # of the source that is overridden
+        values = {**values, "data": {name: value for name, value in values["data"].items() if name not in described}}
     for path, word in (overrides or {}).items():
         _set(values, path, word)
     recipe = parse(values)
@@ -174,9 +173,14 @@ def split(
     return own, overrides, rest
 
 
+def is_number(word: str) -> bool:
+    """Whether the word is a whole number, written in plain digits."""
+    return word.isascii() and word.isdigit()
+
+
 def _is_field(path: str) -> bool:
     parts = path.split(".")
-    return ".".join("0" if part.isdigit() else part for part in parts) in field_paths()
+    return ".".join("0" if is_number(part) else part for part in parts) in field_paths()
 
 
 def positive(name: str, word: str) -> float:
@@ -192,7 +196,7 @@ def positive(name: str, word: str) -> float:
 
 def count(name: str, word: str) -> int:
     """The whole number that `--NAME WORD` gives, above 0. Raises Mistake."""
-    if not (word.isascii() and word.isdigit() and int(word)):
+    if not (is_number(word) and int(word)):
         raise Mistake(f"--{name} cannot be {word!r}: it should be a whole number above 0")
     return int(word)
 
@@ -202,14 +206,14 @@ def _example(path: str) -> Any:
         return 10
     if path in ("images", "seeds"):
         return {"images": "FOLDER", "seeds": "0..4"}[path]
-    return flat(Recipe()).get(".".join("0" if part.isdigit() else part for part in path.split(".")), "NAME")
+    return flat(Recipe()).get(".".join("0" if is_number(part) else part for part in path.split(".")), "NAME")
 
 
 def _set(values: dict[str, Any], path: str, word: str) -> None:
     *parents, last = path.split(".")
     here: Any = values
     for part, following in zip(parents, [*parents, last][1:], strict=True):
-        new: Any = [] if following.isdigit() else {}
+        new: Any = [] if is_number(following) else {}
         if isinstance(here, list):
             if int(part) > len(here):
                 raise Mistake(f"--{path} skips a phase: the recipe has {len(here)}, so the next is phases.{len(here)}")

@@ -36,9 +36,9 @@ class TrainCommand:
     extend: float = 0.0
     """Append a phase of so many epochs, like the last one without its warm-up, to the run that the rest names."""
     max_minutes: float = 0.0
-    """Save and end after so many minutes, as if interrupted; 0 is off. (slurm/train.sh minds time limits by itself.)"""
+    """Save and end after so many minutes, as if interrupted [default: never]; slurm/train.sh minds its own limits."""
     profile: int = 0
-    """Trace so many steps into RUN/profile and say what takes the time in them; 0 is off. Changes no result."""
+    """Trace so many steps into RUN/profile and say what takes the time in them [default: none]. Changes no result."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class CacheCommand:
     clear: str = ""
     """An entry, or `all`."""
     older_than: float = 0.0
-    """Clear what was not used for so many days; 0 is off."""
+    """Clear what was not used for so many days [default: none]."""
 
 
 @dataclass(frozen=True)

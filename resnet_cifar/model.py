@@ -233,12 +233,13 @@ def export(
     recipe: Recipe,
     classes: tuple[str, ...],
     weights: dict[str, Tensor],
-    facts: Mapping[str, float | None],
+    facts: Mapping[str, float | str | None],
 ) -> None:
     """Writes `weights` in timm's format: `timm.create_model("local-dir:FOLDER", pretrained=True)` loads them.
 
     The folder is written aside and renamed. A CIFAR stem loads after `import resnet_cifar`. config.json keeps `facts`
-    besides, of which None is left out (`temperature`, that logits are to be divided by; `stored_size`).
+    besides, of which None is left out (`temperature`, that logits are to be divided by; `stored_size` and `fingerprint`
+    of the images that it was trained on).
     """
     mean, std = normalisation(model, recipe)
     size = recipe.data.image_size

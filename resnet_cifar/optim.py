@@ -45,7 +45,14 @@ def build(model: torch.nn.Module, settings: Optimizer, peak: float, device: torc
     kind = timm.optim.get_optimizer_class(name, bind_defaults=False)
     if device.type == "cuda" and "fused" in inspect.signature(kind).parameters:
         options["fused"] = True  # one kernel an update, and an fp16 skip that needs no look from the host
-    return timm.optim.create_optimizer_v2(split, opt=name, lr=peak, momentum=0.9, **options)
+    optimizer = timm.optim.create_optimizer_v2(split, opt=name, lr=peak, momentum=0.9, **options)
+    if isinstance(optimizer, torch.optim.SGD) and options:
+        # torch's fused SGD makes its buffers in the first update from memory as it is, and where fp16's scaler skips
+        # that one, it goes on from there (torch 2.15). From zeros the first update is the same.
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def classifier(model: torch.nn.Module) -> torch.nn.Module:

@@ -68,6 +68,7 @@ class Export:
     crop: float
     temperature: float | None
     stored_size: int
+    fingerprint: str | None
 
 
 def export(path: Path) -> Export:
@@ -91,11 +92,14 @@ def export(path: Path) -> Export:
             crop=data.get("crop_pct") or 1.0,
             temperature=config.get("temperature"),
             stored_size=config.get("stored_size", 0),
+            fingerprint=config.get("fingerprint"),
         )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise Mistake(
             f"{file} is not that of a timm model ({type(error).__name__}: {error}): export it again"
         ) from None
+    if count == 1:
+        raise Mistake(f"{file} has one output: take a model that tells classes apart")
     if len(set(found.classes)) != count:
         raise Mistake(
             f"{file} names {len(set(found.classes))} classes for {count} outputs, and classes are matched by name: "

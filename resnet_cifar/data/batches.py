@@ -14,7 +14,7 @@ from resnet_cifar.data import augment, draws
 from resnet_cifar.data.plan import Plan
 from resnet_cifar.data.resident import Asked, ImageSet, to_device
 from resnet_cifar.data.trivial_augment import trivial_augment
-from resnet_cifar.recipe import Augment, Data, Mistake
+from resnet_cifar.recipe import Augment, Data, Mistake, Recipe
 
 # The columns of a row's random numbers. A new augmentation takes the next free ones.
 _CROP, _FLIP, _CUTOUT, _ERASE = slice(0, 2), 2, slice(3, 5), slice(5, 10)
@@ -51,6 +51,13 @@ class _Rows:
     image_size: int
 
 
+def check_crop(recipe: Recipe, images: ImageSet) -> None:
+    """Raises Mistake where the random crop reflects more than the images have."""
+    side = min(images.size)
+    if recipe.augment.crop >= side and not recipe.data.overfit:
+        raise Mistake(f"augment.crop {recipe.augment.crop} reflects more than images of {side} pixels have: lower it")
+
+
 class Batches:
     """Rank `rank`'s batches of `plan`, from `images`. Holds no state: any step can be asked for."""
 
@@ -62,11 +69,6 @@ class Batches:
         seed = plan.recipe.seed
         self._coins = draws.bits(seed, "flip", len(images))
         self._fill = (255 * input_format.mean).round().to(torch.uint8)
-        side = min(images.size)
-        if self.settings.crop >= side:
-            raise Mistake(
-                f"augment.crop {self.settings.crop} reflects more than images of {side} pixels have: lower it"
-            )
 
     def steps(self, start: int = 0, end: int | None = None) -> Iterator[Iterator[Batch]]:
         """Each step's micro-batches from step `start` to `end` (or the run's); the host's part is made a step ahead."""

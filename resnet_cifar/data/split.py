@@ -59,7 +59,8 @@ def choose(train_labels: np.ndarray, test_labels: np.ndarray | None, classes: in
 def _cut_test(labels: np.ndarray, classes: int, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
     """What is left to train on, and a test split, of a source that has none."""
     fraction = recipe.data.test_fraction
-    test = stratified(labels, round(len(labels) * fraction), recipe.seed, "split", 1)
+    # The same for every seed: runs are compared on it, and a run that starts from another's weights may be scored.
+    test = stratified(labels, round(len(labels) * fraction), 0, "split", 1)
     pool = np.delete(np.arange(len(labels)), test)
     sizes = np.bincount(labels)
     for part, name in ((test, "the test split"), (pool, "training")):

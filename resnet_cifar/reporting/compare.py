@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from resnet_cifar import cli
@@ -30,9 +31,8 @@ def compare(folders: list[Path]) -> None:
     for folder, recipe, status, result in zip(folders, recipes, statuses, results, strict=True):
         steps = f"{status.get('step', 0)}/{status.get('steps', '?')}"
         scores = [_number(result.get(name)) for name in _SCORES]
-        table.add_row(
-            str(folder), *(_word(recipe, path) for path in paths), status.get("state", "claimed"), steps, *scores
-        )
+        words = (str(folder), *(_word(recipe, path) for path in paths), status.get("state", "claimed"), steps, *scores)
+        table.add_row(*map(escape, words))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 10_000  # whoever pipes it wants whole lines

@@ -63,7 +63,7 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str])
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
     axes = figure.subplots()
     every = 1 if fits else -(-count // 50)
-    names = [name if index % every == 0 else "" for index, name in enumerate(classes)]
+    names = [_plain(name) if index % every == 0 else "" for index, name in enumerate(classes)]
     seaborn.heatmap(
         shares,
         ax=axes,
@@ -142,4 +142,9 @@ def _enlarged(image: np.ndarray) -> np.ndarray:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 12 else f"{name[:11]}…"
+    return _plain(name if len(name) <= 12 else f"{name[:11]}…")
+
+
+def _plain(name: str) -> str:
+    """matplotlib would take what stands between two dollars for a formula."""
+    return name.replace("$", r"\$")

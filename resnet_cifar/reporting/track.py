@@ -86,7 +86,7 @@ class _Lane:
         self._thread.join(max(0.0, end - time.monotonic()))
         if self._thread.is_alive():
             self._lose(f"it does not end within {_PARTING:g} s")
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception, SystemExit):
                 self._tracker.abandon()
 
     def _serve(self, step: int) -> None:
@@ -99,9 +99,9 @@ class _Lane:
                 call(self._tracker)
                 if self._lost.is_set():
                     return
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # W&B ends the program where its core has died
             self._lose(str(error) or type(error).__name__)
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception, SystemExit):
                 self._tracker.abandon()
 
     def _lose(self, why: str) -> None:

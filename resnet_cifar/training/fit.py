@@ -5,8 +5,6 @@ RUN/micro_batch.json keeps what was found, so that a resumed run sums in the sam
 
 from __future__ import annotations
 
-import json
-
 import torch
 
 from resnet_cifar.data.plan import Plan
@@ -23,10 +21,13 @@ def fit(plan: Plan, learner: Learner, world: World, folder: RunFolder) -> Plan:
 
     Raises Mistake where not even one norm group fits.
     """
-    asked = {"share": plan.share, "device": world.describe()}
-    known = json.loads(world.main_first(lambda: json.dumps(read_json(folder.path / _FILE)))) or {}
-    if known.items() >= asked.items():
-        plan = plan.with_micro_batch(known["micro_batch"])
+
+    def known() -> str:
+        found = read_json(folder.path / _FILE) or {}
+        is_ours = found.items() >= {"share": plan.share, "device": world.describe()}.items()
+        return str(found["micro_batch"] if is_ours else plan.share)
+
+    plan = plan.with_micro_batch(int(world.main_first(known)))
     size = max(plan.image_size(end - 1) for end in plan.phase_ends)
     # Passes through groups that span processes would wait for ranks that have given up.
     while plan.recipe.model.norm_batch <= plan.share and not _all_fit(learner, world, plan.micro_batch, size):

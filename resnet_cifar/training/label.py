@@ -22,6 +22,7 @@ from resnet_cifar.data.sources.pixels import Unreadable, rgb
 from resnet_cifar.recipe import Mistake, Recipe
 from resnet_cifar.reporting.console import Screen
 from resnet_cifar.training import trained
+from resnet_cifar.training.score import NOT_FRESH
 from resnet_cifar.training.trained import Trained
 from resnet_cifar.training.world import World
 
@@ -42,6 +43,8 @@ def label(command: EvalCommand, recipe: Recipe) -> None:
     screen = Screen(shown=world.is_main and not command.json)
     files = json.loads(world.main_first(lambda: json.dumps(pictures(command.images))))
     model = trained.load(target, recipe, world)
+    if not model.is_fresh:
+        raise Mistake(f"{model.name} {NOT_FRESH}")
     found = probabilities(world, model, files)
     if world.is_main and command.json:
         _print_lines(files, found, model.classes)
@@ -69,8 +72,9 @@ def pictures(words: Sequence[str]) -> list[str]:
         if not path.is_dir():
             files.append(word)
             continue
-        below = (file for file in path.rglob("*") if file.suffix.lower() in endings and file.is_file())
-        inside = sorted(file for file in below if not file.name.startswith("."))
+        below = [file for file in path.rglob("*") if file.suffix.lower() in endings and file.is_file()]
+        hidden = (any(part.startswith(".") for part in file.relative_to(path).parts) for file in below)
+        inside = sorted(file for file, is_hidden in zip(below, hidden, strict=True) if not is_hidden)
         if not inside:
             raise Mistake(f"--images {word} holds no pictures: name another folder, or files")
         files.extend(map(str, inside))

@@ -16,7 +16,7 @@ from resnet_cifar import commands, run_folder
 from resnet_cifar import model as models
 from resnet_cifar.commands import TrainCommand
 from resnet_cifar.data import store
-from resnet_cifar.data.batches import Batch, Batches
+from resnet_cifar.data.batches import Batch, Batches, check_crop
 from resnet_cifar.data.plan import Plan
 from resnet_cifar.data.store import ImageData
 from resnet_cifar.recipe import Mistake, Recipe
@@ -53,6 +53,7 @@ def train(command: TrainCommand, base: Recipe, requests: Requests) -> None:
     entry = world.main_first(lambda: str(store.ensure(recipe.data)), per_node=True)
     data = store.load(Path(entry), recipe, world.device)
     plan = Plan(recipe, len(data.train), world.size)
+    check_crop(recipe, data.train)
     try:
         learner = Learner(plan, world, len(data.classes), pretrained=not command.dry_run)
     except RuntimeError as error:
@@ -122,6 +123,7 @@ class Run:
         self.began = time.perf_counter()
         self._rows_until, self._images_until = self.began, 0
         self._unscored: dict[str, Any] | None = None  # the row of a score that is under way
+        self._fresh_at = -1  # the step whose weights BatchNorm's statistics are of
 
     def run(self) -> None:
         """Trains every step that is left, then scores the best model once on the test split."""
@@ -194,6 +196,7 @@ class Run:
         recorder.done = step
         learner.tally.resume_at(step, state["begun"], state["skipped"])
         self.best, self._unscored = state["best"], state["unscored"]
+        self._fresh_at = step if state["norms_fresh"] else -1
         self.stopping.resume(state["stopping"])
         best = f", best validation accuracy {self.best['val/accuracy']:.4f}" if self.best else ""
         recorder.screen.say(f"resuming at step {step}, epoch {self.plan.epoch(step):.2f}{best}")
@@ -254,7 +257,8 @@ class Run:
             raise _Shortage(f"{error}, with micro_batch {self.plan.micro_batch}: {mend}")
         while True:
             plan = fit.smaller(self.plan)
-            fit.note(plan, world, recorder.folder)
+            with contextlib.suppress(OSError):  # of a rank that does not see the folder: rank 0 will ask again
+                fit.note(plan, world, recorder.folder)
             if world.size > 1:
                 raise _Shortage(f"{error}, with micro-batches of {self.plan.micro_batch}: {GO_ON}, with smaller ones")
             self._take(plan)
@@ -285,6 +289,7 @@ class Run:
         for model in dict.fromkeys((learner.model, learner.scored)):
             check_same_weights(world, model)
         refresh_norms(world, learner.scored, self.data.train, learner.format, self.norm_rows, self.watch.tick)
+        self._fresh_at = self.recorder.done
         if not len(validation):
             return {}
         predictions = predict(world, learner.wrapped_to_score, validation, learner.format, self.watch.tick)
@@ -321,6 +326,7 @@ class Run:
             "stopping": self.stopping.state(),
             "begun": begun,
             "unscored": self._unscored,
+            "norms_fresh": self._fresh_at == self.recorder.done,
             "scaler": self.world.scaler.state_dict() if self.world.scaler is not None else None,
             "skipped": self.learner.tally.skipped,
         }
@@ -359,7 +365,7 @@ class Run:
             **metrics.full(*predictions, data.classes, temperature),
         }
         score_files.write(folder.path, "test", found, *predictions, data.test.indices)
-        facts = {"temperature": temperature, "stored_size": data.train.side}
+        facts = {"temperature": temperature, "stored_size": data.train.side, "fingerprint": data.fingerprint}
         models.export(learner.scored, folder.model, recipe, data.classes, weights, facts)
         result = {
             **({"val/accuracy": self.best["val/accuracy"], "val/loss": self.best["val/loss"]} if self.best else {}),

@@ -19,16 +19,21 @@ from resnet_cifar import target as targets
 from resnet_cifar.commands import EvalCommand
 from resnet_cifar.data import store
 from resnet_cifar.data.batches import InputFormat
+from resnet_cifar.data.plan import Plan
 from resnet_cifar.data.store import ImageData
 from resnet_cifar.recipe import Mistake, Recipe, flat
 from resnet_cifar.reporting import metrics, score_files
 from resnet_cifar.reporting.console import Screen
 from resnet_cifar.target import Target
 from resnet_cifar.training import trained
-from resnet_cifar.training.evaluate import Predictions, fit_on_validation, predict
+from resnet_cifar.training.evaluate import Predictions, fit_on_validation, predict, refresh_norms
 from resnet_cifar.training.trained import Trained
 from resnet_cifar.training.world import World
 
+NOT_FRESH = (
+    "was saved between two scores, and the statistics of its BatchNorm have to be estimated on the images it was "
+    "trained on: take a checkpoint that was scored"
+)
 _DIGITS = 6  # of a digest that tells settings apart
 _SIGHT = ("image_size", "interpolation", "normalize")  # how images are seen, not which
 
@@ -39,19 +44,28 @@ def score(command: EvalCommand, recipe: Recipe) -> None:
     own = commands.target_recipe(target)
     before = flat(own)
     changed = {path: value for path, value in flat(recipe).items() if before.get(path) != value}
-    if "data.source" in changed and "data.test_fraction" not in changed:  # nothing of it has been trained on
-        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, test_fraction=1.0))
     world = World(recipe.precision)
     recipe = dataclasses.replace(recipe, precision=world.precision)
     screen = Screen(shown=world.is_main)
     model = trained.load(target, recipe, world)
     entry = world.main_first(lambda: str(store.ensure(recipe.data)), per_node=True)
     data = store.load(Path(entry), recipe, world.device)
+    is_foreign = "data.source" in changed and model.fingerprint != data.fingerprint
+    if is_foreign and command.split == "test" and "data.test_fraction" not in changed:
+        # Nothing of it has been trained on: where it has no test split, all of it is one.
+        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, test_fraction=1.0))
+        data = store.load(Path(entry), recipe, world.device)
     images = data.test if command.split == "test" else data.validation
     if not len(images):
         raise Mistake("--split validation is empty, no images were held out (data.validation 0): take test")
     places = class_places(data.classes, model.classes, recipe.data.source)
     images = dataclasses.replace(images, labels=torch.tensor(places, device=world.device)[images.labels])
+
+    if not model.is_fresh:
+        if model.fingerprint != data.fingerprint or not len(data.train):
+            raise Mistake(f"{model.name} {NOT_FRESH}")
+        rows = Plan(recipe, len(data.train), world=1).norm_rows()
+        refresh_norms(world, model.plain, data.train, model.format, rows)
 
     stopwatch = Stopwatch(world.device)
     predictions = predict(world, model.model, images, model.format, stopwatch)

@@ -42,11 +42,12 @@ class Learner:
         mean, std = models.normalisation(self.model, recipe)
         on_device = {"dtype": world.dtype, "device": world.device}
         self.format = InputFormat(recipe.data, torch.tensor(mean, **on_device), torch.tensor(std, **on_device))
-        self.model = _with_norm_groups(self.model, plan, world)
         # channels_last before DDP, whose buckets take the gradients' strides over.
         self.model.to(device=world.device, dtype=world.dtype, memory_format=torch.channels_last)
-        self._learnable = [p for p in self.model.parameters() if p.requires_grad]  # some models fix a few for good
+        # Before norm groups: an average is not trained, and groups of processes cannot be copied.
         self.average = copy.deepcopy(self.model).requires_grad_(False) if recipe.model.ema else None
+        self.model = _with_norm_groups(self.model, plan, world)
+        self._learnable = [p for p in self.model.parameters() if p.requires_grad]  # some models fix a few for good
         self._wrapped_average = world.prepare_to_score(self.average) if self.average is not None else None
         self._before_update: list[Callable[[], None]] = []
         if world.scaler is not None:
@@ -107,6 +108,8 @@ class Learner:
         It is thrown away, and no other rank takes part. Room is left for two states of the optimiser, as Adam's has.
         """
         learning = [parameter.requires_grad for parameter in self._learnable]
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.train()
         inputs = torch.zeros(rows, 3, image_size, image_size, device=self.world.device, dtype=self.world.dtype)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         labels = torch.zeros(rows, dtype=torch.int64, device=self.world.device)
@@ -126,6 +129,8 @@ class Learner:
             self.model.zero_grad()
             for parameter, learns in zip(self._learnable, learning, strict=True):
                 parameter.requires_grad_(learns)
+            for module, mode in modes:
+                module.training = mode
 
     def _throw_away(self, inputs: Tensor, targets: Tensor) -> None:
         """A forward and backward pass that leaves nothing behind."""

@@ -10,6 +10,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnet_cifar import model as models
 from resnet_cifar import target as targets
@@ -27,7 +28,9 @@ class Trained:
 
     `name`: what its scores say was scored. `fingerprint`: of the images that it was trained on, where its checkpoint
     says so. `temperature`: what an earlier scoring or the export has fitted, or None. `remark`: what to know of it.
-    `stored_size`: to which side pictures were brought before training; 0: none, or not known.
+    `stored_size`: to which side pictures were brought before training; 0: none, or not known. `plain`: `model` as timm
+    knows it. `is_fresh`: whether BatchNorm's statistics are of these weights; those of a checkpoint between two scores
+    are not.
     """
 
     model: nn.Module
@@ -38,6 +41,8 @@ class Trained:
     temperature: float | None
     remark: str | None
     stored_size: int
+    plain: nn.Module
+    is_fresh: bool
 
 
 def load(target: Target, recipe: Recipe, world: World) -> Trained:
@@ -53,7 +58,7 @@ def load(target: Target, recipe: Recipe, world: World) -> Trained:
     plain.to(dtype=world.dtype, memory_format=torch.channels_last)
     mean, std = (torch.tensor(v, dtype=world.dtype, device=world.device) for v in models.normalisation(plain, recipe))
     model = world.prepare_to_score(plain.eval())
-    return Trained(model=model, format=InputFormat(recipe.data, mean, std), **facts)
+    return Trained(model=model, plain=plain, format=InputFormat(recipe.data, mean, std), **facts)
 
 
 def results_name(target: Target, split: str, weights: str) -> str:
@@ -77,8 +82,8 @@ def _exported(target: Target, recipe: Recipe) -> tuple[nn.Module, dict[str, Any]
     if model.pretrained_cfg.get("fixed_input_size") and size != export.image_size:
         raise Mistake(f"data.image_size {size}: {target.path} takes images of {export.image_size} pixels only")
     remark = f"timm would crop these images (crop_pct {export.crop:g}); here the whole image is resized"
-    facts = {"classes": export.classes, "name": _name(target, target.path), "fingerprint": None}
-    facts["stored_size"] = export.stored_size
+    facts = {"classes": export.classes, "name": _name(target, target.path), "fingerprint": export.fingerprint}
+    facts |= {"stored_size": export.stored_size, "is_fresh": True}
     return model, {**facts, "temperature": export.temperature, "remark": None if export.crop == 1 else remark}
 
 
@@ -89,7 +94,8 @@ def _saved(target: Target, recipe: Recipe, dtype: torch.dtype) -> tuple[nn.Modul
     is_early = target.kind == "run" and RunFolder(target.path).result() is None
     name = _name(target, chosen)
     facts = {"classes": tuple(state["classes"]), "name": name, "fingerprint": state["data"]}
-    facts["stored_size"] = state["stored_size"]
+    has_norms = any(isinstance(module, _BatchNorm) for module in model.modules())
+    facts |= {"stored_size": state["stored_size"], "is_fresh": state["norms_fresh"] or not has_norms}
     remark = "this run is not finished: this is its best checkpoint so far" if is_early else None
     return model, {**facts, "temperature": _fitted_before(target, name), "remark": remark}
 

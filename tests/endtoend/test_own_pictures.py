@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
+from accelerate.state import AcceleratorState
 from PIL import Image
 from starting import assert_same_run, train
 
-from resnet_cifar import cli
+from resnet_cifar import cli, commands
 from resnet_cifar.commands import TrainCommand
 from resnet_cifar.recipe import Mistake, Recipe
+from resnet_cifar.training import checkpoint
+from resnet_cifar.training.label import label
+from resnet_cifar.training.score import score
 
 Run = Callable[..., subprocess.CompletedProcess]
 WORDS = {
@@ -33,12 +39,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RESNET_CIFAR_CACHE", str(tmp_path / "cache"))
     noise = np.random.default_rng(0)
-    for label, name in enumerate(("blue", "green", "red")):
+    for place, name in enumerate(("blue", "green", "red")):
         (tmp_path / "mine" / name).mkdir(parents=True)
         for number in range(30):
             height, width = noise.integers(30, 60, 2)
             pixels = noise.integers(0, 60, (height, width, 3), dtype=np.uint8)
-            pixels[..., 2 - label] += 190
+            pixels[..., 2 - place] += 190
             ending = ("png", "jpg", "jpeg")[number % 3]
             Image.fromarray(pixels).save(tmp_path / "mine" / name / f"{number}.{ending}")
     (tmp_path / "mine" / "green" / "holiday.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut off")
@@ -96,3 +102,37 @@ def test_three_commands_lead_from_a_folder_to_labelled_pictures(folder: Path, ru
     right = [row["label"] == Path(row["file"]).parent.name for row in rows if "label" in row]
     assert sum(right) > 80
     assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4) for row in rows if "label" in row)
+
+
+def test_a_folder_that_has_moved_is_not_taken_for_new_pictures(folder: Path, fresh_accelerator: None) -> None:
+    """Its class folders have no test split: of the same images the same tenth is scored, of others all are."""
+    train(TrainCommand(recipe="debug", run="run"), recipe_of(folder, **{"data.skip_broken": "True"}))
+    shutil.copytree(folder, "elsewhere")
+    shutil.copytree(folder, "others")
+    (Path("others") / "red" / "0.png").unlink()
+    for name, count in (("elsewhere", 9), ("others", 89)):
+        AcceleratorState._reset_state(True)
+        score(*commands.eval_command(["run", "--data.source", name]))
+        (file,) = Path("run").glob(f"eval-test-{name}-*.json")
+        assert json.loads(file.read_text())["images"] == count
+    own = json.loads(Path("run/eval-test.json").read_text())
+    (moved,) = Path("run").glob("eval-test-elsewhere-*.json")
+    assert json.loads(moved.read_text())["accuracy"] == own["accuracy"]
+
+
+def test_a_checkpoint_between_two_scores_has_its_norms_estimated(folder: Path, fresh_accelerator: None) -> None:
+    """It is scored as the same step is in a run that scores every step."""
+    words = {"data.skip_broken": "True", "model.ema": "0.5", "checkpoint.every_steps": "1", "checkpoint.keep": "9"}
+    logits = []
+    for run, every in (("seldom", "9"), ("often", "0.1")):
+        train(TrainCommand(recipe="debug", run=run), recipe_of(folder, **words, **{"evaluate.every": every}))
+        saved = Path(run, "checkpoints", "step-00000003")
+        assert checkpoint.read_state(saved)["norms_fresh"] == (run == "often")
+        AcceleratorState._reset_state(True)
+        score(*commands.eval_command([str(saved), "--split", "test"]))
+        (file,) = Path(run).glob("predictions-test*-step-00000003.parquet")
+        logits.append(np.array(pyarrow.parquet.read_table(file)["logits"].to_pylist()))
+    np.testing.assert_array_equal(*logits)
+    AcceleratorState._reset_state(True)
+    with pytest.raises(Mistake, match=r"was saved between two scores.*take a checkpoint that was scored"):
+        label(*commands.eval_command(["seldom/checkpoints/step-00000003", "--images", "mine/red"]))

@@ -227,6 +227,7 @@ def test_a_deterministic_run_goes_on_from_a_snapshot_bit_for_bit(
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0, msg=name)
 
 
+@needs_gpu
 def test_images_on_disk_make_the_same_batches_and_nobody_waits(tmp_path: Path) -> None:
     """Gathered by a thread, copied by a stream of their own while the default one is busy."""
     _, resident = start("no")

@@ -135,6 +135,7 @@ CASES = [
         ("data.validation 0.1", "20 images", "8 of 10 classes", "raise it"),
         "training",
     ),
+    Case("crop", f"{EMBEDDED} --augment.crop 32", ("augment.crop 32", "images of 32 pixels", "lower it"), "training"),
     Case("empty set", f"{FOLDER} --data.source none", ("data.source", "none'"), "training", prepared.images("none")),
     Case(
         "one class",
@@ -202,7 +203,7 @@ GPU = Case(
 # Left to `make proof`: what the same lines of code tell as in another case, or what tests/distributed has told already.
 LONG = ("tag", "no weights", "micro-batch", "no checkpoint", "another model's checkpoint", "run in a file")
 LONG += ("run among other files", "garbage for a result", "nothing to score", "no checkpoint is whole", "empty set")
-LONG += ("share", "norm group", "GPUs that are not there")
+LONG += ("share", "norm group", "GPUs that are not there", "crop")
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 HEAVY = [case for case in CASES if case.before != "import" and case.script == "train.py"]
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from resnet_cifar import cli, commands
+from resnet_cifar import target as targets
 from resnet_cifar.recipe import LocalMistake, Mistake, Recipe, flat, parse
 
 ROOT = Path(__file__).parents[2]
@@ -557,3 +558,17 @@ def test_main_is_given_the_arguments_and_its_success_is_0(monkeypatch: pytest.Mo
 def test_a_written_recipe_is_plain_yaml_in_the_order_of_the_fields(tmp_path: Path) -> None:
     cli.write_recipe(cli.read_recipe("debug"), tmp_path / "r.yaml")
     assert list(yaml.safe_load((tmp_path / "r.yaml").read_text())) == list(Recipe.__dataclass_fields__)
+
+
+def test_another_source_drops_what_described_the_first_also_where_a_run_is_scored(tmp_path: Path) -> None:
+    text = "data: {source: a/b, name: plain, columns: {image: img, label: fine}, splits: {train: all}}"
+    (tmp_path / "recipe.yaml").write_text(text)
+    kept = commands.target_recipe(targets.find(tmp_path))
+    assert (kept.data.name, kept.data.columns.image, kept.data.splits.train) == ("plain", "img", "all")
+    other = commands.target_recipe(targets.find(tmp_path), {"data.source": "synthetic"})
+    assert (other.data.name, other.data.columns.image, other.data.splits.train) == ("", "", "")
+
+
+def test_digits_of_other_scripts_are_no_numbers() -> None:
+    with pytest.raises(Mistake, match="unknown field --phases"):
+        commands.train_command(["--phases.\u00b2.lr", "1"])

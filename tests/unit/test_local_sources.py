@@ -118,6 +118,8 @@ def test_a_tree_may_lie_deeper_and_hold_other_things(grove: Path) -> None:
     (grove / ".git" / "x").mkdir(parents=True)
     (grove / "__MACOSX" / "dogs").mkdir(parents=True)
     (grove / "dogs" / "._2.png").write_bytes(b"left by a Mac")
+    (grove / "dogs" / ".ipynb_checkpoints").mkdir()
+    (grove / "dogs" / ".ipynb_checkpoints" / "1.png").write_bytes((grove / "dogs" / "2.png").read_bytes())
     (grove / "dogs" / "Thumbs.db").write_bytes(b"left by a PC")
     found = read(grove)
     assert (found.classes, sorted(found.labels["train"])) == (plain.classes, sorted(plain.labels["train"]))

@@ -191,3 +191,24 @@ def test_what_does_not_learn_is_in_no_group() -> None:
     optimizer = optim.build(model, Optimizer(layer_decay=0.7), 0.1, CPU)
     ours = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert ours == {id(p) for p in optim.classifier(model).parameters()}
+
+
+def test_fused_sgd_begins_from_zeros_which_changes_nothing() -> None:
+    """Its buffers are not memory as it was found: fp16's scaler may skip the update that would fill them."""
+    weights = []
+    for device in ("cpu", "cuda"):  # which asks for fused updates, and CPUs have them too
+        model = tiny()
+        optimizer = optim.build(model, Optimizer(weight_decay=0.1), 0.1, torch.device(device))
+        assert bool(optimizer.defaults.get("fused")) == (device == "cuda")
+        if device == "cuda":
+            buffers = [optimizer.state[p]["momentum_buffer"] for p in model.parameters()]
+            assert all((buffer == 0).all() for buffer in buffers)
+        for step in range(3):
+            torch.manual_seed(step)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optim.set_rate(optimizer, 0.1)
+            optimizer.step()
+        weights.append([p.detach().clone() for p in model.parameters()])
+    for plain, fused in zip(*weights, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)

@@ -28,9 +28,12 @@ def rgb(picture: Any, side: int = 0) -> np.ndarray:
         image = Image.fromarray(eight_bits(picture.squeeze(-1) if picture.shape[2:] == (1,) else picture))
     else:
         image = _opened(picture)
-    image = _plain(image)
-    if side and image.size != (side, side):
-        image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
+    try:
+        image = _plain(image)
+        if side and image.size != (side, side):
+            image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
+    except (OSError, ValueError) as error:  # a mode that Pillow does not convert
+        raise Unreadable(str(error)) from None
     return np.array(image)  # of its own: PIL's view may not be written to
 
 

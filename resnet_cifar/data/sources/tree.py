@@ -62,7 +62,12 @@ def _split(name: str, folder: Path, classes: list[str], data: Data) -> Split:
     if unknown := sorted(_folders(folder).keys() - set(classes)):
         raise Mistake(f"data.source {data.source!r}: {name} has the classes {unknown}, which are not among {classes}")
     numbers = {word: number for number, word in enumerate(classes) if (folder / word).is_dir()}
-    rows = make_dataset(folder, numbers, is_valid_file=lambda path: _is_picture(Path(path).name), allow_empty=True)
+
+    def is_ours(path: str) -> bool:
+        inside = Path(path).relative_to(folder)
+        return _is_picture(inside.name) and not any(part.startswith((".", "__")) for part in inside.parts)
+
+    rows = make_dataset(folder, numbers, is_valid_file=is_ours, allow_empty=True)
     labels = np.array([label for _, label in rows], dtype=np.int64)
     if empty := [word for word, number in numbers.items() if number not in labels]:
         raise Mistake(f"data.source {data.source!r}: the class folders {empty} of {name} hold no pictures: remove them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import json
 import os
@@ -232,8 +233,12 @@ class Wandb(Tracker):
 
 
 def endpoint() -> str:
-    """The address of the W&B server."""
-    return os.environ.get("WANDB_BASE_URL", _DEFAULT_URL)
+    """The address of the W&B server: of the environment, or what `wandb login --host` has kept."""
+    kept = configparser.ConfigParser()
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
+    with contextlib.suppress(configparser.Error, OSError):
+        kept.read(folder / "settings")
+    return os.environ.get("WANDB_BASE_URL") or kept.get("default", "base_url", fallback=_DEFAULT_URL)
 
 
 def _step(piece: Path) -> int:

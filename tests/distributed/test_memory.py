@@ -1,0 +1,61 @@
+"""`micro_batch auto` on two processes of which one is short of memory: both take what fits, and the run is the same."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[2]
+SHORT = Path(__file__).with_name("short_of_memory.py")
+WORDS = "--recipe debug --precision fp64 --data.limit 300 --data.image_size 16 --model.name test_resnet --track.to none"
+WORDS += " --batch_size 48 --model.norm_batch 4 --phases.0.epochs 1 --phases.1.epochs 1 --run run"
+
+
+@pytest.fixture
+def start(launch, tmp_path: Path):
+    def two(micro_batch: object, *before: object, name: str = ""):
+        words = [*(before or [ROOT / "train.py"]), *WORDS.split(), "--micro_batch", micro_batch]
+        cwd = tmp_path / name
+        cwd.mkdir(exist_ok=True)
+        return launch(cwd, *words, processes=2)
+
+    return two
+
+
+def found(run: Path) -> int:
+    return json.loads((run / "micro_batch.json").read_text())["micro_batch"]
+
+
+def weights(run: Path) -> dict[str, np.ndarray]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def test_ranks_agree_on_what_fits_all_and_go_on_with_less_where_it_runs_out_later(start, tmp_path: Path) -> None:
+    by_hand = start(4, name="hand")
+    assert by_hand.returncode == 0, by_hand.stderr[-3000:]
+    agreed = start("auto", SHORT, 1, 12, 0)
+    assert agreed.returncode == 0, agreed.stderr[-3000:]
+    assert agreed.stdout.count("micro_batch auto: 12 images a backward pass fit the device") == 1
+    assert found(tmp_path / "run") == 12
+
+    (tmp_path / "run").rename(tmp_path / "agreed")
+    ran_out = start("auto", SHORT, 1, 4, 5)
+    assert ran_out.returncode != 0
+    (sentence,) = re.findall(r"^error: .*$", ran_out.stderr, re.MULTILINE)
+    assert sentence.startswith("error: rank 1 failed at step 5: ")
+    assert "ran out of memory in update 5, with micro-batches of 24" in sentence
+    assert sentence.endswith("the same command goes on from the newest checkpoint, with smaller ones")
+    assert found(tmp_path / "run") == 12
+    finished = start("auto", SHORT, 1, 4, 0)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "resuming at step 4" in finished.stdout
+    assert found(tmp_path / "run") == 4
+    for run in ("agreed", "run"):
+        ours, theirs = weights(tmp_path / run), weights(tmp_path / "hand" / "run")
+        for name, tensor in ours.items():
+            np.testing.assert_allclose(tensor, theirs[name], rtol=0, atol=1e-9, err_msg=f"{run} {name}")
