@@ -22,7 +22,6 @@ from resnet_cifar.data.sources.pixels import Unreadable, rgb
 from resnet_cifar.recipe import Mistake, Recipe
 from resnet_cifar.reporting.console import Screen
 from resnet_cifar.training import trained
-from resnet_cifar.training.score import NOT_FRESH
 from resnet_cifar.training.trained import Trained
 from resnet_cifar.training.world import World
 
@@ -43,8 +42,7 @@ def label(command: EvalCommand, recipe: Recipe) -> None:
     screen = Screen(shown=world.is_main and not command.json)
     files = json.loads(world.main_first(lambda: json.dumps(pictures(command.images))))
     model = trained.load(target, recipe, world)
-    if not model.is_fresh:
-        raise Mistake(f"{model.name} {NOT_FRESH}")
+    model.check_fresh()
     found = probabilities(world, model, files)
     if world.is_main and command.json:
         _print_lines(files, found, model.classes)

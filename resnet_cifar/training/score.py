@@ -30,10 +30,6 @@ from resnet_cifar.training.evaluate import Predictions, fit_on_validation, predi
 from resnet_cifar.training.trained import Trained
 from resnet_cifar.training.world import World
 
-NOT_FRESH = (
-    "was saved between two scores, and the statistics of its BatchNorm have to be estimated on the images it was "
-    "trained on: take a checkpoint that was scored"
-)
 _DIGITS = 6  # of a digest that tells settings apart
 _SIGHT = ("image_size", "interpolation", "normalize")  # how images are seen, not which
 
@@ -63,7 +59,7 @@ def score(command: EvalCommand, recipe: Recipe) -> None:
 
     if not model.is_fresh:
         if model.fingerprint != data.fingerprint or not len(data.train):
-            raise Mistake(f"{model.name} {NOT_FRESH}")
+            model.check_fresh()
         rows = Plan(recipe, len(data.train), world=1).norm_rows()
         refresh_norms(world, model.plain, data.train, model.format, rows)
 

@@ -44,6 +44,14 @@ class Trained:
     plain: nn.Module
     is_fresh: bool
 
+    def check_fresh(self) -> None:
+        """Raises Mistake where BatchNorm's statistics are not of these weights, and cannot be estimated here."""
+        if not self.is_fresh:
+            raise Mistake(
+                f"{self.name} was saved between two scores, and the statistics of its BatchNorm have to be estimated "
+                "on the images it was trained on: take a checkpoint that was scored"
+            )
+
 
 def load(target: Target, recipe: Recipe, world: World) -> Trained:
     """The weights that are scored, fed as `recipe.data` says. Raises Mistake where they are not whole or do not fit."""

@@ -130,15 +130,15 @@ class TestGpuCheck:
             return {**found, "seconds_of_first_steps": first_steps}
 
         eager, compiled = way(False, 4_500, 1), way(True, 9_000, 100)
-        assert gpu.best_way([eager, compiled], 146) == (8, eager)  # 90 s / 10.1 s
-        assert gpu.best_way([eager, compiled], 345) == (35, compiled)  # 180 s / 5.1 s
-        assert gpu.best_way([eager], 20) == (1, eager)
-        assert gpu.best_way([eager], 1e6) == (100, eager)
+        assert gpu.best_way([eager, compiled], 50_000, 146) == (8, eager)  # 90 s / 10.1 s
+        assert gpu.best_way([eager, compiled], 50_000, 345) == (35, compiled)  # 180 s / 5.1 s
+        assert gpu.best_way([eager], 50_000, 20) == (1, eager)
+        assert gpu.best_way([eager], 50_000, 1e6) == (100, eager)
 
     def test_what_fails_in_the_tests_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         said = "..F\nFAILED tests/gpu/test_gpu.py::test_x[bf16] - RuntimeError: called a synchronizing CUDA operation\n"
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, said))
-        (failed,) = gpu.tests(collect_only=False)
+        (failed,) = gpu.tests(collect_only=False, seconds=300)
         assert failed.startswith("tests/gpu/test_gpu.py::test_x[bf16] - RuntimeError")
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 4, "no such folder"))
-        assert gpu.tests(collect_only=True) == ["tests/gpu ended with 4"]
+        assert gpu.tests(collect_only=True, seconds=300) == ["tests/gpu ended with 4"]
