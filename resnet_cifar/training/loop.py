@@ -242,11 +242,11 @@ class Run:
     def _freeze_norms(self, step: int) -> None:
         """Where a stage that trains the head begins: what its frozen BatchNorm goes by all the time.
 
-        Every score of the stage estimates the same again, so that it does not matter when scores fall.
+        Every score of the stage estimates the same again, so that it does not matter when scores fall. It is no unit of
+        the watch's: where nothing has been done since the start, a request is answered at once.
         """
         if self.plan.begins_stage(step) and self.plan.phase_at(step).train == "head":
-            norms = (self.data.train, self.learner.format, self.norm_rows)
-            refresh_norms(self.world, self.learner.model, *norms, self.watch.tick)
+            refresh_norms(self.world, self.learner.model, self.data.train, self.learner.format, self.norm_rows)
 
     def _update_in_smaller_parts(self, step: int, error: OutOfMemory) -> None:
         """The same update again. Other ranks may wait for this one's gradients: several processes must start over."""
