@@ -24,7 +24,7 @@ lint: $(READY)
 # The long form of the tests that kill, interrupt and move runs, and those that run jobs of SLURM: 75 minutes or more;
 # figures go to benchmarks/results/.
 proof: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof tests/faults tests/mistakes tests/distributed/test_hopping.py tests/slurm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof tests/faults tests/mistakes tests/distributed tests/slurm
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -59,6 +59,7 @@ def test_resuming_is_exact_to_the_bit(train, tmp_path):
     assert scores[0] == scores[1]
 
 
+@pytest.mark.proof_only
 def test_one_and_three_processes_are_equal_to_rounding(train, tmp_path, capsys):
     weights = {}
     for processes in (1, 3):
