@@ -22,14 +22,10 @@ def main(arguments: list[str]) -> None:
     """A row for each entry, the one used last first; or a line for each that is cleared."""
     command = commands.cache_command(arguments)
 
-    from rich.console import Console
-
     from resnet_cifar.data import cache
+    from resnet_cifar.reporting.console import listing
 
-    entries = cache.entries()
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 10_000  # whoever pipes it wants whole lines
+    entries, console = cache.entries(), listing()
     if not (command.clear or command.older_than):
         console.print(f"{cache.cache_root()}: {len(entries)} entries, {_size(entries)}")
         if entries:

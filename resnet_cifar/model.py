@@ -93,10 +93,10 @@ def _input_size(recipe: Recipe) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def scoring(model: nn.Module) -> Iterator[None]:
-    """A context in which the whole model is in eval mode; every module gets its own mode back."""
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """A context in which the whole model is in train or eval mode; every module gets its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    model.train(training)
     try:
         yield
     finally:
@@ -204,7 +204,7 @@ def estimate_norms(model: nn.Module, batches: Iterable[Tensor], average: Callabl
         return
     momenta = [module.momentum for module in norms]
     groups = [getattr(module, "norm_batch", None) for module in norms]
-    with scoring(model):
+    with in_mode(model, training=False):
         for module in norms:
             module.train()
             module.reset_running_stats()

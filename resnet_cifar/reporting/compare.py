@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from resnet_cifar import cli
 from resnet_cifar.recipe import flat
+from resnet_cifar.reporting.console import listing
 from resnet_cifar.reporting.spread import sentence, spread
 from resnet_cifar.run_folder import read_json
 
@@ -33,9 +33,7 @@ def compare(folders: list[Path]) -> None:
         scores = [_number(result.get(name)) for name in _SCORES]
         words = (str(folder), *(_word(recipe, path) for path in paths), status.get("state", "claimed"), steps, *scores)
         table.add_row(*map(escape, words))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 10_000  # whoever pipes it wants whole lines
+    console = listing()
     console.print(table)
     for line in _spread(results) if paths == ["seed"] else ():
         console.print(line, markup=False)

@@ -99,6 +99,14 @@ class Screen:
             self._console.print(what, style=style, markup=False)
 
 
+def listing() -> Console:
+    """For tables that are the answer: whoever pipes them wants whole lines."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 10_000
+    return console
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them."""
     if seconds < 100:

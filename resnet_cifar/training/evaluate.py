@@ -49,7 +49,7 @@ def predict(
     each = -(-batches // world.size)
     logits = []
     mine = range(world.rank * each, (world.rank + 1) * each)
-    with models.scoring(model):
+    with models.in_mode(model, training=False):
         for pixels in images.read(np.arange(n * size, (n + 1) * size).clip(max=len(images) - 1) for n in mine):
             tick()
             logits.append(model(input_format(pixels)))

@@ -388,7 +388,7 @@ class Run:
         _closing_table(recorder.screen, folder, result, recorder.tracker.commands)
 
 
-def _closing_table(screen: Screen, folder: RunFolder, result: dict[str, Any], commands: list[tuple[str, str]]) -> None:
+def _closing_table(screen: Screen, folder: RunFolder, result: dict[str, Any], curves: list[tuple[str, str]]) -> None:
     validation = f"{result['val/accuracy']:.4f}" if "val/accuracy" in result else "none held out; the last model counts"
     early = f", stopped early at step {result['steps']}" if result["stopped_early"] else ""
     screen.table(
@@ -399,6 +399,6 @@ def _closing_table(screen: Screen, folder: RunFolder, result: dict[str, Any], co
             ("model", f'timm.create_model("local-dir:{folder.model}", pretrained=True)'),
             ("metrics", str(folder.path / "metrics.jsonl")),
             ("again", f"python eval.py {folder.path}"),
-            *commands,
+            *curves,
         ],
     )

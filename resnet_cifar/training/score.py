@@ -57,9 +57,9 @@ def score(command: EvalCommand, recipe: Recipe) -> None:
     places = class_places(data.classes, model.classes, recipe.data.source)
     images = dataclasses.replace(images, labels=torch.tensor(places, device=world.device)[images.labels])
 
-    if not model.is_fresh:
-        if model.fingerprint != data.fingerprint or not len(data.train):
-            model.check_fresh()
+    if model.fingerprint != data.fingerprint or not len(data.train):
+        model.check_fresh()
+    elif not model.is_fresh:
         rows = Plan(recipe, len(data.train), world=1).norm_rows()
         refresh_norms(world, model.plain, data.train, model.format, rows)
 
@@ -108,9 +108,9 @@ def class_places(classes: Sequence[str], known: Sequence[str], source: str) -> l
 class Mirrored(InputFormat):
     """What the network sees of the mirror images."""
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, size: int | None = None) -> Tensor:
         """As of an InputFormat."""
-        return super().__call__(images.flip(2))
+        return super().__call__(images.flip(2), size)
 
 
 def mean(plain: Predictions, flipped: Predictions) -> Predictions:

@@ -108,13 +108,11 @@ class Learner:
         It is thrown away, and no other rank takes part. Room is left for two states of the optimiser, as Adam's has.
         """
         learning = [parameter.requires_grad for parameter in self._learnable]
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.train()
         inputs = torch.zeros(rows, 3, image_size, image_size, device=self.world.device, dtype=self.world.dtype)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         labels = torch.zeros(rows, dtype=torch.int64, device=self.world.device)
         try:
-            with self.world.reduce_gradients(self.wrapped, now=False):
+            with models.in_mode(self.model, training=True), self.world.reduce_gradients(self.wrapped, now=False):
                 for parameter in self._learnable:
                     parameter.requires_grad_()
                 room = [torch.empty_like(p) for p in self._learnable for _ in range(2)]
@@ -129,8 +127,6 @@ class Learner:
             self.model.zero_grad()
             for parameter, learns in zip(self._learnable, learning, strict=True):
                 parameter.requires_grad_(learns)
-            for module, mode in modes:
-                module.training = mode
 
     def _throw_away(self, inputs: Tensor, targets: Tensor) -> None:
         """A forward and backward pass that leaves nothing behind."""

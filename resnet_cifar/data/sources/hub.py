@@ -9,6 +9,7 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 from resnet_cifar.data.cache import writing
 from resnet_cifar.data.sources import Contents, cache_root, find
@@ -52,7 +53,9 @@ def settle_offline(recipe: Recipe) -> None:
 
     To be called before anything imports huggingface_hub, which reads the variable on import.
     """
-    from_hub = find(recipe.data.source).__name__ == __name__
+    source = recipe.data.source
+    is_folder = Path(source).expanduser().is_dir()  # whose kind need not be found here, which walks all of it
+    from_hub = not is_folder and find(source).__name__ == __name__
     weights = recipe.model.pretrained and not recipe.model.checkpoint
     if "HF_HUB_OFFLINE" in os.environ or not (from_hub or weights):
         return

@@ -1,0 +1,140 @@
+"""commands.py: what seeds, eval.py and report are asked to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from resnet_cifar import cli, commands
+from resnet_cifar import target as targets
+from resnet_cifar.recipe import Mistake
+
+# seeds
+
+
+@pytest.mark.parametrize(
+    ("word", "numbers"),
+    [("0..4", [0, 1, 2, 3, 4]), ("7..7", [7]), ("0,3,7", [0, 3, 7]), ("5", [5]), ("9,1", [9, 1])],
+)
+def test_seeds_are_a_range_with_both_ends_or_a_list(word: str, numbers: list[int]) -> None:
+    assert commands.seed_numbers(word) == numbers
+
+
+@pytest.mark.parametrize(
+    "word", ["4..0", "0..", "..4", "0...4", "0-4", "a", "", "1,1", "1,,2", "-1..2", "0..4,7", "1.5"]
+)
+def test_seeds_of_another_form_are_refused(word: str) -> None:
+    with pytest.raises(Mistake, match=r"--seeds cannot be .*it should be FIRST\.\.LAST, such as 0\.\.4, or a list"):
+        commands.seed_numbers(word)
+
+
+def test_seeds_hands_its_words_on() -> None:
+    command, recipe, words = commands.seeds_command(
+        ["debug", "--seeds", "0,1", "--phases.0.lr", "0.5", "--data.limit=50"]
+    )
+    assert command == commands.SeedsCommand(recipe="debug", seeds="0,1")
+    assert (recipe.phases[0].lr, recipe.data.limit) == (0.5, 50)
+    assert commands.train_command(["--recipe", "debug", *words])[1] == recipe
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        ((), "seeds takes one recipe"),
+        (("debug", "demo"), "seeds takes one recipe"),
+        (("debugg",), "there is no recipe 'debugg'; did you mean debug?"),
+        (("debug", "--seed", "3"), "--seed 3 and --seeds are the same thing"),
+        (("debug", "--seeds"), "--seeds needs a value, for example --seeds 0..4"),
+        (("debug", "--fresh"), "unknown field --fresh"),
+        (("debug", "--launch", ""), "--launch cannot be ''"),
+        (("debug", "--launch", "accelerate 'launch"), "--launch cannot be"),
+        (("debug", "--data.limitt", "3"), "unknown field --data.limitt; did you mean data.limit?"),
+    ],
+)
+def test_seeds_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
+    with pytest.raises(Mistake) as caught:
+        commands.seeds_command(list(arguments))
+    assert str(caught.value).startswith(start)
+
+
+# eval.py
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """What eval.py needs to accept a folder as a run."""
+    folder = tmp_path / "a-run"
+    folder.mkdir()
+    cli.write_recipe(cli.read_recipe("debug"), folder / "recipe.yaml")
+    return folder
+
+
+def test_eval_reads_the_runs_recipe_and_changes_of_its_data(run_folder: Path) -> None:
+    command, recipe = commands.eval_command([str(run_folder), "--split", "validation", "--data.limit", "50"])
+    assert command == commands.EvalCommand(target=str(run_folder), split="validation")
+    assert recipe == cli.read_recipe("debug", {"data.limit": "50"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        ((), "eval.py takes one run folder"),
+        (("a", "b"), "eval.py takes one run folder"),
+        (("nowhere",), "nowhere is no run folder"),
+        (("nowhere", "--split", "train"), "--split cannot be 'train'"),
+        (("nowhere", "--model.name", "resnet18"), "--model.name cannot change"),
+        (("nowhere", "--tta", "crop"), "--tta cannot be 'crop': it should be none or flip"),
+        (("nowhere", "--images"), "--images needs a value, for example --images FOLDER"),
+        (("nowhere", "--images", "a.png"), "--images a.png: there is no such file"),
+        (("--images", "nowhere", "a.png"), "eval.py takes one run folder"),
+        (("nowhere", "--images", "a.png", "--split", "test"), "--split is for scores"),
+        (("nowhere", "--images", "a.png", "--out", "o"), "--out is for scores"),
+        (("nowhere", "--json"), "--json is for --images"),
+        (("nowhere", "--imags", "a"), "unknown field --imags; did you mean images?"),
+    ],
+)
+def test_eval_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
+    with pytest.raises(Mistake, match=re.escape(start)):
+        commands.eval_command(list(arguments))
+
+
+def test_eval_takes_all_words_after_images_up_to_the_next_option(run_folder: Path, tmp_path: Path) -> None:
+    files = [str(tmp_path / name) for name in ("a.png", "b.jpg", "c.png")]
+    for file in files:
+        Path(file).write_text("")
+    command, _ = commands.eval_command([str(run_folder), "--images", *files[:2], "--json", "--images", files[2]])
+    assert (command.images, command.json) == (tuple(files), True)
+    assert commands.eval_command([f"--images={files[0]}", str(run_folder)])[0].images == (files[0],)
+
+
+def test_another_source_is_not_cut_for_a_validation_split_that_nobody_asked_for(run_folder: Path) -> None:
+    def validation(*words: str) -> float:
+        return commands.eval_command([str(run_folder), *words])[1].data.validation
+
+    assert validation() == validation("--data.source", "synthetic") == 0.1
+    assert validation("--data.source", "a/b") == 0
+    assert validation("--data.source", "a/b", "--split", "validation") == 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        ((), "report takes run folders"),
+        (("nowhere",), "nowhere is no run folder"),
+        (("--runs", "x"), "unknown field --runs"),
+    ],
+)
+def test_report_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
+    with pytest.raises(Mistake, match=re.escape(start)):
+        commands.report_command(list(arguments))
+
+
+def test_another_source_drops_what_described_the_first_also_where_a_run_is_scored(tmp_path: Path) -> None:
+    text = "data: {source: a/b, name: plain, columns: {image: img, label: fine}, splits: {train: all}}"
+    (tmp_path / "recipe.yaml").write_text(text)
+    kept = commands.target_recipe(targets.find(tmp_path))
+    assert (kept.data.name, kept.data.columns.image, kept.data.splits.train) == ("plain", "img", "all")
+    other = commands.target_recipe(targets.find(tmp_path), {"data.source": "synthetic"})
+    assert (other.data.name, other.data.columns.image, other.data.splits.train) == ("", "", "")
