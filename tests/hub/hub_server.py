@@ -25,8 +25,9 @@ class _Refusal:
 class HubServer(ThreadingHTTPServer):
     """Serves ROOT/{datasets,models}/OWNER/NAME: `with HubServer(root) as hub: ... hub.url, hub.requests`.
 
-    `commit` is the one commit of every repository; `requests` are "METHOD /path" in order; `connections` counts
-    callers, those of whom a hub that is `gone` hangs up on included.
+    `commit` is the newest commit of every repository; `requests` are "METHOD /path" in order; `connections` counts
+    callers, those of whom a hub that is `gone` hangs up on included. `pushes` holds (commit, root) of pushes that each
+    arrive just after somebody has asked what a data set's newest commit is; what is replaced can still be asked for.
     """
 
     daemon_threads = True
@@ -39,6 +40,8 @@ class HubServer(ThreadingHTTPServer):
         self.requests: list[str] = []
         self.connections = 0
         self.gone = False
+        self.pushes: list[tuple[str, Path]] = []
+        self._older: dict[str, Path] = {}
         self._refusals: list[_Refusal] = []
         self._lock = threading.Lock()
 
@@ -60,6 +63,19 @@ class HubServer(ThreadingHTTPServer):
     def requests_for(self, path: str) -> list[str]:
         """The requests so far whose path holds the regular expression."""
         return [request for request in self.requests if re.search(path, request)]
+
+    def look(self) -> str:
+        """The newest commit, as an answer to who asks for it."""
+        with self._lock:
+            newest = self.commit
+            if self.pushes:
+                self._older[self.commit] = self.root
+                self.commit, self.root = self.pushes.pop(0)
+            return newest
+
+    def root_of(self, revision: str | None) -> Path:
+        """The files as they were at a commit, or as they are now."""
+        return self._older.get(revision or "", self.root)
 
     def take_refusal(self, request: str) -> _Refusal | None:
         """Notes a request; the refusal that meets it, which is then used up by one."""
@@ -92,10 +108,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif refusal is not None:
             self._json({"error": "refused"}, refusal.status, refusal.code)
-        elif match := re.fullmatch(r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(\w[\w-]*)/[^/]+)?(?:/(.*))?", path):
+        elif match := re.fullmatch(r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(\w[\w-]*)/([^/]+))?(?:/(.*))?", path):
             self._api(*match.groups(), body)
-        elif match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
-            self._file(self.server.root / (match[1] or "models") / match[2] / match[3])
+        elif match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self._file(match[3], Path(match[1] or "models", match[2], match[4]))
         else:
             self._json({"error": "not served"}, 404)
 
@@ -104,8 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *arguments: object) -> None:
         """Requests are kept, not printed."""
 
-    def _api(self, kind: str, name: str, what: str | None, rest: str | None, body: bytes) -> None:
-        repository = self.server.root / kind / name
+    def _api(self, kind: str, name: str, what: str | None, revision: str | None, rest: str | None, body: bytes) -> None:
+        repository = self.server.root_of(revision) / kind / name
         if not repository.is_dir():
             self._json({"error": "Repository not found"}, 404, "RepoNotFound")
         elif what == "tree":
@@ -119,13 +135,19 @@ class _Handler(BaseHTTPRequestHandler):
             files = [entry["path"] for entry in _tree(repository, "", recursive=True) if entry["type"] == "file"]
             facts = {"private": False, "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0}
             siblings = [{"rfilename": file} for file in files]
-            self._json({"id": name, "sha": self.server.commit, "siblings": siblings, **facts})
+            commit = (
+                revision if _is_commit(revision) else self.server.look() if kind == "datasets" else self.server.commit
+            )
+            self._json({"id": name, "sha": commit, "siblings": siblings, **facts})
 
-    def _file(self, file: Path) -> None:
+    def _file(self, revision: str, path: Path) -> None:
+        file = self.server.root_of(revision) / path
         if not file.is_file():
             self._json({"error": "Entry not found"}, 404, "EntryNotFound")
             return
-        self._answer(file.read_bytes(), 200, {"ETag": f'"{hashlib.sha256(file.read_bytes()).hexdigest()}"'})
+        etag = hashlib.sha256(file.read_bytes()).hexdigest()
+        commit = revision if _is_commit(revision) else self.server.commit
+        self._answer(file.read_bytes(), 200, {"ETag": f'"{etag}"', "X-Repo-Commit": commit})
 
     def _json(self, value: Any, status: int = 200, code: str = "") -> None:
         headers = {"Content-Type": "application/json", **({"X-Error-Code": code} if code else {})}
@@ -147,3 +169,7 @@ def _tree(repository: Path, under: str, recursive: bool) -> Iterator[dict[str, A
         name = path.relative_to(repository).as_posix()
         kind, size = ("file", path.stat().st_size) if path.is_file() else ("directory", 0)
         yield {"type": kind, "oid": hashlib.sha1(name.encode()).hexdigest(), "size": size, "path": name}
+
+
+def _is_commit(revision: str | None) -> bool:
+    return re.fullmatch("[0-9a-f]{40}", revision or "") is not None

@@ -138,6 +138,20 @@ def test_a_new_commit_is_decoded_again(hub: HubServer, copied: Path, tmp_path: P
     assert sorted(len(np.load(labels)) for labels in copied.glob("cache/*/test-labels.npy")) == [40, 160]
 
 
+def test_a_push_in_between_does_not_change_what_a_commit_holds(hub: HubServer, tmp_path: Path):
+    pushed = shutil.copytree(hub.root, tmp_path / "hub")
+    files = pushed / "datasets/uoft-cs/cifar10/plain_text"
+    shutil.copy(files / "train-00000-of-00001.parquet", files / "test-00000-of-00001.parquet")
+    hub.pushes.append(("2" * 40, pushed))
+    home = tmp_path / "home"
+    succeeded(train(home, hub.url, "--dry-run"))
+    assert (hub.commit, hub.pushes) == ("2" * 40, [])
+    assert [file.read_text() for file in home.glob("cache/*.commit")] == ["1" * 40]
+    assert [len(np.load(labels)) for labels in home.glob("cache/*/test-labels.npy")] == [40]
+    succeeded(train(home, hub.url, "--dry-run"))
+    assert sorted(len(np.load(labels)) for labels in home.glob("cache/*/test-labels.npy")) == [40, 160]
+
+
 def test_a_busy_moment_is_survived(hub: HubServer, tmp_path: Path):
     hub.refuse("", 503, times=1)
     succeeded(train(tmp_path, hub.url, "--dry-run"))

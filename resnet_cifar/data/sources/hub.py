@@ -71,14 +71,12 @@ def is_offline() -> bool:
 def identity(data: Data) -> str:
     """The data set's commit: asked of the hub or, where it does not say, the one that was seen last. Raises Mistake."""
     source = data.source
-    note = cache_root() / f"hub-{source.replace('/', '--')}.commit"
+    seen = _seen(source)
     commit = None if is_offline() else _commit(source)
-    if commit is None:
-        commit = note.read_text() if note.is_file() else "unknown"
-    elif not note.is_file() or note.read_text() != commit:
+    if commit not in (None, seen):
         with writing():
-            note.write_text(commit)
-    return f"hub {source} {commit}"
+            _note(source).write_text(commit)
+    return f"hub {source} {commit or seen or 'unknown'}"
 
 
 def read(data: Data) -> Contents:
@@ -88,7 +86,8 @@ def read(data: Data) -> Contents:
     datasets.disable_progress_bars()
     source = data.source
     try:
-        loaded = datasets.load_dataset(source, data.name or None)
+        # Of the commit that the cache is keyed by, though another may have been pushed since.
+        loaded = datasets.load_dataset(source, data.name or None, revision=_seen(source))
     except datasets.exceptions.DatasetNotFoundError:
         raise (_unreachable(source) if is_offline() else _unknown(source)) from None
     except (_http_error(), OSError) as error:  # huggingface_hub's errors are one or the other
@@ -126,6 +125,16 @@ def check_room(error: Exception) -> None:
         raise Mistake(
             f"the hub's cache {folder} cannot be written ({cause.strerror}): make room, or set HF_HOME"
         ) from None
+
+
+def _note(source: str) -> Path:
+    """The file that holds the newest commit that was seen."""
+    return cache_root() / f"hub-{source.replace('/', '--')}.commit"
+
+
+def _seen(source: str) -> str | None:
+    note = _note(source)
+    return note.read_text() if note.is_file() else None
 
 
 def _commit(source: str) -> str | None:
