@@ -98,6 +98,11 @@ class Kept:
         self._file.seek(0)
         return self._file
 
+    def close(self) -> None:
+        """Gives the room back at once, not only with the last picture."""
+        with contextlib.suppress(OSError):  # of a full disk, again
+            self._file.close()
+
 
 @dataclass(frozen=True)
 class Pictures(Sequence):
@@ -135,11 +140,14 @@ class Archive:
         wanted, kept = {name: self._members[name] for name in names}, Kept()
         if large := next((name for name, member in wanted.items() if member.size > largest), None):
             raise Mistake(f"{self.where} holds {large!r} of {_size(wanted[large].size)}: unpack it by hand")
-        with told(self.where):
-            self._format.copy(wanted, kept)
-            if short := [name for name, member in wanted.items() if kept.size(name) != member.size]:
-                raise EOFError(f"{short[0]} is cut short")
-        kept.flush()
+        with contextlib.ExitStack() as undo:
+            undo.callback(kept.close)
+            with told(self.where):
+                self._format.copy(wanted, kept)
+                if short := [name for name, member in wanted.items() if kept.size(name) != member.size]:
+                    raise EOFError(f"{short[0]} is cut short")
+            kept.flush()
+            undo.pop_all()
         return kept
 
     @contextlib.contextmanager
