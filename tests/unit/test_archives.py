@@ -1,4 +1,4 @@
-"""data/sources/archives.py: what an archive must not do to whoever reads it, and damage anywhere in it."""
+"""data/sources/archives: what an archive must not do to whoever reads it, and damage anywhere in it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 from pictures import Arrays, read, sentence
 
 from resnet_cifar.data.sources import archives
+from resnet_cifar.data.sources.archives.kept import Kept
 from resnet_cifar.recipe import Mistake
 
 NOISE = np.random.default_rng(0)
@@ -122,7 +123,7 @@ def bomb(file: Path, nbytes: int = 2**24) -> Path:
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked(file: Path, strict: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives.Kept, "write", None)
+    monkeypatch.setattr(Kept, "write", None)
     assert "unpacks to more than" in sentence(bomb(file))
     assert "as bombs do: do not trust it" in sentence(file)
 

@@ -123,16 +123,17 @@ def test_nothing_is_left_when_reading_is_killed(unpacked: Path, work: Path, tmp_
     source = FORMS["download"](unpacked, work)
     code = f"""
 import os
-from resnet_cifar.data.sources import archives, kaggle
+from resnet_cifar.data.sources import kaggle
+from resnet_cifar.data.sources.archives.kept import Kept
 from resnet_cifar.recipe import Data
-begin = archives.Kept.begin
+begin = Kept.begin
 def dies(kept, name):
     if name == "train/12.png":
         kept.flush()
         assert kept.size("train/11.png") or kept.size("train/9.png")
         os.kill(os.getpid(), 9)
     begin(kept, name)
-archives.Kept.begin = dies
+Kept.begin = dies
 kaggle.read(Data(source={str(source)!r}))
 """
     for name in ("cache", "temporary"):

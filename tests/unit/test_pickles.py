@@ -52,7 +52,7 @@ def test_batches_of_any_python_are_read_in_their_order(protocol: int | None, tmp
 
 
 def test_archives_are_read_where_they_lie(folder: Path, tmp_path: Path) -> None:
-    for name in ("cifar-10-python.tar.gz", "mine.tgz"):
+    for name in ("cifar-10-python.tar.gz", "mine.TGZ"):
         assert same(read(layouts.tarball(tmp_path / name, folder)))
     shutil.rmtree(folder.parent)
     assert same(read(tmp_path))  # where torchvision leaves its download

@@ -58,7 +58,7 @@ def find(source: str) -> ModuleType:
     if path.is_dir():
         return next((kind for kind in (saved, pickles, kaggle, tree) if kind.holds(path)), folder)
     files = {".npz": npz, ".zip": kaggle, ".7z": kaggle, ".tar.gz": pickles, ".tgz": pickles, ".tar": pickles}
-    if ending := next((ending for ending in files if path.name.endswith(ending)), None):
+    if ending := next((ending for ending in files if path.name.lower().endswith(ending)), None):
         if path.is_file():
             return files[ending]
         raise Mistake(f"data.source {source!r} is no file here: check its path")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from resnet_cifar.data.sources import Contents, Split, archives, number, pixels, stamp
+from resnet_cifar.data.sources.archives.kept import Kept, Pictures
 from resnet_cifar.data.sources.tree import is_picture
 from resnet_cifar.recipe import Data, Mistake
 
@@ -82,9 +83,9 @@ def _pictures(archive: archives.Archive) -> tuple[list[str], list[str]]:
     return [str(path) for path in ours if path.parent.name == "train"], [str(p) for p in ours if len(p.parts) == 1]
 
 
-def _kept(kept: archives.Kept, pictures: list[str], root: Path, data: Data) -> tuple[list[str], archives.Pictures]:
+def _kept(kept: Kept, pictures: list[str], root: Path, data: Data) -> tuple[list[str], Pictures]:
     ids, names = _by_id(pictures, data)
-    return ids, archives.Pictures(kept, names, root)
+    return ids, Pictures(kept, names, root)
 
 
 def _by_id(files: Iterable[Any], data: Data) -> tuple[list[str], list[Any]]:
@@ -128,7 +129,7 @@ def _labels(content: bytes, data: Data) -> dict[str, str]:
         table = [(rows.line_num, row) for row in rows]
     except (csv.Error, UnicodeDecodeError) as error:
         raise Mistake(f"{where} cannot be read ({error}): save it as CSV in UTF-8") from None
-    given = {role: wanted or names.get(usual) for role, usual, wanted in _roles(columns)}
+    given = {"id": columns.image or names.get("id"), "label": columns.label or names.get("label")}
     for role, name in given.items():
         if name not in names.values():
             raise Mistake(
@@ -147,10 +148,6 @@ def _labels(content: bytes, data: Data) -> dict[str, str]:
     if twice:
         raise Mistake(f"{where} has two rows or more of the ids {_listed(dict.fromkeys(twice))}: keep one of each")
     return found
-
-
-def _roles(columns: Any) -> tuple[tuple[str, str, str], ...]:
-    return ("id", "id", columns.image), ("label", "label", columns.label)
 
 
 def _has_cifars_size(pictures: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What `archives` asks of py7zr."""
+"""What `formats` asks of py7zr."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import BinaryIO
 import py7zr
 
 from resnet_cifar.data.sources import cache_root
-from resnet_cifar.data.sources.archives import Encrypted, Kept, Member, kind_of
+from resnet_cifar.data.sources.archives.formats import Encrypted, Member, kind_of
+from resnet_cifar.data.sources.archives.kept import Kept
 
 
 class SevenZip:
