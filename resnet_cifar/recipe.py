@@ -102,7 +102,7 @@ class Columns:
     __pydantic_config__ = _STRICT
 
     image: str = ""
-    """The column (or array of an .npz file) that holds the images [found: the only image column]."""
+    """The column (or array of an .npz file, or ids of a CSV) that holds the images [found: the only image column]."""
     label: str = ""
     """The column that holds the labels: numbers or names [found: the one with most classes]."""
 
@@ -114,7 +114,7 @@ class Data:
     __pydantic_config__ = _STRICT
 
     source: Name = "uoft-cs/cifar10"
-    """A data set of the hub (OWNER/NAME), a folder of pictures or tables, an .npz file, or `synthetic` (embedded)."""
+    """The hub's OWNER/NAME; a folder of pictures, tables or CIFAR's batches; .npz, .zip, .7z, .tar.gz; `synthetic`."""
     name: str = ""
     """The hub set's configuration [its default one]."""
     splits: SplitNames = field(default_factory=SplitNames)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -44,6 +45,28 @@ def images(
             encoded = [{"bytes": picture, "path": None} for picture in pictures]
             values = {"image": encoded, "label" if labelled else "weight": list(labels)}
             Dataset.from_dict(values, features=features).to_parquet(home / name / f"{split}-00000.parquet")
+
+    return prepare
+
+
+def archive(name: str, members: dict[str, str | bytes]) -> Prepare:
+    """A .zip file of such content."""
+
+    def prepare(home: Path, trained: Path) -> None:
+        with zipfile.ZipFile(home / name, "w", zipfile.ZIP_DEFLATED) as opened:
+            for member, content in members.items():
+                opened.writestr(member, content)
+
+    return prepare
+
+
+def hostile_batches(name: str) -> Prepare:
+    """torchvision's folder, its first batch a pickle that makes a folder `called` where it is run."""
+
+    def prepare(home: Path, trained: Path) -> None:
+        (home / name).mkdir()
+        for file in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"):
+            (home / name / file).write_bytes(b"cos\nmkdir\n(Vcalled\ntR.")
 
     return prepare
 

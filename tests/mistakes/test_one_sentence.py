@@ -29,6 +29,9 @@ CASES = [
     Case("field", "--optimizer.nam sgd", ("--optimizer.nam", "did you mean optimizer.name"), "import"),
     Case("schedule", "--phases.0.decay cosin", ("phases.0.decay", "'cosin'", "'cosine', 'linear'"), "import"),
     Case("source", "--data.source cifar10", ("data.source 'cifar10'", "uoft-cs/cifar10", "synthetic"), "import"),
+    Case(
+        "archive that is not here", "--data.source cifar-10.zip", ("'cifar-10.zip' is no file here", "path"), "import"
+    ),
     Case("range", "--phases.0.lr -1", ("phases.0.lr", "'-1'", "greater than 0"), "import"),
     Case("type", "--batch_size many", ("batch_size", "'many'", "integer"), "import"),
     Case("batch", f"{HUB} --batch_size 33", ("batch_size 33", "model.norm_batch 32", "take 32 or 64"), "import"),
@@ -159,6 +162,27 @@ CASES = [
         prepared.images("torn", [0, 1] * 20, broken=(3, 7)),
     ),
     Case(
+        "archive that reaches out",
+        f"{FOLDER} --data.source a.zip",
+        ("data.source", "a.zip'", "'../train/1.png'", "do not trust it"),
+        "training",
+        prepared.archive("a.zip", {"trainLabels.csv": "id,label\n1,cat\n", "../train/1.png": b"x"}),
+    ),
+    Case(
+        "labels without images",
+        f"{FOLDER} --data.source a.zip",
+        ("data.source", "a.zip'", "2 of the ids in trainLabels.csv", "(2-3)", "--data.skip_broken True"),
+        "training",
+        prepared.archive("a.zip", {"trainLabels.csv": "id,label\n1,cat\n2,dog\n3,cat\n", "train/1.png": b"x"}),
+    ),
+    Case(
+        "pickle that calls",
+        f"{FOLDER} --data.source batches",
+        ("data.source", "batches'", "asks for os.mkdir", "fetch it again"),
+        "training",
+        prepared.hostile_batches("batches"),
+    ),
+    Case(
         "classes that the head lacks",
         "RUN --data.source pets --data.limit 0",
         ("data.source", "pets'", "class 0, class 1", "disc, ring"),
@@ -203,6 +227,7 @@ GPU = Case(
 # Left to `make proof`: what the same lines of code tell as in another case, or what tests/distributed has told already.
 LONG = ("tag", "no weights", "micro-batch", "no checkpoint", "another model's checkpoint", "run in a file")
 LONG += ("run among other files", "garbage for a result", "nothing to score", "no checkpoint is whole", "empty set")
+LONG += ("archive that reaches out", "labels without images")
 LONG += ("share", "norm group", "GPUs that are not there", "crop")
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 HEAVY = [case for case in CASES if case.before != "import" and case.script == "train.py"]

@@ -50,19 +50,22 @@ def find(source: str) -> ModuleType:
 
     A folder of that name wins over a hub id, as it does for `datasets`.
     """
-    from resnet_cifar.data.sources import folder, hub, npz, saved, synthetic, tree
+    from resnet_cifar.data.sources import folder, hub, kaggle, npz, pickles, saved, synthetic, tree
 
     if source == "synthetic":
         return synthetic
     path = Path(source).expanduser()
     if path.is_dir():
-        return saved if saved.holds(path) else tree if tree.holds(path) else folder
-    if path.suffix == ".npz" and path.is_file():
-        return npz
+        return next((kind for kind in (saved, pickles, kaggle, tree) if kind.holds(path)), folder)
+    files = {".npz": npz, ".zip": kaggle, ".7z": kaggle, ".tar.gz": pickles, ".tgz": pickles, ".tar": pickles}
+    if ending := next((ending for ending in files if path.name.lower().endswith(ending)), None):
+        if path.is_file():
+            return files[ending]
+        raise Mistake(f"data.source {source!r} is no file here: check its path")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith("."):
         return hub
     raise Mistake(
-        f"data.source {source!r} is no folder and no .npz file here, no hub id (OWNER/NAME) and not `synthetic`: "
+        f"data.source {source!r} is no folder, archive or .npz file here, no hub id (OWNER/NAME) and not `synthetic`: "
         "take uoft-cs/cifar10, a folder of class folders, or synthetic"
     )
 

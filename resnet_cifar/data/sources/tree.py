@@ -21,7 +21,7 @@ def holds(folder: Path) -> bool:
     for _, _, files in os.walk(folder, followlinks=True):
         if any(file.endswith(_TABLES) or Path(file).stem == "metadata" for file in files):
             return False
-        found = found or any(map(_is_picture, files))
+        found = found or any(map(is_picture, files))
     return found
 
 
@@ -43,7 +43,7 @@ def read(data: Data) -> Contents:
     if not classes:
         raise Mistake(
             f"data.source {data.source!r} holds pictures that have no class: put those of each class into a folder of "
-            "its own, named like it"
+            "its own, named like it, or name them in a trainLabels.csv as Kaggle does"
         )
     test = next((name for name in candidates if _folders(folders[name])), None)  # Kaggle's test/ has no classes
     if data.splits.test and test is None:
@@ -65,7 +65,7 @@ def _split(name: str, folder: Path, classes: list[str], data: Data) -> Split:
 
     def is_ours(path: str) -> bool:
         inside = Path(path).relative_to(folder)
-        return _is_picture(inside.name) and not any(part.startswith((".", "__")) for part in inside.parts)
+        return is_picture(inside.name) and not any(part.startswith((".", "__")) for part in inside.parts)
 
     rows = make_dataset(folder, numbers, is_valid_file=is_ours, allow_empty=True)
     labels = np.array([label for _, label in rows], dtype=np.int64)
@@ -80,13 +80,14 @@ def _folders(folder: Path) -> dict[str, Path]:
     return {path.name: path for path in found}
 
 
-def _is_picture(file: str) -> bool:
+def is_picture(file: str) -> bool:
+    """Whether a file of this name is taken for one."""
     return not file.startswith(".") and file.lower().endswith(_ENDINGS)
 
 
 def _passed_over(root: Path) -> str:
     """A sentence on files that are in the tree and not taken for pictures."""
-    names = [file for _, _, files in os.walk(root, followlinks=True) for file in files if not _is_picture(file)]
+    names = [file for _, _, files in os.walk(root, followlinks=True) for file in files if not is_picture(file)]
     endings = sorted({Path(name).suffix or name for name in names})
     return (
         f"passed over, as their endings are not those of pictures: {', '.join(endings)} ({len(names)})" if names else ""

@@ -1,0 +1,134 @@
+"""Members of a .tar.gz, .zip or .7z file, read without unpacking it.
+
+What is needed of an archive goes into one file without a name, which the system takes away with the process, however
+that ends. Refused, each in one sentence: what would lie outside, links and devices, a name given twice, what is
+encrypted or damaged, and bombs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from resnet_cifar.data.sources.archives.formats import Encrypted, Format, Member, Tar, Zip
+from resnet_cifar.data.sources.archives.kept import Kept
+from resnet_cifar.recipe import Data, Mistake
+
+_GIB = 2**30
+# An archive may unpack to so many bytes, or to so many times its size: pictures hardly shrink when they are packed,
+# bombs shrink a thousandfold.
+_FREE, _RATIO = _GIB, 100
+_LARGEST = 2**28  # bytes of a picture or a table
+_MEMBERS = 2_000_000
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An open archive whose members have been checked. `where`: how a sentence names it; `limit`: bytes, unpacked."""
+
+    where: str
+    limit: int
+    _format: Format
+    _members: dict[str, Member] = field(repr=False)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The files in it, by name, in its order, bytes."""
+        return {name: member.size for name, member in self._members.items()}
+
+    def keep(self, names: Iterable[str], largest: int = _LARGEST) -> Kept:
+        """These files' bytes. Raises Mistake where one is too large to be what it is taken for, or damaged."""
+        wanted = {name: self._members[name] for name in names}
+        if large := next((name for name, member in wanted.items() if member.size > largest), None):
+            raise Mistake(f"{self.where} holds {large!r} of {_size(wanted[large].size)}: unpack it by hand")
+        kept = Kept()
+        with contextlib.ExitStack() as undo:
+            undo.callback(kept.close)
+            with told(self.where):
+                self._format.copy(wanted, kept)
+                if short := [name for name, member in wanted.items() if kept.size(name) != member.size]:
+                    raise EOFError(f"{short[0]} is cut short")
+            kept.flush()
+            undo.pop_all()
+        return kept
+
+    @contextlib.contextmanager
+    def nested(self, name: str) -> Iterator[Archive]:
+        """An archive in this one, under the limit of this one: it is packed twice, and unpacks no further for it."""
+        file = self.keep([name], self.limit).file()
+        with contextlib.closing(file), _opened(file, name, f"{self.where}: {name}", self.limit) as archive:
+            yield archive
+
+
+@contextlib.contextmanager
+def opened(path: Path, data: Data) -> Iterator[Archive]:
+    """An archive that is data.source, or lies in it. Raises Mistake, also for what the caller finds in it damaged."""
+    source = Path(data.source).expanduser()
+    where = f"data.source {data.source!r}" + ("" if path == source else f": {path.name}")
+    with told(where):
+        limit, file = max(_FREE, _RATIO * path.stat().st_size), path.open("rb")
+    with file, _opened(file, path.name, where, limit) as archive:
+        yield archive
+
+
+@contextlib.contextmanager
+def _opened(file: BinaryIO, name: str, where: str, limit: int) -> Iterator[Archive]:
+    with told(where):
+        opened = _format(name)(file)
+        members = _checked(opened.members(), where, limit)
+    yield Archive(where, limit, opened, members)
+
+
+def _format(name: str) -> Callable[[BinaryIO], Format]:
+    name = name.lower()
+    if name.endswith(".7z"):
+        from resnet_cifar.data.sources.archives.seven_zip import SevenZip
+
+        return SevenZip
+    return Zip if name.endswith(".zip") else Tar
+
+
+@contextlib.contextmanager
+def told(where: str) -> Iterator[None]:
+    """Around what reads a file of a user: raises Mistake for whatever goes wrong."""
+    try:
+        yield
+    except Mistake:
+        raise
+    except Encrypted:
+        raise Mistake(f"{where} is encrypted: unpack it by hand") from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
+        raise Mistake(f"{where} cannot be read ({reason}): fetch it again, or unpack it by hand") from None
+
+
+def _checked(members: Iterable[Member], where: str, limit: int) -> dict[str, Member]:
+    """The files by their names. Raises Mistake."""
+    found: dict[str, Member] = {}
+    total = 0
+    for count, member in enumerate(members):
+        name = member.name.replace("\\", "/")
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
+            raise Mistake(f"{where} holds {member.name!r}, which would lie outside of it: do not trust it")
+        if member.kind not in ("file", "folder"):
+            raise Mistake(f"{where} holds {member.name!r}, a {member.kind}: pack files and folders only")
+        total += member.size
+        if total > limit or count >= _MEMBERS:
+            raise Mistake(
+                f"{where} says that it unpacks to more than {_size(limit)} or {_MEMBERS:,} files, as bombs do: do not "
+                "trust it"
+            )
+        if member.kind == "file":
+            if str(path) in found:
+                raise Mistake(f"{where} holds {str(path)!r} twice: pack it once")
+            found[str(path)] = member
+    return found
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / _GIB:.3g} GiB"

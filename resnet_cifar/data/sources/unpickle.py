@@ -1,0 +1,127 @@
+"""Pickles of numbers, words, lists, dicts and numpy arrays, read without importing or calling what they name.
+
+A pickle is a program that names functions and calls them. Here it may name the few that numpy's arrays are rebuilt
+with, under their old and new module names, and each name stands for a class of this file that only takes the bytes
+down. Operations that these files do not need are not known.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import struct
+from typing import Any, ClassVar
+
+import numpy as np
+
+
+def unpickle(content: bytes) -> dict[str, Any]:
+    """The dict of a pickle: text keys, arrays as numpy's, byte strings as they are (Python 2 knew no others).
+
+    A damaged or hostile file raises almost anything of Exception; none of its bytes is run.
+    """
+    found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    if not isinstance(found, dict):
+        raise pickle.UnpicklingError(f"it holds a {type(found).__name__}, not a dict")
+    return {text(key): value.array if isinstance(value, _Array) else value for key, value in found.items()}
+
+
+def text(value: bytes | str) -> str:
+    """A byte string of Python 2, or a word."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+class _Dtype:
+    """numpy.dtype: whole numbers only, so that no array holds objects."""
+
+    def __init__(self, code: bytes | str, *_: Any) -> None:
+        self._code, self._order = text(code), "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._order = text(state[1])
+
+    def numpy(self) -> np.dtype:
+        described = self._order + self._code
+        if not re.fullmatch(r"[<>|=][iu][1248]", described):
+            raise pickle.UnpicklingError(f"an array of {described} is none of whole numbers")
+        return np.dtype(described)
+
+
+class _Array:
+    """What numpy's _reconstruct begins and the state completes."""
+
+    array: np.ndarray
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, is_fortran, content = state
+        self.array = np.frombuffer(content, dtype.numpy()).reshape(shape, order="F" if is_fortran else "C")
+
+
+class _Buffer(_Array):
+    """numpy's _frombuffer, of pickle's protocol 5."""
+
+    def __init__(self, content: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> None:
+        self.__setstate__((1, shape, dtype, order == "F", content))
+
+
+class _Scalar(int):
+    """One of numpy's whole numbers."""
+
+    def __new__(cls, dtype: _Dtype, content: bytes) -> int:
+        return int(np.frombuffer(content, dtype.numpy())[0])
+
+
+class _Encoded(bytes):
+    """A byte string that Python 3 has written for Python 2."""
+
+    def __new__(cls, written: str, *_: Any) -> bytes:
+        return written.encode("latin1")
+
+
+_CALLED = {
+    ("numpy", "dtype"): _Dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy.core.numeric", "_frombuffer"): _Buffer,
+    ("numpy.core.multiarray", "scalar"): _Scalar,
+    ("_codecs", "encode"): _Encoded,
+}
+_NAMED = {**_CALLED, ("numpy", "ndarray"): None}
+_UNKNOWN = (
+    *(pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.INST, pickle.OBJ, pickle.EXT1, pickle.EXT2, pickle.EXT4),
+    *(pickle.PERSID, pickle.BINPERSID, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
+)
+
+
+# Python's own Unpickler, not C's, which makes room for as many objects as a file of ten bytes says that it has.
+class _Unpickler(pickle._Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        key = module.replace("numpy._core", "numpy.core"), name
+        if key not in _NAMED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no file of images needs")
+        return _NAMED[key]
+
+    def load_reduce(self) -> None:
+        arguments, called = self.stack.pop(), self.stack.pop()
+        if not any(called is known for known in _CALLED.values()):
+            raise pickle.UnpicklingError(f"it calls {called!r}")
+        self.append(called(*arguments))
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        if not isinstance(self.stack[-1], _Array | _Dtype):
+            raise pickle.UnpicklingError(f"it changes a {type(self.stack[-1]).__name__}")
+        self.stack[-1].__setstate__(state)
+
+    def load_bytearray8(self) -> None:
+        (size,) = struct.unpack("<Q", self.read(8))
+        self.append(self.read(size))  # not a bytearray of that size, which may be more than the file has
+
+    dispatch: ClassVar = {
+        **{code: load for code, load in pickle._Unpickler.dispatch.items() if bytes([code]) not in _UNKNOWN},
+        pickle.REDUCE[0]: load_reduce,
+        pickle.BUILD[0]: load_build,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+    }
