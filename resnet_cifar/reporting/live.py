@@ -48,7 +48,7 @@ def _facts(steps: int, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     last = rows[-1]
     steps = max(steps, last["step"])
     yield f"step {last['step']:,} of {steps:,}"
-    yield f"epoch {last['epoch']:.2f} of {last['epoch'] * steps / last['step']:.4g}"
+    yield f"epoch {last['epoch']:.2f} of {last['epoch'] * steps / last['step']:.2f}"
     yield f"{last['images_per_second']:,.0f} images/s"
     if left := steps - last["step"]:
         yield f"{duration(left / last['step'] * last['images'] / last['images_per_second'])} left"

@@ -169,6 +169,5 @@ def _shown(path: str, value: Any) -> str:
 
 def _hardware(environment: Mapping[str, Any]) -> str:
     gpus, processes = environment["gpus"], environment["world_size"]
-    threads = environment["threads"]
-    device = gpus[0] if gpus else f"{environment['cpu']}, {threads} thread{'s' * (threads > 1)}"
+    device = gpus[0] if gpus else f"{environment['cpu']}, threads: {environment['threads']}"
     return f"{processes} process{'es' * (processes > 1)} ({device})"
