@@ -180,9 +180,7 @@ def _check_eval(own: dict[str, Any], overrides: dict[str, str]) -> None:
 def _check_checked(target: Target) -> None:
     """Raises Mistake where there is no exported model, or nothing that its logits could be compared with."""
     if target.kind != "run":
-        raise Mistake(
-            f"--check compares a run's exported model with the run's own scores: name a run, not {target.path}"
-        )
+        raise Mistake(f"--check compares the model of a run with the run's scores, and {target.path} is no run folder")
     for file in ("result.json", "model/config.json", "predictions-test.parquet"):
         if not (target.path / file).is_file():
             raise Mistake(f"--check: {target.path} has no {file}: let train.py finish the run, or bring the file back")

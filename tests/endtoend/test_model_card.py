@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from starting import train
 
@@ -84,7 +86,7 @@ def test_a_card_carries_the_measured_numbers(stemmed: Path, tmp_path: Path) -> N
     assert {(each.dataset_name, each.dataset_split) for each in card.data.eval_results} == {("synthetic", "test")}
     low, high = found["accuracy_interval"]
     assert f"| accuracy | {found['accuracy']:.4f} (95 % interval, Wilson: {low:.4f} to {high:.4f}) |" in card.text
-    for name in ("top5", "loss", "calibration_error", "calibration_error_scaled", "temperature"):
+    for name in ("top5", "loss", "calibration_error"):
         assert f"| {found[name]:.4f} |" in card.text, name
     assert f"| {result['val/accuracy']:.4f} |" in card.text
     for name, values in found["classes"].items():
@@ -122,10 +124,12 @@ def test_a_card_says_what_a_hub_set_and_pretrained_weights_are_and_no_folder() -
     assert "By resnet-cifar's default recipe, unchanged." in text and "2 processes (A GPU)" in text
     assert "(stopped early), of which step 5 was the best" in text
     assert "| a\\|b | 0.5000" in text and "| none |" not in text and "temperature" not in text
-    assert "import resnet_cifar" not in text and "softmax" in text
+    assert "import resnet_cifar" not in text and "= logits.softmax(1)" in text
     own = cli.read_recipe("finetune", {"data.source": "synthetic"})
     own = own.__class__(**{**vars(own), "data": own.data.__class__(**{**vars(own.data), "source": "/a/b/photos"})})
+    found |= {"temperature": 1.25, "calibration_error_scaled": 0.0625}
     text = model_card.text(own, config, found, result, here, needs_package=False)
+    assert "| 1.2500 |" in text and "| 0.0625 |" in text and "= (logits / 1.250000).softmax(1)" in text
     assert "--data.source photos" in text and "/a/b" not in text and ModelCard(text).data.datasets is None
 
 
@@ -135,6 +139,14 @@ def test_timm_gets_the_runs_logits_out_of_a_model_that_is_ours(stemmed: Path, ca
     assert "on 60 test images" in printed, "there are no more"
     assert printed.count("all 60 predicted classes agree") == 2
     assert len(largest(printed)) == 2 and max(largest(printed)) < 1e-4
+
+
+def test_timms_own_transform_is_the_same_for_pictures_of_the_models_size(halved: Path) -> None:
+    words: dict = {}
+    exec(model_card.loading(str(halved / "model"), needs_package=False), words)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(words["model"]))
+    torch.testing.assert_close(transform(picture), words["to_input"](picture), rtol=0, atol=1e-6)
 
 
 def test_weights_that_have_changed_are_found(stemmed: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

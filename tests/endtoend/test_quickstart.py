@@ -99,7 +99,7 @@ def test_a_mistake_in_a_notebook_is_one_sentence(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_script_trains_once_and_hears_what_a_start_finds_wrong(tmp_path: Path) -> None:
+def test_a_script_trains_once_and_sees_what_train_py_prints(tmp_path: Path) -> None:
     script = f"""
 import resnet_cifar
 from pathlib import Path
@@ -110,10 +110,6 @@ print("--", repr(run), run.result["test/accuracy"] >= 0)
 files = {{path: path.stat().st_mtime_ns for path in Path("RUN").rglob("*")}}
 assert resnet_cifar.train("debug", run="RUN", **settings) == run
 assert files == {{path: path.stat().st_mtime_ns for path in Path("RUN").rglob("*")}}
-try:
-    resnet_cifar.train("debug", run="RUN-2", **settings | {{"data.limit": 5}})
-except resnet_cifar.recipe.Mistake as mistake:
-    print("--", mistake)
 page = Path("RUN/report/index.html")
 page.parent.mkdir(exist_ok=True)
 page.write_text({PAGE!r})
@@ -125,7 +121,6 @@ assert page.read_text() == {PAGE!r}, "it is newer than all that it is made from"
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "phase 1 " in done.stdout and "validation accuracy" in done.stdout, "what train.py prints is seen"
-    first, second = re.findall(r"^-- (.*)$", done.stdout, re.MULTILINE)
+    (first,) = re.findall(r"^-- (.*)$", done.stdout, re.MULTILINE)
     assert re.fullmatch(r"Run\('RUN'\): finished, step 4 of 4, val/accuracy 0\.\d+, test/accuracy 0\.\d+ True", first)
-    assert second == "data.limit 5 is less than one image for each of 10 classes: raise it"
     assert done.stdout.splitlines()[-2:] == [first.removesuffix(" True"), "RUN/report/index.html"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -156,6 +157,34 @@ def test_the_panel_says_where_a_run_is() -> None:
     assert "warning: take &lt;care&gt;" in panel and "data:image/svg+xml" in panel
     empty = live.panel("runs/a", "starting", 0, [], [], live.curves([]))
     assert 'aria-valuenow="0"' in empty and "<img" not in empty
+
+
+def followed(run: Path, script: str) -> None:
+    """Follows a process that does what `script` says in place of train.py."""
+    command, pipe = [sys.executable, "-c", script, str(run)], subprocess.PIPE
+    following.follow(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True), run, is_shown=False)
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "sentence"),
+    [
+        ("import sys; sys.exit('error: take another')", Mistake, "take another"),
+        ("import sys; print('error: a\\nTraceback', file=sys.stderr); sys.exit(1)", Mistake, "a"),
+        ("1 / 0", following.Failed, r"train.py ended with code 1, and said last:\n(.*\n)*ZeroDivisionError"),
+        ("import sys; sys.exit(75)", following.Stopped, "stopped with nothing new to save: the same call goes on"),
+        ("", following.Failed, "train.py ended with code 0"),
+    ],
+)
+def test_how_a_start_ended_is_told(run: Path, script: str, error: type, sentence: str) -> None:
+    with pytest.raises(error, match=sentence) as caught:
+        followed(run, script)
+    assert "\n".join(caught.value._render_traceback_()).endswith(str(caught.value))
+
+
+def test_a_stop_that_nobody_here_asked_for_is_told(run: Path) -> None:
+    status = {"state": "interrupted", "why": "--max-minutes 5", "time": 1e12, "step": 7, "steps": 20}
+    with pytest.raises(following.Stopped, match=r"interrupted \(--max-minutes 5\) at step 7 of 20, and saved"):
+        followed(run, f"import json, sys; json.dump({status!r}, open(sys.argv[1] + '/status.json', 'w'))")
 
 
 def test_a_row_that_is_being_written_is_left_for_later(tmp_path: Path) -> None:
