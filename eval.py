@@ -2,9 +2,10 @@
 
 python eval.py TARGET [--split test|validation] [--data.source ...] [--tta flip] [--out FOLDER]
 python eval.py TARGET --images a.png folder/ ... [--json]
+python eval.py RUN --check [N]
 
 TARGET: a run folder (its best checkpoint), a checkpoint folder, or an exported model. Exit codes: 0; 2 for a mistake of
-the user's; 3 where some pictures could not be read and the others are labelled.
+the user's; 3 where some pictures could not be read and the others are labelled; 4 where --check finds other logits.
 """
 
 import sys
@@ -25,6 +26,12 @@ def main(arguments: list[str]) -> None:
     from resnet_cifar.data.sources import hub
 
     hub.settle_offline(recipe)
+
+    if command.check:
+        from resnet_cifar.training.check import check
+
+        check(command, recipe)
+        return
 
     from resnet_cifar.training.score import score
 

@@ -11,9 +11,10 @@ import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -133,10 +134,12 @@ def split(
     values: tuple[str, ...],
     flags: tuple[str, ...],
     lists: tuple[str, ...] = (),
+    numbers: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """The command's own options, overrides of the recipe, and words that belong to no option.
 
-    `values`, `flags`, `lists`: own options of one word, of none, and of all words up to the next option.
+    `values`, `flags`, `lists`: own options of one word, of none, and of all words up to the next option. `numbers`:
+    options of one word or none, with the word that none stands for; the next word is theirs where it is a number.
     """
     own: dict[str, Any] = {}
     overrides: dict[str, str] = {}
@@ -157,8 +160,12 @@ def split(
                 raise Mistake(f"--{name} takes no value: leave {value!r} away")
             own[name] = True
             continue
+        if name in numbers:
+            follows = not equals and words and is_number(words[0])
+            own[name] = value if equals else words.popleft() if follows else numbers[name]
+            continue
         if name not in (*values, *lists) and not _is_field(name):
-            mend = nearest(name, [*values, *flags, *lists, *field_paths()]) or "; --help shows all"
+            mend = nearest(name, [*values, *flags, *lists, *numbers, *field_paths()]) or "; --help shows all"
             raise Mistake(f"unknown field --{name}{mend}")
         if not equals:
             if not words or words[0].startswith("--"):

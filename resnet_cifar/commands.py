@@ -18,6 +18,8 @@ from resnet_cifar import target as targets
 from resnet_cifar.recipe import Data, Mistake, Recipe
 from resnet_cifar.target import Target
 
+CHECKED = "256"  # images that eval.py --check compares
+
 
 @dataclass(frozen=True)
 class TrainCommand:
@@ -58,6 +60,9 @@ class EvalCommand:
     """Pictures, and folders of pictures, to label."""
     json: bool = False
     """With --images: a JSON object a line on the standard output, in place of the table."""
+    check: int = 0
+    """Load RUN/model with timm in a process of its own and compare its logits of so many test images with the run's
+    [256 where no number is given; more than there are: all]."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,9 @@ def eval_command(arguments: list[str]) -> tuple[EvalCommand, Recipe]:
 
     A run or checkpoint has its recipe; of a model that stands alone only `data` and `precision` mean something.
     """
-    own, overrides, rest = cli.split(arguments, values=("split", "tta", "out"), flags=("json",), lists=("images",))
+    own, overrides, rest = cli.split(
+        arguments, ("split", "tta", "out"), flags=("json",), lists=("images",), numbers={"check": CHECKED}
+    )
     if own.get("help"):
         _help(EvalCommand, "eval.py", Changeable())
     if len(rest) != 1:
@@ -138,6 +145,9 @@ def eval_command(arguments: list[str]) -> tuple[EvalCommand, Recipe]:
         )
     _check_eval(own, overrides)
     target = targets.find(Path(rest[0]))
+    if "check" in own:
+        own["check"] = cli.count("check", own["check"])
+        _check_checked(target)
     recipe = target_recipe(target, overrides)
     if target.kind == "model" and target.run is None and "data.source" not in overrides and "images" not in own:
         raise Mistake(f"{target.path} is a model without a recipe: say with --data.source what it is scored on")
@@ -157,12 +167,23 @@ def _check_eval(own: dict[str, Any], overrides: dict[str, str]) -> None:
         raise Mistake("--out is for scores, and --images prints: take --json and send its lines to a file")
     if "json" in own and "images" not in own:
         raise Mistake("--json is for --images: scores are written as JSON anyway")
+    if "check" in own and (others := [name for name in (*own, *overrides) if name != "check"]):
+        raise Mistake(f"--check compares with what the run has scored itself: leave --{others[0]} away")
     for path in overrides:
         if not path.startswith("data.") and path != "precision":
             raise Mistake(f"--{path} cannot change when a model is scored: only --data.* and --precision can")
     for word in own.get("images", ()):
         if not Path(word).exists():
             raise Mistake(f"--images {word}: there is no such file or folder")
+
+
+def _check_checked(target: Target) -> None:
+    """Raises Mistake where there is no exported model, or nothing that its logits could be compared with."""
+    if target.kind != "run":
+        raise Mistake(f"--check compares the model of a run with the run's scores, and {target.path} is no run folder")
+    for file in ("result.json", "model/config.json", "predictions-test.parquet"):
+        if not (target.path / file).is_file():
+            raise Mistake(f"--check: {target.path} has no {file}: let train.py finish the run, or bring the file back")
 
 
 def target_recipe(target: Target, overrides: dict[str, str] | None = None) -> Recipe:

@@ -227,6 +227,11 @@ def estimate_norms(model: nn.Module, batches: Iterable[Tensor], average: Callabl
             module.norm_batch = rows
 
 
+def is_ours(architecture: str) -> bool:
+    """Whether timm knows the architecture only after `import resnet_cifar`."""
+    return timm.models.model_entrypoint(architecture).__module__.startswith("resnet_cifar.")
+
+
 def export(
     model: nn.Module,
     folder: Path,
@@ -234,12 +239,13 @@ def export(
     classes: tuple[str, ...],
     weights: dict[str, Tensor],
     facts: Mapping[str, float | str | None],
+    card: str = "",
 ) -> None:
     """Writes `weights` in timm's format: `timm.create_model("local-dir:FOLDER", pretrained=True)` loads them.
 
     The folder is written aside and renamed. A CIFAR stem loads after `import resnet_cifar`. config.json keeps `facts`
     besides, of which None is left out (`temperature`, that logits are to be divided by; `stored_size` and `fingerprint`
-    of the images that it was trained on).
+    of the images that it was trained on). `card`: what README.md says of it.
     """
     mean, std = normalisation(model, recipe)
     size = recipe.data.image_size
@@ -258,5 +264,7 @@ def export(
     shutil.rmtree(aside, ignore_errors=True)
     config = {"label_names": list(classes), **{name: fact for name, fact in facts.items() if fact is not None}}
     timm.models.save_for_hf(clean, aside, model_config=config, safe_serialization=True)
+    if card:
+        (aside / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)

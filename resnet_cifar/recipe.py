@@ -22,6 +22,10 @@ from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, TypeAda
 class Mistake(ValueError):
     """Something the user can mend, said in one sentence: the field, its value, the mend. Shown without a traceback."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback."""
+        return [f"error: {self}"]
+
 
 class LocalMistake(Mistake):
     """One that other machines of the run may not find: each machine's first process says it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import mmap
@@ -16,11 +17,14 @@ import secrets
 import shutil
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from resnet_cifar import cli
 from resnet_cifar.recipe import Mistake, Recipe, differences, fingerprint
+
+_NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # what file systems answer that cannot
 
 
 def default_path(recipe_name: str, recipe: Recipe) -> Path:
@@ -195,7 +199,7 @@ def _end_of_rows(file: Path, step: int) -> int:
     """Bytes of the rows up to update `step`, looked for from the end: a long run resumes as fast as a short one."""
     if not file.stat().st_size:
         return 0
-    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with file.open("rb") as stream, _content(stream) as content:
         end = content.rfind(b"\n") + 1  # a row that a kill cut short has no end of line
         while end:
             begin = content.rfind(b"\n", 0, end - 1) + 1
@@ -204,6 +208,18 @@ def _end_of_rows(file: Path, step: int) -> int:
                     break
             end = begin
         return end
+
+
+@contextlib.contextmanager
+def _content(stream: BinaryIO) -> Iterator[mmap.mmap | bytes]:
+    """The file's bytes, mapped; read as a whole where a mounted drive does not map files."""
+    try:
+        content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError:
+        yield stream.read()
+        return
+    with content:
+        yield content
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
@@ -235,10 +251,16 @@ def write_json(file: Path, values: dict[str, Any]) -> None:
 
 
 def flush(path: Path) -> None:
-    """Puts a file, or the names in a folder, on disk."""
+    """Puts a file, or the names in a folder, on disk.
+
+    Of a folder as far as its file system can: many that are mounted over a network (FUSE, SMB) refuse to flush one.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

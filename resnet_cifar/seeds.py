@@ -18,13 +18,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from resnet_cifar import cli, commands
+from resnet_cifar import cli, commands, starts
 from resnet_cifar.commands import SeedsCommand
 from resnet_cifar.recipe import Mistake, Recipe, fingerprint
 from resnet_cifar.run_folder import RunFolder, read_json, write_json
 from resnet_cifar.training.interrupts import SIGNALS, TRY_AGAIN
 
-_SCRIPT = Path(__file__).parents[1] / "train.py"
 _SCORES = ("val/accuracy", "test/accuracy")
 
 
@@ -32,14 +31,13 @@ def main(arguments: list[str]) -> None:
     """Trains the seeds that are not finished and says what all reached. Ends with 1 where one failed, 75 if stopped."""
     command, recipe, words = commands.seeds_command(arguments)
     seeds = commands.seed_numbers(command.seeds)
-    if not _SCRIPT.is_file():
-        raise Mistake(f"{_SCRIPT} is not there, and starts every seed: install with pip install -e from a checkout")
+    script = starts.script()
     name = f"{Path(command.recipe).stem}-seeds-{fingerprint(dataclasses.replace(recipe, seed=0))}"
     home = Path(command.run) if command.run else Path("runs") / name
     runs = {seed: RunFolder(home / f"seed-{seed}") for seed in seeds}
     for seed, run in runs.items():  # before any of them is trained
-        _finished(run, dataclasses.replace(recipe, seed=seed))
-    states = _train(command, recipe, runs, words)
+        starts.finished(run, dataclasses.replace(recipe, seed=seed))
+    states = _train(command, recipe, runs, [str(script), "--recipe", command.recipe, *words])
     _tell(home, _summary(runs, states), recipe=command.recipe, changes=words)
     if {"interrupted", "not run"} & set(states.values()):
         print("stopped: the same command goes on where it was", file=sys.stderr, flush=True)
@@ -49,15 +47,6 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(1)
 
 
-def _finished(run: RunFolder, recipe: Recipe) -> dict[str, Any] | None:
-    """The run's result, or None. Raises Mistake where the folder is another recipe's."""
-    file = run.path / "recipe.yaml"
-    if recipe.precision == "auto" and file.is_file():  # what the launcher made of it is the launcher's to compare
-        recipe = dataclasses.replace(recipe, precision=cli.read_recipe(str(file)).precision)
-    run.check(recipe)
-    return run.finished(recipe)
-
-
 def _train(command: SeedsCommand, recipe: Recipe, runs: dict[int, RunFolder], words: list[str]) -> dict[int, str]:
     """How each seed has ended: `finished`, `failed`, `interrupted` or, after that, `not run`."""
     states: dict[int, str] = {}
@@ -65,13 +54,13 @@ def _train(command: SeedsCommand, recipe: Recipe, runs: dict[int, RunFolder], wo
     for seed, run in runs.items():
         if child.stopped or "interrupted" in states.values():
             states[seed] = "not run"
-        elif _finished(run, dataclasses.replace(recipe, seed=seed)):
+        elif starts.finished(run, dataclasses.replace(recipe, seed=seed)):
             print(f"== seed {seed} is finished: {run.path}", flush=True)
             states[seed] = "finished"
         else:
             print(f"== seed {seed}: {run.path}", flush=True)
-            own = ["--recipe", command.recipe, *words, "--seed", str(seed), "--run", str(run.path)]
-            states[seed] = _ended(run, child, [*shlex.split(command.launch), str(_SCRIPT), *own])
+            own = ["--seed", str(seed), "--run", str(run.path)]
+            states[seed] = _ended(run, child, [*shlex.split(command.launch), *words, *own])
     return states
 
 

@@ -1,4 +1,4 @@
-"""Requests to end a run: SIGTERM, SIGUSR1, SIGINT, SIGHUP, a launcher that is gone, --max-minutes.
+"""Requests to end a run: SIGTERM, SIGUSR1, SIGINT, SIGHUP, a launcher or notebook that is gone, --max-minutes.
 
 Python runs signal handlers in the main thread, between bytecodes, and that may sit in a collective for minutes. So the
 interpreter's own handler writes the signal's number into a pipe, and a thread reads it. Nothing heavy is imported here:
@@ -61,6 +61,8 @@ class Requests:
                         self._signalled(signal.Signals(number))
             if self._launcher and os.getppid() != self._launcher:
                 self._ask("the end of the launcher")
+            if launched.is_left():
+                self._ask("the end of the notebook")
             if self._end and time.monotonic() > self._end:
                 self._ask(self._limit)
 

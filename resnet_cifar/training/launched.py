@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 
+import psutil
+
 from resnet_cifar.recipe import LocalMistake, Mistake
 
+FOLLOWER = "RESNET_CIFAR_FOLLOWER"  # in the environment: the process that `resnet_cifar.train` was called in
 _SEVERAL = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
@@ -17,6 +20,11 @@ def by_accelerate() -> bool:
 def by_elastic() -> bool:
     """Whether torch's elastic launcher did, by itself or for `accelerate launch`."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_left() -> bool:
+    """Whether the notebook or script that `resnet_cifar.train` was called in has ended."""
+    return FOLLOWER in os.environ and not psutil.pid_exists(int(os.environ[FOLLOWER]))
 
 
 def attempt() -> int:

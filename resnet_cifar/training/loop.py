@@ -20,7 +20,7 @@ from resnet_cifar.data.batches import Batch, Batches, check_crop
 from resnet_cifar.data.plan import Plan
 from resnet_cifar.data.store import ImageData
 from resnet_cifar.recipe import Mistake, Recipe
-from resnet_cifar.reporting import metrics, score_files
+from resnet_cifar.reporting import environment, metrics, model_card, score_files
 from resnet_cifar.reporting.console import Screen, duration
 from resnet_cifar.run_folder import RunFolder
 from resnet_cifar.training import beforehand, checkpoint, fit, launched, outline, snapshot
@@ -365,8 +365,6 @@ class Run:
             **metrics.full(*predictions, data.classes, temperature),
         }
         score_files.write(folder.path, "test", found, *predictions, data.test.indices)
-        facts = {"temperature": temperature, "stored_size": data.train.side, "fingerprint": data.fingerprint}
-        models.export(learner.scored, folder.model, recipe, data.classes, weights, facts)
         result = {
             **({"val/accuracy": self.best["val/accuracy"], "val/loss": self.best["val/loss"]} if self.best else {}),
             "test/accuracy": found["accuracy"],
@@ -379,6 +377,9 @@ class Run:
             "seconds": time.perf_counter() - self.began,
             "world_size": world.size,
         }
+        facts = {"temperature": temperature, "stored_size": data.train.side, "fingerprint": data.fingerprint}
+        card = self._card(found, {**result, **facts})
+        models.export(learner.scored, folder.model, recipe, data.classes, weights, facts, card)
         run_folder.write_json(folder.path / "result.json", result)
         best = {f"best/{name}": value for name, value in result.items() if name == "step" or name.startswith("val/")}
         final = {**best, "test/accuracy": result["test/accuracy"], "test/loss": result["test/loss"]}
@@ -386,6 +387,12 @@ class Run:
         recorder.status("finished")
         recorder.screen.end()
         _closing_table(recorder.screen, folder, result, recorder.tracker.commands)
+
+    def _card(self, found: dict[str, Any], result: dict[str, Any]) -> str:
+        config = self.learner.scored.pretrained_cfg
+        here = {**environment.describe(), "world_size": self.world.size}
+        needs_package = models.is_ours(config["architecture"])
+        return model_card.text(self.plan.recipe, config, found, result, here, needs_package)
 
 
 def _closing_table(screen: Screen, folder: RunFolder, result: dict[str, Any], curves: list[tuple[str, str]]) -> None:

@@ -44,6 +44,22 @@ CASES = [
     ),
     Case("no yaml", "--recipe my.yaml", ("my.yaml is not YAML",), "import", prepared.file("my.yaml", "data: [")),
     Case("no run to score", "nowhere", ("nowhere is no run folder", "recipe.yaml"), "import", script="eval.py"),
+    Case(
+        "check of a model alone",
+        "RUN/model --check",
+        ("--check", "RUN/model is no run folder"),
+        "import",
+        prepared.run(),
+        script="eval.py",
+    ),
+    Case(
+        "check of an unfinished run",
+        "RUN --check 16",
+        ("--check: RUN has no result.json", "let train.py finish"),
+        "import",
+        prepared.run(prepared.unfinished),
+        script="eval.py",
+    ),
     # What timm, torch and the machine tell
     Case("model", f"{HUB} --model.name resnet5o", ("model.name 'resnet5o'", "did you mean resnet50"), "download"),
     Case("tag", "--model.name resnet50.a1_in2k", ("'resnet50.a1_in2k'", "did you mean resnet50.a1_"), "download"),
@@ -191,6 +207,14 @@ CASES = [
         script="eval.py",
     ),
     Case(
+        "garbage for a model to check",
+        "RUN --check 16",
+        ("timm cannot load RUN/model", "bring it back"),
+        "training",
+        prepared.run(prepared.garbled("model/model.safetensors")),
+        script="eval.py",
+    ),
+    Case(
         "no checkpoint is whole",
         f"{EMBEDDED} --run RUN",
         ("no checkpoint in RUN/checkpoints is whole", "bring one back", "--fresh"),
@@ -228,6 +252,7 @@ GPU = Case(
 LONG = ("tag", "no weights", "micro-batch", "no checkpoint", "another model's checkpoint", "run in a file")
 LONG += ("run among other files", "garbage for a result", "nothing to score", "no checkpoint is whole", "empty set")
 LONG += ("archive that reaches out", "labels without images")
+LONG += ("garbage for a model to check",)
 LONG += ("share", "norm group", "GPUs that are not there", "crop")
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 HEAVY = [case for case in CASES if case.before != "import" and case.script == "train.py"]

@@ -363,7 +363,7 @@ def test_help_of_eval_offers_what_is_taken_and_nothing_else(run: Run) -> None:
     done = run("eval.py", "--help")
     assert done.returncode == 0
     options = set(re.findall(r" --(\w[\w.]*)", done.stdout)) - {"help"}
-    own = {"split", "tta", "out", "images", "json", "precision", "mixed_precision"}  # the last is accelerate's
+    own = {"split", "tta", "out", "images", "json", "check", "precision", "mixed_precision"}  # the last is accelerate's
     assert {option for option in options if not option.startswith("data.")} == own
     assert {f"data.{name}" for name in ("source", "limit", "image_size")} < options
     assert "RUN/checkpoints/step-..." in done.stdout

@@ -92,6 +92,14 @@ def test_eval_reads_the_runs_recipe_and_changes_of_its_data(run_folder: Path) ->
         (("nowhere", "--images", "a.png", "--split", "test"), "--split is for scores"),
         (("nowhere", "--images", "a.png", "--out", "o"), "--out is for scores"),
         (("nowhere", "--json"), "--json is for --images"),
+        (
+            ("nowhere", "--check", "--split", "test"),
+            "--check compares with what the run has scored itself: leave --split",
+        ),
+        (
+            ("nowhere", "--data.limit", "9", "--check"),
+            "--check compares with what the run has scored itself: leave --data.",
+        ),
         (("nowhere", "--imags", "a"), "unknown field --imags; did you mean images?"),
     ],
 )
@@ -107,6 +115,31 @@ def test_eval_takes_all_words_after_images_up_to_the_next_option(run_folder: Pat
     command, _ = commands.eval_command([str(run_folder), "--images", *files[:2], "--json", "--images", files[2]])
     assert (command.images, command.json) == (tuple(files), True)
     assert commands.eval_command([f"--images={files[0]}", str(run_folder)])[0].images == (files[0],)
+
+
+@pytest.mark.parametrize(
+    ("words", "images"),
+    [
+        (["RUN"], 0),
+        (["RUN", "--check"], 256),
+        (["--check", "RUN"], 256),
+        (["--check", "9", "RUN"], 9),
+        (["RUN", "--check=12"], 12),
+        (["RUN", "--check", "99999"], 99999),
+    ],
+)
+def test_check_takes_a_number_or_none(run_folder: Path, words: list[str], images: int) -> None:
+    (run_folder / "model").mkdir()
+    for file in ("result.json", "model/config.json", "predictions-test.parquet"):
+        (run_folder / file).write_text("")
+    command, _ = commands.eval_command([str(run_folder) if word == "RUN" else word for word in words])
+    assert command == commands.EvalCommand(target=str(run_folder), check=images)
+
+
+@pytest.mark.parametrize("number", ["0", "many", "-3"])
+def test_check_refuses_other_numbers(run_folder: Path, number: str) -> None:
+    with pytest.raises(Mistake, match=f"--check cannot be '{number}': it should be a whole number above 0"):
+        commands.eval_command([str(run_folder), f"--check={number}"])
 
 
 def test_another_source_is_not_cut_for_a_validation_split_that_nobody_asked_for(run_folder: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -22,7 +24,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("commands", "run_folder"),
     ("data", "model", "reporting"),
     ("training",),
-    ("training.loop", "training.score", "training.label", "training.fetch", "report", "cache", "seeds"),
+    ("starts", "following", "training.loop", "training.score", "training.check", "training.label", "training.fetch"),
+    ("report", "cache", "seeds", "notebook"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc"}
@@ -82,8 +85,13 @@ def test_no_arrow_points_up(module: str) -> None:
     assert not up, f"{module} imports {up}"
 
 
-def test_the_package_itself_imports_only_the_stem() -> None:
-    assert arrows("") == {"cifar_stem"}
+def test_the_package_itself_imports_the_stem_and_its_two_functions_when_they_are_asked_for() -> None:
+    assert arrows("") == {"cifar_stem", "notebook"}
+    assert arrows("", ast.parse(FILES[""].read_text()).body) == set()
+    script = "import sys, resnet_cifar; print(*sorted({name.split('.')[0] for name in sys.modules} & set(sys.argv)))"
+    heavy = ["IPython", "numpy", "pydantic", "resnet_cifar", "timm", "torch"]
+    done = subprocess.run([sys.executable, "-c", script, *heavy], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "resnet_cifar\n"
 
 
 def test_modules_are_loaded_in_no_circle() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import re
 import socket
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -477,3 +479,48 @@ def test_rows_are_read_from_the_end(folder: RunFolder, monkeypatch: pytest.Monke
     monkeypatch.undo()
     assert steps(folder)[-1] == 9_997
     assert [loads(text)["step"] for text in looked_at if isinstance(text, bytes)] == [10_000, 9_999, 9_998, 9_997]
+
+
+# Mounted drives
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_drive_that_cannot_flush_folders_can_hold_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    fsync, refused = os.fsync, []
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            refused.append(descriptor)
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    run_folder.write_json(tmp_path / "a.json", {"a": 1})
+    assert run_folder.read_json(tmp_path / "a.json") == {"a": 1} and refused
+
+
+@pytest.mark.parametrize(("number", "is_folder"), [(errno.EIO, True), (errno.EINVAL, False)])
+def test_other_trouble_with_flushing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_folder: bool
+) -> None:
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) == is_folder:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        run_folder.write_json(tmp_path / "a.json", {})
+
+
+def test_rows_are_cut_where_a_drive_does_not_map_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    mapped = run_folder._end_of_rows(file, 2)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    assert run_folder._end_of_rows(file, 2) == mapped == len('{"step": 1}\n{"step": 2}\n')

@@ -1,0 +1,161 @@
+"""A start of train.py, followed from a notebook or a script: what it says, how it ends, how it is stopped."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import IO, Any
+
+from resnet_cifar.recipe import Mistake
+from resnet_cifar.run_folder import RunFolder, read_json
+from resnet_cifar.training.interrupts import TRY_AGAIN
+
+_LOOK = 0.5  # seconds between looks at the run folder
+_SHARE = 10  # drawing takes at most one part in so many of the time: training needs the processor
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was interrupted. The message says where it is and how to go on."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+class Failed(RuntimeError):
+    """train.py broke. The message ends with the last lines that it said."""
+
+    def _render_traceback_(self) -> list[str]:
+        return str(self).splitlines()
+
+
+def follow(process: subprocess.Popen, folder: Path, is_shown: bool) -> None:
+    """Waits for train.py, and shows in a notebook how it goes. Raises Mistake, Stopped or Failed where it went wrong.
+
+    A KeyboardInterrupt becomes the process's SIGINT, and is waited for until the run is saved.
+    """
+    began, heard, stopped = time.time(), _Heard(process), False
+    view = _View(folder, heard) if is_shown else None
+    try:
+        while process.poll() is None:
+            try:
+                process.wait(_LOOK)
+            except subprocess.TimeoutExpired:
+                if view:
+                    view.look()
+            except KeyboardInterrupt:
+                stopped = True
+                print("stopping: it saves first", file=sys.stderr, flush=True)
+                process.send_signal(signal.SIGINT)
+    finally:
+        if process.poll() is None:  # something went wrong here
+            process.terminate()
+            process.wait()
+        heard.join()
+    try:
+        _conclude(process.returncode, folder, heard, began, stopped)
+    finally:
+        if view:
+            view.look(last=True)
+
+
+def _conclude(code: int, folder: Path, heard: _Heard, began: float, stopped: bool) -> None:
+    if heard.error:
+        raise Mistake(heard.error)
+    status = read_json(folder / "status.json") or {}
+    is_new = status.get("time", 0) >= began
+    if is_new and status["state"] == "interrupted":
+        raise Stopped(
+            f"interrupted ({status['why']}) at step {status['step']} of {status['steps']}, and saved: "
+            "the same call goes on from there"
+        )
+    if code == TRY_AGAIN or (stopped and code):
+        raise Stopped("stopped with nothing new to save: the same call goes on where the run was")
+    if code or RunFolder(folder).result() is None:
+        raise Failed("\n".join([f"train.py ended with code {code}, and said last:", *heard.last]))
+
+
+class _Heard:
+    """What the process prints: its last lines, its warnings and the sentence of a mistake. Other lines go where ours do
+    where nobody shows them."""
+
+    def __init__(self, process: subprocess.Popen) -> None:
+        self.error = ""
+        self.warnings: list[str] = []
+        self.last: deque[str] = deque(maxlen=30)
+        streams = [stream for stream in (process.stdout, process.stderr) if stream is not None]
+        self._is_alone = process.stdout is None  # standard output is the user's own
+        self._threads = [threading.Thread(target=self._read, args=(stream,), daemon=True) for stream in streams]
+        for thread in self._threads:
+            thread.start()
+
+    def join(self) -> None:
+        """Returns when everything has been read."""
+        for thread in self._threads:
+            thread.join()
+
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            self.last.append(line.rstrip("\n"))
+            if found := re.match(r"error: (.*)", line):
+                self.error = self.error or found[1]
+            elif self._is_alone:
+                print(line, end="", file=sys.stderr, flush=True)
+            if found := re.match(r"warning: (.*)", line):
+                self.warnings.append(found[1])
+
+
+class _View:
+    """The cell's output, drawn anew in its place."""
+
+    def __init__(self, folder: Path, heard: _Heard) -> None:
+        from IPython.display import HTML, display
+
+        self._folder, self._heard, self._html = folder, heard, HTML
+        self._seen: Any = None
+        self._rows: list[dict[str, Any]] = []
+        self._curves, self._next = "", 0.0
+        self._began = time.time()
+        self._display = display(HTML(self._panel()), display_id=True)
+
+    def look(self, last: bool = False) -> None:
+        """Draws what has changed since the last look, if it is time to."""
+        from resnet_cifar.reporting import live
+
+        if time.monotonic() < self._next and not last:
+            return
+        began = time.monotonic()
+        file = self._folder / "metrics.jsonl"
+        facts = file.stat() if file.is_file() else None
+        seen = (facts.st_mtime_ns, facts.st_size, facts.st_ino) if facts else None
+        if seen != self._seen:
+            self._seen, self._rows = seen, _rows(file)
+            self._curves = live.curves(self._rows)
+        self._display.update(self._html(self._panel()))
+        now = time.monotonic()
+        self._next = now + _SHARE * (now - began)
+
+    def _panel(self) -> str:
+        from resnet_cifar.reporting import live
+
+        status = read_json(self._folder / "status.json") or {}
+        steps = status.get("steps", 0)
+        is_of_before = status.get("time", 0) < self._began
+        state = "starting" if is_of_before else status["state"]
+        if state == "running":
+            state = "scoring the test split" if self._rows and self._rows[-1]["step"] == steps else "training"
+        rows = [] if is_of_before else self._rows
+        curves = "" if is_of_before else self._curves
+        return live.panel(str(self._folder), state, steps, rows, self._heard.warnings, curves)
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; one that is being written has no end of line yet."""
+    whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
+    return [json.loads(line) for line in whole.splitlines()]

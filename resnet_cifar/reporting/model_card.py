@@ -1,0 +1,173 @@
+"""The README.md of an exported model, as the Hugging Face hub reads it: what was measured, and how to get it again."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from resnet_cifar import cli
+from resnet_cifar.recipe import Recipe, flat
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_METRICS = {"accuracy": "accuracy", "top5": "top-5 accuracy", "loss": "cross-entropy"}
+_LICENSES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0")  # that the hub knows by timm's names
+_UNSEEN = ("data.image_size", "data.interpolation", "data.normalize", "data.validation", "data.overfit", "data.storage")
+_ASIDE = ("precision", "rank_timeout", "track.", "checkpoint.", "data.storage")  # said elsewhere, or without effect
+_PATHS = ("data.source", "model.checkpoint")  # whose folders are nobody else's business
+
+# What users copy out of the card is what `eval.py --check` runs.
+_LOADING = '''\
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+{package}
+model = timm.create_model({address}, pretrained=True).eval()
+config = model.pretrained_cfg
+mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
+
+
+def to_input(picture):
+    """A PIL picture as the model was trained on it: float32 [3, height, width]."""
+    pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None].float()
+    size, mode = tuple(config["input_size"][1:]), config["interpolation"]
+    if pixels.shape[2:] != size:
+        antialias = mode != "nearest" and size[0] < max(pixels.shape[2:])
+        pixels = F.interpolate(pixels, size, mode=mode, antialias=antialias).clamp(0, 255)
+    return (pixels[0] / 255 - mean) / std
+'''
+
+
+def loading(folder: str, needs_package: bool) -> str:
+    """Python that loads the model in `folder` with timm, as `model`, and defines its `to_input`.
+
+    `needs_package`: whether timm knows the architecture only after `import resnet_cifar`.
+    """
+    package = "\nimport resnet_cifar  # its models join timm's\n" if needs_package else ""
+    return _LOADING.format(package=package, address=json.dumps(f"local-dir:{folder}"))
+
+
+def text(
+    recipe: Recipe,
+    config: Mapping[str, Any],
+    found: Mapping[str, Any],
+    result: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    needs_package: bool,
+) -> str:
+    """The card of a model that `recipe` has trained.
+
+    `config`: timm's `pretrained_cfg` of the model that training began with. `found`: what eval-test.json holds.
+    `result`: what result.json holds, with `stored_size` and `fingerprint` of the images. `environment`: what
+    environment.json holds. `needs_package`: see `loading`.
+    """
+    dataset = _source(recipe)
+    name = f"{config['architecture']}, {dataset.rpartition('/')[2]}"
+    body = _TEMPLATES.get_template("model_card.md").render(
+        name=name,
+        config=config,
+        start=_start(recipe),
+        dataset=dataset,
+        recipe=recipe,
+        found=found,
+        limited=f" (`data.limit` {recipe.data.limit})" if recipe.data.limit else "",
+        result=result,
+        needs_package=needs_package,
+        loading=loading("FOLDER", needs_package),
+        # Which images data.limit keeps depends on the seed, which a folder alone does not know.
+        scored_on="" if recipe.data.limit and recipe.seed else " ".join(_scored_on(recipe)),
+        chosen=f", of which step {result['step']:,} was the best" if result["step"] != result["steps"] else "",
+        hardware=_hardware(environment),
+        changes=list(_changes(recipe)),
+        versions=", ".join(f"{package} {version}" for package, version in environment["packages"].items())
+        + f", Python {environment['python']}",
+    )
+    return str(ModelCard(f"---\n{_metadata(recipe, config, found, name)}\n---\n\n{body}"))
+
+
+def _metadata(recipe: Recipe, config: Mapping[str, Any], found: Mapping[str, Any], name: str) -> ModelCardData:
+    dataset, starts = _source(recipe), recipe.model.pretrained and not recipe.model.checkpoint
+    base, license_name = config.get("hf_hub_id") if starts else None, config.get("license") if starts else None
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split="test",
+            dataset_args={"images": found["images"]},
+            metric_type=kind,
+            metric_name=title,
+            metric_value=round(found[kind], 6),
+        )
+        for kind, title in _METRICS.items()
+    ]
+    return ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "timm", "resnet-cifar"],
+        license=license_name if license_name in _LICENSES else None,
+        base_model=base or None,
+        datasets=[dataset] if _is_of_the_hub(recipe) else None,
+        metrics=["accuracy"],
+        model_name=name,
+        eval_results=results,
+    )
+
+
+def _is_of_the_hub(recipe: Recipe) -> bool:
+    """What lies on this machine has an absolute path by now (`cli.with_overrides`)."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.data.source) is not None
+
+
+def _source(recipe: Recipe) -> str:
+    """The hub's name of the images, or the last part of their path."""
+    return recipe.data.source if _is_of_the_hub(recipe) else Path(recipe.data.source).name
+
+
+def _start(recipe: Recipe) -> str:
+    if recipe.model.checkpoint:
+        return f"from the weights of the run {Path(recipe.model.checkpoint).name}"
+    return f"from the weights of timm's {recipe.model.name}" if recipe.model.pretrained else "from random weights"
+
+
+def _scored_on(recipe: Recipe) -> Iterator[str]:
+    """The words by which eval.py finds the same test images for the folder alone."""
+    default = flat(Recipe())
+    for path, value in flat(recipe).items():
+        changed = value != default[path] if path in default else True
+        if path.startswith("data.") and path not in _UNSEEN and (changed or path == "data.source"):
+            yield f"--{path} {shlex.quote(_shown(path, value))}"
+
+
+def _changes(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    """(field, value, the default recipe's value) of all that decides the result and differs."""
+    default = flat(cli.read_recipe("finetune"))
+    ours = flat(recipe)
+    for path in dict.fromkeys((*ours, *default)):
+        if ours.get(path) != default.get(path) and not path.startswith(_ASIDE):
+            here, there = (_shown(path, values[path]) if path in values else "absent" for values in (ours, default))
+            yield path, here.replace("|", "\\|"), there
+
+
+def _shown(path: str, value: Any) -> str:
+    return Path(value).name if path in _PATHS and Path(str(value)).is_absolute() else str(value)
+
+
+def _hardware(environment: Mapping[str, Any]) -> str:
+    gpus, processes = environment["gpus"], environment["world_size"]
+    device = gpus[0] if gpus else f"{environment['cpu']}, threads: {environment['threads']}"
+    return f"{processes} process{'es' * (processes > 1)} ({device})"

@@ -1,0 +1,194 @@
+"""What train and show make of their arguments, and what a notebook sees of a run; no run is started."""
+
+from __future__ import annotations
+
+import html
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import resnet_cifar
+from resnet_cifar import cli, commands, following, notebook, starts
+from resnet_cifar.recipe import Mistake
+from resnet_cifar.reporting import live
+from resnet_cifar.run_folder import write_json
+
+ROW = {"step": 5, "epoch": 0.5, "images": 500, "lr": 0.1, "images_per_second": 50.0}
+ROW |= {"train/loss": 1.5, "train/accuracy": 0.4}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """An unfinished run of the recipe `debug`."""
+    folder = tmp_path / "RUN"
+    folder.mkdir()
+    cli.write_recipe(cli.read_recipe("debug"), folder / "recipe.yaml")
+    write_json(folder / "status.json", {"state": "interrupted", "why": "SIGINT", "time": 0, "step": 5, "steps": 20})
+    return folder
+
+
+@pytest.fixture
+def reports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """In place of the report's maker: the runs whose page was written."""
+    written: list[Path] = []
+
+    def write(folder: Path) -> Path:
+        written.append(folder)
+        page = folder / "report" / "index.html"
+        page.parent.mkdir(exist_ok=True)
+        page.write_text(f'<p title="it\'s">page {len(written)}</p>')
+        return page
+
+    module = types.ModuleType("resnet_cifar.reporting.report")
+    module.write = write
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("resnet_cifar.reporting.report", module, raising=False)
+    return written
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"data.limit": 2000, "seed": 1}, ["--data.limit=2000", "--seed=1"]),
+        ({"data": {"limit": 2000, "columns": {"image": "img"}}}, ["--data.limit=2000", "--data.columns.image=img"]),
+        ({"model": {"pretrained": False, "norm_batch": None}}, ["--model.pretrained=False", "--model.norm_batch=null"]),
+        ({"phases": [{"lr": 1e-5}, {"epochs": 2}]}, ["--phases.0.lr=1e-05", "--phases.1.epochs=2"]),
+        ({"track.to": ["wandb", "tensorboard"]}, ["--track.to=wandb,tensorboard"]),
+        ({"data.source": Path("a") / "b"}, ["--data.source=a/b"]),
+    ],
+)
+def test_python_values_become_the_command_lines_words(overrides: dict, words: list[str]) -> None:
+    assert list(notebook._words(overrides)) == words
+    commands.train_command(["--recipe=debug", *(word for word in words if "source" not in word)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"recipe": "scrath"}, "did you mean scratch"),
+        ({"data.limit": -1}, "data.limit cannot be '-1'"),
+        ({"data": {"limi": 1}}, "unknown field --data.limi; did you mean data.limit"),
+        ({"processes": 0}, "--processes cannot be '0'"),
+        ({"extend": 2, "fresh": True}, "--extend goes on with a run and --fresh starts over"),
+        ({"recipe": "scratch", "run": "RUN"}, "--run RUN belongs to another recipe"),
+    ],
+)
+def test_mistakes_are_told_before_anything_starts(
+    arguments: dict, sentence: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starts, "start", lambda *_, **__: pytest.fail("train.py was started"))
+    monkeypatch.chdir(run.parent)
+    with pytest.raises(Mistake, match=sentence) as caught:
+        resnet_cifar.train(**arguments)
+    assert caught.value._render_traceback_() == [f"error: {caught.value}"]
+
+
+def test_a_finished_run_is_returned_and_one_of_more_phases_is_not(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_json(run / "result.json", {"test/accuracy": 0.5, "val/accuracy": 0.25})
+    started: list[list[str]] = []
+    monkeypatch.setattr(starts, "start", lambda words, processes, quiet: started.append(words))
+    monkeypatch.setattr(following, "follow", lambda process, folder, is_shown: None)
+    found = resnet_cifar.train("debug", run=run)
+    assert (found.path, found.result["test/accuracy"], os.fspath(found)) == (run, 0.5, str(run))
+    assert repr(found).endswith("interrupted, step 5 of 20, val/accuracy 0.2500, test/accuracy 0.5000")
+    assert started == []
+    resnet_cifar.train("debug", run=run, extend=1.5)
+    resnet_cifar.train("debug", run=run, fresh=True)
+    assert started == [
+        ["--recipe=debug", "--extend=1.5", f"--run={run}"],
+        ["--recipe=debug", "--fresh", f"--run={run}"],
+    ]
+
+
+def test_the_folder_is_the_command_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starts, "start", lambda words, processes, quiet: None)
+    monkeypatch.setattr(following, "follow", lambda process, folder, is_shown: None)
+    monkeypatch.chdir(tmp_path)
+    recipe = cli.read_recipe("debug", {"seed": "3", "precision": "no"})
+    assert resnet_cifar.train("debug", seed=3).path == notebook.run_folder.default_path("debug", recipe)
+
+
+def test_several_processes_go_through_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands_run: list[list[str]] = []
+    monkeypatch.setattr(starts.subprocess, "Popen", lambda command, **_: commands_run.append(command))
+    for gpu, config in ((True, "multi_gpu.yaml"), (False, "cpu_ddp.yaml")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda gpu=gpu: gpu)
+        starts.start(["--recipe=debug"], 3, quiet=True)
+        *launcher, script, word = commands_run[-1]
+        assert launcher[1:3] == ["-m", "accelerate.commands.launch"] and launcher[-2:] == ["--num_processes", "3"]
+        assert Path(launcher[4]).is_file() and launcher[4].endswith(config)
+        assert (Path(script).name, word) == ("train.py", "--recipe=debug")
+
+
+def test_a_report_is_written_anew_only_where_the_run_has_gone_on(
+    run: Path, reports: list[Path], capsys: pytest.CaptureFixture
+) -> None:
+    page = run / "report" / "index.html"
+    resnet_cifar.show(str(run))
+    resnet_cifar.show(run)
+    assert reports == [run]
+    assert capsys.readouterr().out.splitlines()[-2:] == [f"Run({str(run)!r}): interrupted, step 5 of 20", str(page)]
+    os.utime(run / "status.json", ns=(0, page.stat().st_mtime_ns + 1))
+    resnet_cifar.show(notebook.Run(run))
+    assert reports == [run, run]
+
+
+def test_a_page_keeps_to_its_frame(run: Path, reports: list[Path]) -> None:
+    shown = notebook.Run(run)._repr_html_()
+    page = '<p title="it\'s">page 1</p>'
+    assert f'srcdoc="{html.escape(page)}" sandbox="allow-scripts"' in shown and "<p" not in shown
+
+
+def test_what_is_no_run_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match=r"show: .* is no run folder \(it has no recipe.yaml\)"):
+        resnet_cifar.show(tmp_path)
+
+
+def test_the_panel_says_where_a_run_is() -> None:
+    rows = [{**ROW, "val/loss": 1.2, "val/accuracy": 0.5}, {**ROW, "step": 10, "epoch": 1.0, "images": 1000}]
+    panel = live.panel("runs/<a>", "training", 40, rows, ["take <care>"], live.curves(rows))
+    for part in ("runs/&lt;a&gt;", "step 10 of 40", "epoch 1.00 of 4.00", "50 images/s", "60 s left"):
+        assert part in panel, part
+    assert 'aria-valuenow="25.0"' in panel and "validation accuracy 0.5000 (best 0.5000)" in panel
+    assert "warning: take &lt;care&gt;" in panel and "data:image/svg+xml" in panel
+    empty = live.panel("runs/a", "starting", 0, [], [], live.curves([]))
+    assert 'aria-valuenow="0"' in empty and "<img" not in empty
+
+
+def followed(run: Path, script: str) -> None:
+    """Follows a process that does what `script` says in place of train.py."""
+    command, pipe = [sys.executable, "-c", script, str(run)], subprocess.PIPE
+    following.follow(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True), run, is_shown=False)
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "sentence"),
+    [
+        ("import sys; sys.exit('error: take another')", Mistake, "take another"),
+        ("import sys; print('error: a\\nTraceback', file=sys.stderr); sys.exit(1)", Mistake, "a"),
+        ("1 / 0", following.Failed, r"train.py ended with code 1, and said last:\n(.*\n)*ZeroDivisionError"),
+        ("import sys; sys.exit(75)", following.Stopped, "stopped with nothing new to save: the same call goes on"),
+        ("", following.Failed, "train.py ended with code 0"),
+    ],
+)
+def test_how_a_start_ended_is_told(run: Path, script: str, error: type, sentence: str) -> None:
+    with pytest.raises(error, match=sentence) as caught:
+        followed(run, script)
+    assert "\n".join(caught.value._render_traceback_()).endswith(str(caught.value))
+
+
+def test_a_stop_that_nobody_here_asked_for_is_told(run: Path) -> None:
+    status = {"state": "interrupted", "why": "--max-minutes 5", "time": 1e12, "step": 7, "steps": 20}
+    with pytest.raises(following.Stopped, match=r"interrupted \(--max-minutes 5\) at step 7 of 20, and saved"):
+        followed(run, f"import json, sys; json.dump({status!r}, open(sys.argv[1] + '/status.json', 'w'))")
+
+
+def test_a_row_that_is_being_written_is_left_for_later(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    for text, count in (("", 0), ('{"step": 1}', 0), ('{"step": 1}\n{"st', 1), ('{"step": 1}\n{"step": 2}\n', 2)):
+        file.write_text(text)
+        assert len(following._rows(file)) == count
