@@ -19,10 +19,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("recipe", "data.draws"),
     ("target",),
     ("cli", "optim", "cifar_stem"),
-    ("commands", "run_folder"),
+    ("commands", "run_folder", "ranges"),
     ("data", "model", "reporting"),
     ("training",),
-    ("training.loop", "training.score", "training.label", "training.fetch", "report", "cache", "seeds"),
+    ("training.loop", "training.score", "training.label", "training.fetch", "report", "cache", "starts", "study"),
+    ("seeds", "tune"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc"}

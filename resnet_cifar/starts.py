@@ -1,0 +1,89 @@
+"""Starts of train.py in processes of their own, one after the other, for commands that train a recipe many times."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, BinaryIO
+
+from resnet_cifar import cli
+from resnet_cifar.recipe import Mistake, Recipe
+from resnet_cifar.run_folder import RunFolder, read_json
+from resnet_cifar.training.interrupts import SIGNALS, TRY_AGAIN
+
+_SCRIPT = Path(__file__).parents[1] / "train.py"
+_LOOK = 1.0  # seconds between looks at a run
+
+
+def finished(run: RunFolder, recipe: Recipe) -> dict[str, Any] | None:
+    """The run's result, or None. Raises Mistake where the folder is another recipe's."""
+    file = run.path / "recipe.yaml"
+    if recipe.precision == "auto" and file.is_file():  # what the launcher made of it is the launcher's to compare
+        recipe = dataclasses.replace(recipe, precision=cli.read_recipe(str(file)).precision)
+    run.check(recipe)
+    return run.finished(recipe)
+
+
+class Starts:
+    """Starts train.py through a launcher and hands signals on to it; `stopped`: whether there was one."""
+
+    def __init__(self, launch: str) -> None:
+        if not _SCRIPT.is_file():
+            raise Mistake(f"{_SCRIPT} is not there, and starts every run: install with pip install -e from a checkout")
+        self.stopped = False
+        self._launch = shlex.split(launch)
+        self._process: subprocess.Popen | None = None
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, self._hand_on)
+
+    def run(
+        self,
+        run: RunFolder,
+        words: Sequence[str],
+        output: BinaryIO | None = None,
+        is_hopeless: Callable[[], bool] = lambda: False,
+    ) -> str:
+        """Starts train.py with `words` in the run's folder, and how it ended: `finished`, `interrupted` or `failed`.
+
+        Launchers hide exit codes, so the folder is asked. What it prints goes to `output`, and it is asked to end when
+        `is_hopeless` says so. Raises Mistake where the launcher cannot be started.
+        """
+        began = time.time()
+        code = self._wait([*self._launch, str(_SCRIPT), *words, "--run", str(run.path)], output, is_hopeless)
+        if run.result() is not None:
+            return "finished"
+        status = read_json(run.path / "status.json") or {}
+        says_interrupted = status.get("state") == "interrupted" and status["time"] >= began
+        return "interrupted" if self.stopped or code == TRY_AGAIN or says_interrupted else "failed"
+
+    def _wait(self, command: Sequence[str], output: BinaryIO | None, is_hopeless: Callable[[], bool]) -> int:
+        here = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        errors = subprocess.STDOUT if output else None
+        try:
+            self._process = subprocess.Popen(command, env={**os.environ, "PATH": here}, stdout=output, stderr=errors)
+        except OSError as error:
+            raise Mistake(f"--launch {command[0]!r} cannot be started ({error.strerror}): name a launcher") from None
+        if self.stopped:  # while it was being started
+            self._process.send_signal(signal.SIGTERM)
+        asked = False
+        while True:
+            try:
+                return self._process.wait(_LOOK)
+            except subprocess.TimeoutExpired:
+                if not asked and is_hopeless():
+                    self._process.send_signal(signal.SIGTERM)
+                    asked = True
+
+    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+        self.stopped = True
+        if self._process is not None:
+            self._process.send_signal(number)
