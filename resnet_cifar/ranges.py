@@ -40,7 +40,7 @@ class Range:
 
     def __str__(self) -> str:
         kind = "on a log scale" if self.is_log else "linear" if isinstance(self.low, float) else "whole numbers"
-        return f"{self.low:g} to {self.high:g}, {kind}"
+        return f"{self.low} to {self.high}, {kind}"
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Study:
         self._space = {path: _distribution(found) for path, found in search.ranges.items()}
         self._lock: BinaryIO | None = None  # of the trial that this process trains: others see that it is alive
         names = {path.name for path in home.iterdir()} if home.is_dir() else set()
-        if _JOURNAL not in names and names - {_LOCKS, _BASE}:
+        if _JOURNAL not in names and names - {_LOCKS}:
             raise Mistake(f"--run {home} holds files that are no search: name a new or empty folder")
         try:
             (home / _LOCKS).mkdir(parents=True, exist_ok=True)
@@ -119,30 +119,35 @@ class Study:
             return {}
         return optuna.importance.get_param_importances(self._study)
 
-    def hopeless_at(self, trial: Trial, scores: Sequence[float]) -> int | None:
-        """See `hopeless_at`; None too where no trial is to be ended early."""
-        return hopeless_at(scores, trial.before, self._prune) if self._prune else None
-
     def _open(self) -> optuna.Study:
         file = self.home / _JOURNAL
-        if not file.exists():
-            cli.write_recipe(self._search.recipe, self.base)
+        recipe = self._search.recipe
+        before = cli.read_recipe(str(self.base)) if file.exists() and self.base.exists() else recipe
         try:
             storage = JournalStorage(JournalFileBackend(str(file), JournalFileOpenLock(str(file))))
-            study = optuna.create_study(storage=storage, study_name="tune", direction="maximize", load_if_exists=True)
+            study = optuna.create_study(
+                storage=storage,
+                sampler=optuna.samplers.RandomSampler(),  # which nobody asks: see `propose`
+                study_name="tune",
+                direction="maximize",
+                load_if_exists=True,
+            )
         except (ValueError, KeyError):
             raise Mistake(f"{file} is damaged: remove its last line, or name another folder with --run") from None
-        ours = {**{path: str(found) for path, found in self._search.ranges.items()}, "--prune": self._prune}
-        theirs = study.user_attrs.get("search", ours)
+        ours = asked(self._search, self._prune)
+        theirs = study.user_attrs.get("asked", ours)
         differing = [
-            f"{path}: {theirs.get(path, 'not searched')}, not {ours.get(path, 'a value')}"
-            for path in {**ours, **theirs}
-            if ours.get(path) != theirs.get(path)
-        ] or differences(self._search.recipe, cli.read_recipe(str(self.base)))
-        if differing:
+            f"{name}: {theirs.get(name, 'not searched')}, not {ours.get(name, 'a value')}"
+            for name in {**ours, **theirs}
+            if ours.get(name) != theirs.get(name)
+        ]
+        if differing := differing or differences(recipe, before):
             what = "; ".join(differing[:6])
             raise Mistake(f"--run {self.home} belongs to another search ({what}): name another folder")
-        study.set_user_attr("search", ours)
+        study.set_user_attr("asked", ours)
+        aside = self.base.with_name(f"{_BASE}.writing")  # other processes' trials may be reading it
+        cli.write_recipe(recipe, aside)
+        aside.replace(self.base)
         return study
 
     def _trial(self, number: int, values: dict[str, Any], before: list[FrozenTrial]) -> Trial:
@@ -166,6 +171,12 @@ class Study:
             return False
         self._lock = file
         return True
+
+
+def asked(search: Search, prune: int) -> dict[str, Any]:
+    """What tells a search from another, besides all that decides how a run trains."""
+    ranges = {path: str(found) for path, found in search.ranges.items()}
+    return {**ranges, "evaluate.every": search.recipe.evaluate.every, "--prune": prune}
 
 
 def propose(trials: Sequence[FrozenTrial], space: dict[str, BaseDistribution], seed: int) -> dict[str, Any]:
@@ -207,7 +218,7 @@ def earlier(trial: Trial) -> Outcome | None:
 
 
 def _outcome(trial: FrozenTrial) -> Outcome:
-    scores = [score for _, score in sorted(trial.intermediate_values.items())]
+    scores = tuple(score for _, score in sorted(trial.intermediate_values.items()))
     facts = trial.user_attrs
     accuracy = trial.value if trial.state == TrialState.COMPLETE else None
     return Outcome(facts.get("state", "under way"), accuracy, scores, facts.get("why", ""))

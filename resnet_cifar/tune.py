@@ -41,9 +41,11 @@ def main(arguments: list[str]) -> None:
     _check(search)
     starts = Starts(command.launch)
 
-    from resnet_cifar.study import Study
+    from resnet_cifar.study import Study, asked
 
-    study = Study(_home(command, search), search, command.prune)
+    digest = hashlib.sha256(json.dumps([fingerprint(search.recipe), asked(search, command.prune)]).encode()).hexdigest()
+    home = Path(command.run or Path("runs") / f"{Path(command.recipe).stem}-tune-{digest[:8]}")
+    study = Study(home, search, command.prune)
     for path, found in search.ranges.items():
         print(f"{path:24} {found}", flush=True)
     end = _train(command, search, study, starts)
@@ -79,62 +81,59 @@ def _check(search: Search) -> None:
                 beforehand.check_names(dataclasses.replace(recipe, **{section: chosen}))
 
 
-def _home(command: TuneCommand, search: Search) -> Path:
-    if command.run:
-        return Path(command.run)
-    asked = [fingerprint(search.recipe), {path: str(found) for path, found in search.ranges.items()}, command.prune]
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
-    return Path("runs") / f"{Path(command.recipe).stem}-tune-{digest}"
-
-
 def _train(command: TuneCommand, search: Search, study: Study, starts: Starts) -> str:
     """Trains what is left, one trial after the other. Returns `interrupted`, why the search ended, or nothing."""
-    from resnet_cifar.study import earlier
-
     failed = 0
     while not starts.stopped and (trial := study.take(command.trials)):
-        print(f"== trial {trial.number}: {_words(trial.values)} ({trial.log})", flush=True)
-        repeated = earlier(trial)
-        outcome = repeated or _outcome(search, study, trial, starts)
+        print(f"== trial {trial.number}: {_words(trial.values)}", flush=True)
+        outcome = _known(search, trial)
         if outcome is None:
-            return "interrupted"
+            print(f"   tail -f {trial.log}", flush=True)
+            outcome = _outcome(command, search, study.base, trial, starts)
+            if outcome is None:
+                return "interrupted"
+            failed = failed + 1 if outcome.state == "failed" else 0
         study.record(trial, outcome)
         reached = "" if outcome.accuracy is None else f", validation accuracy {outcome.accuracy:.4f}"
         print(f"== trial {trial.number} {outcome.state}{reached}{outcome.why and f': {outcome.why}'}", flush=True)
-        if not repeated:
-            failed = failed + 1 if outcome.state == "failed" else 0
         if failed == _IN_A_ROW:
             return f"{failed} trials in a row failed, and said why above: mend it, and the same command goes on"
     return "interrupted" if starts.stopped else ""
 
 
-def _outcome(search: Search, study: Study, trial: Trial, starts: Starts) -> Outcome | None:
-    """Starts the trial, or goes on with it, and how it ended; None where it was stopped."""
-    from resnet_cifar.study import Outcome
+def _known(search: Search, trial: Trial) -> Outcome | None:
+    """How a trial that needs no start ends: its values contradict each other, or it repeats another one."""
+    from resnet_cifar import study
 
     try:
-        recipe = search.recipe_of(trial.values)
+        search.recipe_of(trial.values)
     except Mistake as mistake:
-        return Outcome("failed", why=str(mistake))
+        return study.Outcome("failed", why=str(mistake))
+    return study.earlier(trial)
+
+
+def _outcome(command: TuneCommand, search: Search, base: Path, trial: Trial, starts: Starts) -> Outcome | None:
+    """Starts the trial, or goes on with it, and how it ended; None where it was stopped."""
+    from resnet_cifar import study
 
     def hopeless_at() -> int | None:
-        return study.hopeless_at(trial, _scores(trial.run))
+        return study.hopeless_at(_scores(trial.run), trial.before, command.prune) if command.prune else None
 
     end, began = "finished", trial.log.stat().st_size if trial.log.exists() else 0
-    if finished(trial.run, recipe) is None and hopeless_at() is None:
+    if finished(trial.run, search.recipe_of(trial.values)) is None and hopeless_at() is None:
         words = [f"--{path}={word}" for path, word in ranges.words(trial.values).items()]
         with trial.log.open("ab") as log:
-            words = ["--recipe", str(study.base), *words]
+            words = ["--recipe", str(base), *words]
             end = starts.run(trial.run, words, log, is_hopeless=lambda: hopeless_at() is not None)
     scores = _scores(trial.run)
     if (at := hopeless_at()) is not None:  # whatever came of it after that score: what is seen when decides nothing
-        return Outcome("ended early", scores=scores[: at + 1], why=f"below the median at score {at + 1}")
+        return study.Outcome("ended early", scores=scores[: at + 1], why=f"below the median at score {at + 1}")
     if end == "finished":
-        return Outcome("finished", trial.run.result()["val/accuracy"], scores)
+        return study.Outcome("finished", trial.run.result()["val/accuracy"], scores)
     if end == "interrupted":
         return None
     why = _sentence(trial.log, began)
-    return Outcome("diverged" if _DIVERGED.match(why) else "failed", why=why)
+    return study.Outcome("diverged" if _DIVERGED.match(why) else "failed", why=why)
 
 
 def _scores(run: RunFolder) -> list[float]:
