@@ -209,7 +209,7 @@ def count(name: str, word: str) -> int:
 
 
 def _example(path: str) -> Any:
-    if path in ("extend", "max_minutes", "profile", "older_than"):
+    if path in ("extend", "max_minutes", "profile", "older_than", "trials", "prune"):
         return 10
     if path in ("images", "seeds"):
         return {"images": "FOLDER", "seeds": "0..4"}[path]

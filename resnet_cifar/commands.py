@@ -98,6 +98,23 @@ class SeedsCommand:
     """What starts train.py: `python`, or "accelerate launch --config_file accelerate_configs/multi_gpu.yaml"."""
 
 
+@dataclass(frozen=True)
+class TuneCommand:
+    """Search a recipe's fields for the best validation accuracy. --FIELD LOW..HIGH, or --FIELD A,B,C, is searched."""
+
+    recipe: str
+    """A shipped recipe or a YAML file."""
+    trials: int = 20
+    """Trials of the whole search, failed ones too; more of them go on with it."""
+    prune: int = 0
+    """End a trial whose best score so far lies below the median of what finished trials had by then, once there are so
+    many of these [default: never]."""
+    run: str = ""
+    """The search's folder, which several processes may share [default: runs/RECIPE-tune-<8 hex of recipe, ranges>]."""
+    launch: str = "python"
+    """What starts train.py: `python`, or "accelerate launch --config_file accelerate_configs/multi_gpu.yaml"."""
+
+
 def train_command(arguments: list[str]) -> tuple[TrainCommand, Recipe]:
     """What `train.py ARGUMENTS` asks for. Ends the program after --help and --recipe list; raises Mistake."""
     values = ("recipe", "run", "extend", "max_minutes", "profile")
@@ -240,13 +257,32 @@ def seeds_command(arguments: list[str]) -> tuple[SeedsCommand, Recipe, list[str]
     if "seed" in overrides:
         raise Mistake(f"--seed {overrides['seed']} and --seeds are the same thing: give --seeds {overrides['seed']}")
     command = SeedsCommand(recipe=rest[0], **own)
-    try:
-        launcher = shlex.split(command.launch)
-    except ValueError:  # a quote that is not closed
-        launcher = []
-    if not launcher:
-        raise Mistake(f"--launch cannot be {command.launch!r}: it should be a command, such as 'accelerate launch'")
+    _check_launch(command.launch)
     return command, cli.read_recipe(command.recipe, overrides), [f"--{path}={word}" for path, word in overrides.items()]
+
+
+def tune_command(arguments: list[str]) -> tuple[TuneCommand, dict[str, str]]:
+    """What `tune RECIPE ARGUMENTS` asks for: the command, and field -> value, range or choices. Raises Mistake."""
+    own, overrides, rest = cli.split(arguments, values=("trials", "prune", "run", "launch"), flags=())
+    if own.pop("help", False):
+        _help(TuneCommand, "python -m resnet_cifar.tune", cli.read_recipe("finetune"))
+    if len(rest) != 1:
+        raise Mistake("tune takes one recipe: python -m resnet_cifar.tune RECIPE --phases.0.lr 1e-4..1e-1 --trials 20")
+    for name in ("trials", "prune"):
+        if name in own:
+            own[name] = cli.count(name, own[name])
+    command = TuneCommand(recipe=rest[0], **own)
+    _check_launch(command.launch)
+    return command, overrides
+
+
+def _check_launch(launch: str) -> None:
+    try:
+        words = shlex.split(launch)
+    except ValueError:  # a quote that is not closed
+        words = []
+    if not words:
+        raise Mistake(f"--launch cannot be {launch!r}: it should be a command, such as 'accelerate launch'")
 
 
 def seed_numbers(word: str) -> list[int]:
@@ -273,7 +309,8 @@ def _help(command: type, program: str, recipe: Recipe | Changeable) -> None:
     import tyro
 
     fields = Annotated[tyro.conf.FlagConversionOff[type(recipe)], tyro.conf.arg(name="")]
-    alone = {EvalCommand: "target", SeedsCommand: "recipe"}.get(command)  # a word that stands without a --name
+    # a word that stands without a --name
+    alone = {EvalCommand: "target", SeedsCommand: "recipe", TuneCommand: "recipe"}.get(command)
     own = [(alone, tyro.conf.Positional[str])] if alone else []
     page = dataclasses.make_dataclass(
         command.__name__, [*own, ("fields", fields, dataclasses.field(default=recipe))], bases=(command,), frozen=True

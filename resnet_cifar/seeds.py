@@ -7,22 +7,16 @@ same command goes on where it was. What they reached goes into seeds.json beside
 from __future__ import annotations
 
 import dataclasses
-import os
-import shlex
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from resnet_cifar import cli, commands, starts
+from resnet_cifar import cli, commands
 from resnet_cifar.commands import SeedsCommand
 from resnet_cifar.recipe import Mistake, Recipe, fingerprint
-from resnet_cifar.run_folder import RunFolder, read_json, write_json
-from resnet_cifar.training.interrupts import SIGNALS, TRY_AGAIN
+from resnet_cifar.run_folder import RunFolder, write_json
+from resnet_cifar.starts import Starts, finished
+from resnet_cifar.training.interrupts import TRY_AGAIN
 
 _SCORES = ("val/accuracy", "test/accuracy")
 
@@ -31,13 +25,12 @@ def main(arguments: list[str]) -> None:
     """Trains the seeds that are not finished and says what all reached. Ends with 1 where one failed, 75 if stopped."""
     command, recipe, words = commands.seeds_command(arguments)
     seeds = commands.seed_numbers(command.seeds)
-    script = starts.script()
     name = f"{Path(command.recipe).stem}-seeds-{fingerprint(dataclasses.replace(recipe, seed=0))}"
     home = Path(command.run) if command.run else Path("runs") / name
     runs = {seed: RunFolder(home / f"seed-{seed}") for seed in seeds}
     for seed, run in runs.items():  # before any of them is trained
-        starts.finished(run, dataclasses.replace(recipe, seed=seed))
-    states = _train(command, recipe, runs, [str(script), "--recipe", command.recipe, *words])
+        finished(run, dataclasses.replace(recipe, seed=seed))
+    states = _train(command, recipe, runs, words)
     _tell(home, _summary(runs, states), recipe=command.recipe, changes=words)
     if {"interrupted", "not run"} & set(states.values()):
         print("stopped: the same command goes on where it was", file=sys.stderr, flush=True)
@@ -50,56 +43,17 @@ def main(arguments: list[str]) -> None:
 def _train(command: SeedsCommand, recipe: Recipe, runs: dict[int, RunFolder], words: list[str]) -> dict[int, str]:
     """How each seed has ended: `finished`, `failed`, `interrupted` or, after that, `not run`."""
     states: dict[int, str] = {}
-    child = _Child()
+    starts = Starts(command.launch)
     for seed, run in runs.items():
-        if child.stopped or "interrupted" in states.values():
+        if starts.stopped or "interrupted" in states.values():
             states[seed] = "not run"
-        elif starts.finished(run, dataclasses.replace(recipe, seed=seed)):
+        elif finished(run, dataclasses.replace(recipe, seed=seed)):
             print(f"== seed {seed} is finished: {run.path}", flush=True)
             states[seed] = "finished"
         else:
             print(f"== seed {seed}: {run.path}", flush=True)
-            own = ["--seed", str(seed), "--run", str(run.path)]
-            states[seed] = _ended(run, child, [*shlex.split(command.launch), *words, *own])
+            states[seed] = starts.run(run, ["--recipe", command.recipe, *words, "--seed", str(seed)])
     return states
-
-
-def _ended(run: RunFolder, child: _Child, command: Sequence[str]) -> str:
-    """Runs the command to its end, and how that was: launchers hide exit codes, so the run folder is asked."""
-    began = time.time()
-    code = child.run(command)
-    if run.result() is not None:
-        return "finished"
-    status = read_json(run.path / "status.json") or {}
-    says_interrupted = status.get("state") == "interrupted" and status["time"] >= began
-    return "interrupted" if child.stopped or code == TRY_AGAIN or says_interrupted else "failed"
-
-
-class _Child:
-    """Runs commands one at a time and hands signals on to them; `stopped`: whether there was one."""
-
-    def __init__(self) -> None:
-        self.stopped = False
-        self._process: subprocess.Popen | None = None
-        for number in SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
-                signal.signal(number, self._hand_on)
-
-    def run(self, command: Sequence[str]) -> int:
-        """Returns the exit code. Raises Mistake where there is no such command."""
-        here = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        try:
-            self._process = subprocess.Popen(command, env={**os.environ, "PATH": here})
-        except OSError as error:
-            raise Mistake(f"--launch {command[0]!r} cannot be started ({error.strerror}): name a launcher") from None
-        if self.stopped:  # while it was being started
-            self._process.send_signal(signal.SIGTERM)
-        return self._process.wait()
-
-    def _hand_on(self, number: int, frame: FrameType | None) -> None:
-        self.stopped = True
-        if self._process is not None:
-            self._process.send_signal(number)
 
 
 def _summary(runs: dict[int, RunFolder], states: dict[int, str]) -> dict[str, Any]:

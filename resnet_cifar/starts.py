@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, BinaryIO
 
 from resnet_cifar import cli
 from resnet_cifar.recipe import Mistake, Recipe
-from resnet_cifar.run_folder import RunFolder
+from resnet_cifar.run_folder import RunFolder, read_json
 from resnet_cifar.training import launched
+from resnet_cifar.training.interrupts import SIGNALS, TRY_AGAIN
+
+_LOOK = 1.0  # seconds between looks at a run
 
 
 def script() -> Path:
@@ -60,3 +67,61 @@ def start(words: Sequence[str], processes: int, quiet: bool) -> subprocess.Popen
         errors="replace",
         start_new_session=True,
     )
+
+
+class Starts:
+    """Starts train.py through a launcher, one after the other, and hands signals on; `stopped`: whether there was one.
+
+    Raises Mistake where there is no train.py.
+    """
+
+    def __init__(self, launch: str) -> None:
+        self.stopped = False
+        self._command = [*shlex.split(launch), str(script())]
+        self._process: subprocess.Popen | None = None
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, self._hand_on)
+
+    def run(
+        self,
+        run: RunFolder,
+        words: Sequence[str],
+        output: BinaryIO | None = None,
+        is_hopeless: Callable[[], bool] = lambda: False,
+    ) -> str:
+        """Starts train.py with `words` in the run's folder, and how it ended: `finished`, `interrupted` or `failed`.
+
+        Launchers hide exit codes, so the folder is asked. What it prints goes to `output`, and it is asked to end when
+        `is_hopeless` says so. Raises Mistake where the launcher cannot be started.
+        """
+        began = time.time()
+        code = self._wait([*self._command, *words, "--run", str(run.path)], output, is_hopeless)
+        if run.result() is not None:
+            return "finished"
+        status = read_json(run.path / "status.json") or {}
+        says_interrupted = status.get("state") == "interrupted" and status["time"] >= began
+        return "interrupted" if self.stopped or code == TRY_AGAIN or says_interrupted else "failed"
+
+    def _wait(self, command: Sequence[str], output: BinaryIO | None, is_hopeless: Callable[[], bool]) -> int:
+        here = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        errors = subprocess.STDOUT if output else None
+        try:
+            self._process = subprocess.Popen(command, env={**os.environ, "PATH": here}, stdout=output, stderr=errors)
+        except OSError as error:
+            raise Mistake(f"--launch {command[0]!r} cannot be started ({error.strerror}): name a launcher") from None
+        if self.stopped:  # while it was being started
+            self._process.send_signal(signal.SIGTERM)
+        asked = False
+        while True:
+            try:
+                return self._process.wait(_LOOK)
+            except subprocess.TimeoutExpired:
+                if not asked and is_hopeless():
+                    self._process.send_signal(signal.SIGTERM)
+                    asked = True
+
+    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+        self.stopped = True
+        if self._process is not None:
+            self._process.send_signal(number)

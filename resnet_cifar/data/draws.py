@@ -2,7 +2,7 @@
 
 NumPy's Philox counts blocks of four 64-bit words, so row i of a table lies at a fixed place of the stream and any rank
 can make just its own rows. Only raw words are used: their stream is fixed by the algorithm (Salmon et al. 2011), while
-NumPy's distributions may change between versions. Purposes: init, order, augment, flip, dropout, split, data.
+NumPy's distributions may change between versions. Purposes: init, order, augment, flip, dropout, split, data, tune.
 """
 
 import hashlib

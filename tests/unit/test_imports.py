@@ -21,11 +21,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("recipe", "data.draws"),
     ("target",),
     ("cli", "optim", "cifar_stem"),
-    ("commands", "run_folder"),
+    ("commands", "run_folder", "ranges"),
     ("data", "model", "reporting"),
     ("training",),
-    ("starts", "following", "training.loop", "training.score", "training.check", "training.label", "training.fetch"),
-    ("report", "cache", "seeds", "notebook"),
+    ("starts", "following", "study"),
+    ("training.loop", "training.score", "training.check", "training.label", "training.fetch"),
+    ("report", "explore", "cache", "seeds", "tune", "notebook"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc"}

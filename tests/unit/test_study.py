@@ -1,0 +1,195 @@
+"""study.py: what is tried next, who trains it, and what is kept of it."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from resnet_cifar import cli, ranges
+from resnet_cifar.ranges import Search
+from resnet_cifar.recipe import Mistake
+from resnet_cifar.study import Outcome, Study, earlier, hopeless_at, propose
+
+WORDS = {"phases.0.lr": "1e-4..1e-1", "augment.crop": "0..8", "optimizer.name": "sgd,adamw"}
+
+
+def search(**more: str) -> Search:
+    return ranges.read("debug", {**WORDS, **more})
+
+
+def quality(values: dict[str, Any]) -> float:
+    """A made-up accuracy, best at a rate of 0.01 with adamw."""
+    return 0.9 - 0.1 * abs(math.log10(values["phases.0.lr"]) + 2) - 0.2 * (values["optimizer.name"] == "sgd")
+
+
+def go_on(study: Study, until: int) -> list[dict[str, Any]]:
+    """Takes and finishes trials while there are fewer than `until`; every fifth one fails."""
+    tried = []
+    while trial := study.take(until):
+        tried.append(trial.values)
+        failed = trial.number % 5 == 4
+        study.record(trial, Outcome("failed", why="no") if failed else Outcome("finished", quality(trial.values)))
+    return tried
+
+
+def test_a_search_makes_the_same_trials_again_and_after_every_stop_and_others_with_another_seed(tmp_path: Path) -> None:
+    at_once = go_on(Study(tmp_path / "a", search(), 0), 25)
+    in_parts = []
+    for until in (1, 2, 9, 16, 25):  # TPE's random trials are the first ten
+        in_parts += go_on(Study(tmp_path / "b", search(), 0), until)
+    assert in_parts == at_once
+    assert len({str(values) for values in at_once}) == 25, "every trial has draws of its own"
+    assert go_on(Study(tmp_path / "c", search(seed="1"), 0), 3) != at_once[:3]
+
+
+def test_the_search_finds_what_is_good(tmp_path: Path) -> None:
+    study = Study(tmp_path, search(), 0)
+    go_on(study, 50)
+    reached = [outcome.accuracy for _, outcome in study.trials() if outcome.accuracy]
+    assert statistics.fmean(reached[-10:]) > statistics.fmean(reached[:8]) + 0.05
+    importance = study.importance()
+    assert list(importance)[-1] == "augment.crop", "which decides nothing"
+    assert sum(importance.values()) == pytest.approx(1)
+
+
+def test_nothing_is_said_to_matter_after_a_few_trials(tmp_path: Path) -> None:
+    study = Study(tmp_path, search(), 0)
+    go_on(study, 3)
+    assert study.importance() == {}
+
+
+def test_a_trial_that_was_left_is_taken_again_and_one_that_is_under_way_is_not(tmp_path: Path) -> None:
+    left = Study(tmp_path, search(), 0)
+    first = left.take(2)
+    ours = Study(tmp_path, search(), 0)
+    second = ours.take(2)
+    assert (first.number, second.number) == (0, 1)
+    assert Study(tmp_path, search(), 0).take(2) is None, "both are under way"
+    left._lock.close()  # as its process ends
+    again = Study(tmp_path, search(), 0).take(2)
+    assert (again.number, again.values, again.run.path) == (0, first.values, first.run.path)
+    assert [trial.number for trial in second.before] == [0]
+    assert again.before == []
+
+
+def test_the_kernel_frees_the_trial_of_a_process_that_dies(tmp_path: Path) -> None:
+    child = os.fork()
+    if not child:
+        Study(tmp_path, search(), 0).take(5)
+        os._exit(0)  # as by a kill: nothing is closed or recorded
+    os.waitpid(child, 0)
+    assert Study(tmp_path, search(), 0).take(5).number == 0
+
+
+def test_how_trials_ended_is_kept(tmp_path: Path) -> None:
+    study = Study(tmp_path, search(), 0)
+    outcomes = [
+        Outcome("finished", 0.5, (0.25, 0.5)),
+        Outcome("ended early", None, (0.1,), "below the median at score 1"),
+        Outcome("diverged", why="the loss of step 1 is not finite: lower the rate"),
+        Outcome("failed", why="model.name 'test_vit' is too large"),
+    ]
+    for outcome in outcomes:
+        study.record(study.take(9), outcome)
+    study.take(9)
+    kept = [outcome for _, outcome in Study(tmp_path, search(), 0).trials()]
+    assert kept == [*outcomes, Outcome("under way")]
+
+
+def test_what_was_tried_is_not_trained_again(tmp_path: Path) -> None:
+    study = Study(tmp_path, ranges.read("debug", {"optimizer.name": "sgd,adamw"}), 0)
+    seen: dict[str, Outcome] = {}
+    for number in range(6):
+        trial = study.take(6)
+        name = trial.values["optimizer.name"]
+        found = earlier(trial)
+        assert (found is None) == (name not in seen)
+        if found:
+            assert (found.state, found.accuracy, found.scores) == (
+                seen[name].state, seen[name].accuracy, seen[name].scores,
+            )  # fmt: skip
+            assert re.fullmatch(r"the same as trial \d", found.why)
+        outcome = found or Outcome("finished", 0.5 + number / 10, (0.25,))
+        seen.setdefault(name, outcome)
+        study.record(trial, outcome)
+    assert set(seen) == {"sgd", "adamw"}
+
+
+@pytest.mark.parametrize(
+    ("other", "prune", "sentence"),
+    [
+        ({"phases.0.lr": "1e-4..1e-2"}, 0, "phases.0.lr: 0.0001 to 0.1, on a log scale, not 0.0001 to 0.01, on a log"),
+        ({"batch_size": "64"}, 0, "batch_size: 32, not 64"),
+        ({"phases.1.lr": "1e-4..1e-2"}, 0, "phases.1.lr: not searched, not 0.0001 to 0.01"),
+        ({"optimizer.name": "sgd"}, 0, "optimizer.name: one of sgd; adamw, not a value"),
+        ({}, 2, "--prune: 0, not 2"),
+        ({"evaluate.every": "0.25"}, 0, "evaluate.every: 0.5, not 0.25"),
+    ],
+)
+def test_a_folder_of_another_search_is_refused(
+    other: dict[str, str], prune: int, sentence: str, tmp_path: Path
+) -> None:
+    Study(tmp_path, search(), 0)
+    with pytest.raises(Mistake, match=rf"--run .* belongs to another search \(.*{re.escape(sentence)}"):
+        Study(tmp_path, search(**other), prune)
+
+
+def test_what_decides_nothing_may_change_between_two_starts(tmp_path: Path) -> None:
+    Study(tmp_path, search(), 0)
+    study = Study(tmp_path, search(**{"track.to": "none"}), 0)
+    assert cli.read_recipe(str(study.base)).track.to == "none"
+
+
+def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
+    go_on(Study(tmp_path, search(), 0), 2)
+    journal = tmp_path / "journal.log"
+    journal.write_bytes(journal.read_bytes()[:-20] + b"\n")
+    with pytest.raises(Mistake, match=r"journal.log is damaged: remove its last line"):
+        Study(tmp_path, search(), 0)
+
+
+# Ending hopeless trials early
+
+
+def peer(*scores: float, state: TrialState = TrialState.COMPLETE) -> FrozenTrial:
+    return optuna.create_trial(state=state, value=max(scores), intermediate_values=dict(enumerate(scores)))
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([0.3, 0.4, 0.5], None),
+        ([0.2, 0.3], None),  # as good as the median is good enough
+        ([0.2, 0.29], 1),
+        ([0.19, 0.9], 0),
+        ([0.3, 0.1, 0.1], None),  # its best so far is compared, and nobody had a third score
+        ([], None),
+    ],
+)
+def test_a_trial_is_hopeless_where_its_best_is_below_the_median_of_the_finished(scores, expected) -> None:
+    """Medians of three by hand: 0.2 at the first score, 0.3 at the second."""
+    peers = [peer(0.1, 0.2), peer(0.2, 0.3), peer(0.3, 0.4), peer(0.9, 0.9, state=TrialState.PRUNED)]
+    assert hopeless_at(scores, peers, 3) == expected
+    assert hopeless_at(scores, peers, 4) is None, "too few have finished"
+
+
+def test_whether_a_trial_is_hopeless_does_not_depend_on_when_its_scores_are_looked_at() -> None:
+    peers, scores = [peer(0.1, 0.3, 0.5, 0.7)], [0.2, 0.3, 0.4, 0.8, 0.9]
+    looks = {hopeless_at(scores[:seen], peers, 1) for seen in range(len(scores) + 1)}
+    assert looks == {None, 2}
+
+
+def test_proposals_are_a_function_of_the_seed_and_the_trials_before() -> None:
+    space = {"x": optuna.distributions.FloatDistribution(0, 1)}
+    before = [optuna.create_trial(value=x, params={"x": x}, distributions=space) for x in (0.1, 0.9, 0.5, *(0.2,) * 9)]
+    assert propose(before, space, 0) == propose(before, space, 0)
+    assert propose(before, space, 0) != propose(before, space, 1)
+    assert propose(before[:3], space, 0) != propose(before[:2], space, 0)
