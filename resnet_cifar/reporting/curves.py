@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _POINTS = 400  # of a curve: more are averaged, for no screen shows them
 _SIZE = (4.7, 2.8)  # inches, of a panel
+_STOP = (0, (4, 2))  # the dashes of its line
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def figure(curves: Curves) -> Figure:
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(2 * _SIZE[0], 2 * _SIZE[1]), layout="constrained")
+    drawn.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     for axes, draw in zip(drawn.subplots(2, 2).ravel(), PANELS.values(), strict=True):
         draw(axes, curves)
     return drawn
@@ -149,6 +151,8 @@ def _pair(axes: Axes, curves: Curves, name: str) -> None:
             best["epoch"], best[f"val/{name}"], "*", markersize=13, color=ink.FIRST, label="best checkpoint", zorder=4
         )
     _mark(axes, curves)
+    if curves.stops:
+        axes.plot([], [], color=ink.WRONG, linewidth=0.9, linestyle=_STOP, label="stopped, went on")
     axes.legend(frameon=False, fontsize=9, labelcolor=ink.INK, handlelength=1.4, borderaxespad=0.2)
 
 
@@ -159,4 +163,4 @@ def _mark(axes: Axes, curves: Curves) -> None:
         axes.axvline(end, color=ink.MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
         axes.text(end, 1.0, f" phase {number}", transform=top, fontsize=8, color=ink.MUTED, va="bottom")
     for stop in curves.stops:
-        axes.axvline(stop, color=ink.WRONG, linewidth=0.9, linestyle=(0, (4, 2)), zorder=1)
+        axes.axvline(stop, color=ink.WRONG, linewidth=0.9, linestyle=_STOP, zorder=1)

@@ -29,7 +29,7 @@ _AT_A_TIME = 32  # large images in memory
 
 
 class Chosen(NamedTuple):
-    """Rows of a scoring, int64 each: the `surest` mistakes, random `right` and `wrong` ones, and some of each `cell`."""
+    """Rows of a scoring, int64: the `surest` mistakes, random `right` and `wrong` ones, and some of all `cells`."""
 
     surest: np.ndarray
     right: np.ndarray

@@ -38,6 +38,11 @@ def dress(axes: Axes, title: str, below: str) -> None:
         spine.set_color(LINE)
 
 
+def variable(colour: str) -> str:
+    """What a page calls the colour, for its CSS."""
+    return f"--{_VARIABLES[colour]}"
+
+
 def percent() -> FuncFormatter:
     """Shares of an axis as 85 %, or 85.5 % where it shows so little."""
     from matplotlib.ticker import FuncFormatter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ def named_recipe(environment: dict[str, Any]) -> str | None:
     words = str(environment.get("command", "")).replace("=", " ").split()
     if not words:
         return None
-    given = [value for word, value in zip(words, words[1:], strict=False) if word == "--recipe"]
+    given = [value for word, value in pairwise(words) if word == "--recipe"]
     name = given[-1] if given else _DEFAULT
     return name if name in cli.recipe_names() else None
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from resnet_cifar.data.plan import Plan
