@@ -14,7 +14,7 @@ from resnet_cifar import cli
 from resnet_cifar.reporting import gallery, guesses, metrics, score_files
 from resnet_cifar.run_folder import RunFolder, write_json
 
-CLASSES = ("cat", "dog", "<script>alert(1)</script>", "a $name$ & \"more\" that is too long for a table's head")
+CLASSES = ("cat", "dog", "<script>alert(1)</script>", 'a $name$ & "more" that is too long for a table\'s head')
 STEPS, AN_EPOCH = 40, 10
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import secrets
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -115,7 +116,7 @@ def read(file: Path) -> Kept | None:
     try:
         with np.load(file, allow_pickle=False) as kept:
             return Kept(kept["index"], kept["images"])
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 

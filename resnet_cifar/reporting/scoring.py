@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -76,10 +76,13 @@ def shown(scoring: Scoring | None, folder: Path, prefix: str = "") -> dict[str, 
 
 
 def _confusion_figures(scoring: Scoring, folder: Path, prefix: str) -> list[str]:
-    """Draws them, and gives their files' names."""
-    for name, cells in (("confusion", "counts"), ("confusion-shares", "shares")):
-        ink.save(figures.confusion(scoring.counts, scoring.classes, cells), folder, prefix + name)
-    return [f"{prefix}confusion", f"{prefix}confusion-shares"]
+    """Draws them, and gives their files' names; without words in the cells, counts and shares look the same."""
+    wanted: dict[str, Literal["counts", "shares"]] = {f"{prefix}confusion": "counts"}
+    if len(scoring.classes) <= figures.READABLE:
+        wanted[f"{prefix}confusion-shares"] = "shares"
+    for name, cells in wanted.items():
+        ink.save(figures.confusion(scoring.counts, scoring.classes, cells), folder, name)
+    return list(wanted)
 
 
 def _calibration(scoring: Scoring, folder: Path, prefix: str) -> dict[str, Any]:

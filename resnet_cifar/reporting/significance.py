@@ -56,7 +56,7 @@ def sentence(first: str, second: str, found: McNemar, p: float, comparisons: int
     """What `mcnemar` has found, for a person; `p`: the corrected one where there are several `comparisons`."""
     low, high = (100 * end for end in found.interval)
     counts = (
-        f"{found.first_only:,} images are right with {first} alone and {found.second_only:,} with {second} alone, of "
+        f"{first} alone is right on {found.first_only:,} images and {second} alone on {found.second_only:,}, of "
         f"{found.images:,}"
     )
     gap = f"{100 * found.difference:+.2f} points (95 % interval {low:+.2f} to {high:+.2f})"

@@ -88,7 +88,7 @@ def test_what_is_no_file_of_pictures_is_none(tmp_path: Path) -> None:
     assert gallery.read(tmp_path / "absent.npz") is None
     (tmp_path / "half.npz").write_bytes(b"PK\3\4half")
     (tmp_path / "empty.npz").write_bytes(b"")
-    assert gallery.read(tmp_path / "half.npz") is gallery.read(tmp_path / "empty.npz") is None
+    assert gallery.read(tmp_path / "half.npz") is None and gallery.read(tmp_path / "empty.npz") is None
 
 
 def test_a_small_picture_is_shown_to_the_pixel_and_a_large_one_in_few_bytes() -> None:

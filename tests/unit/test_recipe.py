@@ -138,7 +138,7 @@ STARTS: dict[str, Any] = {
     "checkpoint.keep": 3,
     "track.to": "none",
     "track.project": "other",
-    "track.report": "False",
+    "track.report": False,
 }
 
 

@@ -63,7 +63,7 @@ def test_the_sentence_names_counts_the_better_one_and_the_correction() -> None:
     found = significance.mcnemar(*models(50, 2, 20, 28))
     assert found.p < 0.001
     said = significance.sentence("old", "new", found, 3 * found.p, 3)
-    assert said.startswith("2 images are right with old alone and 20 with new alone, of 100: -18.00 points")
+    assert said.startswith("old alone is right on 2 images and new alone on 20, of 100: -18.00 points")
     assert "corrected by Holm for 3 comparisons" in said
     assert said.endswith("new is better than old on such images.")
     assert significance.sentence("old", "new", found, 0.06, 3).endswith("This may be chance.")
