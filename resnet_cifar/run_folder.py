@@ -1,7 +1,7 @@
 """The run folder: what lies where, who may write, and files that are whole or not there.
 
-recipe.yaml  environment.json  owner.json  status.json  metrics.jsonl  result.json  (micro_batch.json)
-checkpoints/  model/  wandb/  eval-NAME.json  predictions-NAME.parquet
+recipe.yaml  environment.json  owner.json  status.json  starts.json  metrics.jsonl  result.json  (micro_batch.json)
+checkpoints/  model/  wandb/  eval-NAME.json  predictions-NAME.parquet  report/
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._owner: dict[str, Any] = {}
+        self._starts: list[dict[str, Any]] = []
         self._rows: BinaryIO | None = None
 
     @property
@@ -154,7 +155,27 @@ class RunFolder:
     def status(self, state: str, **facts: Any) -> None:
         """Writes status.json: `running`, `finished`, `interrupted`, `failed` or `lost` (a rank), and facts."""
         self.keep_owning()
-        write_json(self.path / "status.json", {"state": state, "time": time.time(), **_job(), **facts})
+        word = {"state": state, "time": time.time(), **_job(), **facts}
+        self._note_start(word)
+        write_json(self.path / "status.json", word)
+
+    def _note_start(self, word: dict[str, Any]) -> None:
+        """Keeps in starts.json where each start went on and how it ended; who was killed, by its last word."""
+        file, step = self.path / "starts.json", word.get("step", 0)
+        is_first = not self._starts
+        if is_first:
+            earlier = (read_json(file) or {}).get("starts", [])
+            last = read_json(self.path / "status.json")
+            if earlier and last and "state" not in earlier[-1]:
+                earlier[-1] |= {"state": "killed", "ended": last["time"], "step": last.get("step", 0)}
+            claim = {name: self._owner[name] for name in ("start", "host", "pid")}
+            self._starts = [*earlier, {**claim, "began": word["time"], "from_step": step}]
+        if word["state"] != "running":
+            why = {"why": word["why"]} if word.get("why") else {}
+            self._starts[-1] |= {"state": word["state"], "ended": word["time"], "step": step, **why}
+        elif not is_first:
+            return
+        write_json(file, {"starts": self._starts})
 
     def continue_rows(self, step: int) -> None:
         """Begins to append to metrics.jsonl, without the rows after update `step`: a resumed run writes them again.

@@ -160,7 +160,7 @@ def check_media(home: Path, server: WandbServer) -> None:
     run, folder = only_run(server), home / "RUN"
     (row,) = (row for row in run.history if "figures/confusion" in row)
     for name in ("confusion", "mistakes"):
-        assert run.files[row[f"figures/{name}"]["path"]] == (folder / "figures" / f"{name}.png").read_bytes()
+        assert run.files[row[f"figures/{name}"]["path"]] == (folder / "report" / "figures" / f"{name}.png").read_bytes()
     (artifact,) = server.artifacts.values()
     assert (artifact.kind, artifact.committed) == ("result", True)
     for name in ("eval-test.json", "predictions-test.parquet", "recipe.yaml", "config.json"):

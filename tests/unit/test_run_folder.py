@@ -235,6 +235,23 @@ def test_the_status_says_what_and_when_and_leaves_no_half_file(folder: RunFolder
     assert not [name for name in names(folder.path) if ".writing" in name]
 
 
+def test_every_start_is_kept_with_where_it_went_on_and_how_it_ended(folder: RunFolder) -> None:
+    words = [
+        [("running", {"step": 0}), ("running", {"step": 4}), ("interrupted", {"step": 6, "why": "SIGTERM"})],
+        [("running", {"step": 6}), ("running", {"step": 8})],  # killed
+        [("running", {"step": 8}), ("finished", {"step": 12})],
+    ]
+    for start in words:
+        now = RunFolder(folder.path)
+        now.claim(recipe_of(), {})
+        for state, facts in start:
+            now.status(state, **facts)
+    starts = run_folder.read_json(folder.path / "starts.json")["starts"]
+    kept = [(each["start"], each["from_step"], each["step"], each["state"], each.get("why")) for each in starts]
+    assert kept == [(1, 0, 6, "interrupted", "SIGTERM"), (2, 6, 8, "killed", None), (3, 8, 12, "finished", None)]
+    assert all(each["began"] <= each["ended"] for each in starts)
+
+
 def test_a_write_that_is_cut_short_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "status.json"
     file.write_text('{"old": 1}')
