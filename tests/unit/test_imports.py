@@ -21,8 +21,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "optim", "cifar_stem"),
     ("commands", "run_folder"),
     ("data", "model", "reporting"),
-    ("training",),
-    ("training.loop", "training.score", "training.label", "training.fetch", "report", "cache", "seeds"),
+    ("training", "exploring"),
+    ("training.loop", "training.score", "training.label", "training.fetch", "report", "cache", "seeds", "explore"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc"}
