@@ -120,12 +120,13 @@ def _said(values: dict[str, Any], found: Statistics, doubled: Copies) -> list[tu
     counts = ", ".join(f"{count:,} {name}" for name, count in values["parts"].items())
     mean, std = (", ".join(f"{value:.4f}" for value in three) for three in (found.mean, found.std))
     kinds = [pair.kind for pair in doubled.pairs]
+    doubt = " (doubtful: too many pictures look alike, see the page)" if doubled.doubtful else ""
     tested = doubled.elsewhere.get("test", 0)
     lines = [
         ("images", f"{counts}; {len(values['classes']):,} classes, stored at {width}x{height}"),
         ("mean", f"{mean} (of {found.images:,} images that are not tested on)"),
         ("std", std),
-        ("copies", f"{len(kinds):,} pairs; {tested:,} test images have one in training or validation"),
+        ("copies", f"{len(kinds):,} pairs; {tested:,} test images have one in training or validation{doubt}"),
     ]
     if kinds.count("labels"):
         lines.append(("labels", f"{kinds.count('labels'):,} of these pairs have two labels"))

@@ -18,6 +18,7 @@ from resnet_cifar.exploring.statistics import chunk_rows
 
 # Time goes with the square: 60,000 images, and their mirror images, are 4e9 comparisons, about 20 s of one core.
 MOST = 120_000
+_DOUBTFUL = 0.2  # of a part's images
 _GREY = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's
 
 
@@ -59,6 +60,12 @@ class Copies:
     pairs: list[Pair]
     flat: int
     complete: bool
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether so many images have a near copy that it is rather the kind of pictures: patterns, digits, film."""
+        alone = {(one, other): self.near[one, other] - self.exact[one, other] for one, other in self.near}
+        return any(count > _DOUBTFUL * self.compared[part] for (part, _), count in alone.items())
 
 
 def find(parts: Mapping[str, ImageSet]) -> Copies:

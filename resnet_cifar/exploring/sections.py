@@ -21,13 +21,13 @@ from resnet_cifar.recipe import Recipe
 _FEW_CLASSES = 40  # whose bars are looked at one by one
 _MOST_ROWS = 1500  # of a table
 _MOST_SIZES = 8
-_MOST_PAIRS = 16  # of a kind
+_MOST_PAIRS = 12  # of a kind
 _AUGMENTED, _EPOCHS = 8, 7  # images, and how often each
 _AUGMENTED_LONGEST = 96  # pixels
 _KINDS = {
     "labels": "Two labels for one picture",
-    "test": "Test images that training or validation knows",
-    "parts": "Validation images that training knows",
+    "test": "Test images with a copy in training or validation",
+    "parts": "Validation images with a copy in training",
     "within": "Within one split",
 }
 
@@ -57,7 +57,7 @@ def _skew(counts: dict[str, np.ndarray], classes: Sequence[str]) -> list[str]:
     """How far each split is from balance, in words."""
     if all(values.min() == values.max() for values in counts.values()):
         each = " and ".join(f"{values[0]:,} {part}" for part, values in counts.items())
-        return [f"Balanced: every class has {each} images."]
+        return [f"Balanced: {each} images of every class."]
     said = []
     for part, values in counts.items():
         low, high = int(values.argmin()), int(values.argmax())
@@ -66,7 +66,7 @@ def _skew(counts: dict[str, np.ndarray], classes: Sequence[str]) -> list[str]:
             continue
         empty = int((values == 0).sum())
         times = f"{values[high] / values[low]:.1f} times as many as the smallest" if values[low] else "the most"
-        none = f" {_number(empty, 'class', 'classes')} of {len(classes):,} have none." if empty else ""
+        none = f" Without images are {empty:,} of {_number(len(classes), 'class', 'classes')}." if empty else ""
         small = f", {classes[low]} ({values[low]:,})" if values[low] else ""
         guess = values[high] / values.sum()
         said.append(
@@ -119,6 +119,7 @@ def copies(found: Copies, parts: dict[str, ImageSet], classes: Sequence[str]) ->
         "kinds": kinds,
         "names": names,
         "table": table,
+        "doubtful": found.doubtful,
         "flat": found.flat,
         "complete": found.complete,
         "candidates": duplicates.MOST_CANDIDATES,
