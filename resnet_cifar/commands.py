@@ -85,6 +85,18 @@ class CacheCommand:
 
 
 @dataclass(frozen=True)
+class ExploreCommand:
+    """Write one page about the images of a source: balance, samples, statistics, copies, sizes and augmentations."""
+
+    source: str
+    """What data.source takes: a data set of the hub, a folder, a file, or `synthetic`."""
+    recipe: str = "finetune"
+    """The shipped recipe or YAML file that cuts the splits and augments."""
+    out: str = ""
+    """The page [default: explore-NAME.html here, after the source]."""
+
+
+@dataclass(frozen=True)
 class SeedsCommand:
     """Train a recipe under several seeds, one after the other, and print mean, deviation and interval of the scores."""
 
@@ -260,6 +272,21 @@ def cache_command(arguments: list[str]) -> CacheCommand:
     return CacheCommand(clear=own.get("clear", ""), older_than=days)
 
 
+def explore_command(arguments: list[str]) -> tuple[ExploreCommand, Recipe]:
+    """What `explore SOURCE ARGUMENTS` asks for, and its recipe. Ends the program after --help; raises Mistake."""
+    own, overrides, rest = cli.split(arguments, values=("recipe", "out"), flags=())
+    if own.pop("help", False):
+        _help(ExploreCommand, "python -m resnet_cifar.explore", cli.read_recipe("finetune"))
+    if len(rest) != 1:
+        raise Mistake(
+            "explore takes one source: python -m resnet_cifar.explore SOURCE [--recipe NAME|FILE] [--FIELD VALUE ...]"
+        )
+    if "data.source" in overrides:
+        raise Mistake(f"--data.source {overrides['data.source']} and {rest[0]} are both the source: leave the one away")
+    command = ExploreCommand(source=rest[0], **own)
+    return command, cli.read_recipe(command.recipe, {"data.source": command.source, **overrides})
+
+
 def seeds_command(arguments: list[str]) -> tuple[SeedsCommand, Recipe, list[str]]:
     """What `seeds RECIPE ARGUMENTS` asks for, its recipe, and the words that say so to train.py. Raises Mistake."""
     own, overrides, rest = cli.split(arguments, values=("seeds", "run", "launch"), flags=())
@@ -322,8 +349,8 @@ def _help(command: type, program: str, recipe: Recipe | Changeable) -> None:
     import tyro
 
     fields = Annotated[tyro.conf.FlagConversionOff[type(recipe)], tyro.conf.arg(name="")]
-    # a word that stands without a --name
-    alone = {EvalCommand: "target", SeedsCommand: "recipe", TuneCommand: "recipe"}.get(command)
+    words = {EvalCommand: "target", SeedsCommand: "recipe", TuneCommand: "recipe", ExploreCommand: "source"}
+    alone = words.get(command)  # stands without a --name
     own = [(alone, tyro.conf.Positional[str])] if alone else []
     page = dataclasses.make_dataclass(
         command.__name__, [*own, ("fields", fields, dataclasses.field(default=recipe))], bases=(command,), frozen=True

@@ -43,7 +43,7 @@ class Case:
     @property
     def command(self) -> list[str]:
         """By itself, or behind the launcher where there is a configuration."""
-        words = [str(ROOT / self.script), *shlex.split(self.words)]
+        words = [*([str(ROOT / self.script)] if self.script else []), *shlex.split(self.words)]  # or -m MODULE
         if not self.config:
             return [sys.executable, *words]
         config = ["--config_file", str(ROOT / "accelerate_configs" / f"{self.config}.yaml")]

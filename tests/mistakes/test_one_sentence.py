@@ -60,6 +60,22 @@ CASES = [
         prepared.run(prepared.unfinished),
         script="eval.py",
     ),
+    Case("nothing to explore", "-m resnet_cifar.explore", ("explore takes one source", "SOURCE"), "import", script=""),
+    Case(
+        "no source to explore",
+        "-m resnet_cifar.explore cifar",
+        ("data.source 'cifar'", "no hub id", "synthetic"),
+        "import",
+        script="",
+    ),
+    Case(
+        "another page to explore into",
+        "-m resnet_cifar.explore synthetic --out notes.html",
+        ("--out notes.html", "no page of this command", "name another file"),
+        "import",
+        prepared.file("notes.html", "<p>my notes"),
+        script="",
+    ),
     # What timm, torch and the machine tell
     Case("model", f"{HUB} --model.name resnet5o", ("model.name 'resnet5o'", "did you mean resnet50"), "download"),
     Case("tag", "--model.name resnet50.a1_in2k", ("'resnet50.a1_in2k'", "did you mean resnet50.a1_"), "download"),
@@ -169,6 +185,14 @@ CASES = [
         ("data.source", "bare'", "has the columns ['image', 'weight']", "label column"),
         "training",
         prepared.images("bare", [0, 1] * 20, labelled=False),
+    ),
+    Case(
+        "broken images to explore",
+        "-m resnet_cifar.explore torn",
+        ("torn", "train", "3, 7", "mend or remove them", "--data.skip_broken True"),
+        "training",
+        prepared.images("torn", [0, 1] * 20, broken=(3, 7)),
+        script="",
     ),
     Case(
         "broken images",

@@ -59,6 +59,32 @@ def test_seeds_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
     assert str(caught.value).startswith(start)
 
 
+# explore
+
+
+def test_explore_is_a_recipe_with_another_source() -> None:
+    words = ["synthetic", "--recipe", "debug", "--data.limit", "50", "--out", "a.html"]
+    command, recipe = commands.explore_command(words)
+    assert command == commands.ExploreCommand(source="synthetic", recipe="debug", out="a.html")
+    assert recipe == cli.read_recipe("debug", {"data.source": "synthetic", "data.limit": "50"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        ((), "explore takes one source"),
+        (("a", "b"), "explore takes one source"),
+        (("synthetic", "--data.source", "x/y"), "--data.source x/y and synthetic are both the source"),
+        (("synthetic", "--recipe", "debugg"), "there is no recipe 'debugg'; did you mean debug?"),
+        (("synthetic", "--run", "x"), "unknown field --run"),
+    ],
+)
+def test_explore_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
+    with pytest.raises(Mistake) as caught:
+        commands.explore_command(list(arguments))
+    assert str(caught.value).startswith(start)
+
+
 # eval.py
 
 

@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "optim", "cifar_stem"),
     ("commands", "run_folder", "ranges"),
     ("data", "model", "reporting"),
-    ("training",),
+    ("training", "exploring"),
     ("starts", "following", "study"),
     ("training.loop", "training.score", "training.check", "training.label", "training.fetch"),
     ("report", "explore", "cache", "seeds", "tune", "notebook"),

@@ -1,0 +1,107 @@
+"""Charts as SVG inside the page: their colours are the page's own, so that they follow it into the dark.
+
+Drawn without pyplot; matplotlib is imported where it draws.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Stand-ins for the page's variables: matplotlib wants colours, and writes them into the SVG as they are.
+_INK, _MUTED, _LINE, _ACCENT = "#010101", "#020202", "#030303", "#040404"
+_RED, _GREEN, _BLUE = "#050505", "#060606", "#070707"
+_VARIABLES = {
+    _INK: "ink", _MUTED: "muted", _LINE: "line", _ACCENT: "accent", _RED: "red", _GREEN: "green", _BLUE: "blue"
+}  # fmt: skip
+_CHANNELS = {"red": _RED, "green": _GREEN, "blue": _BLUE}
+
+
+def channel_histograms(histograms: np.ndarray) -> str:
+    """How often each value stands in each channel; `histograms`: int64 [3, 256]."""
+    figure, axes = _figure(5.6, 2.6)
+    shares = histograms / histograms.sum(1, keepdims=True)
+    for values, (name, colour) in zip(shares, _CHANNELS.items(), strict=True):
+        axes.fill_between(np.arange(256), 100 * values, step="mid", color=colour, alpha=0.12, linewidth=0)
+        axes.step(np.arange(256), 100 * values, where="mid", color=colour, linewidth=1.3, label=name)
+    # Blank margins and overexposed pixels pile up at the ends: they may leave the picture, the rest must be seen.
+    axes.set_ylim(0, 130 * max(np.quantile(shares, 0.99), 1e-6))
+    axes.set_xlim(-1, 256)
+    axes.set_xticks([0, 64, 128, 192, 255])
+    axes.set_xlabel("pixel value")
+    axes.set_ylabel("% of the pixels")
+    axes.legend(frameon=False, labelcolor=_INK, ncols=3, loc="upper center", borderaxespad=0.2)
+    return _svg(figure, "channels")
+
+
+def class_sizes(counts: Mapping[str, np.ndarray]) -> str:
+    """Images of each class, the largest first, for so many classes that a bar each says nothing."""
+    figure, axes = _figure(5.6, 2.8)
+    for (name, values), colour in zip(counts.items(), (_ACCENT, _GREEN, _RED), strict=False):
+        ranked = np.sort(values)[::-1]
+        axes.step(np.arange(1, len(ranked) + 1), ranked, where="mid", color=colour, linewidth=1.5, label=name)
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(0, max(map(len, counts.values())) + 1)
+    axes.set_xlabel("classes, the largest first")
+    axes.set_ylabel("images")
+    axes.legend(frameon=False, labelcolor=_INK)
+    return _svg(figure, "classes")
+
+
+def picture_sizes(sizes: Counter[tuple[int, int]]) -> str:
+    """Width against height, a dot for each size, its area growing with the number of pictures."""
+    figure, axes = _figure(4.4, 3.8)
+    places, counts = np.array(list(sizes)), np.array(list(sizes.values()))
+    area = 14 + 220 * counts / counts.max()
+    axes.scatter(places[:, 0], places[:, 1], s=area, color=_ACCENT, alpha=0.45, linewidth=0)
+    if (places.max(0) > 8 * places.min(0)).any():
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+    else:
+        axes.set_xlim(0, places[:, 0].max() * 1.1)
+        axes.set_ylim(0, places[:, 1].max() * 1.1)
+    axes.set_xlabel("width, pixels")
+    axes.set_ylabel("height, pixels")
+    return _svg(figure, "sizes")
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """Inches; on the page they shrink with the screen."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_LINE)
+    axes.tick_params(color=_LINE, labelcolor=_MUTED, labelsize=9)
+    axes.xaxis.label.set_color(_MUTED)
+    axes.yaxis.label.set_color(_MUTED)
+    axes.grid(axis="y", color=_LINE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as an <svg> element whose texts are texts; `name` keeps the ids of several on one page apart."""
+    import matplotlib
+
+    stream = io.StringIO()
+    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}
+    with matplotlib.rc_context(settings):
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var(--{variable})")
+    text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
+    return re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)  # which HTML does not ask for

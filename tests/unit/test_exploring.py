@@ -1,0 +1,311 @@
+"""What the explore page says: statistics and copies against brute force, headers, and the images of training."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from resnet_cifar import cli
+from resnet_cifar.data import store
+from resnet_cifar.data.batches import Batches, InputFormat
+from resnet_cifar.data.plan import Plan
+from resnet_cifar.data.resident import ImageSet
+from resnet_cifar.data.sources import Split, synthetic
+from resnet_cifar.exploring import augmented, charts, copies, duplicates, originals, samples, sections, statistics
+
+
+def image_set(images: np.ndarray, labels: list[int] | np.ndarray) -> ImageSet:
+    return ImageSet(torch.from_numpy(images), torch.as_tensor(labels), np.arange(len(images)))
+
+
+def scenes(count: int, seed: int = 0, side: int = 32) -> np.ndarray:
+    """Pictures whose amplitudes fall like one over the frequency, as photographs' do: uint8 [count, side, side, 3]."""
+    noise = np.random.default_rng(seed).normal(size=(count, 3, side, side))
+    radius = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side))
+    radius[0, 0] = 1
+    grey = np.fft.ifft2(np.fft.fft2(noise[:, :1] + 0.3 * noise) / radius).real
+    grey = 128 + 45 * grey / grey.std(axis=(1, 2, 3), keepdims=True)
+    return grey.clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+# Statistics
+
+
+@pytest.mark.parametrize("size", [(5, 7), (90, 70)])
+def test_statistics_are_those_of_all_pixels(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "_CHUNK_BYTES", 4 * size[0] * size[1] * 3)  # several chunks, the last one short
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (11, *size, 3), dtype=np.uint8), np.arange(11) % 3
+    found = statistics.measure([image_set(images[:6], labels[:6]), image_set(images[6:], labels[6:])], [0, 2, 7])
+    assert found.images == 11
+    assert np.allclose(found.mean, images.mean((0, 1, 2)) / 255, rtol=1e-12)
+    assert np.allclose(found.std, images.astype(np.float64).std((0, 1, 2)) / 255, rtol=1e-12)
+    assert all(
+        np.array_equal(found.histograms[c], np.bincount(images[..., c].ravel(), minlength=256)) for c in range(3)
+    )
+    if size == (5, 7):
+        for place, label in enumerate([0, 2]):
+            assert np.abs(found.class_means[place] - images[labels == label].mean(0)).max() <= 0.5
+        assert (found.class_means[2] == 0).all()
+    assert max(found.class_means.shape[1:3]) <= 64
+
+
+def test_a_deviation_of_nearly_nothing_keeps_its_digits() -> None:
+    images = np.full((2000, 32, 32, 3), 200, np.uint8)
+    images[0, 0, 0] = 201
+    found = statistics.measure([image_set(images, np.zeros(2000, np.int64))], [0])
+    assert np.allclose(found.std, (1 / images[..., 0].size) ** 0.5 / 255, rtol=1e-6)
+
+
+@pytest.mark.proof_only
+@pytest.mark.real_data
+def test_the_known_statistics_of_the_real_images(real_data: Path) -> None:
+    """The figures that everybody normalises CIFAR-10 with; copies as JPEG lose a little contrast."""
+    recipe = cli.read_recipe("scratch", {"data.source": str(real_data)})
+    data = store.load(store.ensure(recipe.data), recipe, torch.device("cpu"))
+    found = statistics.measure([data.train, data.validation], range(10))
+    assert found.images == 50_000
+    assert np.allclose(found.mean, (0.4914, 0.4822, 0.4465), atol=3e-4)
+    assert np.allclose(found.std, (0.2470, 0.2435, 0.2616), atol=2e-3)
+
+
+# Copies
+
+
+def jpeg(image: np.ndarray) -> np.ndarray:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "JPEG", quality=60)
+    return np.array(Image.open(stream))
+
+
+CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "darker": lambda image: (0.7 * image).astype(np.uint8),
+    "tinted": lambda image: (image * np.array([1, 0.8, 0.6])).astype(np.uint8),
+    "compressed": jpeg,
+    "moved": lambda image: np.roll(image, (1, -1), axis=(0, 1)),
+    "mirrored": lambda image: image[:, ::-1],
+}
+
+
+def grey(images: np.ndarray) -> np.ndarray:
+    return copies._thumbnails(torch.from_numpy(np.ascontiguousarray(images)))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_copy_is_found_and_nothing_else(change: str) -> None:
+    images = scenes(300)
+    images[207] = CHANGES[change](images[11])
+    found = duplicates.search(grey(images))
+    assert list(zip(found.first, found.second, strict=True)) == [(11, 207)]
+    assert found.mirrored.tolist() == [change == "mirrored"]
+    assert duplicates.THRESHOLD <= found.agreement[0] <= 1 + 1e-5
+    assert found.complete and not found.flat
+
+
+def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = scenes(60)
+    images[50:55], images[58] = images[3:8], images[20, :, ::-1]
+    whole = duplicates.search(grey(images))
+    monkeypatch.setattr(duplicates, "_TILE", 7)
+    tiled = duplicates.search(grey(images))
+    assert set(zip(whole.first, whole.second, strict=True)) == {(3 + n, 50 + n) for n in range(5)} | {(20, 58)}
+    assert set(zip(whole.first, whole.second, strict=True)) == set(zip(tiled.first, tiled.second, strict=True))
+
+
+def test_what_is_in_a_frame_decides() -> None:
+    images = scenes(40)
+    images[5, :5], images[5, -5:], images[5, :, :5], images[5, :, -5:] = 255, 255, 255, 255
+    images[5, 5:-5, 5:-5] //= 4
+    framed, other = images[5].copy(), images[5].copy()
+    other[5:-5, 5:-5] = images[6, 5:-5, 5:-5] // 4
+    agreement = duplicates.compare(grey(np.stack([framed, framed])), grey(np.stack([other, framed])))
+    assert agreement[0] < 0.6
+    assert agreement[1] > 0.99
+
+
+def test_uniform_pictures_are_compared_to_the_pixel_only() -> None:
+    images = np.full((6, 32, 32, 3), 90, np.uint8)
+    images[3:] += np.random.default_rng(0).integers(0, 3, (3, 32, 32, 3), dtype=np.uint8)
+    found = copies.find({"train": image_set(images, [0] * 6)})
+    assert (found.exact["train", "train"], found.near["train", "train"], found.flat) == (3, 3, 4)
+
+
+def test_so_many_pairs_that_the_search_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "MOST_CANDIDATES", 20)
+    found = duplicates.search(grey(np.repeat(scenes(1), 30, axis=0)))
+    assert not found.complete and len(found.first) == 20
+
+
+def test_copies_are_counted_by_image_and_split() -> None:
+    """Three train images are one picture; a test image is a fourth of it, darker, and another its mirror image."""
+    train, test = scenes(12), scenes(8, seed=1)
+    train[[4, 9]] = train[2]
+    test[1], test[6] = CHANGES["darker"](train[2]), train[2][:, ::-1]
+    labels = np.arange(12) % 2
+    found = copies.find({"train": image_set(train, labels), "test": image_set(test, np.zeros(8, np.int64))})
+    assert found.exact == {("train", "train"): 3, ("train", "test"): 0, ("test", "train"): 0, ("test", "test"): 0}
+    assert found.near == {("train", "train"): 3, ("train", "test"): 3, ("test", "train"): 2, ("test", "test"): 2}
+    assert found.elsewhere == {"train": 3, "test": 2}
+    exact = [(pair.one, pair.other, pair.kind) for pair in found.pairs if pair.exact]
+    assert exact == [(("train", 2), ("train", 4), "within"), (("train", 2), ("train", 9), "labels")]
+    near = {(pair.one, pair.other): (pair.mirrored, pair.kind) for pair in found.pairs if not pair.exact}
+    assert near[("train", 2), ("test", 1)] == (False, "test")
+    assert near[("train", 2), ("test", 6)] == (True, "test")
+    assert len(found.pairs) == 5
+
+
+def test_a_set_that_is_too_large_is_thinned_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "MOST", 10)
+    parts = {
+        "train": image_set(scenes(30), np.zeros(30, np.int64)),
+        "test": image_set(scenes(10), np.zeros(10, np.int64)),
+    }
+    found = copies.find(parts)
+    assert (found.images, found.compared) == ({"train": 30, "test": 10}, {"train": 7, "test": 2})
+
+
+def test_pictures_of_one_kind_make_the_counts_doubtful() -> None:
+    stripes, labels = synthetic.draw("train", 600)
+    only = labels == 5
+    assert copies.find({"train": image_set(stripes[only], labels[only])}).doubtful
+    assert not copies.find({"train": image_set(scenes(60), np.zeros(60, np.int64))}).doubtful
+
+
+@pytest.mark.proof_only
+@pytest.mark.real_data
+def test_near_copies_in_the_real_images(real_data: Path) -> None:
+    """ciFAIR (Barz & Denzler 2020) counted by eye 286 test images with a near copy in training, 39 pairs in test."""
+    recipe = cli.read_recipe("scratch", {"data.source": str(real_data), "data.validation": "0"})
+    data = store.load(store.ensure(recipe.data), recipe, torch.device("cpu"))
+    found = copies.find(sections.parts(data, recipe))
+    assert 286 <= found.near["test", "train"] <= 380
+    assert 39 <= found.near["test", "test"] <= 110
+    assert sum(pair.kind == "labels" for pair in found.pairs) < 5
+
+
+# The pictures in their source
+
+
+def test_headers_tell_sizes_modes_and_ends(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=exif)
+    Image.new("L", (40, 30)).save(tmp_path / "b.png")
+    Image.new("RGBA", (8, 9)).save(tmp_path / "c.png")
+    Image.new("P", (8, 9)).save(tmp_path / "d.gif", transparency=0)
+    (tmp_path / "e.jpg").write_bytes(b"no picture")
+    files = sorted(map(str, tmp_path.iterdir()))
+    found = originals.survey(Split("train", files, np.zeros(5, np.int64)))
+    assert found.sizes == {(40, 30): 2, (8, 9): 2}
+    assert found.formats == {
+        ("JPEG", "RGB"): 1,
+        ("PNG", "L"): 1,
+        ("PNG", "RGBA"): 1,
+        ("GIF", "P, transparent"): 1,
+        ("unreadable", "-"): 1,
+    }
+    assert (found.turned, found.read, found.pictures) == (1, 5, 5)
+    assert found.largest[0] == originals.header(0, files[0])
+    nbytes = [Path(file).stat().st_size for file in files[:4]]
+    assert [one.nbytes for one in found.smallest] == sorted(nbytes)
+
+
+@pytest.mark.parametrize(("shape", "dtype", "mode"), [((6, 8), "u1", "L"), ((6, 8, 4), "u2", "RGBA, 16 bits")])
+def test_elements_of_arrays_have_a_mode_too(shape: tuple[int, ...], dtype: str, mode: str) -> None:
+    found = originals.survey(Split("train", np.zeros((3, *shape), dtype), np.zeros(3, np.int64)))
+    assert found.formats == {("array", mode): 3}
+    assert found.sizes == {(8, 6): 3}
+    assert not found.largest
+
+
+def test_of_many_headers_evenly_spaced_ones_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(originals, "MOST", 10)
+    monkeypatch.setattr(originals, "_CHUNK", 4)
+    encoded = []
+    for size in range(1, 36):
+        stream = io.BytesIO()
+        Image.new("L", (size, 1)).save(stream, "PNG")
+        encoded.append({"bytes": stream.getvalue(), "path": None})
+    found = originals.survey(Split("train", encoded, np.zeros(35, np.int64)))
+    assert sorted(width for width, _ in found.sizes) == list(range(1, 36, 4))
+    assert {one.index for one in (*found.largest, *found.smallest)} <= set(range(0, 35, 4))
+
+
+# What is shown
+
+
+def test_samples_are_evenly_spaced_and_bounded() -> None:
+    labels = np.arange(1000) % 10
+    assert samples.rows(labels, 3, shown=10).tolist() == [3 + 10 * (n * 100 // 30) for n in range(30)]
+    assert len(samples.rows(labels, 3, shown=20)) == 15
+    assert len(samples.rows(np.zeros(2, np.int64), 0, shown=2)) == 2
+    many = np.repeat(np.arange(1000), 9)
+    shown = samples.shown_classes(many, 1000)
+    assert len(shown) == samples.MOST_CLASSES
+    assert sum(len(samples.rows(many, label, len(shown))) for label in shown) <= 320
+    assert samples.shown_classes(np.array([2, 2, 5]), 9) == [2, 5]
+
+
+def test_thumbnails_are_bounded_and_small_pictures_whole() -> None:
+    def size(address: str) -> tuple[int, int]:
+        return Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).size
+
+    assert samples.thumbnail(scenes(1)[0]).startswith("data:image/png")
+    assert size(samples.thumbnail(np.zeros((300, 150, 3), np.uint8))) == (32, 64)
+
+
+@pytest.mark.parametrize("recipe_name", ["debug", "scratch"])
+def test_views_are_the_images_of_training(recipe_name: str) -> None:
+    fields = {"data.source": "synthetic", "data.limit": "100", "batch_size": "32", "data.validation": "0.2"}
+    recipe = cli.read_recipe(recipe_name, fields)
+    data = store.load(store.ensure(recipe.data), recipe, torch.device("cpu"))
+    training = augmented.Training(data, recipe)
+    plan = Plan(recipe, len(data.train), world=1)
+    input_format = InputFormat(recipe.data, torch.tensor(training.mean), torch.tensor(training.std))
+    batches = Batches(plan, data.train, 10, input_format, rank=0)
+    for view in training.views(17, epochs=3):
+        indices, epochs = plan.order(view.step, slice(0, 32))
+        [row] = np.flatnonzero((indices == 17) & (epochs == view.epoch))
+        inputs, targets = (torch.cat(part) for part in zip(*batches.step(view.step), strict=True))
+        seen = 255 * (inputs[row].permute(1, 2, 0) * input_format.std + input_format.mean)
+        assert np.abs(seen.numpy() - view.image).max() <= 0.51
+        assert dict(view.shares) == {n: share for n, share in enumerate(targets[row].tolist()) if share >= 0.005}
+
+
+def test_charts_take_the_pages_colours_and_ask_nobody() -> None:
+    drawn = [
+        charts.channel_histograms(np.random.default_rng(0).integers(1, 9, (3, 256))),
+        charts.class_sizes({"train": np.arange(50), "test": np.arange(50)}),
+        charts.picture_sizes(originals.Counter({(30, 40): 3, (300, 500): 1})),
+    ]
+    for svg in drawn:
+        assert svg.startswith("<svg") and "http" not in svg
+        assert "var(--" in svg and "#0" not in svg.replace("#0000", "")
+    again = charts.channel_histograms(np.random.default_rng(0).integers(1, 9, (3, 256)))
+    assert again == drawn[0]
+
+
+def test_balance_is_told_in_words_and_bars() -> None:
+    parts = {"train": image_set(scenes(7), [0, 0, 0, 0, 1, 1, 2]), "test": image_set(scenes(2), [0, 2])}
+    found = sections.balance(parts, ["ant", "bee", "cow", "dog"])
+    assert [row["cells"] for row in found["rows"]] == [
+        [(4, 100.0), (1, 100.0)],
+        [(2, 50.0), (0, 0.0)],
+        [(1, 25.0), (1, 100.0)],
+        [(0, 0.0), (0, 0.0)],
+    ]
+    assert found["sentences"][0] == (
+        "train: ant has 4 images, the most; to guess it always would be right for 57.1%. "
+        "Without images are 1 of 4 classes."
+    )
+    even = {name: image_set(scenes(4), [0, 1, 1, 0]) for name in ("train", "test")}
+    assert sections.balance(even, ["ant", "bee"])["sentences"] == [
+        "Balanced: 2 train and 2 test images of every class."
+    ]
