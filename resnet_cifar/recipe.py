@@ -83,8 +83,8 @@ def _rows_or_auto(value: Any) -> Any:
 def _widths(value: Any) -> str:
     """`128,64` of a YAML list, a number or words of the command line; nothing, or `none`, is no width."""
     words = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-    if not words or str(words[0]).strip().lower() in ("", "none", "null"):
-        words = words[1:]
+    if len(words) == 1 and str(words[0]).strip().lower() in ("", "none", "null"):
+        words = []
     try:
         return ",".join(map(str, _UNITS.validate_python(words)))
     except ValidationError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -44,14 +45,25 @@ def resolved(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> 
 
 
 def _least_size(recipe: Recipe) -> int:
-    """The first size from data.image_size on that the model's features take; that itself where none is found."""
+    """The first size from data.image_size on that the model's features take; that itself where none is found.
+
+    It is looked for up to the size of pretraining: by halves, or one by one where a model is built for its size, since
+    such a model may take multiples of something.
+    """
     config, size = timm.get_pretrained_cfg(recipe.model.name), recipe.data.image_size
     plain = replace(recipe, model=replace(recipe.model, head=Head()))
-    for candidate in range(size, max(config.input_size[1:]) + 1):
-        asked = replace(plain, data=replace(plain.data, image_size=candidate)) if config.fixed_input_size else plain
-        if _refusal(asked, candidate) is None:
-            return candidate
-    return size
+
+    def takes(size: int) -> bool:
+        asked = replace(plain, data=replace(plain.data, image_size=size)) if config.fixed_input_size else plain
+        return _refusal(asked, size) is None
+
+    sizes = range(size, max(config.input_size[1:]) + 1)
+    if not sizes or takes(size):
+        return size
+    if config.fixed_input_size:
+        return next(filter(takes, sizes), size)
+    place = bisect_left(sizes, True, key=takes)
+    return sizes[place] if place < len(sizes) else size
 
 
 def check_names(recipe: Recipe) -> None:
