@@ -25,11 +25,12 @@ def __dir__() -> list[str]:
 
 
 def _register_models(_timm: object) -> None:
-    from resnet_cifar import cifar_stem
+    from resnet_cifar import cifar_stem, head
 
     cifar_stem.register()
+    head.register()
 
 
-# timm takes seconds to import and `--help` must not wait for it: models with a CIFAR stem join timm's registry
-# when (and only when) somebody imports timm.
+# timm takes seconds to import and `--help` must not wait for it: models with a CIFAR stem or a deep head join timm's
+# registry when (and only when) somebody imports timm.
 wrapt.register_post_import_hook(_register_models, "timm")

@@ -213,6 +213,8 @@ def _example(path: str) -> Any:
         return 10
     if path in ("images", "seeds"):
         return {"images": "FOLDER", "seeds": "0..4"}[path]
+    if path == "model.head.widths":
+        return "128,64"
     return flat(Recipe()).get(".".join("0" if is_number(part) else part for part in path.split(".")), "NAME")
 
 

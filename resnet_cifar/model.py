@@ -1,4 +1,4 @@
-"""timm models: weights, stem, norm groups, precise BatchNorm statistics, export in timm's own format."""
+"""timm models: weights, stem, head, norm groups, precise BatchNorm statistics, export in timm's own format."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.layers import convert_sync_batchnorm
-from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from resnet_cifar import head
 from resnet_cifar.cifar_stem import SUFFIX, replace_stem
 from resnet_cifar.data import draws
 from resnet_cifar.optim import classifier
@@ -31,6 +31,8 @@ def check_name(name: str) -> None:
     architecture, _, tag = name.partition(".")
     if architecture.endswith(SUFFIX):
         raise Mistake(f"model.name {name!r}: take {architecture.removesuffix(SUFFIX)} with --model.stem cifar")
+    if architecture == head.NAME:
+        raise Mistake(f"model.name {name!r}: take the model itself, such as resnet50, with --model.head.widths 128,64")
     if not timm.is_model(architecture):
         mend = nearest(architecture, timm.list_models()) or "; timm.list_models() has all"
         raise Mistake(f"model.name {name!r} is not one of timm's models{mend}")
@@ -60,8 +62,9 @@ def build(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
     torch.random.default_generator.manual_seed(draws.torch_seed(recipe.seed, "init"))
     pretrained = pretrained and settings.pretrained and not settings.checkpoint
     options = {**_input_size(recipe), **({"drop_path_rate": settings.drop_path} if settings.drop_path else {})}
+    own = 0 if settings.head.is_deep else classes  # of timm's classifier
     try:
-        model = timm.create_model(settings.name, pretrained=pretrained, num_classes=classes, **options)
+        model = timm.create_model(settings.name, pretrained=pretrained, num_classes=own, **options)
     except (LocalEntryNotFoundError, OSError, HfHubHTTPError.__bases__[0]) as error:  # the last: httpx's or httpx2's
         raise Mistake(
             f"the pretrained weights of model.name {settings.name!r} are not on this machine yet and cannot be fetched "
@@ -74,16 +77,42 @@ def build(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
             f"model.drop_path {settings.drop_path:g}: model.name {settings.name!r} has no residual branches to drop; "
             "set it to 0"
         ) from None
-    if settings.stem == "cifar":
-        if not isinstance(model, ResNet):
+    if stem(settings) == "cifar":
+        if not _has_cifar_form(settings.name):
             raise Mistake(
                 f"model.stem cifar is for timm's ResNets, not for model.name {settings.name!r}: take imagenet"
             )
         replace_stem(model)
-    if pretrained:  # a head that starts at zero leaves the features alone until it knows something (BiT, ViT)
-        for parameter in classifier(model).parameters():
+    if settings.head.is_deep:
+        layers = (settings.head.pool, settings.head.units, settings.head.norm, settings.head.dropout)
+        head.attach(model, recipe.data.image_size, *layers, classes)
+    if settings.head.init == "glorot":
+        _glorot(classifier(model))
+    elif pretrained:  # a classifier that starts at zero leaves the features alone until it knows something (BiT, ViT)
+        last = model.deep_head.classifier if settings.head.is_deep else classifier(model)
+        for parameter in last.parameters():
             nn.init.zeros_(parameter)
     return model.train()
+
+
+def stem(settings: Model) -> str:
+    """`imagenet` or `cifar`: what `auto` means for the model."""
+    if settings.stem == "auto":
+        return "cifar" if _has_cifar_form(settings.name) else "imagenet"
+    return settings.stem
+
+
+def _has_cifar_form(name: str) -> bool:
+    return timm.is_model(name.partition(".")[0] + SUFFIX)
+
+
+def _glorot(layers: nn.Module) -> None:
+    """Keras's first weights (Glorot & Bengio 2010)."""
+    for layer in layers.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def _input_size(recipe: Recipe) -> dict[str, int]:
@@ -105,7 +134,7 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def warm_start(model: nn.Module, run: str) -> None:
-    """Loads the weights that run folder `run` exported; a head for other classes is left as it is. Raises Mistake."""
+    """Loads the weights that run folder `run` exported; where heads differ, ours is left as it is. Raises Mistake."""
     fitting = check_warm_start(model, run)
     weights = load_file(_exported_by(run))
     model.load_state_dict({name: weights[name] for name in fitting}, strict=False)
@@ -126,12 +155,22 @@ def check_warm_start(model: nn.Module, run: str) -> list[str]:
             f"model.checkpoint {run!r}: {file} cannot be read ({error}): name the folder of a finished run"
         ) from None
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    head = {id(parameter) for parameter in classifier(model).parameters()}
-    new = {n for n, p in model.named_parameters() if id(p) in head and n in theirs and theirs[n] != ours[n]}
-    fitting = [name for name in ours if name not in new]
-    if theirs.keys() != ours.keys() or any(theirs[name] != ours[name] for name in fitting):
+    heads = _head_prefixes(model)
+
+    def body(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        return {name: shape for name, shape in shapes.items() if not name.startswith(heads)}
+
+    if body(theirs) != body(ours):
         raise Mistake(f"model.checkpoint {run!r} holds another architecture than model.name: take the run's own model")
-    return fitting
+    return list(ours if theirs == ours else body(ours))
+
+
+def _head_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """What the names of a head's weights begin with, be it timm's own or a deep one."""
+    stock = model.pretrained_cfg.get("classifier") or ()
+    stock = (stock,) if isinstance(stock, str) else tuple(stock)
+    own = (name for name, module in model.named_modules() if module is classifier(model))
+    return tuple(f"{name}." for name in (*stock, *own, head.NAME))
 
 
 def _exported_by(run: str) -> Path:
@@ -243,13 +282,14 @@ def export(
 ) -> None:
     """Writes `weights` in timm's format: `timm.create_model("local-dir:FOLDER", pretrained=True)` loads them.
 
-    The folder is written aside and renamed. A CIFAR stem loads after `import resnet_cifar`. config.json keeps `facts`
-    besides, of which None is left out (`temperature`, that logits are to be divided by; `stored_size` and `fingerprint`
-    of the images that it was trained on). `card`: what README.md says of it.
+    The folder is written aside and renamed. A CIFAR stem or a deep head loads after `import resnet_cifar`. config.json
+    keeps `facts` besides, of which None is left out (`temperature`, that logits are to be divided by; `stored_size` and
+    `fingerprint` of the images that it was trained on). `card`: what README.md says of it.
     """
     mean, std = normalisation(model, recipe)
     size = recipe.data.image_size
-    clean = timm.create_model(model.pretrained_cfg["architecture"], num_classes=len(classes), **_input_size(recipe))
+    name, remake = model.pretrained_cfg["architecture"], getattr(model, "remake", {})
+    clean = timm.create_model(name, num_classes=len(classes), **_input_size(recipe), **remake)
     clean.load_state_dict(weights)
     clean.pretrained_cfg = {
         **model.pretrained_cfg,

@@ -1,4 +1,4 @@
-"""timm's optimisers, and the learning rate as a function of the step."""
+"""timm's optimisers and ours, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import timm.optim
 import torch
 
 from resnet_cifar.recipe import Mistake, Optimizer, Phase, nearest
+from resnet_cifar.rmsprop_keras import RMSpropKeras
+
+# What timm lacks.
+OWN: dict[str, type[torch.optim.Optimizer]] = {"rmsprop_keras": RMSpropKeras}
 
 # Refused by a part of their name, and why.
 REFUSED = {
@@ -41,6 +45,8 @@ def build(model: torch.nn.Module, settings: Optimizer, peak: float, device: torc
             parameters = [p for p in group["params"] if (id(p) in head) == at_head]
             if parameters:
                 split.append({**group, "params": parameters, "lr_scale": scale * group.get("lr_scale", 1.0)})
+    if name in OWN:
+        return OWN[name](split, lr=peak)
     options = {}
     kind = timm.optim.get_optimizer_class(name, bind_defaults=False)
     if device.type == "cuda" and "fused" in inspect.signature(kind).parameters:
@@ -56,14 +62,14 @@ def build(model: torch.nn.Module, settings: Optimizer, peak: float, device: torc
 
 
 def classifier(model: torch.nn.Module) -> torch.nn.Module:
-    """The last layer of a timm model (a module without parameters where it has several or none)."""
+    """The head: a timm model's last layer, or all of a deep head (no parameters where timm has several or none)."""
     head = model.get_classifier()
     return head if isinstance(head, torch.nn.Module) else torch.nn.ModuleList(head or ())
 
 
 def check_name(name: str) -> str:
-    """timm's name of the optimiser. Raises Mistake where timm has none of that name, or where it cannot work here."""
-    known, name = timm.optim.list_optimizers(), name.lower()
+    """The optimiser's name. Raises Mistake where there is none of that name, or where it cannot work here."""
+    known, name = [*timm.optim.list_optimizers(), *OWN], name.lower()
     if name not in known:
         mend = nearest(name, known) or "; timm.optim.list_optimizers() has all"
         raise Mistake(f"optimizer.name {name!r} is not one of timm's optimisers{mend}")

@@ -84,6 +84,18 @@ def _rows_or_auto(value: Any) -> Any:
         raise ValueError("it should be `auto` or a whole number, 0 or more") from None
 
 
+def _widths(value: Any) -> str:
+    """`128,64` of a YAML list, a number or words of the command line; nothing, or `none`, is no width."""
+    words = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    if len(words) == 1 and str(words[0]).strip().lower() in ("", "none", "null"):
+        words = []
+    try:
+        return ",".join(map(str, _UNITS.validate_python(words)))
+    except ValidationError:
+        raise ValueError("it should be whole numbers above 0, such as `128,64`, or none") from None
+
+
+_UNITS = TypeAdapter(tuple[Annotated[Whole, Field(ge=1)], ...])
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -168,6 +180,34 @@ class Augment:
 
 
 @dataclass(frozen=True)
+class Head:
+    """What makes classes of the model's last features."""
+
+    __pydantic_config__ = _STRICT
+
+    pool: Literal["model", "avg", "max", "flatten"] = "model"
+    """`model`: as timm's model pools (the mean of the last feature map, a ViT's class token); `flatten`: not at all."""
+    widths: Annotated[str, BeforeValidator(_widths)] = ""
+    """Units of Dense layers with ReLU before the classifier, such as `128,64` [none: the classifier alone]."""
+    norm: bool = False
+    """BatchNorm before each of these layers and the classifier, with Keras's momentum (0.99) and epsilon (1e-3)."""
+    dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    """Probability of dropping a unit after each ReLU (without widths: a feature); drawn for each row, as images are."""
+    init: Literal["auto", "glorot"] = "auto"
+    """`glorot`: Keras's uniform weights and zero biases; `auto`: timm's, or a zero classifier on pretrained weights."""
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """The widths as numbers."""
+        return tuple(int(word) for word in self.widths.split(",") if word)
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether it is more than the classifier that timm gives its model."""
+        return dataclasses.replace(self, init="auto") != Head()
+
+
+@dataclass(frozen=True)
 class Model:
     """The network."""
 
@@ -179,8 +219,9 @@ class Model:
     """Start from timm's pretrained weights, with a new head that starts at zero."""
     checkpoint: str = ""
     """Start from the model of this run folder, whatever `pretrained` says; a head of other classes starts anew."""
-    stem: Literal["imagenet", "cifar"] = "imagenet"
-    """`cifar`: a 3x3 first convolution of stride 1 and no max-pool, for ResNets on small images."""
+    stem: Literal["imagenet", "cifar", "auto"] = "imagenet"
+    """`cifar`: a 3x3 first convolution of stride 1 and no max-pool, for ResNets on small images; `auto`: for them."""
+    head: Head = field(default_factory=Head)
     norm_batch: Annotated[Annotated[Whole, Field(ge=2)] | None, BeforeValidator(_word_null)] = 32
     """BatchNorm sees groups of exactly this many rows, on any number of devices; null: the device's share."""
     drop_path: Annotated[Number, Field(ge=0, lt=1)] = 0.0
@@ -196,13 +237,13 @@ class Optimizer:
     __pydantic_config__ = _STRICT
 
     name: Name = "sgd"
-    """One of `timm.optim.list_optimizers()`; `sgd` is Nesterov with momentum 0.9."""
+    """One of `timm.optim.list_optimizers()` (`sgd` is Nesterov with momentum 0.9), or `rmsprop_keras`."""
     weight_decay: Annotated[Number, Field(ge=0)] = 5e-5
     """Weight decay; norms and biases have none."""
     clip: Annotated[Number, Field(ge=0)] = 0.0
     """Largest global gradient norm; 0 is off."""
     head_lr: Annotated[Number, Field(gt=0)] = 1.0
-    """The classifier learns at this multiple of the rate."""
+    """The head learns at this multiple of the rate."""
     layer_decay: Annotated[Number, Field(gt=0, le=1)] = 1.0
     """Each layer learns at this multiple of the rate of the one after it (ELECTRA, BEiT); 1 is off."""
 
@@ -232,7 +273,7 @@ class Phase:
     decay: Literal["cosine", "linear", "step", "one-cycle", "constant"] = "cosine"
     """From the peak over the rest of the phase; `step`: a tenth at 1/2 and 3/4; `one-cycle` has its own warm-up."""
     train: Literal["all", "head"] = "all"
-    """What learns; `head`: the classifier alone, and the rest, its BatchNorm too, stays as it is."""
+    """What learns; `head`: the head alone, and the rest, its BatchNorm too, stays as it is."""
     image_size: Annotated[Annotated[Whole, Field(ge=8, le=1024)] | None, BeforeValidator(_word_null)] = None
     """Side of the square in this phase's training; null: data.image_size, at which scores are always taken."""
 
@@ -362,6 +403,11 @@ def check_across(recipe: Recipe) -> None:
             "or patience to 0"
         )
     for index, phase in enumerate(recipe.phases):
+        if recipe.model.head.pool == "flatten" and phase.image_size not in (None, recipe.data.image_size):
+            raise Mistake(
+                f"phases.{index}.image_size {phase.image_size}: model.head.pool flatten takes images of one size, "
+                f"data.image_size {recipe.data.image_size}; leave it null, or take another pool"
+            )
         if phase.warmup > phase.epochs:
             raise Mistake(
                 f"phases.{index}.warmup {phase.warmup:g} is longer than the phase's {phase.epochs:g} epochs: lower it"

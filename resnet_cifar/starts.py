@@ -37,8 +37,12 @@ def finished(run: RunFolder, recipe: Recipe, extends: bool = False) -> dict[str,
     `extends`: see `RunFolder.check`.
     """
     file = run.path / "recipe.yaml"
-    if recipe.precision == "auto" and file.is_file():  # what the launcher made of it is the launcher's to compare
-        recipe = dataclasses.replace(recipe, precision=cli.read_recipe(str(file)).precision)
+    if file.is_file():
+        from resnet_cifar.training import beforehand  # timm takes seconds, and a new run does not need it here
+
+        recipe = beforehand.resolved(recipe)
+        if recipe.precision == "auto":  # what the launcher made of it is the launcher's to compare
+            recipe = dataclasses.replace(recipe, precision=cli.read_recipe(str(file)).precision)
     run.check(recipe, extends)
     return run.finished(recipe)
 

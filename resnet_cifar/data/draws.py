@@ -33,6 +33,18 @@ def table(seed: int, purpose: str, step: int, rows: slice) -> np.ndarray:
     return uniforms(seed, purpose, step, start=rows.start * COLUMNS, count=count).reshape(-1, COLUMNS)
 
 
+def kept(seed: int, purpose: str, step: int, rows: slice, units: int, dropped: float) -> np.ndarray:
+    """Dropout's masks of rows `rows` of step `step`: bool [n, units], each False with probability `dropped`.
+
+    A unit takes 32 bits, which is as fine as a float32 can tell: masks are wide.
+    """
+    each = -(-units // (2 * _WORDS_PER_BLOCK)) * _WORDS_PER_BLOCK  # a row's words, in whole blocks
+    count = rows.stop - rows.start
+    drawn = words(seed, purpose, step, start=rows.start * each, count=count * each)
+    halves = drawn.astype("<u8", copy=False).view("<u4").reshape(count, 2 * each)[:, :units]
+    return halves >= np.uint32(min(round(dropped * 2**32), 2**32 - 1))
+
+
 def permutation(seed: int, purpose: str, number: int, size: int) -> np.ndarray:
     """A permutation of 0..size-1, int64 [size]."""
     return np.argsort(words(seed, purpose, number, count=size), kind="stable")

@@ -11,6 +11,7 @@ from resnet_cifar.training import beforehand
 def fetch(recipe: Recipe) -> None:
     """Downloads and decodes the images, and downloads pretrained weights. Raises Mistake."""
     beforehand.check_names(recipe)
+    recipe = beforehand.resolved(recipe)
     entry = store.ensure(recipe.data)
     print(f"images are in {entry}", flush=True)
     if recipe.model.pretrained and not recipe.model.checkpoint:

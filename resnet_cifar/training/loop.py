@@ -41,9 +41,9 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 def train(command: TrainCommand, base: Recipe, requests: Requests) -> None:
     """Trains, evaluates and exports what `command` asks for. Raises Mistake, and SystemExit where it is interrupted."""
     world = World(base.precision, base.deterministic)
-    base = dataclasses.replace(base, precision=world.precision)
-    recipe = commands.extended(base, command.extend)
     screen = Screen(shown=world.is_main)
+    base = beforehand.resolved(dataclasses.replace(base, precision=world.precision), screen.warn)
+    recipe = commands.extended(base, command.extend)
     folder = RunFolder(Path(command.run) if command.run else run_folder.default_path(command.recipe, base))
     beforehand.check(recipe, world)
     if not command.dry_run and world.main_first(lambda: _look(folder, command, recipe, screen)) == "finished":

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from resnet_cifar.data.plan import SMALL_SHARE, Plan
 from resnet_cifar.data.store import ImageData
+from resnet_cifar.recipe import Head
 from resnet_cifar.reporting.console import duration
 from resnet_cifar.training.step import Learner
 from resnet_cifar.training.world import World
@@ -33,6 +34,7 @@ def describe(plan: Plan, world: World, data: ImageData, run: Path) -> list[tuple
             f"{recipe.model.name}, {recipe.model.stem} stem, at {recipe.data.image_size} pixels"
             + f"; scored with the moving average of its weights, decay {recipe.model.ema:g}" * (recipe.model.ema > 0),
         ),
+        *(("", f"with a head of its own: {head(recipe.model.head)}") for _ in range(recipe.model.head.is_deep)),
         ("devices", f"{world.size} x {world.describe()}, precision {world.precision}"),
         (
             "batch",
@@ -55,6 +57,16 @@ def describe(plan: Plan, world: World, data: ImageData, run: Path) -> list[tuple
         )
         start = end
     return facts
+
+
+def head(settings: Head) -> str:
+    """A deep head's layers in words: `flatten, norm, 128, dropout 0.5, norm, classes`."""
+    norm = ["norm"] * settings.norm
+    dropout = [f"dropout {settings.dropout:g}"] * (settings.dropout > 0)
+    words = [{"model": "the model's pooling"}.get(settings.pool, settings.pool)]
+    for width in settings.units:
+        words += [*norm, str(width), *dropout]
+    return ", ".join([*words, *norm, *([] if settings.widths else dropout), "classes"])
 
 
 def small_share(plan: Plan) -> str | None:

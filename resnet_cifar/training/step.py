@@ -17,6 +17,7 @@ from resnet_cifar import optim
 from resnet_cifar.data import draws
 from resnet_cifar.data.batches import Batch, InputFormat
 from resnet_cifar.data.plan import Plan
+from resnet_cifar.data.resident import to_device
 from resnet_cifar.recipe import Mistake, Recipe
 from resnet_cifar.training.tally import Tally
 from resnet_cifar.training.world import World, out_of_memory
@@ -48,6 +49,7 @@ class Learner:
         self.average = copy.deepcopy(self.model).requires_grad_(False) if recipe.model.ema else None
         self.model = _with_norm_groups(self.model, plan, world)
         self._learnable = [p for p in self.model.parameters() if p.requires_grad]  # some models fix a few for good
+        self._dropped_units = getattr(optim.classifier(self.model), "dropped_units", 0)  # of a row, by a deep head
         self._wrapped_average = world.prepare_to_score(self.average) if self.average is not None else None
         self._before_update: list[Callable[[], None]] = []
         if world.scaler is not None:
@@ -87,7 +89,7 @@ class Learner:
         self.optimizer = optim.build(self.model, self.plan.recipe.optimizer, peak, self.world.device)
         self.wrapped, self._optimizer = self.model, None  # the wrapper of before goes, and its hooks
         self.wrapped, self._optimizer = self.world.prepare(self.model, self.optimizer)
-        if trains == "head":  # what is frozen sees neither dropout nor the batch's statistics
+        if trains == "head":  # what is frozen sees neither dropout nor the batch's statistics; a deep head sees both
             self.model.eval()
             optim.classifier(self.model).train()
         else:
@@ -133,7 +135,9 @@ class Learner:
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         self._seed_dropout(0)
         try:
-            self.world.backward(F.cross_entropy(self.wrapped(inputs), targets))
+            everything = torch.ones(len(inputs), self._dropped_units, dtype=torch.bool, device=self.world.device)
+            kept = (everything,) if self._dropped_units else ()
+            self.world.backward(F.cross_entropy(self.wrapped(inputs, *kept), targets))
         finally:
             self.optimizer.zero_grad()
             for name, buffer in self.model.named_buffers():
@@ -146,7 +150,7 @@ class Learner:
         """
         optim.set_rate(self.optimizer, self.plan.rate(step))
         self._seed_dropout(step)
-        counts = self._backward(micro_batches)
+        counts = self._backward(step, micro_batches)
         if counts is None:  # raised here, where no frame holds the failed pass's tensors any longer
             self._optimizer.zero_grad()
             raise OutOfMemory(f"{self.world.describe()} ran out of memory in update {step}")
@@ -159,15 +163,16 @@ class Learner:
             look(step)
         self._hold_back()
 
-    def _backward(self, micro_batches: Iterable[Batch]) -> Tensor | None:
+    def _backward(self, step: int, micro_batches: Iterable[Batch]) -> Tensor | None:
         """The gradient of the global batch; this rank's [loss, right answers], or None where the memory ran out."""
         recipe, world = self.plan.recipe, self.world
         parts = self.plan.share // self.plan.micro_batch
+        kept = self._kept(step)
         counts = torch.zeros(2, dtype=torch.float64, device=world.device)
         try:
             for part, (inputs, targets) in enumerate(micro_batches, start=1):
                 with world.reduce_gradients(self.wrapped, now=part == parts):
-                    logits = self.wrapped(inputs)
+                    logits = self.wrapped(inputs, *kept[part - 1])
                     losses = F.cross_entropy(
                         logits, targets, reduction="none", label_smoothing=recipe.loss.label_smoothing
                     )
@@ -181,6 +186,17 @@ class Learner:
                 raise
             return None
         return counts
+
+    def _kept(self, step: int) -> list[tuple[Tensor, ...]]:
+        """For each micro-batch what the deep head's dropout keeps, bool [rows, units]: a row's own, wherever it is.
+
+        Masks are arguments of the model, so that it is compiled once, and are drawn while the device is behind.
+        """
+        if not self._dropped_units:
+            return [()] * (self.plan.share // self.plan.micro_batch)
+        recipe, rows = self.plan.recipe, self.plan.rows(self.world.rank)
+        kept = draws.kept(recipe.seed, "dropout", step, rows, self._dropped_units, recipe.model.head.dropout)
+        return [(part,) for part in to_device(kept, self.world.device).split(self.plan.micro_batch)]
 
     def _clip(self) -> None:
         torch.nn.utils.clip_grad_norm_(self._parameters, self.plan.recipe.optimizer.clip)
@@ -196,7 +212,10 @@ class Learner:
         self.tally.skip(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
 
     def _seed_dropout(self, step: int) -> None:
-        """What timm drops inside its models is keyed by (step, rank); it depends on the number of processes."""
+        """What timm drops inside its models is keyed by (step, rank); it depends on the number of processes.
+
+        What a deep head drops does not: see `_kept`.
+        """
         seed = draws.torch_seed(self.plan.recipe.seed, "dropout", step, self.world.rank)
         torch.random.default_generator.manual_seed(seed)
         if self.world.device.type == "cuda":

@@ -35,6 +35,7 @@ PLAIN = {
 RESNET = {"model": {"name": "test_resnet", "pretrained": False, "norm_batch": 8}}
 VIT = {"model": {"name": "test_vit", "pretrained": False, "norm_batch": 8}}
 MICRO = {"micro_batch": 8}
+DEEP = {"model": {**RESNET["model"], "head": {"pool": "flatten", "widths": "24,16", "norm": True, "dropout": 0.5}}}
 MIXED = {
     "augment": {"crop": 4, "flip": "random", "trivial": True, "cutout": 8, "erase": 0.5, "mixup": 0.3, "cutmix": 1.0},
     "loss": {"label_smoothing": 0.1},
@@ -48,6 +49,7 @@ CASES = {
     "resnet micro-batches": {**PLAIN, **RESNET, **MICRO},
     "resnet mixed": {**PLAIN, **RESNET, **MIXED},
     "resnet mixed micro-batches clipped": {**PLAIN, **RESNET, **MIXED, **MICRO, **CLIPPED},
+    "deep head micro-batches": {**PLAIN, **DEEP, **MICRO},
     "vit": {**PLAIN, **VIT},
     "vit mixed micro-batches clipped": {**PLAIN, **VIT, **MIXED, **MICRO, **CLIPPED},
 }

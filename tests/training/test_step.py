@@ -126,6 +126,38 @@ def test_what_a_model_drops_is_keyed_by_step_and_rank(start: Start, monkeypatch:
     assert not set(drawn(1, [0, 1, 2])) & set(whole)
 
 
+DEEP = {**VALUES["model"], "head": {"widths": "16,8", "norm": True, "dropout": 0.5}}
+
+
+def test_a_deep_head_drops_by_row_whatever_the_micro_batches(start: Start) -> None:
+    """And not by what else is drawn: the masks are those of (seed, step, row)."""
+
+    def dropped(micro_batch: int) -> list[torch.Tensor]:
+        learner, batches = start(World("no"), model=DEEP, micro_batch=micro_batch)
+        seen: list[torch.Tensor] = []
+        learner.model.deep_head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[1].clone()))
+        for step in range(3):
+            learner.update(step, batches.step(step))
+        return list(torch.cat(seen).split(32))
+
+    whole, parts = dropped(32), dropped(8)
+    for step, (kept, other) in enumerate(zip(whole, parts, strict=True)):
+        assert torch.equal(kept, other)
+        expected = draws.kept(0, "dropout", step, slice(0, 32), 24, 0.5)
+        assert kept.tolist() == expected.tolist()
+    assert not torch.equal(whole[0], whole[1])
+
+
+def test_a_throw_away_pass_leaves_a_deep_head_as_it_was(start: Start) -> None:
+    learner, batches = start(World("no"), model=DEEP)
+    before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+    learner.world.size = 2  # of one process there is no warm-up
+    learner.warm_up(*next(batches.step(0)))
+    learner.world.size = 1
+    assert learner.fits(16, 32)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.model.state_dict().items())
+
+
 def test_bf16_trains_and_keeps_float32_weights(start: Start) -> None:
     learner, batches = start(World("bf16"), precision="bf16")
     kinds = []
@@ -196,16 +228,17 @@ class TestScaler:
             list(learner.tally.ready(wait=True))
 
 
+@pytest.mark.parametrize("model", [VALUES["model"], DEEP], ids=["plain", "deep"])
 def test_a_run_compiles_once_for_training_and_once_for_scoring(
-    start: Start, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+    start: Start, images: ImageSet, monkeypatch: pytest.MonkeyPatch, model: dict
 ) -> None:
-    """Rates, draws and lambdas are tensors or stay outside: the third step compiles nothing."""
+    """Rates, draws, lambdas and masks are tensors or stay outside: the third step compiles nothing."""
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
     torch._dynamo.reset()
     counts = torch._dynamo.utils.counters["stats"]
     counts.clear()
     mixing = {"augment": {"mixup": 0.2, "cutmix": 1.0}}
-    learner, batches = start(World("no"), **mixing)
+    learner, batches = start(World("no"), model=model, **mixing)
     compiled = []
     for number in range(3):
         learner.update(number, batches.step(number))

@@ -138,3 +138,28 @@ def test_beta_stays_in_its_interval_at_the_ends() -> None:
     ends = draws.beta(np.array([0.0, 2.0**-53, 1 - 2.0**-53]), 0.1)
     assert np.isfinite(ends).all()
     assert ((ends >= 0) & (ends <= 1)).all()
+
+
+@pytest.mark.parametrize("units", [1, 8, 9, 192])
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(5, 9), slice(63, 64), slice(0, 64)])
+def test_what_a_row_keeps_does_not_depend_on_which_rows_are_asked_for(rows: slice, units: int) -> None:
+    whole = draws.kept(1, "dropout", 12, slice(0, 64), units, 0.5)
+    assert (whole.shape, whole.dtype) == ((64, units), bool)
+    np.testing.assert_array_equal(draws.kept(1, "dropout", 12, rows, units, 0.5), whole[rows])
+
+
+@pytest.mark.parametrize("dropped", [0.1, 0.5, 0.9])
+def test_each_unit_is_dropped_with_its_probability_by_itself(dropped: float) -> None:
+    kept = draws.kept(0, "dropout", 3, slice(0, 4096), 50, dropped)
+    assert kept.mean() == pytest.approx(1 - dropped, abs=4 * (dropped * (1 - dropped) / kept.size) ** 0.5)
+    correlation = np.corrcoef(np.concatenate([kept, np.roll(kept, 1, axis=0)], axis=1).T)
+    assert np.abs(correlation - np.eye(100)).max() < 6 / 4096**0.5
+    for other in (
+        draws.kept(1, "dropout", 3, slice(0, 4096), 50, dropped),
+        draws.kept(0, "dropout", 4, slice(0, 4096), 50, dropped),
+    ):
+        assert (other != kept).any(axis=1).mean() > 0.99
+
+
+def test_the_highest_probability_still_drops() -> None:
+    assert not draws.kept(0, "dropout", 0, slice(0, 100), 10, 1 - 1e-12).any()

@@ -46,6 +46,11 @@ KNOBS = [
     "model.pretrained",
     "model.checkpoint",
     "model.stem",
+    "model.head.pool",
+    "model.head.widths",
+    "model.head.norm",
+    "model.head.dropout",
+    "model.head.init",
     "model.norm_batch",
     "model.drop_path",
     "model.ema",
@@ -107,6 +112,11 @@ OTHER_VALUES: dict[str, Any] = {
     "model.pretrained": False,
     "model.checkpoint": "runs/other",
     "model.stem": "cifar",
+    "model.head.pool": "flatten",
+    "model.head.widths": "128,64",
+    "model.head.norm": True,
+    "model.head.dropout": 0.5,
+    "model.head.init": "glorot",
     "model.norm_batch": 16,
     "model.drop_path": 0.1,
     "model.ema": 0.99,
@@ -253,6 +263,11 @@ def test_a_suggestion_stays_in_the_phase_that_was_written() -> None:
         ("data.interpolation", "lanczos"),
         ("model.pretrained", "maybe"),
         ("model.norm_batch", "many"),
+        ("model.head.pool", "mean"),
+        ("model.head.widths", "128;64"),
+        ("model.head.widths", [128, 0]),
+        ("model.head.widths", True),
+        ("model.head.init", "he"),
         ("model.norm_batch", True),
         ("phases.0.lr", "fast"),
         ("phases.0.decay", "exponential"),
@@ -292,6 +307,7 @@ def test_a_wrong_type_is_answered_with_path_and_value(path: str, value: Any) -> 
         ("augment.erase", 1.1),
         ("augment.mixup", -1.0),
         ("model.norm_batch", 1),
+        ("model.head.dropout", 1.0),
         ("optimizer.weight_decay", float("nan")),
         ("optimizer.head_lr", 0.0),
         ("loss.label_smoothing", 1.0),
@@ -470,3 +486,30 @@ def test_another_micro_batch_is_refused(word: Any) -> None:
 
 def test_what_fits_may_not_decide_what_batchnorm_sees() -> None:
     assert "micro_batch auto needs model.norm_batch" in sentence({"micro_batch": "auto", "model": {"norm_batch": None}})
+
+
+@pytest.mark.parametrize("word", ["[128, 64]", "'128,64'", "'128, 64'"])
+def test_widths_are_a_list_or_words_with_commas(word: str) -> None:
+    ours = parse(yaml.safe_load(f"model: {{head: {{widths: {word}}}}}"))
+    assert (ours.model.head.widths, ours.model.head.units) == ("128,64", (128, 64))
+    assert parse(recipe.to_dict(ours)) == ours
+
+
+@pytest.mark.parametrize("word", ["[]", "''", "none", "null"])
+def test_no_widths_may_be_written_in_many_ways(word: str) -> None:
+    assert parse(yaml.safe_load(f"model: {{head: {{widths: {word}}}}}")).model.head.units == ()
+
+
+def test_one_width_needs_no_list() -> None:
+    assert parse({"model": {"head": {"widths": 128}}}).model.head.units == (128,)
+
+
+def test_a_head_is_deep_where_timm_has_none_like_it() -> None:
+    assert not parse({"model": {"head": {"init": "glorot"}}}).model.head.is_deep
+    for field, value in {"pool": "max", "widths": "8", "norm": True, "dropout": 0.1}.items():
+        assert parse({"model": {"head": {field: value}}}).model.head.is_deep
+
+
+def test_a_flattened_head_takes_images_of_one_size() -> None:
+    values = {"model": {"head": {"pool": "flatten"}}, "phases": [{"epochs": 1, "lr": 1, "image_size": 128}]}
+    assert sentence(values).startswith("phases.0.image_size 128: model.head.pool flatten takes images of one size")
