@@ -70,7 +70,7 @@ def _look(recipe: Recipe) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     import torch
 
     from resnet_cifar.data import store
-    from resnet_cifar.exploring import copies, samples, sections, statistics
+    from resnet_cifar.exploring import charts, copies, samples, sections, statistics
     from resnet_cifar.exploring.augmented import Training
 
     data = store.load(store.ensure(recipe.data), recipe, torch.device("cpu"))
@@ -93,7 +93,7 @@ def _look(recipe: Recipe) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         "statistics": found,
         "balance": sections.balance(parts, data.classes),
         "grid": sections.grid(data.train, shown, data.classes, found),
-        "histograms": sections.charts.channel_histograms(found.histograms),
+        "histograms": charts.channel_histograms(found.histograms),
         "copies": sections.copies(doubled, parts, data.classes),
         "originals": sections.originals(pictures, recipe.data.source) if pictures else None,
         "why_no_originals": why_not,
