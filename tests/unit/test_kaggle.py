@@ -33,6 +33,7 @@ FORMS: dict[str, Build] = {
     "7z of a folder": lambda unpacked, work: layouts.seven_zipped(work / "a.7z", unpacked.parent),
     "competition": lambda unpacked, work: layouts.competition(work / "c", unpacked),
     "train.7z": lambda unpacked, work: layouts.competition(work / "c", unpacked) / "train.7z",
+    "7z of 7z": lambda unpacked, work: layouts.seven_zipped(work / "a.7z", layouts.competition(work / "c", unpacked)),
     "download": lambda unpacked, work: layouts.download(work / "cifar-10.zip", unpacked, work / "c"),
 }
 

@@ -2,7 +2,7 @@
 
 A pickle is a program that names functions and calls them. Here it may name the few that numpy's arrays are rebuilt
 with, under their old and new module names, and each name stands for a class of this file that only takes the bytes
-down. Operations that these files do not need are not known.
+down: nothing else can come to be called.
 """
 
 from __future__ import annotations
@@ -81,18 +81,14 @@ class _Encoded(bytes):
         return written.encode("latin1")
 
 
-_CALLED = {
+_NAMED = {
+    ("numpy", "ndarray"): None,  # an argument of _reconstruct
     ("numpy", "dtype"): _Dtype,
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy.core.numeric", "_frombuffer"): _Buffer,
     ("numpy.core.multiarray", "scalar"): _Scalar,
     ("_codecs", "encode"): _Encoded,
 }
-_NAMED = {**_CALLED, ("numpy", "ndarray"): None}
-_UNKNOWN = (
-    *(pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.INST, pickle.OBJ, pickle.EXT1, pickle.EXT2, pickle.EXT4),
-    *(pickle.PERSID, pickle.BINPERSID, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
-)
 
 
 # Python's own Unpickler, not C's, which makes room for as many objects as a file of ten bytes says that it has.
@@ -103,25 +99,16 @@ class _Unpickler(pickle._Unpickler):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no file of images needs")
         return _NAMED[key]
 
-    def load_reduce(self) -> None:
-        arguments, called = self.stack.pop(), self.stack.pop()
-        if not any(called is known for known in _CALLED.values()):
-            raise pickle.UnpicklingError(f"it calls {called!r}")
-        self.append(called(*arguments))
-
     def load_build(self) -> None:
         state = self.stack.pop()
-        if not isinstance(self.stack[-1], _Array | _Dtype):
-            raise pickle.UnpicklingError(f"it changes a {type(self.stack[-1]).__name__}")
-        self.stack[-1].__setstate__(state)
+        self.stack[-1].__setstate__(state)  # and where there is none, no attributes are set in its place
 
     def load_bytearray8(self) -> None:
         (size,) = struct.unpack("<Q", self.read(8))
         self.append(self.read(size))  # not a bytearray of that size, which may be more than the file has
 
     dispatch: ClassVar = {
-        **{code: load for code, load in pickle._Unpickler.dispatch.items() if bytes([code]) not in _UNKNOWN},
-        pickle.REDUCE[0]: load_reduce,
+        **pickle._Unpickler.dispatch,
         pickle.BUILD[0]: load_build,
         pickle.BYTEARRAY8[0]: load_bytearray8,
     }
