@@ -43,7 +43,7 @@ def pairs(counts: np.ndarray) -> list[Cell]:
     order = np.argsort(-mistakes, axis=None, kind="stable")[:PAIRS]
     found = [(int(place) // len(counts), int(place) % len(counts)) for place in order]
     totals = counts.sum(1)
-    return [Cell(a, p, int(counts[a, p]), counts[a, p] / totals[a], 0.0) for a, p in found if counts[a, p]]
+    return [Cell(a, p, int(counts[a, p]), counts[a, p] / totals[a], 0.0) for a, p in found if mistakes[a, p]]
 
 
 class ByClass(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,8 @@ def read(run: Path, recipe: Recipe, starts: Sequence[dict[str, Any]]) -> Curves 
     curves = Curves(rows)
     an_epoch, last = curves.steps_an_epoch, rows[-1]["epoch"]
     ends = list(accumulate(phase.epochs for phase in recipe.phases))[:-1]
-    stops = sorted({start["from_step"] for start in starts[1:]})
+    # A run that is extended goes on after its end: nothing was interrupted.
+    stops = sorted({after["from_step"] for before, after in pairwise(starts) if before.get("state") != "finished"})
     best = max(curves.scores, key=lambda row: row["val/accuracy"], default=None)  # ties keep the earlier
     return Curves(rows, [end for end in ends if end < last], [step / an_epoch for step in stops], best)
 

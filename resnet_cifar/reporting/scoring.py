@@ -135,10 +135,11 @@ def tiles(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
             percent(scores["accuracy"]),
             f"of {scores['images']:,} images; 95 %: {percent(low)} to {percent(high)}",
         ),
-        ("top-5", percent(scores["top5"]), "the right class is among the five likeliest"),
         ("loss", f"{scores['loss']:.4f}", "cross-entropy"),
         ("calibration error", percent(scores["calibration_error"]), after),
     ]
+    if len(scores["classes"]) > 5:
+        tiles.insert(1, ("top-5", percent(scores["top5"]), "the right class is among the five likeliest"))
     if flipped := scores.get("flip"):
         tiles.append(("with flips", percent(flipped["accuracy"]), "mean over each image and its mirror image"))
     return tiles

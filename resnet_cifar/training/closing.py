@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from resnet_cifar.data.resident import ImageSet
+from resnet_cifar.reporting import gallery, guesses, report
 from resnet_cifar.training.evaluate import Predictions
 
 
@@ -23,7 +24,6 @@ def keep_pictures(
     warn: Callable[[str], None],
 ) -> None:
     """Keeps a few of the scored images beside eval-NAME.json in `folder`, in report/pictures-NAME.npz."""
-    from resnet_cifar.reporting import gallery, guesses
 
     def read(rows: np.ndarray) -> np.ndarray:
         return images.take(rows).cpu().numpy()
@@ -38,8 +38,6 @@ def keep_pictures(
 
 def write_page(folder: Path, name: str, warn: Callable[[str], None]) -> Path | None:
     """The page of the scoring eval-NAME.json, or None where it could not be written; a run's index follows."""
-    from resnet_cifar.reporting import report
-
     try:
         return report.write_scoring(folder, name)
     except Exception as error:
