@@ -92,8 +92,8 @@ CASES = [
     ),
     Case(
         "image size",
-        f"{HUB} --model.name inception_v3",
-        ("data.image_size 32", "model.name 'inception_v3'", "take another"),
+        f"{HUB} --model.name test_vit --data.image_size 200",
+        ("data.image_size 200", "model.name 'test_vit'", "take another"),
         "download",
     ),
     Case("fp16 on a CPU", f"{HUB} --precision fp16", ("precision fp16", "needs a GPU", "take no or bf16"), "download"),
