@@ -73,8 +73,8 @@ def words(values: dict[str, Any]) -> dict[str, str]:
 def read(name: str, overrides: dict[str, str]) -> Search:
     """The search of recipe `name` with `overrides`: field -> value, LOW..HIGH or choices. Raises Mistake.
 
-    A word that its field takes as it is, is a value, with commas in it too (a list); only in a field of text do commas
-    separate choices all the same. Choices with commas in them are separated by semicolons.
+    A word that its field takes as it is, is a value, with commas in it too (a list); only in a field that takes any
+    text do commas separate choices all the same. Choices with commas in them are separated by semicolons.
     """
     ends = {path: found for path, word in overrides.items() if (found := _ends(path, word))}
     fixed = {path: word for path, word in overrides.items() if path not in ends}
@@ -90,7 +90,8 @@ def _ends(path: str, word: str) -> tuple[str, ...] | None:
     """The ends of a range, or the choices; None where the word is a value. Raises Mistake."""
     value = _taken(path, word)
     found = _RANGE.fullmatch(word).groups() if _RANGE.fullmatch(word) and value is _REFUSED else None
-    if not found and (";" in word or ("," in word and (value is _REFUSED or isinstance(value, str)))):
+    is_value = value is not _REFUSED and _taken(path, "any text") is _REFUSED
+    if not found and (";" in word or ("," in word and not is_value)):
         found = tuple(part.strip() for part in word.split(";" if ";" in word else ","))
     if path.startswith(_SAME) and path not in _BUT:
         if found and value is _REFUSED and _REFUSED not in [_taken(path, part) for part in found]:
@@ -110,7 +111,7 @@ def _range(path: str, word: str, ends: tuple[str, ...]) -> Range | Choices:
             raise Mistake(f"--{path} cannot be {word!r}: a choice stands there twice, name it once")
         return Choices(ends)
     low, high = (_taken(path, end) for end in ends)
-    if low >= high:
+    if isinstance(low, str) or low >= high:  # a list of one number is no number
         raise _mistake(path, word)
     return Range(low, high)
 

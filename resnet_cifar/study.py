@@ -117,7 +117,8 @@ class Study:
         values = [trial.value for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
         if len(values) < _FEW or len(set(values)) == 1:
             return {}
-        return optuna.importance.get_param_importances(self._study)
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        return optuna.importance.get_param_importances(self._study, evaluator=evaluator)
 
     def _open(self) -> optuna.Study:
         file = self.home / _JOURNAL
@@ -199,7 +200,7 @@ def hopeless_at(scores: Sequence[float], others: Sequence[FrozenTrial], startups
     """
     pruner = optuna.pruners.MedianPruner(n_startup_trials=startups)
     study = optuna.create_study(direction="maximize")
-    study.add_trials([other for other in others if other.state == TrialState.COMPLETE])
+    study.add_trials(others)
     for number in range(len(scores)):
         so_far = dict(enumerate(scores[: number + 1]))
         if pruner.prune(study, optuna.create_trial(state=TrialState.RUNNING, intermediate_values=so_far)):

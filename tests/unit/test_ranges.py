@@ -11,7 +11,7 @@ import pytest
 
 from resnet_cifar import cli, commands, ranges, tune
 from resnet_cifar.ranges import Choices, Range
-from resnet_cifar.recipe import Mistake
+from resnet_cifar.recipe import Mistake, field_paths
 
 
 def found(path: str, word: str) -> Range | Choices | None:
@@ -106,6 +106,14 @@ def test_an_end_that_suits_another_searched_fields_end_is_taken() -> None:
     with pytest.raises(Mistake, match="longer than the phase"):
         search.recipe_of({"phases.0.warmup": 50.0, "phases.0.epochs": 10.0})
     assert search.recipe_of({"phases.0.warmup": 50.0, "phases.0.epochs": 100.0}).phases[0].warmup == 50
+
+
+@pytest.mark.skipif("model.head.widths" not in field_paths(), reason="the recipe has no list that can be searched")
+def test_a_list_is_a_value_and_lists_are_chosen_from_with_semicolons() -> None:
+    assert ranges.read("scratch", {"model.head.widths": "128,64"}).ranges == {}
+    assert found("model.head.widths", "128,64;256;none") == Choices(("128,64", "256", "none"))
+    with pytest.raises(Mistake, match=re.escape("--model.head.widths cannot be '64..128'")):
+        found("model.head.widths", "64..128")
 
 
 def test_a_trials_recipe_has_the_values_and_the_rest_of_the_search() -> None:
