@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_cifar import cli, commands, following, run_folder, starts
-from resnet_cifar.recipe import Mistake
+from resnet_cifar.recipe import Mistake, Recipe
 from resnet_cifar.run_folder import RunFolder, read_json
 from resnet_cifar.training import launched
 
@@ -76,14 +76,20 @@ def train(
     words += [f"--extend={extend}"] if extend else []
     command, base = commands.train_command(words)  # a mistake is told before anything is started
     cli.count("processes", str(processes))
-    precision = launched.resolve_precision(base.precision)
-    folder = run_folder.default_path(command.recipe, dataclasses.replace(base, precision=precision))
-    folder = Path(run).expanduser() if run else folder
+    folder = Path(run).expanduser() if run else _default_folder(command.recipe, base)
     wanted = commands.extended(base, command.extend)
     if fresh or not starts.finished(RunFolder(folder), wanted, extends=bool(extend)):
         process = starts.start([*words, f"--run={folder}"], processes, quiet=is_notebook())
         following.follow(process, folder, is_shown=is_notebook())
     return Run(folder)
+
+
+def _default_folder(name: str, base: Recipe) -> Path:
+    """Where train.py would put the run."""
+    from resnet_cifar.training import beforehand
+
+    resolved = beforehand.resolved(dataclasses.replace(base, precision=launched.resolve_precision(base.precision)))
+    return run_folder.default_path(name, resolved)
 
 
 def show(run: str | os.PathLike[str]) -> None:
