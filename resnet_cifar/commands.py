@@ -93,6 +93,16 @@ class SeedsCommand:
     """What starts train.py: `python`, or "accelerate launch --config_file accelerate_configs/multi_gpu.yaml"."""
 
 
+@dataclass(frozen=True)
+class ReportCommand:
+    """Write a run's page, or compare runs."""
+
+    runs: tuple[str, ...]
+    """Run folders."""
+    out: str = "report-compare.html"
+    """The page that compares several."""
+
+
 def train_command(arguments: list[str]) -> tuple[TrainCommand, Recipe]:
     """What `train.py ARGUMENTS` asks for. Ends the program after --help and --recipe list; raises Mistake."""
     values = ("recipe", "run", "extend", "max_minutes", "profile")
@@ -179,19 +189,22 @@ def target_recipe(target: Target, overrides: dict[str, str] | None = None) -> Re
     return cli.with_overrides(values, overrides)
 
 
-def report_command(arguments: list[str]) -> list[Path]:
-    """The run folders that `report ARGUMENTS` names. Ends the program after --help; raises Mistake."""
-    own, _, rest = cli.split(arguments, values=(), flags=())
+def report_command(arguments: list[str]) -> ReportCommand:
+    """What `report ARGUMENTS` asks for. Ends the program after --help; raises Mistake."""
+    own, _, rest = cli.split(arguments, values=("out",), flags=())
     if own.get("help"):
         cli.say(
-            "python -m resnet_cifar.report RUN [RUN ...]: what runs reached, and where their recipes differ, in a table"
+            "python -m resnet_cifar.report RUN: writes RUN/report/index.html anew\n"
+            "python -m resnet_cifar.report RUN RUN ... [--out FILE]: what runs reached and where their recipes differ, "
+            f"in a table and on a page [{ReportCommand.out}]"
         )
         raise SystemExit(0)
     if not rest:
         raise Mistake("report takes run folders: python -m resnet_cifar.report RUN RUN ...")
-    folders = [Path(word) for word in rest]
-    _check_runs(folders)
-    return folders
+    if "out" in own and len(rest) == 1:
+        raise Mistake("--out is for a comparison, and a run's page lies in it: name more runs, or leave --out away")
+    _check_runs([Path(word) for word in rest])
+    return ReportCommand(tuple(rest), **own)
 
 
 def cache_command(arguments: list[str]) -> CacheCommand:

@@ -283,6 +283,8 @@ class Track:
     """`wandb` (offline in the run folder where there is no account), `trackio`, `tensorboard`, several, or `none`."""
     project: Name = "resnet-cifar"
     """The trackers' project."""
+    report: bool = True
+    """Write RUN/report/index.html when training is over; `python -m resnet_cifar.report RUN` does so at any time."""
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ class RunFolder:
         write_json(self.path / "status.json", word)
 
     def _note_start(self, word: dict[str, Any]) -> None:
-        """Keeps in starts.json from which step each start went on and how it ended; who was killed, by its last word."""
+        """Keeps in starts.json where each start went on and how it ended; who was killed, by its last word."""
         file, step = self.path / "starts.json", word.get("step", 0)
         is_first = not self._starts
         if is_first:

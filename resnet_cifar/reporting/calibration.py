@@ -4,8 +4,12 @@ Modern Neural Networks"). Pure functions of logits [n, classes] and labels [n]."
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+import numpy as np
+
+if TYPE_CHECKING:  # a report of a folder needs no torch
+    from torch import Tensor
 
 _BINS = 15
 _LOWEST, _HIGHEST = 0.01, 100.0
@@ -37,3 +41,25 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
     if not slope(low) > 0 > slope(high):
         return None
     return round(math.exp(brentq(slope, low, high, xtol=1e-12)), 6)
+
+
+class Reliability(NamedTuple):
+    """Of each bin of confidence that has images: their mean confidence, the share that is right, and their number."""
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    images: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: the distance of the two, weighed by images."""
+        return float((np.abs(self.confidence - self.accuracy) * self.images).sum() / self.images.sum())
+
+
+def reliability(sure: np.ndarray, right: np.ndarray) -> Reliability:
+    """The bins that `calibration_error` compares, of confidences float [n] and bool [n]."""
+    bins = np.clip((sure * _BINS).astype(np.int64), 0, _BINS - 1)
+    images = np.bincount(bins, minlength=_BINS)
+    filled = images > 0
+    means = (np.bincount(bins, values, _BINS)[filled] / images[filled] for values in (sure, right))
+    return Reliability(*means, images[filled])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.markup import escape
 from rich.table import Table
 
 from resnet_cifar import cli
-from resnet_cifar.recipe import flat
+from resnet_cifar.recipe import Recipe, flat
 from resnet_cifar.reporting.console import listing
 from resnet_cifar.reporting.spread import sentence, spread
 from resnet_cifar.run_folder import read_json
@@ -18,39 +18,58 @@ from resnet_cifar.run_folder import read_json
 _SCORES = ("val/accuracy", "test/accuracy", "test/loss")
 
 
+class Run(NamedTuple):
+    """A run folder as far as it is: `values` are its recipe's fields, by path."""
+
+    folder: Path
+    recipe: Recipe
+    values: dict[str, Any]
+    status: dict[str, Any]
+    result: dict[str, Any]
+
+
+def read(folders: list[Path]) -> list[Run]:
+    """What is compared. Raises Mistake where a file is damaged."""
+    recipes = [cli.read_recipe(str(folder / "recipe.yaml")) for folder in folders]
+    words = [tuple(read_json(folder / name) or {} for name in ("status.json", "result.json")) for folder in folders]
+    return [Run(f, recipe, flat(recipe), *each) for f, recipe, each in zip(folders, recipes, words, strict=True)]
+
+
+def differing(runs: list[Run]) -> list[str]:
+    """The fields in which the recipes differ, in their order."""
+    paths = dict.fromkeys(path for run in runs for path in run.values)  # a set that keeps the order
+    return [path for path in paths if len({repr(run.values.get(path)) for run in runs}) > 1]
+
+
 def compare(folders: list[Path]) -> None:
     """Prints a table with a row for each run: state, steps, scores, and the fields in which the recipes differ."""
-    recipes = [flat(cli.read_recipe(str(folder / "recipe.yaml"))) for folder in folders]
-    # dict.fromkeys is a set that keeps the order of the fields
-    paths = [
-        p for p in dict.fromkeys(p for recipe in recipes for p in recipe) if len({repr(r.get(p)) for r in recipes}) > 1
-    ]
+    runs = read(folders)
+    paths = differing(runs)
     table = Table("run", *paths, "state", "step", *_SCORES, box=None, pad_edge=False, header_style="bold")
-    statuses = [read_json(folder / "status.json") or {} for folder in folders]
-    results = [read_json(folder / "result.json") or {} for folder in folders]
-    for folder, recipe, status, result in zip(folders, recipes, statuses, results, strict=True):
+    for folder, _, values, status, result in runs:
         steps = f"{status.get('step', 0)}/{status.get('steps', '?')}"
         scores = [_number(result.get(name)) for name in _SCORES]
-        words = (str(folder), *(_word(recipe, path) for path in paths), status.get("state", "claimed"), steps, *scores)
+        words = (str(folder), *(word(values, path) for path in paths), status.get("state", "claimed"), steps, *scores)
         table.add_row(*map(escape, words))
     console = listing()
     console.print(table)
-    for line in _spread(results) if paths == ["seed"] else ():
+    for line in spread_of([run.result for run in runs]) if paths == ["seed"] else ():
         console.print(line, markup=False)
-    for folder, status in zip(folders, statuses, strict=True):
-        if why := status.get("why"):
-            console.print(f"{folder} {status['state']}: {why}", soft_wrap=True, markup=False)
+    for run in runs:
+        if why := run.status.get("why"):
+            console.print(f"{run.folder} {run.status['state']}: {why}", soft_wrap=True, markup=False)
 
 
-def _spread(results: list[dict[str, Any]]) -> Iterator[str]:
+def spread_of(results: list[dict[str, Any]]) -> Iterator[str]:
     """What finished runs that differ in their seed alone have reached together."""
     for name in _SCORES[:2]:
         if values := [result[name] for result in results if name in result]:
             yield sentence(name, spread(values))
 
 
-def _word(recipe: dict[str, Any], path: str) -> str:
-    return str(recipe[path]) if path in recipe else "-"
+def word(values: dict[str, Any], path: str) -> str:
+    """A field of a recipe, as a table shows it."""
+    return str(values[path]) if path in values else "-"
 
 
 def _number(value: float | None) -> str:

@@ -5,100 +5,86 @@ matplotlib and seaborn are imported where they draw: they take a second or two, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from resnet_cifar.reporting import ink
+from resnet_cifar.reporting.calibration import Reliability
+from resnet_cifar.reporting.guesses import Guesses
+
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Read = Callable[[np.ndarray], np.ndarray]  # of images, int64 [k], their pixels, uint8 [k, height, width, 3]
-
-_READABLE = 30  # classes whose counts and names still fit
-_GRID = (4, 8)  # rows and columns of the gallery
-_ENLARGED = 160  # pixels of an image in the gallery, at the least
-_INK, _PALE, _WRONG = "#222222", "#777777", "#b3261e"
+READABLE = 30  # classes whose counts and names still fit
+_GRID = (4, 8)  # rows and columns of the mistakes
+_ENLARGED = 160  # pixels of an image among them, at the least
+SHOWN = _GRID[0] * _GRID[1]
 
 
-def draw(
-    folder: Path,
-    probabilities: np.ndarray,
-    labels: np.ndarray,
-    read: Read,
-    classes: Sequence[str],
-) -> dict[str, Path]:
-    """Writes the two figures into `folder`, as PNG files: name -> file. Shapes are those of the functions below."""
-    folder.mkdir(exist_ok=True)
-    figures = {
-        "confusion": confusion(probabilities.argmax(1), labels, classes),
-        "mistakes": mistakes(probabilities, labels, read, classes),
-    }
-    files = {}
-    for name, figure in figures.items():
-        files[name] = folder / f"{name}.png"
-        aside = folder / f"{name}.png.writing"
-        figure.savefig(aside, format="png", dpi=120, facecolor="white")
-        aside.replace(files[name])
-    return files
+def confusion(counts: np.ndarray, classes: Sequence[str], cells: Literal["counts", "shares"]) -> Figure:
+    """The confusion matrix `counts`, int [classes, classes]: rows are what images are. Shaded by the share of the row.
 
-
-def confusion(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Counts, shaded by their share of the row. `predicted`, `labels`: int [n]; rows are what images are.
-
-    The shade goes with the root of the share, so that rare confusions are seen. Beyond 30 classes only the shares are
-    drawn, and every so many names.
+    `cells`: what is written in each. The shade goes with the root of the share, so that rare confusions are seen.
+    Beyond 30 classes cells are empty, and every so many names are shown.
     """
     import seaborn
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     count = len(classes)
-    counts = np.bincount(labels * count + predicted, minlength=count**2).reshape(count, count)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    fits = count <= _READABLE
+    fits = count <= READABLE
     side = 2.6 + 0.62 * count if fits else 11.0
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
     axes = figure.subplots()
     every = 1 if fits else -(-count // 50)
-    names = [_plain(name) if index % every == 0 else "" for index, name in enumerate(classes)]
+    names = [_plain(name) for name in classes[::every]]
     seaborn.heatmap(
         shares,
         ax=axes,
         norm=PowerNorm(0.5, 0, 1),
         cmap="Blues",
         square=True,
-        annot=_cells(counts, shares) if fits else False,
+        annot=_cells(counts, shares, cells) if fits else False,
         fmt="",
-        annot_kws={"fontsize": 8},
+        annot_kws={"fontsize": 9},
         linewidths=0.6 if fits else 0,
         linecolor="white",
-        xticklabels=names,
-        yticklabels=names,
+        xticklabels=False,  # seaborn would make a tick of every class, which takes a minute for a thousand
+        yticklabels=False,
         cbar_kws={"label": "share of the actual class", "shrink": 0.75, "ticks": [0, 0.01, 0.05, 0.2, 0.5, 1]},
+        rasterized=not fits,  # a million squares are no drawing
     )
+    places = np.arange(0, count, every) + 0.5
+    axes.set_xticks(places, names, rotation=45 if fits else 90, ha="right" if fits else "center")
+    axes.set_yticks(places, names, rotation=0)
     axes.tick_params(length=0, labelsize=9 if fits else 6)
-    axes.set_xticklabels(axes.get_xticklabels(), rotation=45 if fits else 90, ha="right" if fits else "center")
-    axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
-    axes.set_xlabel("predicted", color=_INK)
-    axes.set_ylabel("actual", color=_INK)
-    right = int(np.trace(counts))
-    axes.set_title(f"{right:,} of {len(labels):,} right ({right / len(labels):.2%})", loc="left", color=_INK, pad=12)
+    axes.set_xlabel("predicted", color=ink.INK)
+    axes.set_ylabel("actual", color=ink.INK)
+    right, images = int(np.trace(counts)), int(counts.sum())
+    axes.set_title(f"{right:,} of {images:,} right ({right / images:.2%})", loc="left", color=ink.INK, pad=12)
     return figure
 
 
-def mistakes(probabilities: np.ndarray, labels: np.ndarray, read: Read, classes: Sequence[str]) -> Figure:
+def surest_mistakes(guesses: Guesses) -> np.ndarray:
+    """The rows that the figure of mistakes shows, int64: the worst first."""
+    wrong = np.flatnonzero(~guesses.right)
+    return wrong[np.argsort(-guesses.sure[wrong], kind="stable")][:SHOWN]
+
+
+def mistakes(guesses: Guesses, images: Mapping[int, np.ndarray], classes: Sequence[str]) -> Figure:
     """The images that are taken for something else with the highest probability, the worst first.
 
-    `probabilities`: [n, classes]; `labels`: int [n]; images are enlarged pixel by pixel.
+    `images`: row -> uint8 [height, width, 3], enlarged pixel by pixel; a row that it lacks is left out.
     """
     from matplotlib.figure import Figure
 
-    predicted, sure = probabilities.argmax(1), probabilities.max(1)
-    wrong = np.flatnonzero(predicted != labels)
-    shown = wrong[np.argsort(-sure[wrong], kind="stable")][: _GRID[0] * _GRID[1]]
+    wrong = len(guesses) - int(guesses.right.sum())
+    shown = [row for row in surest_mistakes(guesses).tolist() if row in images]
     columns = min(_GRID[1], max(4, len(shown)))
     rows = max(1, -(-len(shown) // columns))
     width, height = 1.6 * columns, 2.0 * rows + 0.55  # inches: a heading, and each image with two lines above it
@@ -109,29 +95,61 @@ def mistakes(probabilities: np.ndarray, labels: np.ndarray, read: Read, classes:
     ).ravel()
     for axes in cells:
         axes.set_axis_off()
-    for axes, index, image in zip(cells, shown, read(shown), strict=False):
-        axes.imshow(_enlarged(image), interpolation="antialiased")
-        axes.set_title(
-            f"{_short(classes[predicted[index]])} {sure[index]:.0%}", fontsize=9.5, color=_WRONG, pad=14, weight="bold"
-        )
-        actual = f"is {_short(classes[labels[index]])}"
-        axes.text(0.5, 1.03, actual, transform=axes.transAxes, ha="center", va="bottom", fontsize=8.5, color=_PALE)
-    which = f", the {len(shown)} surest of them" if len(shown) < len(wrong) else ""
+    for axes, row in zip(cells, shown, strict=False):
+        axes.imshow(_enlarged(images[row]), interpolation="antialiased")
+        head = f"{_short(classes[guesses.predicted[row]])} {guesses.sure[row]:.0%}"
+        axes.set_title(head, fontsize=9.5, color=ink.WRONG, pad=14, weight="bold")
+        actual = f"is {_short(classes[guesses.labels[row]])}"
+        axes.text(0.5, 1.03, actual, transform=axes.transAxes, ha="center", va="bottom", fontsize=8.5, color=ink.MUTED)
+    which = f", the {len(shown)} surest of them" if len(shown) < wrong else ""
     figure.suptitle(
-        f"{len(wrong):,} of {len(labels):,} images are taken for something else{which}",
+        f"{wrong:,} of {len(guesses):,} images are taken for something else{which}",
         x=0.1 / width,
         y=1 - 0.12 / height,
         ha="left",
         va="top",
         fontsize=12,
-        color=_INK,
+        color=ink.INK,
     )
     return figure
 
 
-def _cells(counts: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """What stands in each cell: the count and, where it is not nothing, its share."""
-    texts = [f"{n:,}\n{share:.1%}" if n else "" for n, share in zip(counts.flat, shares.flat, strict=True)]
+def calibration(plain: Reliability, scaled: Reliability | None) -> Figure:
+    """The reliability diagram (Niculescu-Mizil & Caruana 2005; Guo et al. 2017), and how many images each bin has.
+
+    `scaled`: the same with the fitted temperature, where there is one.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 5.0), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
+    ink.dress(above, "share that is right", "")
+    above.plot([0, 1], [0, 1], color=ink.MUTED, linewidth=0.9, linestyle=(0, (1, 2)))
+    _reliability(above, plain, ink.SECOND, "as it is")
+    if scaled is not None:
+        _reliability(above, scaled, ink.FIRST, "with the temperature")
+    above.legend(frameon=False, fontsize=9, labelcolor=ink.INK, loc="upper left")
+    above.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    ink.dress(below, "", "probability of what is predicted")
+    last, colour = (plain, ink.SECOND) if scaled is None else (scaled, ink.FIRST)
+    below.bar(last.confidence, last.images / last.images.sum(), width=0.045, color=colour, alpha=0.75)
+    below.set_ylabel("images", fontsize=9, color=ink.MUTED)
+    for axis in (above.xaxis, above.yaxis, below.yaxis):
+        axis.set_major_formatter(ink.percent())
+    return figure
+
+
+def _reliability(axes: Axes, found: Reliability, colour: str, name: str) -> None:
+    words = f"{name}: error {found.error:.2%}".replace("%", " %")
+    axes.plot(found.confidence, found.accuracy, "o-", color=colour, linewidth=1.6, markersize=4.5, label=words)
+
+
+def _cells(counts: np.ndarray, shares: np.ndarray, cells: str) -> np.ndarray:
+    """What stands in each cell, unless it is nothing."""
+    texts = [
+        (f"{n:,}" if cells == "counts" else f"{share:.1%}") if n else ""
+        for n, share in zip(counts.flat, shares.flat, strict=True)
+    ]
     return np.array(texts, dtype=object).reshape(counts.shape)
 
 

@@ -23,7 +23,7 @@ from resnet_cifar.recipe import Mistake, Recipe
 from resnet_cifar.reporting import metrics, score_files
 from resnet_cifar.reporting.console import Screen, duration
 from resnet_cifar.run_folder import RunFolder
-from resnet_cifar.training import beforehand, checkpoint, fit, launched, outline, snapshot
+from resnet_cifar.training import beforehand, checkpoint, closing, fit, launched, outline, snapshot
 from resnet_cifar.training.early_stopping import EarlyStopping
 from resnet_cifar.training.evaluate import check_same_weights, fit_on_validation, predict, refresh_norms
 from resnet_cifar.training.interrupts import Interrupted, Requests, exit_code
@@ -382,15 +382,21 @@ class Run:
         run_folder.write_json(folder.path / "result.json", result)
         best = {f"best/{name}": value for name, value in result.items() if name == "step" or name.startswith("val/")}
         final = {**best, "test/accuracy": result["test/accuracy"], "test/loss": result["test/loss"]}
-        recorder.summary(final, predictions)
         recorder.status("finished")
         recorder.screen.end()
+        page = None
+        if recipe.track.report:
+            warn = recorder.screen.warn
+            closing.keep_pictures(folder.path, "test", predictions, data.test, temperature, warn)
+            page = closing.write_page(folder.path, "test", warn)
+        recorder.summary(final, with_figures=page is not None)
         _closing_table(recorder.screen, folder, result, recorder.tracker.commands)
 
 
 def _closing_table(screen: Screen, folder: RunFolder, result: dict[str, Any], curves: list[tuple[str, str]]) -> None:
     validation = f"{result['val/accuracy']:.4f}" if "val/accuracy" in result else "none held out; the last model counts"
     early = f", stopped early at step {result['steps']}" if result["stopped_early"] else ""
+    page = folder.path / "report" / "index.html"
     screen.table(
         f"Finished in {duration(result['seconds'])}{early}",
         [
@@ -398,6 +404,7 @@ def _closing_table(screen: Screen, folder: RunFolder, result: dict[str, Any], cu
             ("test", f"accuracy {result['test/accuracy']:.4f}, top-5 {result['test/top5']:.4f}, scored once"),
             ("model", f'timm.create_model("local-dir:{folder.model}", pretrained=True)'),
             ("metrics", str(folder.path / "metrics.jsonl")),
+            ("report", str(page) if page.is_file() else f"none yet: python -m resnet_cifar.report {folder.path}"),
             ("again", f"python eval.py {folder.path}"),
             *curves,
         ],

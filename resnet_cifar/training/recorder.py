@@ -6,19 +6,15 @@ import contextlib
 import json
 import threading
 import time
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from resnet_cifar.data.plan import Plan
 from resnet_cifar.data.store import ImageData
 from resnet_cifar.recipe import Mistake, to_dict
-from resnet_cifar.reporting import environment, figures, track
+from resnet_cifar.reporting import environment, track
 from resnet_cifar.reporting.console import Screen
 from resnet_cifar.run_folder import RunFolder, read_json
 from resnet_cifar.training import checkpoint
-from resnet_cifar.training.evaluate import Predictions
 from resnet_cifar.training.snapshot import Snapshot
 from resnet_cifar.training.watch import GO_ON
 from resnet_cifar.training.world import World
@@ -78,21 +74,10 @@ class Recorder:
         if "val/accuracy" in row:
             self.screen.score(row, is_best)
 
-    def summary(self, values: dict[str, float], predictions: Predictions) -> None:
-        """Final numbers for the trackers, and what the model confuses among the test images, in figures."""
-        if not self.tracker:
-            return
-        run, test = self.folder.path, self.data.test
-        probabilities, labels = predictions.logits.double().softmax(1).numpy(), predictions.labels.numpy()
-        drawn: dict[str, Path] = {}
-
-        def read(rows: np.ndarray) -> np.ndarray:
-            return test.take(rows).cpu().numpy()
-
-        try:
-            drawn = figures.draw(run / "figures", probabilities, labels, read, self.data.classes)
-        except Exception as error:  # the result stands without them
-            self.screen.warn(f"{run / 'figures'} could not be drawn: {error}")
+    def summary(self, values: dict[str, float], with_figures: bool) -> None:
+        """Final numbers for the trackers and, if the report was written, what is confused, in two of its figures."""
+        run, names = self.folder.path, ("confusion", "mistakes") if with_figures else ()
+        drawn = {name: run / "report" / "figures" / f"{name}.png" for name in names}
         kept = ("recipe.yaml", "eval-test.json", "predictions-test.parquet", "model/config.json")
         self.tracker.summary(self.done, values, drawn, [run / name for name in kept])
 

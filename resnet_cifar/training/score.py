@@ -25,7 +25,7 @@ from resnet_cifar.recipe import Mistake, Recipe, flat
 from resnet_cifar.reporting import metrics, score_files
 from resnet_cifar.reporting.console import Screen
 from resnet_cifar.target import Target
-from resnet_cifar.training import trained
+from resnet_cifar.training import closing, trained
 from resnet_cifar.training.evaluate import Predictions, fit_on_validation, predict, refresh_norms
 from resnet_cifar.training.trained import Trained
 from resnet_cifar.training.world import World
@@ -68,6 +68,10 @@ def score(command: EvalCommand, recipe: Recipe) -> None:
     speed = stopwatch.images_per_second(len(images))
     flipped = predict(world, model.model, images, Mirrored(**vars(model.format))) if command.tta == "flip" else None
     temperature, origin = _temperature(world, model, data, own, recipe)
+    is_other = model.fingerprint not in (None, data.fingerprint)
+    changed |= {"fingerprint": data.fingerprint} if is_other else {}
+    name = file_name(command, target, model.name, changed)
+    folder = Path(command.out) if command.out else target.results
     if world.is_main:
         found = {
             **score_files.facts(command.split, recipe, data.fingerprint, model.name),
@@ -75,11 +79,8 @@ def score(command: EvalCommand, recipe: Recipe) -> None:
             **({} if flipped is None else {"flip": metrics.overall(*mean(predictions, flipped))}),
             "throughput": {"images_per_second": speed, "processes": world.size, "device": world.describe()},
         }
-        if model.fingerprint not in (None, data.fingerprint):
-            changed["fingerprint"] = data.fingerprint
+        if is_other:
             screen.warn("these are not the images that the model was trained on, or they have changed since")
-        name = file_name(command, target, model.name, changed)
-        folder = Path(command.out) if command.out else target.results
         try:
             extra = None if flipped is None else flipped.logits
             written = score_files.write(folder, name, found, *predictions, images.indices, extra)
@@ -89,8 +90,11 @@ def score(command: EvalCommand, recipe: Recipe) -> None:
                 "make it writable, or name another with --out"
             ) from None
         _show(screen, found, origin, model.remark)
-        screen.say(f"written: {written[0]}, {written[1]}")
-    world.close()
+        closing.keep_pictures(folder, name, predictions, images, temperature, screen.warn)
+    world.close()  # the other processes need not wait for the page
+    if world.is_main:
+        page = closing.write_page(folder, name, screen.warn)
+        screen.say("written: " + ", ".join(map(str, filter(None, (*written, page)))))
 
 
 def class_places(classes: Sequence[str], known: Sequence[str], source: str) -> list[int]:

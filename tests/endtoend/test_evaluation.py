@@ -49,7 +49,9 @@ SCORER = """
 import json, sys
 from accelerate.state import AcceleratorState
 from resnet_cifar import commands
+from resnet_cifar.reporting import ink
 from resnet_cifar.training.score import score
+ink.save = lambda *_: None  # the figures beside each page take longer than all else
 for words in json.load(sys.stdin):
     AcceleratorState._reset_state(True)
     print("==", *words, flush=True)

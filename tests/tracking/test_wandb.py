@@ -160,7 +160,7 @@ def check_media(home: Path, server: WandbServer) -> None:
     run, folder = only_run(server), home / "RUN"
     (row,) = (row for row in run.history if "figures/confusion" in row)
     for name in ("confusion", "mistakes"):
-        assert run.files[row[f"figures/{name}"]["path"]] == (folder / "figures" / f"{name}.png").read_bytes()
+        assert run.files[row[f"figures/{name}"]["path"]] == (folder / "report" / "figures" / f"{name}.png").read_bytes()
     (artifact,) = server.artifacts.values()
     assert (artifact.kind, artifact.committed) == ("result", True)
     for name in ("eval-test.json", "predictions-test.parquet", "recipe.yaml", "config.json"):
@@ -239,7 +239,7 @@ def test_resumed_run_goes_on_in_the_same_place(online: tuple[Path, WandbServer],
 
 
 def test_key_without_server_falls_back_to_offline(images: Path, tmp_path: Path):
-    printed = train(tmp_path, images, env=NOBODY).stdout
+    printed = train(tmp_path, images, "--track.report", "False", env=NOBODY).stdout
     assert printed.count("W&B is offline") == 1
     assert len(written(tmp_path)) == 9
     assert own(only_run(uploaded(tmp_path, upload_command(printed))).history) == written(tmp_path)
@@ -262,7 +262,8 @@ def test_server_that_is_gone_in_mid_run_leaves_a_finished_run_that_uploads_whole
 
 def test_none_writes_nothing_and_needs_no_wandb(images: Path, tmp_path: Path):
     (tmp_path / "wandb.py").write_text("raise ImportError")  # timm imports wandb too, where it can
-    train(tmp_path, images, "--track.to", "none", env={"PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"})
+    words = ("--track.to", "none", "--track.report", "False")
+    train(tmp_path, images, *words, env={"PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"})
     assert not (tmp_path / "RUN" / "wandb").exists()
 
 

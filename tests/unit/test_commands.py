@@ -124,6 +124,7 @@ def test_another_source_is_not_cut_for_a_validation_split_that_nobody_asked_for(
         ((), "report takes run folders"),
         (("nowhere",), "nowhere is no run folder"),
         (("--runs", "x"), "unknown field --runs"),
+        (("nowhere", "--out", "x.html"), "--out is for a comparison"),
     ],
 )
 def test_report_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:

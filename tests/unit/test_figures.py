@@ -5,43 +5,55 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_cifar.reporting import figures
+from resnet_cifar.reporting import figures, ink
+from resnet_cifar.reporting.calibration import reliability
+from resnet_cifar.reporting.guesses import Guesses
 
 CLASSES = ("cat", "dog", "a name that is too long")
 
 
-def predictions(guesses: list[tuple[int, int, float]]) -> tuple[np.ndarray, np.ndarray, figures.Read]:
-    """Of (label, predicted, probability): probabilities, labels, and images that are all of one value, their index."""
-    probabilities = np.array([[sure if c == guess else (1 - sure) / 2 for c in range(3)] for _, guess, sure in guesses])
-    labels = np.array([label for label, _, _ in guesses])
-    images = np.stack([np.full((4, 4, 3), index, np.uint8) for index in range(len(guesses))])
-    return probabilities, labels, images.__getitem__
+def guessed(guesses: list[tuple[int, int, float]]) -> tuple[Guesses, dict[int, np.ndarray]]:
+    """Of (label, predicted, probability): the guesses, and images that are all of one value, their row."""
+    labels, predicted, sure = (np.array(column) for column in zip(*guesses, strict=True))
+    images = {row: np.full((4, 4, 3), row, np.uint8) for row in range(len(guesses))}
+    return Guesses(np.arange(len(guesses)), labels, predicted, sure), images
 
 
-def test_confusion_counts_and_normalises_by_row() -> None:
-    axes = figures.confusion(np.array([0, 1, 1, 2, 2, 2]), np.array([0, 0, 1, 2, 2, 2]), CLASSES).axes[0]
-    cells = {text.get_position(): text.get_text() for text in axes.texts}
-    assert cells[0.5, 0.5] == cells[1.5, 0.5] == "1\n50.0%"
-    assert cells[2.5, 2.5] == "3\n100.0%"
-    assert cells[0.5, 1.5] == ""
+def counted(labels: list[int], predicted: list[int]) -> np.ndarray:
+    ones = np.ones(len(labels))
+    return Guesses(np.arange(len(labels)), np.array(labels), np.array(predicted), ones).counts(3)
+
+
+@pytest.mark.parametrize(("cells", "words"), [("counts", ("1", "3")), ("shares", ("50.0%", "100.0%"))])
+def test_confusion_counts_or_normalises_by_row(cells: str, words: tuple[str, str]) -> None:
+    axes = figures.confusion(counted([0, 0, 1, 2, 2, 2], [0, 1, 1, 2, 2, 2]), CLASSES, cells).axes[0]
+    texts = {text.get_position(): text.get_text() for text in axes.texts}
+    assert texts[0.5, 0.5] == texts[1.5, 0.5] == words[0]
+    assert texts[2.5, 2.5] == words[1]
+    assert texts[0.5, 1.5] == ""
     assert [label.get_text() for label in axes.get_yticklabels()] == list(CLASSES)
     assert axes.get_title(loc="left") == "5 of 6 right (83.33%)"
 
 
-def test_confusion_of_a_class_without_images_and_of_many_classes_is_drawn() -> None:
-    assert figures.confusion(np.array([0, 1]), np.array([0, 1]), CLASSES).axes
-    many = figures.confusion(np.arange(200), np.arange(200), [str(index) for index in range(200)]).axes[0]
+def test_confusion_of_a_class_without_images_and_of_many_classes_is_drawn(tmp_path: Path) -> None:
+    assert figures.confusion(counted([0, 1], [0, 1]), CLASSES, "counts").axes
+    names = [str(index) for index in range(200)]
+    figure = figures.confusion(np.eye(200, dtype=np.int64), names, "counts")
+    many = figure.axes[0]
     assert not many.texts
-    assert [label.get_text() for label in many.get_xticklabels()][:5] == ["0", "", "", "", "4"]
+    assert [label.get_text() for label in many.get_xticklabels()][:3] == ["0", "4", "8"]
+    ink.save(figure, tmp_path, "many")
+    assert (tmp_path / "many.svg").stat().st_size < 1_000_000, "forty thousand squares are a picture, not a drawing"
 
 
-def test_gallery_shows_the_surest_mistakes_first() -> None:
-    figure = figures.mistakes(*predictions([(0, 1, 0.6), (1, 1, 0.9), (0, 2, 0.8), (2, 2, 0.7)]), CLASSES)
+def test_mistakes_are_the_surest_first() -> None:
+    figure = figures.mistakes(*guessed([(0, 1, 0.6), (1, 1, 0.9), (0, 2, 0.8), (2, 2, 0.7)]), CLASSES)
     shown = [axes for axes in figure.axes if axes.images]
     assert [axes.images[0].get_array()[0, 0, 0] for axes in shown] == [2, 0]
     assert [axes.get_title() for axes in shown] == ["a name that… 80%", "dog 60%"]
@@ -49,20 +61,32 @@ def test_gallery_shows_the_surest_mistakes_first() -> None:
     assert figure.get_suptitle() == "2 of 4 images are taken for something else"
 
 
-def test_gallery_is_cut_and_says_so() -> None:
-    figure = figures.mistakes(*predictions([(0, 1, 0.5 + index / 100) for index in range(40)]), CLASSES)
+def test_mistakes_are_cut_and_the_figure_says_so() -> None:
+    figure = figures.mistakes(*guessed([(0, 1, 0.5 + index / 100) for index in range(40)]), CLASSES)
     assert sum(bool(axes.images) for axes in figure.axes) == 32
     assert figure.get_suptitle().endswith(", the 32 surest of them")
 
 
 @pytest.mark.parametrize("wrong", [0, 1])
-def test_figures_are_written_as_png(wrong: int, tmp_path: Path) -> None:
-    files = figures.draw(tmp_path / "figures", *predictions([(0, wrong, 0.9), (1, 1, 0.9)]), CLASSES)
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["confusion.png", "mistakes.png"]
-    for file in files.values():
-        with Image.open(file) as image:
-            image.load()
-            assert image.format == "PNG"
+def test_a_figure_is_written_as_png_and_as_svg_whose_text_is_text(wrong: int, tmp_path: Path) -> None:
+    figure = figures.mistakes(*guessed([(0, wrong, 0.9), (1, 1, 0.9)]), CLASSES)
+    ink.save(figure, tmp_path / "figures", "mistakes")
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["mistakes.png", "mistakes.svg"]
+    with Image.open(tmp_path / "figures" / "mistakes.png") as image:
+        image.load()
+    root = ElementTree.fromstring((tmp_path / "figures" / "mistakes.svg").read_text())
+    texts = {"".join(each.itertext()).strip() for each in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert f"{wrong} of 2 images are taken for something else" in texts
+
+
+def test_a_panel_of_a_page_has_its_colours_and_no_background_of_its_own() -> None:
+    bins = reliability(np.array([0.3, 0.8, 0.9]), np.array([False, True, True]))
+    text = ink.inline(figures.calibration(bins, bins), "reliability diagram")
+    assert text.startswith('<svg role="img" aria-label="reliability diagram"')
+    assert "var(--accent)" in text and "var(--second)" in text and "var(--muted)" in text
+    assert not {colour for colour in (ink.INK, ink.MUTED, ink.LINE, ink.FIRST, ink.SECOND) if colour in text}
+    assert "#ffffff" not in text and "<style" not in text and "<metadata" not in text
+    assert "as it is: error" in text
 
 
 def test_small_images_are_enlarged_by_whole_pixels() -> None:
@@ -76,9 +100,9 @@ def test_drawing_needs_no_pyplot_state_and_is_loaded_late() -> None:
     program = """
 import sys
 import numpy as np
-from resnet_cifar.reporting import figures, track
-assert not {"matplotlib", "seaborn", "pandas"} & set(sys.modules)
-figures.confusion(np.array([0, 1]), np.array([0, 0]), ("a", "b"))
+from resnet_cifar.reporting import figures, report, track
+assert not {"matplotlib", "seaborn", "pandas", "torch"} & set(sys.modules)
+figures.confusion(np.array([[1, 0], [1, 0]]), ("a", "b"), "counts")
 from matplotlib import pyplot
 assert pyplot.get_fignums() == []
 """

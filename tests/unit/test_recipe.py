@@ -71,6 +71,7 @@ KNOBS = [
     "checkpoint.keep",
     "track.to",
     "track.project",
+    "track.report",
 ]
 
 # Another valid value for every knob that decides the result.
@@ -137,6 +138,7 @@ STARTS: dict[str, Any] = {
     "checkpoint.keep": 3,
     "track.to": "none",
     "track.project": "other",
+    "track.report": False,
 }
 
 

@@ -1,0 +1,167 @@
+"""A run's curves: what metrics.jsonl says over the epochs, with phases, the best checkpoint and interruptions marked.
+
+One set of panels is drawn for the page (each by itself, so that a phone stacks them) and for a paper (side by side).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnet_cifar.recipe import Recipe
+from resnet_cifar.reporting import ink
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_POINTS = 400  # of a curve: more are averaged, for no screen shows them
+_SIZE = (4.7, 2.8)  # inches, of a panel
+_STOP = (0, (4, 2))  # the dashes of its line
+
+
+@dataclass(frozen=True)
+class Curves:
+    """`rows` of metrics.jsonl, and the places, in epochs, of what is marked: ends of phases, stops, the best score.
+
+    `together`: how many rows a point of a training curve is the mean of.
+    """
+
+    rows: list[dict[str, Any]]
+    phases: list[float] = field(default_factory=list)
+    stops: list[float] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+
+    @property
+    def together(self) -> int:
+        """See the class."""
+        return max(1, -(-len(self.rows) // _POINTS))
+
+    @property
+    def steps_an_epoch(self) -> float:
+        """Updates in one epoch."""
+        return self.rows[-1]["step"] / self.rows[-1]["epoch"]
+
+    @property
+    def scores(self) -> list[dict[str, Any]]:
+        """The rows with a score on the validation split."""
+        return [row for row in self.rows if "val/accuracy" in row]
+
+    def line(self, name: str) -> tuple[list[float], list[float]]:
+        """(epochs, values): of so many rows together the last one's epoch and the mean."""
+        kept = [row for row in self.rows if name in row]
+        groups = [kept[start : start + self.together] for start in range(0, len(kept), self.together)]
+        return [g[-1]["epoch"] for g in groups], [sum(row[name] for row in g) / len(g) for g in groups]
+
+
+def read(run: Path, recipe: Recipe, starts: Sequence[dict[str, Any]]) -> Curves | None:
+    """The curves of a run as far as it has come, or None where it has no row yet. `starts`: those of starts.json."""
+    rows = read_rows(run / "metrics.jsonl")
+    if not rows:
+        return None
+    curves = Curves(rows)
+    an_epoch, last = curves.steps_an_epoch, rows[-1]["epoch"]
+    ends = list(accumulate(phase.epochs for phase in recipe.phases))[:-1]
+    # A run that is extended goes on after its end: nothing was interrupted.
+    stops = sorted({after["from_step"] for before, after in pairwise(starts) if before.get("state") != "finished"})
+    best = max(curves.scores, key=lambda row: row["val/accuracy"], default=None)  # ties keep the earlier
+    return Curves(rows, [end for end in ends if end < last], [step / an_epoch for step in stops], best)
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl that may still grow: a line that is cut short, or no row, is left out."""
+    rows = []
+    for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and row.get("epoch"):
+            rows.append(row)
+    return rows
+
+
+def figure(curves: Curves) -> Figure:
+    """The four panels side by side, for a paper."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(2 * _SIZE[0], 2 * _SIZE[1]), layout="constrained")
+    drawn.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    for axes, draw in zip(drawn.subplots(2, 2).ravel(), PANELS.values(), strict=True):
+        draw(axes, curves)
+    return drawn
+
+
+def panels(curves: Curves) -> dict[str, str]:
+    """Name -> the panel as inline SVG, in the page's colours."""
+    from matplotlib.figure import Figure
+
+    found = {}
+    for name, draw in PANELS.items():
+        drawn = Figure(figsize=_SIZE, layout="constrained")
+        draw(drawn.subplots(), curves)
+        found[name] = ink.inline(drawn, name)
+    return found
+
+
+def _loss(axes: Axes, curves: Curves) -> None:
+    _pair(axes, curves, "loss")
+
+
+def _accuracy(axes: Axes, curves: Curves) -> None:
+    _pair(axes, curves, "accuracy")
+    axes.yaxis.set_major_formatter(ink.percent())
+
+
+def _rate(axes: Axes, curves: Curves) -> None:
+    ink.dress(axes, "learning rate", "epoch")
+    axes.plot(*curves.line("lr"), color=ink.FIRST, linewidth=1.6)
+    axes.set_ylim(bottom=0)
+    _mark(axes, curves)
+
+
+def _speed(axes: Axes, curves: Curves) -> None:
+    ink.dress(axes, "throughput, images/s", "epoch")
+    axes.plot(*curves.line("images_per_second"), color=ink.FIRST, linewidth=1.2)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(ink.thousands())
+    _mark(axes, curves)
+
+
+PANELS: dict[str, Callable[[Axes, Curves], None]] = {
+    "loss": _loss,
+    "accuracy": _accuracy,
+    "learning rate": _rate,
+    "throughput": _speed,
+}
+
+
+def _pair(axes: Axes, curves: Curves, name: str) -> None:
+    ink.dress(axes, name, "epoch")
+    axes.plot(*curves.line(f"train/{name}"), color=ink.SECOND, linewidth=1.2, label="training")
+    if scores := curves.scores:
+        places, values = [row["epoch"] for row in scores], [row[f"val/{name}"] for row in scores]
+        size = 3.5 if len(scores) < 40 else 0
+        axes.plot(places, values, color=ink.FIRST, linewidth=1.8, marker="o", markersize=size, label="validation")
+        best = curves.best
+        axes.plot(
+            best["epoch"], best[f"val/{name}"], "*", markersize=13, color=ink.FIRST, label="best checkpoint", zorder=4
+        )
+    _mark(axes, curves)
+    if curves.stops:
+        axes.plot([], [], color=ink.WRONG, linewidth=0.9, linestyle=_STOP, label="stopped, went on")
+    axes.legend(frameon=False, fontsize=9, labelcolor=ink.INK, handlelength=1.4, borderaxespad=0.2)
+
+
+def _mark(axes: Axes, curves: Curves) -> None:
+    axes.set_xlim(left=0)
+    top = axes.get_xaxis_transform()
+    for number, end in enumerate(curves.phases, start=2):
+        axes.axvline(end, color=ink.MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
+        axes.text(end, 1.0, f" phase {number}", transform=top, fontsize=8, color=ink.MUTED, va="bottom")
+    for stop in curves.stops:
+        axes.axvline(stop, color=ink.WRONG, linewidth=0.9, linestyle=_STOP, zorder=1)

@@ -1,0 +1,93 @@
+"""How charts look: one set of colours, for a paper as they are and for a page as its variables, light and dark.
+
+matplotlib is imported where it draws: it takes a second, and training does not wait for it.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+INK, MUTED, LINE = "#1c2128", "#5d6672", "#d9dde3"
+FIRST, SECOND, WRONG = "#1f5fbf", "#c2570c", "#b3261e"
+SERIES = (FIRST, SECOND, "#1a7f4b", "#8a3ffc", "#0b7285", "#a3195b")
+# What a page calls them: base.html has the first ones, a template that shows more of them has the others.
+_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", FIRST: "accent", SECOND: "second", WRONG: "wrong"}
+_VARIABLES |= dict(zip(SERIES[2:], ("third", "fourth", "fifth", "sixth"), strict=True))
+_TEXT = {"svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}
+_DPI = 150
+
+
+def dress(axes: Axes, title: str, below: str) -> None:
+    """A plain panel: its title where the eye begins, and two thin axes."""
+    axes.set_title(title, loc="left", fontsize=11, color=INK, pad=14, weight="bold")
+    axes.set_xlabel(below, fontsize=9, color=MUTED)
+    axes.tick_params(labelsize=9, colors=MUTED, length=3)
+    axes.grid(axis="y", color=LINE, linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(LINE)
+
+
+def variable(colour: str) -> str:
+    """What a page calls the colour, for its CSS."""
+    return f"--{_VARIABLES[colour]}"
+
+
+def percent() -> FuncFormatter:
+    """Shares of an axis as 85 %, or 85.5 % where it shows so little."""
+    from matplotlib.ticker import FuncFormatter
+
+    return FuncFormatter(lambda share, _: f"{round(100 * share, 4):g} %")
+
+
+def thousands() -> FuncFormatter:
+    """12,000."""
+    from matplotlib.ticker import FuncFormatter
+
+    return FuncFormatter(lambda number, _: f"{round(number, 4):,g}" if number < 1000 else f"{number:,.0f}")
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """NAME.png and NAME.svg, whose text is text; each whole or not there."""
+    from matplotlib import rc_context
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in ("png", "svg"):
+        aside = folder / f"{name}.{kind}.writing-{secrets.token_hex(4)}"
+        try:
+            with rc_context({**_TEXT, "svg.hashsalt": name}):
+                metadata = {"Date": None} if kind == "svg" else {}
+                figure.savefig(aside, format=kind, dpi=_DPI, facecolor="white", metadata=metadata)
+            figure.set_layout_engine("none")  # it has found its places, which takes as long as drawing
+            aside.replace(folder / f"{name}.{kind}")
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def inline(figure: Figure, name: str) -> str:
+    """The figure as an <svg> element without a background, in the variables of the page that it becomes part of."""
+    from matplotlib import rc_context
+
+    stream = io.StringIO()
+    with rc_context({**_TEXT, "svg.hashsalt": name}):
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r' id="[A-Za-z.0-9]+_\d+"', "", text)  # a page has several figures, and ids once
+    # matplotlib names shapes by their content and the salt, so that two figures' never mean each other's.
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var(--{variable})")
+    words = f'role="img" aria-label="{name}"'
+    return re.sub(r'<svg (.*?)width="[^"]*"(.*?)height="[^"]*"', rf"<svg {words} \1\2", text, count=1, flags=re.DOTALL)

@@ -1,0 +1,145 @@
+"""A scoring as a page shows it: read from eval-NAME.json and the files beside it, and drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from resnet_cifar.reporting import breakdown, figures, gallery, guesses, ink
+from resnet_cifar.reporting.breakdown import percent
+from resnet_cifar.reporting.calibration import Reliability, reliability
+from resnet_cifar.reporting.gallery import Kept
+from resnet_cifar.reporting.guesses import Guesses
+from resnet_cifar.run_folder import read_json
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What eval-NAME.json and the files beside it hold; `guesses` and `pictures` are None where those are missing."""
+
+    scores: dict[str, Any]
+    guesses: Guesses | None
+    pictures: Kept | None
+    plain: Reliability | None
+    scaled: Reliability | None
+
+    @property
+    def classes(self) -> list[str]:
+        """What the model tells apart."""
+        return list(self.scores["classes"])
+
+    @property
+    def counts(self) -> np.ndarray:
+        """The confusion matrix."""
+        return np.array(self.scores["confusion"], dtype=np.int64)
+
+
+def read(folder: Path, name: str) -> Scoring | None:
+    """What was scored as NAME, or None where nothing was."""
+    scores = read_json(folder / f"eval-{name}.json")
+    if scores is None:
+        return None
+    predictions = folder / f"predictions-{name}.parquet"
+    if not predictions.is_file():
+        return Scoring(scores, None, None, None, None)
+    logits, labels, index = guesses.read(predictions)
+    plain, temperature = guesses.of(logits, labels, index), scores.get("temperature")
+    found = guesses.of(logits, labels, index, temperature) if temperature else plain
+    bins = reliability(plain.sure, plain.right), reliability(found.sure, found.right) if temperature else None
+    return Scoring(scores, found, gallery.read(folder / "report" / f"pictures-{name}.npz"), *bins)
+
+
+def shown(scoring: Scoring | None, folder: Path, prefix: str = "") -> dict[str, Any]:
+    """What the page says of a scoring; its figures go to figures/."""
+    nothing = dict.fromkeys(("verdict", "confusion", "by_class", "calibration", "gallery"))
+    if scoring is None:
+        return nothing
+    counts, classes = scoring.counts, scoring.classes
+    fits = len(classes) <= figures.READABLE
+    confused = {
+        "classes": classes,
+        "rows": breakdown.cells(counts) if fits else None,
+        "pairs": breakdown.pairs(counts),
+    }
+    told = breakdown.by_class(scoring.scores)
+    return {
+        **nothing,
+        "verdict": breakdown.verdict(scoring.scores),
+        "confusion": {**confused, "figures": _confusion_figures(scoring, folder / "figures", prefix)},
+        "by_class": {"all": told, "worst": None if fits else breakdown.worst(told)},
+        "calibration": _calibration(scoring, folder / "figures", prefix) if scoring.plain else None,
+        "gallery": _gallery(scoring, folder / "figures", prefix) if scoring.pictures else None,
+    }
+
+
+def _confusion_figures(scoring: Scoring, folder: Path, prefix: str) -> list[str]:
+    """Draws them, and gives their files' names; without words in the cells, counts and shares look the same."""
+    wanted: dict[str, Literal["counts", "shares"]] = {f"{prefix}confusion": "counts"}
+    if len(scoring.classes) <= figures.READABLE:
+        wanted[f"{prefix}confusion-shares"] = "shares"
+    for name, cells in wanted.items():
+        ink.save(figures.confusion(scoring.counts, scoring.classes, cells), folder, name)
+    return list(wanted)
+
+
+def _calibration(scoring: Scoring, folder: Path, prefix: str) -> dict[str, Any]:
+    drawn = figures.calibration(scoring.plain, scoring.scaled)
+    ink.save(drawn, folder, f"{prefix}calibration")
+    plain, scaled = scoring.plain, scoring.scaled
+    sure = float((plain.confidence * plain.images).sum() / plain.images.sum())
+    lean = sure - scoring.scores["accuracy"]
+    return {
+        "svg": ink.inline(drawn, "reliability diagram"),
+        "before": percent(plain.error),
+        "after": percent(scaled.error) if scaled else None,
+        "temperature": scoring.scores.get("temperature"),
+        "lean": f"{abs(100 * lean):.1f} points too {'sure' if lean > 0 else 'unsure'} of itself",
+    }
+
+
+def _gallery(scoring: Scoring, folder: Path, prefix: str) -> dict[str, Any]:
+    found, kept = scoring.guesses, scoring.pictures
+    places = kept.places(found)
+    shown = {row: kept.images[places[row]] for row in figures.surest_mistakes(found).tolist() if row in places}
+    ink.save(figures.mistakes(found, shown, scoring.classes), folder, f"{prefix}mistakes")
+    chosen = gallery.choose(found, gallery.room(*kept.images.shape[1:3]))
+    views = {name: set(getattr(chosen, name).tolist()) for name in ("surest", "wrong", "right")}
+    order = np.argsort(-found.sure, kind="stable")
+    pictures = [
+        {
+            "index": int(found.index[row]),
+            "actual": int(found.labels[row]),
+            "predicted": int(found.predicted[row]),
+            "sure": f"{found.sure[row]:.0%}" if found.sure[row] < 0.995 else "> 99%",
+            "views": [name for name, rows in views.items() if row in rows],
+            "address": gallery.address(kept.images[places[row]]),
+        }
+        for row in order.tolist()
+        if row in places
+    ]
+    counts = {name: sum(name in each["views"] for each in pictures) for name in views}
+    return {"pictures": pictures, "views": counts, "temperature": scoring.scores.get("temperature")}
+
+
+def tiles(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, value, what it is) of the figures that a person looks for first."""
+    low, high = scores["accuracy_interval"]
+    scaled, temperature = scores.get("calibration_error_scaled"), scores.get("temperature")
+    after = f"{percent(scaled)} at temperature {temperature:.3g}" if temperature else "no temperature was fitted"
+    tiles = [
+        (
+            f"{scores['split']} accuracy",
+            percent(scores["accuracy"]),
+            f"of {scores['images']:,} images; 95 %: {percent(low)} to {percent(high)}",
+        ),
+        ("loss", f"{scores['loss']:.4f}", "cross-entropy"),
+        ("calibration error", percent(scores["calibration_error"]), after),
+    ]
+    if len(scores["classes"]) > 5:
+        tiles.insert(1, ("top-5", percent(scores["top5"]), "the right class is among the five likeliest"))
+    if flipped := scores.get("flip"):
+        tiles.append(("with flips", percent(flipped["accuracy"]), "mean over each image and its mirror image"))
+    return tiles

@@ -1,0 +1,225 @@
+"""A run's page, as a person opens it: by mouse, by keyboard, in the dark, on a phone and on paper."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import reported
+from PIL import Image
+
+from resnet_cifar.reporting import comparison, gallery, guesses, ink, report
+
+SHOWN = "#pictures li:not([hidden])"
+CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@pytest.fixture(scope="session")
+def figures() -> Path:
+    """Where what the proof has measured is kept."""
+    return Path(__file__).parents[2] / "benchmarks" / "results" / "proof-report-cpu.json"
+
+
+def without_figures(patch: pytest.MonkeyPatch) -> None:
+    """Those beside a page take most of its time, and no browser opens them."""
+    patch.setattr(ink, "save", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = reported.finish(tmp_path_factory.mktemp("pages") / "run", count=240)
+    with pytest.MonkeyPatch.context() as patch:
+        without_figures(patch)
+        report.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(run: Path) -> Path:
+    return run / "report" / "index.html"
+
+
+@pytest.fixture(scope="module")
+def confusion(run: Path) -> np.ndarray:
+    return np.array(json.loads((run / "eval-test.json").read_text())["confusion"])
+
+
+def mistake(confusion: np.ndarray) -> tuple[int, int]:
+    """The largest cell that is wrong."""
+    actual, predicted = np.unravel_index((confusion * (1 - np.eye(len(confusion)))).argmax(), confusion.shape)
+    return int(actual), int(predicted)
+
+
+def test_the_page_is_quiet_and_fits(browser: Any, index: Path) -> None:
+    for options in ({}, {"phone": True}, {"dark": True}):
+        opened = browser.open(index, **options)
+        opened.check_quiet()
+        opened.check_fits()
+        assert opened.page.evaluate("document.querySelectorAll('#pictures img').length") > 100
+        assert opened.page.evaluate("[...document.images].every(image => image.naturalWidth === 8)")
+
+
+def test_clicking_a_cell_shows_its_pictures_and_clearing_shows_all_again(
+    browser: Any, index: Path, confusion: np.ndarray
+) -> None:
+    page = browser.open(index).page
+    before = page.locator(SHOWN).count()
+    assert page.locator("#clear").is_hidden()
+    actual, predicted = mistake(confusion)
+    page.locator(f'.confusion td button[data-a="{actual}"][data-p="{predicted}"]').click()
+    shown = page.locator(SHOWN)
+    names = reported.CLASSES
+    assert shown.count() >= 1
+    assert {(each.get_attribute("data-a"), each.get_attribute("data-p")) for each in shown.all()} == {
+        (str(actual), str(predicted))
+    }
+    count = confusion[actual, predicted]
+    said = page.locator("#said").text_content()
+    assert said == f"{names[actual]} taken for {names[predicted]}: {shown.count()} of {count} pictures."
+    assert page.locator('[aria-pressed="true"]').count() == 1
+    page.locator("#clear").click()
+    assert page.locator(SHOWN).count() == before
+    assert page.locator("#clear").is_hidden()
+    page.locator('[data-view="right"]').click()
+    assert page.locator(f"{SHOWN} b.wrong").count() == 0 and page.locator(f"{SHOWN} b.right").count() > 0
+
+
+def test_every_cell_has_pictures(browser: Any, index: Path, confusion: np.ndarray) -> None:
+    page = browser.open(index).page
+    script = f"""cells => cells.map(cell => {{
+        cell.click();
+        return document.querySelectorAll("{SHOWN}").length;
+    }})"""
+    shown = page.locator(".confusion td button").evaluate_all(script)
+    assert len(shown) == (confusion > 0).sum()
+    assert min(shown) >= 1 and page.locator("#empty").is_hidden()
+
+
+def test_a_cell_whose_pictures_are_gone_says_so(
+    browser: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_figures(monkeypatch)
+    shutil.copytree(run, tmp_path / "run")
+    file = tmp_path / "run" / "report" / "pictures-test.npz"
+    kept = gallery.read(file)
+    np.savez_compressed(file, index=kept.index[:1], images=kept.images[:1])
+    page = browser.open(report.write(tmp_path / "run")).page
+    page.locator(".beside ol button").first.click()
+    assert page.locator("#empty").is_visible()
+    assert "None of them was kept" in page.locator("#empty").text_content()
+
+
+def test_the_matrix_is_one_stop_of_tab_and_arrows_and_enter_do_the_rest(browser: Any, index: Path) -> None:
+    page = browser.open(index).page
+    assert page.locator('.confusion button[tabindex="0"]').count() == 1
+    page.locator("#shares").focus()
+    page.keyboard.press("Tab")
+    focused = "document.activeElement.dataset"
+    assert page.evaluate(f"[{focused}.a, {focused}.p]") == ["0", "0"]
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    cell = page.evaluate(f"[{focused}.a, {focused}.p]")
+    assert cell == ["1", "1"]
+    page.keyboard.press("Enter")
+    assert {each.get_attribute("data-a") for each in page.locator(SHOWN).all()} == {"1"}
+    assert page.evaluate("document.activeElement.id") == "said", "a screen reader says what is shown"
+    page.keyboard.press("Escape")
+    assert page.locator("#clear").is_hidden()
+    assert page.evaluate(f"[{focused}.a, {focused}.p]") == cell, "back where it was"
+
+
+def test_counts_become_shares(browser: Any, index: Path) -> None:
+    page = browser.open(index).page
+    cell = page.locator(".confusion td button").first
+    counted = cell.inner_text()
+    page.locator("#shares").click()
+    assert counted.isdigit() and "." in cell.inner_text()
+
+
+def test_it_is_dark_where_the_system_is(browser: Any, index: Path) -> None:
+    def brightness(page: Any, selector: str, what: str) -> float:
+        colour = page.evaluate(f"getComputedStyle(document.querySelector('{selector}')).{what}")
+        return sum(float(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3]) / 3
+
+    light, dark = browser.open(index).page, browser.open(index, dark=True).page
+    assert brightness(light, "body", "backgroundColor") > 240
+    assert brightness(dark, "body", "backgroundColor") < 60
+    for words in (".panels svg text", ".diagram svg text"):
+        assert brightness(light, words, "fill") < 110, "in the charts too"
+        assert brightness(dark, words, "fill") > 150
+
+
+def test_on_paper_it_is_light_without_buttons_and_with_its_matrix(browser: Any, index: Path) -> None:
+    page = browser.open(index, dark=True).page
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.locator("nav").is_hidden() and page.locator("#shares").is_hidden()
+    assert page.locator(".confusion td button").first.is_visible()
+    assert page.locator(SHOWN).count() > 10
+
+
+def test_a_command_is_copied(browser: Any, index: Path) -> None:
+    page = browser.open(index).page
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("[data-copy]").nth(1).click()
+    page.wait_for_function("document.querySelectorAll('[data-copy]')[1].textContent === 'copied'")
+    assert page.evaluate("navigator.clipboard.readText()").startswith("python eval.py ")
+
+
+def test_pages_of_many_classes_of_a_run_on_its_way_and_of_two_runs_are_quiet_and_fit(
+    browser: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_figures(monkeypatch)
+    many = reported.finish(tmp_path / "many", count=800, classes=[f"class {n}" for n in range(100)], side=64)
+    pages = [report.write(many), report.write(reported.start(tmp_path / "begun", steps=15).path)]
+    pages.append(comparison.write([run, many, tmp_path / "begun"], tmp_path / "compare.html"))
+    for file in pages:
+        for options in ({}, {"phone": True}):
+            opened = browser.open(file, **options)
+            opened.check_quiet()
+            opened.check_fits()
+    page = browser.open(pages[0]).page
+    page.locator(".pairs button").first.click()
+    assert page.locator(SHOWN).count() >= 1
+
+
+@pytest.fixture(scope="module")
+def ten_thousand(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose guesses at the real test images are drawn by lot, and whose pictures are the real ones."""
+    folder = reported.finish(tmp_path_factory.mktemp("real") / "run", count=10_000, classes=CIFAR, side=32)
+    table = pyarrow.parquet.read_table(next((real_data / "plain_text").glob("test-*.parquet")))
+    encoded = table["img"].combine_chunks().field("bytes")
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        return np.stack([np.asarray(Image.open(io.BytesIO(encoded[row].as_py())).convert("RGB")) for row in rows])
+
+    logits, labels, index = guesses.read(folder / "predictions-test.parquet")
+    gallery.keep(folder / "report" / "pictures-test.npz", guesses.of(logits, labels, index, 1.25), (32, 32), read)
+    return folder
+
+
+@pytest.mark.real_data
+def test_ten_thousand_images_make_a_page_of_less_than_five_megabytes(
+    browser: Any, ten_thousand: Path, record: Callable[..., None]
+) -> None:
+    began = time.perf_counter()
+    words = [sys.executable, "-m", "resnet_cifar.report", ten_thousand]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    seconds = time.perf_counter() - began
+    assert done.returncode == 0, done.stderr
+    index = ten_thousand / "report" / "index.html"
+    assert 1_000_000 < index.stat().st_size < 5_000_000
+    opened = browser.open(index)
+    opened.check_quiet()
+    assert opened.page.locator("#pictures li").count() == gallery.MOST
+    record("report of 10,000 test images, with imports", seconds=round(seconds, 1), bytes=index.stat().st_size)

@@ -1,0 +1,216 @@
+"""A run folder's page: everything that is there is on it, and what is not is said."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html import unescape
+from pathlib import Path
+
+import pytest
+import reported
+
+from resnet_cifar import cli
+from resnet_cifar import report as command
+from resnet_cifar.recipe import Mistake
+from resnet_cifar.reporting import curves, ink, provenance, report
+from resnet_cifar.run_folder import read_json, write_json
+
+
+def said(page: Path) -> str:
+    """The page's text, without tags, script and style, in one line."""
+    text = re.sub(r"<(script|style|svg).*?</\1>", " ", page.read_text(), flags=re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", text)).replace("\u00a0", " ").split())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run and its page, which no test changes."""
+    run = reported.finish(tmp_path_factory.mktemp("whole") / "run")
+    report.write(run)
+    return run
+
+
+def test_the_page_says_what_the_run_reached_and_how(whole: Path) -> None:
+    page = whole / "report" / "index.html"
+    scores, text = read_json(whole / "eval-test.json"), said(page)
+    right = round(scores["accuracy"] * 200)
+    assert f"{right} of 200 images are recognised ({scores['accuracy']:.1%}".replace("%", " %") in text
+    assert "best validation accuracy 60.0 % at epoch 3.00, step 30" in text
+    assert "finished 40 steps of 40" in text and ", 3 starts" in text
+    assert "fitted on the validation split" in text and "1.2500" in text
+    for name, values in scores["classes"].items():
+        expected = [values["images"], f"{values['precision']:.3f}", f"{values['recall']:.3f}", f"{values['f1']:.3f}"]
+        row = re.search(rf"{re.escape(name)} (\d+) \d+ ([\d.]+) ([\d.]+) ([\d.]+)", text)
+        assert [int(row[1]), *row.groups()[1:]] == expected
+    assert "No pictures" not in text and "not finished" not in text
+
+
+def test_the_page_says_what_was_run_and_how_to_run_it_again(whole: Path) -> None:
+    text = said(whole / "report" / "index.html")
+    assert "phases.1.epochs 3.0 1.0 -" in text, "this run, debug, finetune"
+    assert "Where its recipe differs from debug, which its command names (bold), or from the default one" in text
+    assert "fingerprint f00d" in text and "torch 2.15.0" in text and "train.py --recipe debug --seed 3" in text
+    assert re.search(r"1 \S+ \S+ 0 to 14 0 s interrupted \(SIGTERM\)", text)
+    assert re.search(r"2 \S+ \S+ 14 to 20 0 s killed", text)
+    assert re.search(r"3 \S+ \S+ 20 to 40 \d+ s finished", text)
+    assert f"accelerate launch --num_processes 2 train.py --recipe {whole}/recipe.yaml --run {whole}-again" in text
+
+
+def test_the_figures_stand_beside_it_twice(whole: Path) -> None:
+    names = {path.name for path in (whole / "report" / "figures").iterdir()}
+    figures = ("curves", "confusion", "confusion-shares", "calibration", "mistakes")
+    assert names == {f"{name}.{kind}" for name in figures for kind in ("png", "svg")}
+
+
+def test_a_class_may_be_called_anything(whole: Path) -> None:
+    text = (whole / "report" / "index.html").read_text()
+    assert "<script>alert" not in text
+    assert text.count("<script>") == text.count("</script>") == 1
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+
+
+def test_curves_mark_phases_stops_and_the_best_score(whole: Path) -> None:
+    recipe = cli.read_recipe(str(whole / "recipe.yaml"))
+    found = curves.read(whole, recipe, provenance.starts(whole))
+    assert (found.phases, found.stops, found.best["step"]) == ([1.0], [1.4, 2.0], 30)
+    assert [row["step"] for row in found.rows] == list(range(1, 41))
+    extended = [{"from_step": 0, "state": "finished"}, {"from_step": 20, "state": "finished"}]
+    assert curves.read(whole, recipe, extended).stops == [], "what is extended was not interrupted"
+
+
+def test_a_long_run_is_drawn_with_means_of_rows_and_a_half_written_row_is_left_out(tmp_path: Path) -> None:
+    lines = [json.dumps(reported.row(step)) for step in range(1, 1001)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 1001, "epo']))
+    found = curves.Curves(curves.read_rows(tmp_path / "metrics.jsonl"))
+    places, values = found.line("images_per_second")
+    assert (len(found.rows), found.together, len(places)) == (1000, 3, 334)
+    assert places[0] == pytest.approx(0.3) and values[0] == 102.0
+
+
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those beside the page take most of the time."""
+    monkeypatch.setattr(ink, "save", lambda *_: None)
+
+
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize("state", ["running", "interrupted", "claimed", "failed"])
+def test_a_run_that_is_not_finished_has_a_page_of_how_far_it_is(state: str, tmp_path: Path) -> None:
+    run = reported.start(tmp_path / "run", steps=25)
+    if state == "claimed":
+        for name in ("status.json", "starts.json", "metrics.jsonl", "environment.json"):
+            (run.path / name).unlink()
+    elif state != "running":
+        run.status(state, step=25, steps=40, why="SIGTERM")
+    text = said(report.write(run.path))
+    assert f"This run is not finished ({state} at step" in text
+    assert ("There is no row in metrics.jsonl yet" in text) == (state == "claimed")
+    assert ("running when last heard of, or killed" in text) == (state == "running")
+    assert "are recognised" not in text and "What is taken for what" not in text
+    assert ('aria-label="accuracy"' in (tmp_path / "run" / "report" / "index.html").read_text()) == (state != "claimed")
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_run_of_before_there_were_reports_has_one_without_pictures_and_starts(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "old"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "report")
+    (run / "starts.json").unlink()
+    text = said(report.write(run))
+    assert f"so there is no gallery: python eval.py {run} makes it" in text
+    assert "was not kept by the version that made it" in text
+    assert "are recognised" in text and "finished 40 steps of 40 in 12 s" in text
+    (run / "predictions-test.parquet").unlink()
+    assert "The predictions are no longer there" in said(report.write(run))
+
+
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize("count", [2, 1000])
+def test_few_and_many_classes(count: int, tmp_path: Path) -> None:
+    run = reported.finish(tmp_path / "run", count=1500, classes=[f"class {n}" for n in range(count)], temperature=None)
+    page = report.write(run)
+    text = said(page)
+    assert ("1000 classes are too many for a table" in text) == (count == 1000)
+    assert "No temperature was fitted" in text
+    assert page.stat().st_size < 5_000_000
+    assert "class 1 taken for class 0" in text or count == 1000
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_another_scoring_has_a_page_of_its_own_and_a_line_in_the_index(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    reported.score(run, "validation-flip", count=60, seed=1)
+    page = report.write_scoring(run, "validation-flip")
+    assert page == run / "report" / "validation-flip.html"
+    assert 'href="index.html"' in page.read_text() and "What was run" not in said(page)
+    assert 'href="figures/validation-flip-confusion.svg"' in page.read_text()
+    index = (run / "report" / "index.html").read_text()
+    assert '<a href="validation-flip.html">validation-flip</a>' in index
+    assert "200 images are recognised" in said(run / "report" / "index.html")
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_what_is_scored_outside_of_a_run_has_its_page_beside_its_scores(tmp_path: Path) -> None:
+    reported.score(tmp_path / "model-scores", "test")
+    page = report.write_scoring(tmp_path / "model-scores", "test")
+    assert page == tmp_path / "model-scores" / "report" / "test.html"
+    assert "index.html" not in page.read_text() and "are recognised" in said(page)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("train.py --recipe scratch --seed 1", "scratch"),
+        ("train.py --recipe=debug", "debug"),
+        ("train.py", "finetune"),
+        ("train.py --recipe mine.yaml", None),
+        ("", None),
+    ],
+)
+def test_the_recipe_that_a_command_names(words: str, name: str | None) -> None:
+    assert provenance.named_recipe({"command": words}) == name
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_the_command_writes_the_page_and_says_where(whole: Path, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "report" / "index.html").unlink()
+    command.main([str(run)])
+    assert capsys.readouterr().out.splitlines()[-1] == f"written: {run / 'report' / 'index.html'}"
+    assert (run / "report" / "index.html").is_file()
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_what_is_damaged_or_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    run = reported.start(tmp_path / "run", steps=22)
+    (tmp_path / "run" / "report").write_text("a file")
+    with pytest.raises(Mistake, match=r"run cannot be written \(File exists\): make it writable"):
+        command.main([str(run.path)])
+    (tmp_path / "run" / "report").unlink()
+    (tmp_path / "run" / "starts.json").write_text("{")
+    with pytest.raises(Mistake, match=r"starts\.json is damaged"):
+        command.main([str(run.path)])
+
+
+def test_one_page_compares_runs(whole: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    other, foreign, begun = (tmp_path / name for name in ("other", "foreign", "begun"))
+    reported.finish(other, seed=7)
+    reported.finish(foreign, fingerprint="beef")
+    reported.start(begun, steps=20, seed="5")
+    command.main([str(path) for path in (whole, other, foreign, begun)])
+    assert capsys.readouterr().out.splitlines()[-1] == "written: report-compare.html"
+    text = said(tmp_path / "report-compare.html")
+    first, second = (read_json(path / "eval-test.json")["accuracy"] for path in (whole, other))
+    assert f"of 200: {100 * (first - second):+.2f} points" in text
+    assert "run and foreign were tested on images of other sources" in text
+    assert "Not comparable: begun has no test predictions of its own." in text
+    assert "seed 0 0 0 5" in text
+    assert "It is about these trained models on these images, not about their recipes" in text
+    write_json(other / "eval-test.json", {**read_json(other / "eval-test.json"), "fingerprint": "beef"})
+    command.main([str(whole), str(other), "--out", "two.html"])
+    assert "Not comparable" in said(tmp_path / "two.html")
