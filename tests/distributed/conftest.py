@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 # every second step.
 WHOLE = {
     "--recipe": "debug",
+    "--track.report": False,
     "--precision": "fp64",
     "--data.limit": 1605,
     "--data.image_size": 16,

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).parents[2]
 STOPPING = Path(__file__).with_name("stopping.py")
 WORDS = "--recipe finetune --model.pretrained False --track.to none --data.source synthetic --data.limit 240"
+WORDS += " --track.report False"
 SMALL = "--data.image_size 32 --batch_size 96 --phases.0.epochs 2 --phases.0.lr 0.005 --run run"
 
 

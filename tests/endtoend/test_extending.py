@@ -24,6 +24,7 @@ WORDS = {
     "phases.1.epochs": "0.4",
     "evaluate.every": "0.4",
     "track.to": "none",
+    "track.report": "False",
 }
 THIRD = {"phases.2.epochs": "1.0", "phases.2.lr": "5e-4", "phases.2.decay": "linear"}
 FIRST_END, END = 10, 21  # an epoch is 11.25 steps

@@ -30,6 +30,7 @@ WORDS = {
     "phases.0.epochs": "2",
     "phases.1.epochs": "1",
     "track.to": "none",
+    "track.report": "False",
 }
 
 
@@ -83,7 +84,7 @@ def test_a_broken_picture_is_named_and_left_out_and_the_rest_trains(
 
 def test_three_commands_lead_from_a_folder_to_labelled_pictures(folder: Path, run: Run) -> None:
     """The README's, with a model that fits a test; one of the pictures to label is none."""
-    small = ["--recipe", "debug", "--track.to", "none", "--data.limit", 0]
+    small = ["--recipe", "debug", "--track.to", "none", "--track.report", "False", "--data.limit", 0]
     small += [word for name in ("model.name", "data.image_size") for word in (f"--{name}", WORDS[name])]
     small += ["--augment.mixup", 0, "--augment.cutmix", 0, "--phases.0.epochs", 6, "--phases.0.lr", 0.01]
     train_it = ["train.py", "--data.source", "mine", "--run", "runs/mine", *small]

@@ -35,7 +35,7 @@ model: {name: test_resnet, pretrained: false, norm_batch: 8, ema: 0.8}
 optimizer: {name: adamw, weight_decay: 0.05, layer_decay: 0.8}
 evaluate: {every: 0.4}
 checkpoint: {every_steps: 5}
-track: {to: none}
+track: {to: none, report: false}
 """
 
 

@@ -32,6 +32,7 @@ def recipe(**words: str) -> cli.Recipe:
         "phases.0.epochs": "0.5",
         "phases.1.epochs": "0.6",
         "track.to": "none",
+        "track.report": "False",
     }
     return cli.read_recipe("debug", {**small, **words})
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 WORDS = "debug --model.name test_resnet --data.image_size 32 --data.limit 200 --track.to none --run S"
+WORDS += " --track.report False"
 WORDS += " --phases.0.lr 0.01 --phases.0.warmup 0"
 
 

@@ -35,6 +35,7 @@ def small(**words: str) -> Recipe:
         "phases.0.epochs": "0.6",
         "phases.1.epochs": "0.6",
         "track.to": "none",
+        "track.report": "False",
     }
     return cli.read_recipe("debug", {**overrides, **words})
 

@@ -39,6 +39,7 @@ RECIPE = {
     "--phases.0.train": "head",
     "--phases.1.epochs": 5,
     "--checkpoint.every_steps": 4,
+    "--track.report": False,
 }
 SCORES = ("val/accuracy", "val/loss", "test/accuracy", "test/top5", "test/loss")
 SCORES += ("checkpoint", "step", "steps", "stopped_early", "world_size")

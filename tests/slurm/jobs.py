@@ -15,6 +15,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 # 39 steps of a tenth of a second and more; fp64, so that runs on other numbers of processes are comparable.
 RECIPE: dict[str, object] = {
     "--recipe": "debug",
+    "--track.report": False,
     "--data.limit": 300,
     "--data.image_size": 64,
     "--model.name": "test_resnet",
