@@ -15,7 +15,7 @@ from reported import guess, pictures
 from resnet_cifar.reporting import gallery, guesses
 from resnet_cifar.reporting.guesses import Guesses
 
-some = settings(deadline=None, derandomize=True, max_examples=50)
+some = settings(deadline=None, derandomize=True, max_examples=20)
 
 
 def guessed(count: int, classes: int, sharpness: float = 1.0) -> Guesses:

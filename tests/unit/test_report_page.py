@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import reported
 
+from resnet_cifar import cli
 from resnet_cifar import report as command
 from resnet_cifar.recipe import Mistake
 from resnet_cifar.reporting import curves, ink, provenance, report
@@ -71,11 +72,12 @@ def test_a_class_may_be_called_anything(whole: Path) -> None:
 
 
 def test_curves_mark_phases_stops_and_the_best_score(whole: Path) -> None:
-    from resnet_cifar import cli
-
-    found = curves.read(whole, cli.read_recipe(str(whole / "recipe.yaml")), provenance.starts(whole))
+    recipe = cli.read_recipe(str(whole / "recipe.yaml"))
+    found = curves.read(whole, recipe, provenance.starts(whole))
     assert (found.phases, found.stops, found.best["step"]) == ([1.0], [1.4, 2.0], 30)
     assert [row["step"] for row in found.rows] == list(range(1, 41))
+    extended = [{"from_step": 0, "state": "finished"}, {"from_step": 20, "state": "finished"}]
+    assert curves.read(whole, recipe, extended).stops == [], "what is extended was not interrupted"
 
 
 def test_a_long_run_is_drawn_with_means_of_rows_and_a_half_written_row_is_left_out(tmp_path: Path) -> None:
