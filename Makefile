@@ -21,10 +21,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/shellcheck --external-sources slurm/*.sh
 
-# The long form of the tests that kill, interrupt and move runs, and those that run jobs of SLURM: 75 minutes or more;
-# figures go to benchmarks/results/.
+# The long form of the tests that kill, interrupt and move runs, and those that run jobs of SLURM: 75 minutes or more; then
+# what is left out of `make test`. Figures go to benchmarks/results/.
 proof: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof tests/faults tests/mistakes tests/distributed tests/slurm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof -m proof_only tests/unit tests/endtoend tests/browser
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
