@@ -43,6 +43,7 @@ WORDS = {
     "augment.cutmix": "0",
     "evaluate.every": "1",
     "track.to": "none",
+    "track.report": "False",
 }
 # Scores each line's words as eval.py would, in one process: importing torch takes longer than scoring.
 SCORER = """

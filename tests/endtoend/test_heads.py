@@ -41,6 +41,7 @@ def recipe() -> Recipe:
         "checkpoint.every_steps": "3",
         "checkpoint.keep": "9",
         "track.to": "none",
+        "track.report": "False",
     }
     return cli.read_recipe("keras_upsample", words)
 

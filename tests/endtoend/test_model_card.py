@@ -34,6 +34,7 @@ WORDS = {
     "phases.1.epochs": "1",
     "evaluate.every": "1",
     "track.to": "none",
+    "track.report": "False",
 }
 
 

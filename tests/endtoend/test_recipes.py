@@ -47,6 +47,7 @@ def tiny(name: str, **overrides: str) -> cli.Recipe:
         "phases.0.epochs": "0.3",
         "phases.0.warmup": "0",
         "track.to": "none",
+        "track.report": "False",
         **overrides,
     }
     recipe = cli.read_recipe(name, words)

@@ -1,4 +1,4 @@
-"""commands.py: what seeds, eval.py and report are asked to do."""
+"""commands/: what seeds, eval.py and report are asked to do."""
 
 from __future__ import annotations
 
