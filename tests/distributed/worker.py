@@ -51,11 +51,8 @@ CASES = {
     "vit": {**PLAIN, **VIT},
     "vit mixed micro-batches clipped": {**PLAIN, **VIT, **MIXED, **MICRO, **CLIPPED},
 }
-COMBINED = (
-    "resnet",
-    "resnet mixed micro-batches clipped",
-    "vit mixed micro-batches clipped",
-)  # all there is is on in one
+# Everything is on in one of these.
+COMBINED = ("resnet", "resnet mixed micro-batches clipped", "vit mixed micro-batches clipped")
 SCORED = ("test_resnet", "test_vit")
 # Of the splits that are scored: every remainder of a batch of 32 and of the world's sizes, and around more batches;
 # from 2,048 images on a batch is of 64.
