@@ -20,10 +20,8 @@ from resnet_cifar import cli
 
 ROOT = Path(__file__).parents[2]
 INJECT = ROOT / "tests" / "faults" / "inject"
-TINY = (
-    "debug --model.name test_resnet --data.image_size 32 --data.limit 200 --track.to none --run S"
-TINY += " --track.report False"
-)
+TINY = "debug --model.name test_resnet --data.image_size 32 --data.limit 200 --track.to none --track.report False"
+TINY += " --run S"
 REAL = f"{TINY} --phases.0.lr 1e-3..1e-1 --optimizer.name sgd,adamw"
 PRETENDED = f"debug --track.to none --run S --launch 'python {pretending.__file__}'"
 
