@@ -38,7 +38,7 @@ class KeyedDropout(nn.Module):
             return features
         if kept is None:
             return nn.functional.dropout(features, self.p)
-        return features * (kept.to(features.dtype) / (1 - self.p))
+        return features * kept * (1 / (1 - self.p))  # the factor stays a float32 where features are of 16 bits
 
     def extra_repr(self) -> str:
         """What print shows."""

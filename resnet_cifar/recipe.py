@@ -92,10 +92,10 @@ def _widths(value: Any) -> str:
     try:
         return ",".join(map(str, _UNITS.validate_python(words)))
     except ValidationError:
-        raise ValueError("it should be whole numbers above 0, such as `128,64`, or none") from None
+        raise ValueError("it should be whole numbers from 1 to 65536, such as `128,64`, or none") from None
 
 
-_UNITS = TypeAdapter(tuple[Annotated[Whole, Field(ge=1)], ...])
+_UNITS = TypeAdapter(tuple[Annotated[Whole, Field(ge=1, le=65536)], ...])
 _STRICT = ConfigDict(extra="forbid")
 
 

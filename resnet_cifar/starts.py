@@ -63,7 +63,7 @@ def start(words: Sequence[str], processes: int, quiet: bool) -> subprocess.Popen
         command[1:1] = launcher
     return subprocess.Popen(
         command,
-        env={**os.environ, launched.FOLLOWER: str(os.getpid())},
+        env={**os.environ, **launched.followed()},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if quiet else None,
         stderr=subprocess.PIPE,
@@ -110,8 +110,10 @@ class Starts:
     def _wait(self, command: Sequence[str], output: BinaryIO | None, is_hopeless: Callable[[], bool]) -> int:
         here = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         errors = subprocess.STDOUT if output else None
+        # Where this process is killed, the run stops saved, and whoever starts it again finds it alone.
+        env = {**os.environ, "PATH": here, **launched.followed()}
         try:
-            self._process = subprocess.Popen(command, env={**os.environ, "PATH": here}, stdout=output, stderr=errors)
+            self._process = subprocess.Popen(command, env=env, stdout=output, stderr=errors)
         except OSError as error:
             raise Mistake(f"--launch {command[0]!r} cannot be started ({error.strerror}): name a launcher") from None
         if self.stopped:  # while it was being started

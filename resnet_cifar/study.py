@@ -209,9 +209,12 @@ def hopeless_at(scores: Sequence[float], others: Sequence[FrozenTrial], startups
 
 
 def earlier(trial: Trial) -> Outcome | None:
-    """How an earlier trial with the same values ended, which this one would repeat; None: there is none."""
+    """How an earlier trial with the same values ended, which this one would repeat; None: there is none.
+
+    One that failed may have met a full disk, or another's memory: it is tried again.
+    """
     for number, other in enumerate(trial.before):
-        if other.params == trial.values and other.state.is_finished():
+        if other.params == trial.values and other.state in (TrialState.COMPLETE, TrialState.PRUNED):
             found = _outcome(other)
             why = found.why or f"the same as trial {number}"
             return Outcome(found.state, found.accuracy, found.scores, why)

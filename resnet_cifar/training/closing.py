@@ -1,4 +1,4 @@
-"""What follows a scoring on rank 0, when the result is on disk: the pictures that its page shows, and the page.
+"""What goes with a scoring on rank 0: the pictures that its page shows, the page, and the exported model's card.
 
 Nothing of it can turn what is finished into something that failed: a warning says what was left out.
 """
@@ -44,6 +44,15 @@ def write_page(folder: Path, name: str, warn: Callable[[str], None]) -> Path | N
         mend = f"; python -m resnet_cifar.report {folder} tries again" * (folder / "recipe.yaml").is_file()
         warn(f"{folder / 'report'} could not be written: {_why(error)}{mend}")
         return None
+
+
+def card(make: Callable[[], str], warn: Callable[[str], None]) -> str:
+    """The model's card, or none where it cannot be made."""
+    try:
+        return make()
+    except Exception as error:
+        warn(f"the model is exported without a card: {_why(error)}")
+        return ""
 
 
 def _why(error: Exception) -> str:

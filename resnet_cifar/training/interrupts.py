@@ -62,7 +62,7 @@ class Requests:
             if self._launcher and os.getppid() != self._launcher:
                 self._ask("the end of the launcher")
             if launched.is_left():
-                self._ask("the end of the notebook")
+                self._ask("the end of what started it")
             if self._end and time.monotonic() > self._end:
                 self._ask(self._limit)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import psutil
 
 from resnet_cifar.recipe import LocalMistake, Mistake
 
-FOLLOWER = "RESNET_CIFAR_FOLLOWER"  # in the environment: the process that `resnet_cifar.train` was called in
+# In the environment: HOST:PID of the process that follows this run, a notebook's or that of a search.
+FOLLOWER = "RESNET_CIFAR_FOLLOWER"
 _SEVERAL = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
@@ -22,9 +24,15 @@ def by_elastic() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def followed() -> dict[str, str]:
+    """What a run's environment says of this process, which follows it."""
+    return {FOLLOWER: f"{socket.gethostname()}:{os.getpid()}"}
+
+
 def is_left() -> bool:
-    """Whether the notebook or script that `resnet_cifar.train` was called in has ended."""
-    return FOLLOWER in os.environ and not psutil.pid_exists(int(os.environ[FOLLOWER]))
+    """Whether the process that started this run to follow it has ended, as far as this machine can see."""
+    host, _, number = os.environ.get(FOLLOWER, "").rpartition(":")
+    return host == socket.gethostname() and not psutil.pid_exists(int(number))
 
 
 def attempt() -> int:

@@ -378,7 +378,7 @@ class Run:
             "world_size": world.size,
         }
         facts = {"temperature": temperature, "stored_size": data.train.side, "fingerprint": data.fingerprint}
-        card = self._card(found, {**result, **facts})
+        card = closing.card(lambda: self._card(found, {**result, **facts}), recorder.screen.warn)
         models.export(learner.scored, folder.model, recipe, data.classes, weights, facts, card)
         run_folder.write_json(folder.path / "result.json", result)
         best = {f"best/{name}": value for name, value in result.items() if name == "step" or name.startswith("val/")}

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from resnet_cifar.recipe import Mistake
+from resnet_cifar.training import launched
 from resnet_cifar.training.world import World
+
+
+def test_a_run_is_left_where_what_followed_it_on_this_machine_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(launched.FOLLOWER, raising=False)
+    assert not launched.is_left()
+    ((name, here),) = launched.followed().items()
+    host, _, number = here.rpartition(":")
+    monkeypatch.setenv(name, here)
+    assert int(number) == os.getpid() and not launched.is_left()
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    monkeypatch.setenv(name, f"{host}:{process.pid}")
+    assert launched.is_left()
+    monkeypatch.setenv(name, f"another-{host}:{process.pid}")
+    assert not launched.is_left(), "nobody here can know"
 
 
 def test_a_single_gpu_has_its_number(monkeypatch: pytest.MonkeyPatch, fresh_accelerator: None) -> None:

@@ -154,6 +154,15 @@ def test_ways_of_packing_that_python_unpacks_in_one_go_are_refused(unpacked: Pat
         assert "packed in another way than deflate" in sentence(layouts.zipped(tmp_path / "a.zip", unpacked, method))
 
 
+@pytest.mark.parametrize("method", [py7zr.FILTER_ZSTD, py7zr.FILTER_DEFLATE, py7zr.FILTER_PPMD, py7zr.FILTER_BROTLI])
+def test_ways_of_packing_that_py7zr_unpacks_in_one_go_are_refused(method: int, unpacked: Path, tmp_path: Path) -> None:
+    options = {py7zr.FILTER_PPMD: {"order": 6, "mem": 16}, py7zr.FILTER_ZSTD: {"level": 1}}.get(method, {"level": 1})
+    file = tmp_path / "a.7z"
+    with py7zr.SevenZipFile(file, "w", filters=[{"id": method, **options}]) as archive:
+        archive.writeall(unpacked, "")
+    assert "pack it with LZMA2" in sentence(file)
+
+
 def test_one_picture_of_a_quarter_gigabyte_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives.Archive.keep, "__defaults__", (1000,))
     if file.name == "a.tar.gz":

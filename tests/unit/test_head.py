@@ -16,6 +16,7 @@ from torch import nn
 
 from resnet_cifar import model as models
 from resnet_cifar import optim
+from resnet_cifar.head import KeyedDropout
 from resnet_cifar.recipe import Mistake, Optimizer, Recipe, parse
 
 CLASSES = tuple("abcdefghij")
@@ -107,6 +108,14 @@ def test_its_norms_are_grouped_estimated_and_left_as_they_are_by_their_names() -
     pooled = model.forward_head(model.forward_features(x), pre_logits=True)  # of norms that see the batch, as then
     torch.testing.assert_close(grouped.deep_head.norm0.running_mean, pooled.mean(0))
     torch.testing.assert_close(grouped.deep_head.norm0.running_var, pooled.var(0))
+
+
+def test_what_is_kept_is_scaled_to_the_last_bit_that_16_bits_have() -> None:
+    features = torch.ones(1, 1000, dtype=torch.bfloat16)
+    dropout = KeyedDropout(1000, 0.1)
+    ours = dropout(features, torch.ones(1, 1000, dtype=torch.bool))
+    assert ours.dtype == torch.bfloat16
+    assert torch.equal(ours, torch.full_like(features, 1 / 0.9))
 
 
 def test_dropout_of_another_hand_is_torchs() -> None:

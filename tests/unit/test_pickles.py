@@ -203,6 +203,10 @@ def test_a_pickle_that_calls_something_is_refused_and_nothing_is_called(
         b"(ios\nsystem\n.",
         b"Pcat\n.",
         b"\x80\x02]q\x00h\x00a.",  # a list in itself
+        b"\x80\x02}K\x01" + b"2\x86" * 60 + b"K\x01s.",  # a key of pairs of pairs, which takes days to be hashed
+        b"\x80\x02}(K\x01" + b"2\x86" * 60 + b"K\x01u.",
+        b"\x80\x02(K\x01" + b"2\x86" * 60 + b"K\x01d.",
+        b"\x80\x04\x8f(K\x01" + b"2\x86" * 60 + b"\x90.",
         b"\x80\x02K\x01.",
         b"",
     ],

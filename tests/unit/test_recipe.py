@@ -266,6 +266,7 @@ def test_a_suggestion_stays_in_the_phase_that_was_written() -> None:
         ("model.head.pool", "mean"),
         ("model.head.widths", "128;64"),
         ("model.head.widths", [128, 0]),
+        ("model.head.widths", "65537"),
         ("model.head.widths", True),
         ("model.head.init", "he"),
         ("model.norm_batch", True),

@@ -104,6 +104,14 @@ def test_how_trials_ended_is_kept(tmp_path: Path) -> None:
     assert kept == [*outcomes, Outcome("under way")]
 
 
+def test_what_failed_is_tried_again(tmp_path: Path) -> None:
+    study = Study(tmp_path, ranges.read("debug", {"optimizer.name": "sgd,adamw"}), 0)
+    for _ in range(5):
+        trial = study.take(5)
+        assert earlier(trial) is None
+        study.record(trial, Outcome("failed", why="the disk is full"))
+
+
 def test_what_was_tried_is_not_trained_again(tmp_path: Path) -> None:
     study = Study(tmp_path, ranges.read("debug", {"optimizer.name": "sgd,adamw"}), 0)
     seen: dict[str, Outcome] = {}

@@ -103,6 +103,24 @@ class _Unpickler(pickle._Unpickler):
         state = self.stack.pop()
         self.stack[-1].__setstate__(state)  # and where there is none, no attributes are set in its place
 
+    def load_setitem(self) -> None:
+        self._check_key(self.stack[-2])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        for key in self.stack[::2]:
+            self._check_key(key)
+        super().load_setitems()
+
+    def load_dict(self) -> None:
+        for key in self.stack[::2]:
+            self._check_key(key)
+        super().load_dict()
+
+    def _check_key(self, key: Any) -> None:
+        if not isinstance(key, str | bytes | int):  # pairs of pairs of pairs take days to be hashed
+            raise pickle.UnpicklingError(f"a {type(key).__name__} is a key in it")
+
     def load_bytearray8(self) -> None:
         (size,) = struct.unpack("<Q", self.read(8))
         self.append(self.read(size))  # not a bytearray of that size, which may be more than the file has
@@ -111,4 +129,7 @@ class _Unpickler(pickle._Unpickler):
         **pickle._Unpickler.dispatch,
         pickle.BUILD[0]: load_build,
         pickle.BYTEARRAY8[0]: load_bytearray8,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
     }

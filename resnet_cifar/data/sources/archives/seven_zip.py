@@ -7,10 +7,15 @@ from pathlib import PurePosixPath
 from typing import BinaryIO
 
 import py7zr
+from py7zr.compressor import SupportedMethods
 
 from resnet_cifar.data.sources import cache_root
 from resnet_cifar.data.sources.archives.formats import Encrypted, Member, kind_of
 from resnet_cifar.data.sources.archives.kept import Kept
+
+# py7zr takes what others have packed into memory, all that a chunk of them unpacks to, whatever the header says.
+_IN_CHUNKS = {"COPY", "LZMA", "LZMA2", "BZip2"}
+_FILTERS = {"DELTA", "BCJ", "PPC", "IA64", "ARM", "ARMT", "SPARC"}
 
 
 class SevenZip:
@@ -34,11 +39,20 @@ class SevenZip:
 
     def copy(self, members: dict[str, Member], kept: Kept) -> None:
         """Fills `kept` with the content of these, by their names in it."""
+        if others := self._methods() - _IN_CHUNKS - _FILTERS:
+            raise py7zr.UnsupportedCompressionMethodError(None, f"packed with {', '.join(others)}: pack it with LZMA2")
         # py7zr checks names against the links in a folder of the disk, although it writes none there: not the user's.
         root = cache_root().resolve()
         names = [member.handle for member in members.values()]
         self._archive.reset()  # it reads on from where it was
         self._archive.extract(root, targets=names, factory=_Writers(kept, PurePosixPath(root)))
+
+    def _methods(self) -> set[str]:
+        """How it is packed, in py7zr's words."""
+        streams = self._archive.header.main_streams
+        folders = streams.unpackinfo.folders if streams else []
+        names = {method["id"]: method["name"] for method in SupportedMethods.methods}
+        return {names.get(coder["method"], "something unknown") for folder in folders for coder in folder.coders}
 
 
 class _Writers(py7zr.WriterFactory):
