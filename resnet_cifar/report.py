@@ -6,6 +6,8 @@ from pathlib import Path
 from resnet_cifar import cli, commands
 from resnet_cifar.recipe import Mistake
 
+_MARK = "written by resnet_cifar.report"  # stands in the page, in its template
+
 
 def main(arguments: list[str]) -> None:
     """Prints a row for each run, and writes RUN/report/index.html of one, or a page that compares several."""
@@ -15,6 +17,8 @@ def main(arguments: list[str]) -> None:
     from resnet_cifar.reporting.compare import compare
 
     folders = [Path(run) for run in command.runs]
+    if len(folders) > 1:
+        _check_out(Path(command.out))
     compare(folders)
     try:
         page = comparison.write(folders, Path(command.out)) if len(folders) > 1 else report.write(folders[0])
@@ -22,6 +26,12 @@ def main(arguments: list[str]) -> None:
         place, mend = (command.out, "name another with --out") if len(folders) > 1 else (folders[0], "make it writable")
         raise Mistake(f"{place} cannot be written ({error.strerror}): {mend}") from None
     print(f"written: {page}", flush=True)
+
+
+def _check_out(file: Path) -> None:
+    """Raises Mistake where something else would be overwritten."""
+    if file.is_file() and _MARK not in file.read_text(encoding="utf-8", errors="replace"):
+        raise Mistake(f"--out {file} is there and is no page of this command: name another file")
 
 
 if __name__ == "__main__":

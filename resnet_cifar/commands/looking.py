@@ -56,7 +56,12 @@ def report_command(arguments: list[str]) -> ReportCommand:
         raise Mistake("report takes run folders: python -m resnet_cifar.report RUN RUN ...")
     if "out" in own and len(rest) == 1:
         raise Mistake("--out is for a comparison, and a run's page lies in it: name more runs, or leave --out away")
-    _check_runs([Path(word) for word in rest])
+    folders = [Path(word) for word in rest]
+    _check_runs(folders)
+    places = [folder.resolve() for folder in folders]
+    for folder, place in zip(folders, places, strict=True):
+        if places.count(place) > 1:
+            raise Mistake(f"report: {folder} is named twice, and a run is not compared with itself: name it once")
     return ReportCommand(tuple(rest), **own)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 PAIRS = 30  # of classes that are confused, where the matrix is too large for a table
 _WORST = 15  # classes that are shown before all of a thousand are asked for
+_MANY = 1000  # images, of whose accuracy two digits after the point say something
 _DARKEST = 0.5  # opacity of the shade of a full cell
 
 
@@ -76,8 +77,9 @@ def verdict(scores: dict[str, Any]) -> str:
     known = [each for each in by_class(scores) if each.images]
     images, (low, high) = scores["images"], scores["accuracy_interval"]
     right, commonest = round(scores["accuracy"] * images), max(known, key=lambda each: each.images)
-    accuracy = f"{percent(scores['accuracy'])}; 95 % interval {percent(low)} to {percent(high)}"
-    said = f"{right:,} of {images:,} images are recognised ({accuracy})"
+    share, low_word, high_word = (accuracy(each, images) for each in (scores["accuracy"], low, high))
+    interval = f"95\u00a0% interval {low_word} to {high_word}"
+    said = f"{right:,} of {images:,} images are recognised ({share}; {interval})"
     if len(known) < 2:
         return f"{said}; all are of one class."
     if low <= commonest.images / images:
@@ -95,7 +97,22 @@ def verdict(scores: dict[str, Any]) -> str:
     return f"{said}: {ends}{for_what}."
 
 
-def percent(share: float) -> str:
-    """54.2 %; two digits more where it is next to 0 or 1, so that 99.96 % is not 100."""
-    digits = 1 if 0.01 <= share <= 0.99 or share in (0, 1) else 2
+def accuracy(share: float, images: int | None = None) -> str:
+    """97.34 %, or 97.3 % of fewer than a thousand images; two digits where their number is not known."""
+    return percent(share, 1 if images is not None and images < _MANY else 2)
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """54.2 %; more digits where it is next to 0 or 1, so that 99.96 % is not 100, nor 0.0004 % nothing."""
+    if share in (0, 1):
+        return f"{100 * share:.{digits}f}\u00a0%"
+    if not 0.01 <= share <= 0.99:
+        digits = max(digits, 2)
+    while f"{100 * share:.{digits}f}" in (f"{0:.{digits}f}", f"{100:.{digits}f}"):
+        digits += 1
     return f"{100 * share:.{digits}f}\u00a0%"
+
+
+def sureness(probability: float) -> str:
+    """54 %, of one image."""
+    return f"{100 * probability:.0f}\u00a0%" if probability < 0.995 else ">\u00a099\u00a0%"

@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:  # a report of a folder needs no torch
     from torch import Tensor
 
-_BINS = 15
+BINS = 15
 _LOWEST, _HIGHEST = 0.01, 100.0
 
 
@@ -20,7 +20,7 @@ def calibration_error(logits: Tensor, labels: Tensor, temperature: float = 1.0) 
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     probabilities = (logits.double() / temperature).softmax(1)
-    return multiclass_calibration_error(probabilities, labels, num_classes=logits.shape[1], n_bins=_BINS).item()
+    return multiclass_calibration_error(probabilities, labels, num_classes=logits.shape[1], n_bins=BINS).item()
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
@@ -44,11 +44,15 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
 
 
 class Reliability(NamedTuple):
-    """Of each bin of confidence that has images: their mean confidence, the share that is right, and their number."""
+    """Of each bin of confidence that has images: their mean confidence, the share that is right, and their number.
+
+    `middle`: of the bin.
+    """
 
     confidence: np.ndarray
     accuracy: np.ndarray
     images: np.ndarray
+    middle: np.ndarray
 
     @property
     def error(self) -> float:
@@ -58,8 +62,8 @@ class Reliability(NamedTuple):
 
 def reliability(sure: np.ndarray, right: np.ndarray) -> Reliability:
     """The bins that `calibration_error` compares, of confidences float [n] and bool [n]."""
-    bins = np.clip((sure * _BINS).astype(np.int64), 0, _BINS - 1)
-    images = np.bincount(bins, minlength=_BINS)
+    bins = np.clip((sure * BINS).astype(np.int64), 0, BINS - 1)
+    images = np.bincount(bins, minlength=BINS)
     filled = images > 0
-    means = (np.bincount(bins, values, _BINS)[filled] / images[filled] for values in (sure, right))
-    return Reliability(*means, images[filled])
+    means = (np.bincount(bins, values, BINS)[filled] / images[filled] for values in (sure, right))
+    return Reliability(*means, images[filled], (np.flatnonzero(filled) + 0.5) / BINS)

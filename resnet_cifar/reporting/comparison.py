@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from resnet_cifar.reporting import compare, curves, guesses, ink, page, provenance, significance
-from resnet_cifar.reporting.breakdown import percent
+from resnet_cifar.reporting import compare, curves, guesses, ink, page, provenance, scoring, significance
+from resnet_cifar.reporting.breakdown import accuracy
 from resnet_cifar.reporting.compare import Run
 from resnet_cifar.reporting.curves import Curves
-from resnet_cifar.run_folder import read_json
+from resnet_cifar.reporting.significance import McNemar
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,11 +37,14 @@ class Labelled(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two runs, and a sentence on who is better; `is_told` where both have labelled the same images."""
+    """Two runs that have labelled the same images, and who is better, as a line of a table; `p` is Holm's."""
 
     names: tuple[str, str]
-    said: str
-    is_told: bool
+    gap: str
+    interval: str
+    alone: str
+    p: str
+    verdict: str
 
 
 def write(folders: list[Path], file: Path) -> Path:
@@ -49,16 +52,18 @@ def write(folders: list[Path], file: Path) -> Path:
     runs = compare.read(folders)
     names = unique_names(folders)
     drawn = {name: curves.read(run.folder, run.recipe, []) for name, run in zip(names, runs, strict=True)}
-    found = pairs(dict(zip(names, map(_labelled, folders), strict=True)))
+    labelled = dict(zip(names, map(_labelled, runs), strict=True))
     fields = compare.differing(runs)
     text = page.render(
         "compare.html",
-        runs=[_line(name, number, run) for number, (name, run) in enumerate(zip(names, runs, strict=True))],
+        runs=[
+            _line(number, name, run, drawn[name]) for number, (name, run) in enumerate(zip(names, runs, strict=True))
+        ],
         fields=[(field, [compare.word(run.values, field) for run in runs]) for field in fields],
         panels=_panels(drawn) if any(drawn.values()) else None,
         without=[name for name, found in drawn.items() if found is None],
-        pairs=found,
-        told=sum(pair.is_told for pair in found),
+        pairs=pairs(labelled),
+        incomparable=incomparable(labelled),
         spread=list(compare.spread_of([run.result for run in runs])) if fields == ["seed"] else [],
         made=time.strftime("%Y-%m-%d %H:%M"),
     )
@@ -77,47 +82,63 @@ def unique_names(folders: list[Path]) -> list[str]:
 
 
 def pairs(runs: dict[str, Labelled | None]) -> list[Pair]:
-    """Every two runs. McNemar's p-values are corrected by Holm for as many comparisons as could be made."""
-    found = {}
-    for a, b in combinations(runs, 2):
-        first, second = runs[a], runs[b]
-        if first and second and _are_same(first, second):
-            found[a, b] = significance.mcnemar(first.right, second.right)
-    corrected = dict(zip(found, significance.holm([each.p for each in found.values()]), strict=True))
-    told = []
-    for a, b in combinations(runs, 2):
-        if (a, b) in found:
-            said = significance.sentence(a, b, found[a, b], corrected[a, b], len(found))
-        else:
-            said = _why_not(a, b, runs)
-        told.append(Pair((a, b), said, (a, b) in found))
-    return told
+    """Every two runs that can be compared. McNemar's p-values are corrected by Holm for as many comparisons."""
+    found = {
+        (a, b): significance.mcnemar(runs[a].right, runs[b].right)
+        for a, b in combinations(runs, 2)
+        if runs[a] and runs[b] and not _why_not(runs[a], runs[b])
+    }
+    corrected = significance.holm([each.p for each in found.values()])
+    return [_told(names, each, p) for (names, each), p in zip(found.items(), corrected, strict=True)]
 
 
-def _are_same(first: Labelled, second: Labelled) -> bool:
-    return first.fingerprint == second.fingerprint and np.array_equal(first.index, second.index)
+def _told(names: tuple[str, str], found: McNemar, p: float) -> Pair:
+    low, high = (100 * end for end in found.interval)
+    return Pair(
+        names,
+        f"{100 * found.difference:+.2f}",
+        f"{low:+.2f} to {high:+.2f}",
+        f"{found.first_only:,} and {found.second_only:,} of {found.images:,}",
+        f"{p:.2g}" if p >= 1e-4 else "< 0.0001",
+        significance.verdict(*names, found, p),
+    )
 
 
-def _why_not(a: str, b: str, runs: dict[str, Labelled | None]) -> str:
-    lacking = [name for name in (a, b) if runs[name] is None]
-    if lacking:
-        return f"Not comparable: {' and '.join(lacking)} has no test predictions of its own."
-    why = "other images of one source" if runs[a].fingerprint == runs[b].fingerprint else "images of other sources"
-    return f"Not comparable: {a} and {b} were tested on {why}, and the test is about the same images."
+def incomparable(runs: dict[str, Labelled | None]) -> list[str]:
+    """A sentence for each reason why runs, or pairs of them, are not in the table."""
+    lacking = [name for name, found in runs.items() if found is None]
+    said = [f"No test predictions of a result of their own: {', '.join(lacking)}."] if lacking else []
+    reasons: dict[str, list[str]] = {}
+    for a, b in combinations([name for name in runs if name not in lacking], 2):
+        if why := _why_not(runs[a], runs[b]):
+            reasons.setdefault(why, []).append(f"{a} and {b}")
+    return said + [f"Tested on {why}: {', '.join(names)}." for why, names in reasons.items()]
 
 
-def _labelled(run: Path) -> Labelled | None:
-    scores, file = read_json(run / "eval-test.json"), run / "predictions-test.parquet"
-    if scores is None or not file.is_file():
+def _why_not(first: Labelled, second: Labelled) -> str:
+    """Why two runs cannot be compared: the test is about the same images. Empty where they can."""
+    if first.fingerprint != second.fingerprint:
+        return "images of other sources"
+    return "" if np.array_equal(first.index, second.index) else "other images of one source"
+
+
+def _scores(run: Run) -> dict[str, Any] | None:
+    """The scoring of its result: one of before the run was extended, or on its way, is not."""
+    return scoring.read_scores(run.folder, "test") if run.result else None
+
+
+def _labelled(run: Run) -> Labelled | None:
+    scores, read = _scores(run), guesses.read(run.folder / "predictions-test.parquet")
+    if scores is None or read is None:
         return None
-    logits, labels, index = guesses.read(file)
+    logits, labels, index = read
     order = np.argsort(index)
     return Labelled(scores["fingerprint"], index[order], (logits.argmax(1) == labels)[order])
 
 
-def _line(name: str, number: int, run: Run) -> dict[str, Any]:
-    status, result, scores = run.status, run.result, read_json(run.folder / "eval-test.json")
-    low, high = scores["accuracy_interval"] if scores else (None, None)
+def _line(number: int, name: str, run: Run, drawn: Curves | None) -> dict[str, Any]:
+    status, scores = run.status, _scores(run)
+    best = run.result.get("val/accuracy", drawn.best["val/accuracy"] if drawn and drawn.best else None)
     return {
         "name": name,
         "folder": str(run.folder),
@@ -125,8 +146,8 @@ def _line(name: str, number: int, run: Run) -> dict[str, Any]:
         "dash": ("solid", "dashed", "dotted")[number // len(ink.SERIES) % len(_STROKES)],
         "state": status.get("state", "claimed"),
         "steps": f"{status.get('step', 0):,}",
-        "validation": percent(result["val/accuracy"]) if "val/accuracy" in result else "-",
-        "test": f"{percent(scores['accuracy'])} ({percent(low)} to {percent(high)})" if scores else "-",
+        "validation": "-" if best is None else accuracy(best),
+        "test": scoring.accuracy_in_words(scores) if scores else "-",
         "images": f"{scores['images']:,}" if scores else "-",
         "loss": f"{scores['loss']:.4f}" if scores else "-",
         "starts": len(provenance.starts(run.folder)) or "-",

@@ -160,8 +160,8 @@ def _pair(axes: Axes, curves: Curves, name: str) -> None:
 def _mark(axes: Axes, curves: Curves) -> None:
     axes.set_xlim(left=0)
     top = axes.get_xaxis_transform()
-    for number, end in enumerate(curves.phases, start=2):
+    for number, end in enumerate(curves.phases, start=1):
         axes.axvline(end, color=ink.MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
-        axes.text(end, 1.0, f" phase {number}", transform=top, fontsize=8, color=ink.MUTED, va="bottom")
+        axes.text(end, 1.0, f" phases.{number}", transform=top, fontsize=8, color=ink.MUTED, va="bottom")
     for stop in curves.stops:
         axes.axvline(stop, color=ink.WRONG, linewidth=0.9, linestyle=_STOP, zorder=1)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from resnet_cifar.reporting import ink
-from resnet_cifar.reporting.calibration import Reliability
+from resnet_cifar.reporting.breakdown import accuracy, percent, sureness
+from resnet_cifar.reporting.calibration import BINS, Reliability
 from resnet_cifar.reporting.guesses import Guesses
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ def confusion(counts: np.ndarray, classes: Sequence[str], cells: Literal["counts
     axes.set_xlabel("predicted", color=ink.INK)
     axes.set_ylabel("actual", color=ink.INK)
     right, images = int(np.trace(counts)), int(counts.sum())
-    axes.set_title(f"{right:,} of {images:,} right ({right / images:.2%})", loc="left", color=ink.INK, pad=12)
+    axes.set_title(
+        f"{right:,} of {images:,} right ({accuracy(right / images, images)})", loc="left", color=ink.INK, pad=12
+    )
     return figure
 
 
@@ -97,7 +100,7 @@ def mistakes(guesses: Guesses, images: Mapping[int, np.ndarray], classes: Sequen
         axes.set_axis_off()
     for axes, row in zip(cells, shown, strict=False):
         axes.imshow(_enlarged(images[row]), interpolation="antialiased")
-        head = f"{_short(classes[guesses.predicted[row]])} {guesses.sure[row]:.0%}"
+        head = f"{_short(classes[guesses.predicted[row]])} {sureness(guesses.sure[row])}"
         axes.set_title(head, fontsize=9.5, color=ink.WRONG, pad=14, weight="bold")
         actual = f"is {_short(classes[guesses.labels[row]])}"
         axes.text(0.5, 1.03, actual, transform=axes.transAxes, ha="center", va="bottom", fontsize=8.5, color=ink.MUTED)
@@ -128,26 +131,28 @@ def calibration(plain: Reliability, scaled: Reliability | None) -> Figure:
     _reliability(above, plain, ink.SECOND, "as it is")
     if scaled is not None:
         _reliability(above, scaled, ink.FIRST, "with the temperature")
-    above.legend(frameon=False, fontsize=9, labelcolor=ink.INK, loc="upper left")
+    # Below everything: within the axes it would cover the curve of a model that is too sure, or too unsure.
+    figure.legend(frameon=False, fontsize=9, labelcolor=ink.INK, loc="outside lower center", ncols=2)
     above.set(xlim=(0, 1.02), ylim=(0, 1.02))
-    ink.dress(below, "", "probability of what is predicted")
+    which = "" if scaled is None else "; bars: with the temperature"
+    ink.dress(below, "", f"probability of what is predicted{which}")
     last, colour = (plain, ink.SECOND) if scaled is None else (scaled, ink.FIRST)
-    below.bar(last.confidence, last.images / last.images.sum(), width=0.045, color=colour, alpha=0.75)
-    below.set_ylabel("images", fontsize=9, color=ink.MUTED)
+    below.bar(last.middle, last.images / last.images.sum(), width=0.9 / BINS, color=colour, alpha=0.75)
+    below.set_ylabel("share of images", fontsize=9, color=ink.MUTED)
     for axis in (above.xaxis, above.yaxis, below.yaxis):
         axis.set_major_formatter(ink.percent())
     return figure
 
 
 def _reliability(axes: Axes, found: Reliability, colour: str, name: str) -> None:
-    words = f"{name}: error {found.error:.2%}".replace("%", " %")
+    words = f"{name}: error {percent(found.error, 2)}"
     axes.plot(found.confidence, found.accuracy, "o-", color=colour, linewidth=1.6, markersize=4.5, label=words)
 
 
 def _cells(counts: np.ndarray, shares: np.ndarray, cells: str) -> np.ndarray:
     """What stands in each cell, unless it is nothing."""
     texts = [
-        (f"{n:,}" if cells == "counts" else f"{share:.1%}") if n else ""
+        (f"{n:,}" if cells == "counts" else percent(share)) if n else ""
         for n, share in zip(counts.flat, shares.flat, strict=True)
     ]
     return np.array(texts, dtype=object).reshape(counts.shape)

@@ -49,10 +49,13 @@ def confidence(logits: np.ndarray, temperature: float) -> np.ndarray:
     return sure
 
 
-def read(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(logits [n, classes], labels [n], index [n]) of a predictions-NAME.parquet."""
+def read(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """(logits [n, classes], labels [n], index [n]) of a predictions-NAME.parquet; None where it lacks or is damaged."""
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(file, columns=["index", "label", "logits"])
-    logits = table["logits"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
-    return logits, table["label"].to_numpy(), table["index"].to_numpy()
+    try:
+        table = pyarrow.parquet.read_table(file, columns=["index", "label", "logits"])
+        logits = table["logits"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+        return logits, table["label"].to_numpy(), table["index"].to_numpy()
+    except (OSError, ValueError, KeyError):  # pyarrow's own errors are these as well
+        return None

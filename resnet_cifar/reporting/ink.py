@@ -47,7 +47,7 @@ def percent() -> FuncFormatter:
     """Shares of an axis as 85 %, or 85.5 % where it shows so little."""
     from matplotlib.ticker import FuncFormatter
 
-    return FuncFormatter(lambda share, _: f"{round(100 * share, 4):g} %")
+    return FuncFormatter(lambda share, _: f"{round(100 * share, 4):g}\u00a0%")
 
 
 def thousands() -> FuncFormatter:
@@ -73,6 +73,12 @@ def save(figure: Figure, folder: Path, name: str) -> None:
         except OSError:
             aside.unlink(missing_ok=True)
             raise
+
+
+def is_older(folder: Path, name: str, than: float) -> bool:
+    """Whether NAME.png or NAME.svg lacks, or is of before the time `than`."""
+    files = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
+    return any(not file.is_file() or file.stat().st_mtime < than for file in files)
 
 
 def inline(figure: Figure, name: str) -> str:

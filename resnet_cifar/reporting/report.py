@@ -5,13 +5,15 @@ RUN/report/index.html is the run and its own result; RUN/report/NAME.html anothe
 
 from __future__ import annotations
 
+import math
+import shlex
 import time
 from pathlib import Path
 from typing import Any
 
 from resnet_cifar import cli
 from resnet_cifar.reporting import curves, ink, page, provenance, scoring
-from resnet_cifar.reporting.breakdown import percent
+from resnet_cifar.reporting.breakdown import accuracy
 from resnet_cifar.reporting.console import duration
 from resnet_cifar.reporting.curves import Curves
 from resnet_cifar.reporting.scoring import Scoring
@@ -25,6 +27,11 @@ def write(run: Path) -> Path:
 
     Raises Mistake where the folder's files are damaged, OSError where it cannot be written.
     """
+    return _write(run, math.inf)
+
+
+def _write(run: Path, than: float) -> Path:
+    """`write`; figures that are there and not older `than` a time stay as they are."""
     folder = run / "report"
     folder.mkdir(exist_ok=True)
     recipe, environment = cli.read_recipe(str(run / "recipe.yaml")), read_json(run / "environment.json") or {}
@@ -32,7 +39,7 @@ def write(run: Path) -> Path:
     kept = provenance.starts(run)
     drawn = curves.read(run, recipe, kept)
     own = scoring.read(run, _OWN) if result else None
-    if drawn:
+    if drawn and ink.is_older(folder / "figures", "curves", than):
         ink.save(curves.figure(drawn), folder / "figures", "curves")
     named = provenance.named_recipe(environment)
     about = {
@@ -53,7 +60,7 @@ def write(run: Path) -> Path:
         about=about,
         scorings=_scorings(run),
         made=time.strftime("%Y-%m-%d %H:%M"),
-        **scoring.shown(own, folder),
+        **scoring.shown(own, folder, than=than),
     )
     page.write(folder / "index.html", text)
     return folder / "index.html"
@@ -83,8 +90,15 @@ def write_scoring(folder: Path, name: str) -> Path:
     file = pages / f"{name}.html"
     page.write(file, text)
     if is_run:
-        write(folder)
+        _write(folder, _changed(folder))
     return file
+
+
+def _changed(run: Path) -> float:
+    """When what the run's own figures show was last written."""
+    names = ("metrics.jsonl", "starts.json", "result.json", f"eval-{_OWN}.json", f"predictions-{_OWN}.parquet")
+    files = [*(run / name for name in names), run / "report" / f"pictures-{_OWN}.npz"]
+    return max((file.stat().st_mtime for file in files if file.is_file()), default=math.inf)
 
 
 def _curves(found: Curves) -> dict[str, Any]:
@@ -105,7 +119,7 @@ def _run_tiles(
     if drawn and drawn.best:
         best = drawn.best
         where = f"at epoch {best['epoch']:.2f}, step {best['step']:,}"
-        tiles.append(("best validation accuracy", percent(best["val/accuracy"]), where))
+        tiles.append(("best validation accuracy", accuracy(best["val/accuracy"]), where))
     if status:
         ended = [start.get("ended", status.get("time", start["began"])) - start["began"] for start in kept]
         seconds = sum(ended) if ended else (result or {}).get("seconds")
@@ -125,7 +139,7 @@ def _missing(
     run: Path, status: dict[str, Any], result: dict[str, Any] | None, drawn: Curves | None, own: Scoring | None
 ) -> list[str]:
     """Sentences on what this page cannot show, and what would mend it."""
-    said = []
+    said, again = [], f"python eval.py {shlex.quote(str(run))}"
     if result is None:
         where = f"{status.get('state', 'claimed')} at step {status.get('step', 0):,} of {status.get('steps', 0):,}"
         why = f" ({status['why']})" if status.get("why") else ""
@@ -133,14 +147,14 @@ def _missing(
             f"This run is not finished ({where}{why}): the curves go as far as it has come, and it has no result."
         )
         if (run / "checkpoints").is_dir():
-            said.append(f"python eval.py {run} scores its best checkpoint so far, on a page of its own.")
+            said.append(f"{again} scores its best checkpoint so far, on a page of its own.")
     if drawn is None:
         said.append("There is no row in metrics.jsonl yet, so there are no curves.")
     if result is not None and own is None:
-        said.append(f"There is no eval-test.json any more: python eval.py {run} scores the run again.")
+        said.append(f"There is no whole eval-{_OWN}.json any more: {again} scores the run again.")
     if not provenance.starts(run):
         said.append("When this run was started and interrupted was not kept by the version that made it.")
-    return said + (_without_pictures(own, f"python eval.py {run}") if own else [])
+    return said + (_without_pictures(own, again) if own else [])
 
 
 def _scorings(run: Path) -> list[dict[str, Any]]:
@@ -148,18 +162,17 @@ def _scorings(run: Path) -> list[dict[str, Any]]:
     files = sorted(run.glob("eval-*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     found = []
     for file in files:
-        name, scores = file.stem.removeprefix("eval-"), read_json(file)
+        name = file.stem.removeprefix("eval-")
         if name != _OWN or not (run / "result.json").is_file():
-            there = (run / "report" / f"{name}.html").is_file()
-            low, high = scores["accuracy_interval"]
+            scores = scoring.read_scores(run, name)
             found.append(
                 {
                     "name": name,
-                    "page": f"{name}.html" if there else None,
-                    "images": f"{scores['images']:,}",
-                    "of": f"{scores['split']} split of {scores['source']}",
-                    "checkpoint": scores["checkpoint"],
-                    "accuracy": f"{percent(scores['accuracy'])} ({percent(low)} to {percent(high)})",
+                    "page": f"{name}.html" if (run / "report" / f"{name}.html").is_file() else None,
+                    "images": f"{scores['images']:,}" if scores else "-",
+                    "of": f"{scores['split']} split of {scores['source']}" if scores else "-",
+                    "checkpoint": scores["checkpoint"] if scores else "-",
+                    "accuracy": scoring.accuracy_in_words(scores) if scores else "-",
                 }
             )
     return found
@@ -167,7 +180,7 @@ def _scorings(run: Path) -> list[dict[str, Any]]:
 
 def _without_pictures(found: Scoring, mend: str) -> list[str]:
     if found.guesses is None:
-        return [f"The predictions are no longer there: {mend} makes them, and with them a gallery and a diagram."]
+        return [f"The predictions are gone or damaged: {mend} makes them, and with them a gallery and a diagram."]
     if found.pictures is None:
         return [f"No pictures were kept of this scoring, so there is no gallery: {mend} makes it."]
     return []

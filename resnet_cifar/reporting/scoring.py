@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,11 +11,16 @@ from typing import Any, Literal
 import numpy as np
 
 from resnet_cifar.reporting import breakdown, figures, gallery, guesses, ink
-from resnet_cifar.reporting.breakdown import percent
+from resnet_cifar.reporting.breakdown import accuracy, percent, sureness
 from resnet_cifar.reporting.calibration import Reliability, reliability
 from resnet_cifar.reporting.gallery import Kept
 from resnet_cifar.reporting.guesses import Guesses
 from resnet_cifar.run_folder import read_json
+
+# Without these of eval-NAME.json there is nothing to show.
+_NEEDED = {"split", "source", "fingerprint", "checkpoint", "images", "accuracy", "accuracy_interval", "loss"}
+_NEEDED |= {"top5", "calibration_error", "classes", "confusion"}
+_EMBEDDED = 300_000  # bytes of a matrix that a page may hold as a picture
 
 
 @dataclass(frozen=True)
@@ -37,23 +44,28 @@ class Scoring:
         return np.array(self.scores["confusion"], dtype=np.int64)
 
 
+def read_scores(folder: Path, name: str) -> dict[str, Any] | None:
+    """What eval-NAME.json says, or None where it lacks or says too little. Raises Mistake where it is damaged."""
+    scores = read_json(folder / f"eval-{name}.json")
+    return scores if isinstance(scores, dict) and scores.keys() >= _NEEDED else None
+
+
 def read(folder: Path, name: str) -> Scoring | None:
     """What was scored as NAME, or None where nothing was."""
-    scores = read_json(folder / f"eval-{name}.json")
+    scores = read_scores(folder, name)
     if scores is None:
         return None
-    predictions = folder / f"predictions-{name}.parquet"
-    if not predictions.is_file():
+    predictions = guesses.read(folder / f"predictions-{name}.parquet")
+    if predictions is None:
         return Scoring(scores, None, None, None, None)
-    logits, labels, index = guesses.read(predictions)
-    plain, temperature = guesses.of(logits, labels, index), scores.get("temperature")
-    found = guesses.of(logits, labels, index, temperature) if temperature else plain
+    plain, temperature = guesses.of(*predictions), scores.get("temperature")
+    found = guesses.of(*predictions, temperature) if temperature else plain
     bins = reliability(plain.sure, plain.right), reliability(found.sure, found.right) if temperature else None
     return Scoring(scores, found, gallery.read(folder / "report" / f"pictures-{name}.npz"), *bins)
 
 
-def shown(scoring: Scoring | None, folder: Path, prefix: str = "") -> dict[str, Any]:
-    """What the page says of a scoring; its figures go to figures/."""
+def shown(scoring: Scoring | None, folder: Path, prefix: str = "", than: float = math.inf) -> dict[str, Any]:
+    """What the page says of a scoring; its figures go to figures/, unless they are there and not older `than`."""
     nothing = dict.fromkeys(("verdict", "confusion", "by_class", "calibration", "gallery"))
     if scoring is None:
         return nothing
@@ -68,26 +80,38 @@ def shown(scoring: Scoring | None, folder: Path, prefix: str = "") -> dict[str, 
     return {
         **nothing,
         "verdict": breakdown.verdict(scoring.scores),
-        "confusion": {**confused, "figures": _confusion_figures(scoring, folder / "figures", prefix)},
+        "confusion": {**confused, **_confusion_figures(scoring, folder / "figures", prefix, than)},
         "by_class": {"all": told, "worst": None if fits else breakdown.worst(told)},
-        "calibration": _calibration(scoring, folder / "figures", prefix) if scoring.plain else None,
-        "gallery": _gallery(scoring, folder / "figures", prefix) if scoring.pictures else None,
+        "calibration": _calibration(scoring, folder / "figures", prefix, than) if scoring.plain else None,
+        "gallery": _gallery(scoring, folder / "figures", prefix, than) if scoring.pictures else None,
     }
 
 
-def _confusion_figures(scoring: Scoring, folder: Path, prefix: str) -> list[str]:
-    """Draws them, and gives their files' names; without words in the cells, counts and shares look the same."""
+def _confusion_figures(scoring: Scoring, folder: Path, prefix: str, than: float) -> dict[str, Any]:
+    """Draws them, and gives their files' names, and the picture of a matrix that no table shows.
+
+    Without words in the cells counts and shares look the same: then there is one.
+    """
     wanted: dict[str, Literal["counts", "shares"]] = {f"{prefix}confusion": "counts"}
-    if len(scoring.classes) <= figures.READABLE:
+    if fits := len(scoring.classes) <= figures.READABLE:
         wanted[f"{prefix}confusion-shares"] = "shares"
     for name, cells in wanted.items():
-        ink.save(figures.confusion(scoring.counts, scoring.classes, cells), folder, name)
-    return list(wanted)
+        if ink.is_older(folder, name, than):
+            ink.save(figures.confusion(scoring.counts, scoring.classes, cells), folder, name)
+    return {"figures": list(wanted), "picture": None if fits else _embedded(folder / f"{prefix}confusion.png")}
 
 
-def _calibration(scoring: Scoring, folder: Path, prefix: str) -> dict[str, Any]:
+def _embedded(file: Path) -> str | None:
+    """A data: address of the picture, where it is small enough to be part of a page."""
+    if not file.is_file() or file.stat().st_size >= _EMBEDDED:
+        return None
+    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def _calibration(scoring: Scoring, folder: Path, prefix: str, than: float) -> dict[str, Any]:
     drawn = figures.calibration(scoring.plain, scoring.scaled)
-    ink.save(drawn, folder, f"{prefix}calibration")
+    if ink.is_older(folder, f"{prefix}calibration", than):
+        ink.save(drawn, folder, f"{prefix}calibration")
     plain, scaled = scoring.plain, scoring.scaled
     sure = float((plain.confidence * plain.images).sum() / plain.images.sum())
     lean = sure - scoring.scores["accuracy"]
@@ -100,11 +124,12 @@ def _calibration(scoring: Scoring, folder: Path, prefix: str) -> dict[str, Any]:
     }
 
 
-def _gallery(scoring: Scoring, folder: Path, prefix: str) -> dict[str, Any]:
+def _gallery(scoring: Scoring, folder: Path, prefix: str, than: float) -> dict[str, Any]:
     found, kept = scoring.guesses, scoring.pictures
     places = kept.places(found)
     shown = {row: kept.images[places[row]] for row in figures.surest_mistakes(found).tolist() if row in places}
-    ink.save(figures.mistakes(found, shown, scoring.classes), folder, f"{prefix}mistakes")
+    if ink.is_older(folder, f"{prefix}mistakes", than):
+        ink.save(figures.mistakes(found, shown, scoring.classes), folder, f"{prefix}mistakes")
     chosen = gallery.choose(found, gallery.room(*kept.images.shape[1:3]))
     views = {name: set(getattr(chosen, name).tolist()) for name in ("surest", "wrong", "right")}
     order = np.argsort(-found.sure, kind="stable")
@@ -113,7 +138,7 @@ def _gallery(scoring: Scoring, folder: Path, prefix: str) -> dict[str, Any]:
             "index": int(found.index[row]),
             "actual": int(found.labels[row]),
             "predicted": int(found.predicted[row]),
-            "sure": f"{found.sure[row]:.0%}" if found.sure[row] < 0.995 else "> 99%",
+            "sure": sureness(found.sure[row]),
             "views": [name for name, rows in views.items() if row in rows],
             "address": gallery.address(kept.images[places[row]]),
         }
@@ -124,22 +149,36 @@ def _gallery(scoring: Scoring, folder: Path, prefix: str) -> dict[str, Any]:
     return {"pictures": pictures, "views": counts, "temperature": scoring.scores.get("temperature")}
 
 
+def accuracy_in_words(scores: dict[str, Any]) -> str:
+    """91.23 % (90.66 % to 91.77 %)."""
+    share, low, high = (accuracy(each, scores["images"]) for each in (scores["accuracy"], *scores["accuracy_interval"]))
+    return f"{share} ({low} to {high})"
+
+
 def tiles(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(name, value, what it is) of the figures that a person looks for first."""
-    low, high = scores["accuracy_interval"]
+    low, high = (accuracy(end, scores["images"]) for end in scores["accuracy_interval"])
     scaled, temperature = scores.get("calibration_error_scaled"), scores.get("temperature")
-    after = f"{percent(scaled)} at temperature {temperature:.3g}" if temperature else "no temperature was fitted"
+    after = (
+        f"{percent(scaled)} at temperature {temperature:.3g}"
+        if temperature and scaled is not None
+        else "no temperature was fitted"
+    )
     tiles = [
         (
             f"{scores['split']} accuracy",
-            percent(scores["accuracy"]),
-            f"of {scores['images']:,} images; 95 %: {percent(low)} to {percent(high)}",
+            accuracy(scores["accuracy"], scores["images"]),
+            f"of {scores['images']:,} images; 95\u00a0%: {low} to {high}",
         ),
         ("loss", f"{scores['loss']:.4f}", "cross-entropy"),
         ("calibration error", percent(scores["calibration_error"]), after),
     ]
     if len(scores["classes"]) > 5:
-        tiles.insert(1, ("top-5", percent(scores["top5"]), "the right class is among the five likeliest"))
+        tiles.insert(
+            1, ("top-5", accuracy(scores["top5"], scores["images"]), "the right class is among the five likeliest")
+        )
     if flipped := scores.get("flip"):
-        tiles.append(("with flips", percent(flipped["accuracy"]), "mean over each image and its mirror image"))
+        tiles.append(
+            ("with flips", accuracy(flipped["accuracy"], scores["images"]), "mean over each image and its mirror image")
+        )
     return tiles

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 LEVEL = 0.05
-_Z = 1.959963984540054  # of a 95 % interval
+_CONFIDENCE = 0.95
 
 
 class McNemar(NamedTuple):
@@ -29,18 +28,20 @@ class McNemar(NamedTuple):
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
     """McNemar's test (1947) in its exact form: of the images that one alone has right, a fair coin decides which.
 
-    `first`, `second`: whether each model is right, bool [n], of the same images in one order. The interval is Agresti
-    & Min's (2005): half an image more in each of the four cells, then Wald's.
+    `first`, `second`: whether each model is right, bool [n], of the same images in one order. The interval is the same
+    test's: Clopper & Pearson's (1934) for the first's share of the images that one alone has right, given how many
+    these are. So it holds 0 just where p is at least 0.05.
     """
     from scipy.stats import binomtest
 
     images = len(first)
     b, c = int((first & ~second).sum()), int((second & ~first).sum())
-    p = float(binomtest(b, b + c, 0.5).pvalue) if b + c else 1.0
-    more, less, total = b + 0.5, c + 0.5, images + 2
-    middle = (more - less) / total
-    half = _Z * math.sqrt(more + less - (more - less) ** 2 / total) / total
-    return McNemar(images, b, c, (b - c) / images, (middle - half, middle + half), p)
+    if b + c == 0:
+        return McNemar(images, 0, 0, 0.0, (0.0, 0.0), 1.0)
+    tested = binomtest(b, b + c, 0.5)
+    shares = tested.proportion_ci(_CONFIDENCE, "exact")
+    low, high = ((2 * share - 1) * (b + c) / images for share in (shares.low, shares.high))
+    return McNemar(images, b, c, (b - c) / images, (float(low), float(high)), float(tested.pvalue))
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -52,20 +53,10 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
-def sentence(first: str, second: str, found: McNemar, p: float, comparisons: int) -> str:
-    """What `mcnemar` has found, for a person; `p`: the corrected one where there are several `comparisons`."""
-    low, high = (100 * end for end in found.interval)
-    counts = (
-        f"{first} alone is right on {found.first_only:,} images and {second} alone on {found.second_only:,}, of "
-        f"{found.images:,}"
-    )
-    gap = f"{100 * found.difference:+.2f} points (95 % interval {low:+.2f} to {high:+.2f})"
-    corrected = f", corrected by Holm for {comparisons} comparisons" if comparisons > 1 else ""
+def verdict(first: str, second: str, found: McNemar, p: float) -> str:
+    """What `mcnemar` has found, for a person; `p`: the corrected one where several pairs are compared."""
+    if not found.first_only + found.second_only:
+        return "right on the same images"
     if p >= LEVEL:
-        return f"{counts}: {gap}, {_p(p)}{corrected}. This may be chance."
-    better, worse = (first, second) if found.difference > 0 else (second, first)
-    return f"{counts}: {gap}, {_p(p)}{corrected}. {better} is better than {worse} on such images."
-
-
-def _p(p: float) -> str:
-    return f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
+        return "may be chance"
+    return f"{first if found.difference > 0 else second} is better on such images"

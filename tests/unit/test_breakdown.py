@@ -77,7 +77,18 @@ def test_classes_have_what_is_taken_for_them_and_the_worst_have_images() -> None
 
 
 @pytest.mark.parametrize(
-    ("share", "said"), [(0.5, "50.0 %"), (0.9996, "99.96 %"), (0.001, "0.10 %"), (1, "100.0 %"), (0, "0.0 %")]
+    ("share", "said"),
+    [(0.5, "50.0 %"), (0.9996, "99.96 %"), (0.001, "0.10 %"), (1, "100.0 %"), (0, "0.0 %"), (0.99998, "99.998 %")],
 )
 def test_a_share_is_never_rounded_to_all_or_nothing(share: float, said: str) -> None:
     assert breakdown.percent(share).replace("\u00a0", " ") == said
+
+
+@pytest.mark.parametrize(("images", "said"), [(999, "97.3 %"), (1000, "97.34 %"), (None, "97.34 %")])
+def test_an_accuracy_has_as_many_digits_as_its_images_give(images: int | None, said: str) -> None:
+    assert breakdown.accuracy(0.97341, images).replace("\u00a0", " ") == said
+
+
+def test_bars_stand_in_the_middle_of_their_bins() -> None:
+    bins = reliability(np.array([0.01, 0.99, 1.0]), np.array([False, True, True]))
+    assert bins.middle.tolist() == pytest.approx([1 / 30, 29 / 30])

@@ -30,7 +30,7 @@ def counted(labels: list[int], predicted: list[int]) -> np.ndarray:
     return Guesses(np.arange(len(labels)), np.array(labels), np.array(predicted), ones).counts(3)
 
 
-@pytest.mark.parametrize(("cells", "words"), [("counts", ("1", "3")), ("shares", ("50.0%", "100.0%"))])
+@pytest.mark.parametrize(("cells", "words"), [("counts", ("1", "3")), ("shares", ("50.0\u00a0%", "100.0\u00a0%"))])
 def test_confusion_counts_or_normalises_by_row(cells: str, words: tuple[str, str]) -> None:
     axes = figures.confusion(counted([0, 0, 1, 2, 2, 2], [0, 1, 1, 2, 2, 2]), CLASSES, cells).axes[0]
     texts = {text.get_position(): text.get_text() for text in axes.texts}
@@ -38,7 +38,7 @@ def test_confusion_counts_or_normalises_by_row(cells: str, words: tuple[str, str
     assert texts[2.5, 2.5] == words[1]
     assert texts[0.5, 1.5] == ""
     assert [label.get_text() for label in axes.get_yticklabels()] == list(CLASSES)
-    assert axes.get_title(loc="left") == "5 of 6 right (83.33%)"
+    assert axes.get_title(loc="left") == "5 of 6 right (83.3\u00a0%)"
 
 
 def test_confusion_of_a_class_without_images_and_of_many_classes_is_drawn(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_mistakes_are_the_surest_first() -> None:
     figure = figures.mistakes(*guessed([(0, 1, 0.6), (1, 1, 0.9), (0, 2, 0.8), (2, 2, 0.7)]), CLASSES)
     shown = [axes for axes in figure.axes if axes.images]
     assert [axes.images[0].get_array()[0, 0, 0] for axes in shown] == [2, 0]
-    assert [axes.get_title() for axes in shown] == ["a name that… 80%", "dog 60%"]
+    assert [axes.get_title() for axes in shown] == ["a name that… 80\u00a0%", "dog 60\u00a0%"]
     assert [axes.texts[0].get_text() for axes in shown] == ["is cat", "is cat"]
     assert figure.get_suptitle() == "2 of 4 images are taken for something else"
 
@@ -87,6 +87,15 @@ def test_a_panel_of_a_page_has_its_colours_and_no_background_of_its_own() -> Non
     assert not {colour for colour in (ink.INK, ink.MUTED, ink.LINE, ink.FIRST, ink.SECOND) if colour in text}
     assert "#ffffff" not in text and "<style" not in text and "<metadata" not in text
     assert "as it is: error" in text
+
+
+def test_the_legend_covers_no_curve() -> None:
+    unsure = reliability(np.array([0.3, 0.5, 0.7]), np.array([True, True, True]))
+    figure = figures.calibration(unsure, unsure)
+    figure.canvas.draw()
+    (legend,), frame = figure.legends, figure.axes[0].get_window_extent()
+    assert not legend.get_window_extent().overlaps(frame)
+    assert figure.axes[1].get_ylabel() == "share of images"
 
 
 def test_small_images_are_enlarged_by_whole_pixels() -> None:

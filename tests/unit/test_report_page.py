@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from html import unescape
@@ -37,7 +38,7 @@ def test_the_page_says_what_the_run_reached_and_how(whole: Path) -> None:
     scores, text = read_json(whole / "eval-test.json"), said(page)
     right = round(scores["accuracy"] * 200)
     assert f"{right} of 200 images are recognised ({scores['accuracy']:.1%}".replace("%", " %") in text
-    assert "best validation accuracy 60.0 % at epoch 3.00, step 30" in text
+    assert "best validation accuracy 60.00 % at epoch 3.00, step 30" in text
     assert "finished 40 steps of 40" in text and ", 3 starts" in text
     assert "fitted on the validation split" in text and "1.2500" in text
     for name, values in scores["classes"].items():
@@ -67,7 +68,7 @@ def test_the_figures_stand_beside_it_twice(whole: Path) -> None:
 def test_a_class_may_be_called_anything(whole: Path) -> None:
     text = (whole / "report" / "index.html").read_text()
     assert "<script>alert" not in text
-    assert text.count("<script>") == text.count("</script>") == 1
+    assert text.count("<script>") == text.count("</script>") == 2
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
 
 
@@ -77,6 +78,7 @@ def test_curves_mark_phases_stops_and_the_best_score(whole: Path) -> None:
     assert (found.phases, found.stops, found.best["step"]) == ([1.0], [1.4, 2.0], 30)
     assert [row["step"] for row in found.rows] == list(range(1, 41))
     extended = [{"from_step": 0, "state": "finished"}, {"from_step": 20, "state": "finished"}]
+    assert "phases.1" in curves.panels(found)["loss"], "as the terminal and the fields call it"
     assert curves.read(whole, recipe, extended).stops == [], "what is extended was not interrupted"
 
 
@@ -123,7 +125,7 @@ def test_a_run_of_before_there_were_reports_has_one_without_pictures_and_starts(
     assert "was not kept by the version that made it" in text
     assert "are recognised" in text and "finished 40 steps of 40 in 12 s" in text
     (run / "predictions-test.parquet").unlink()
-    assert "The predictions are no longer there" in said(report.write(run))
+    assert "The predictions are gone" in said(report.write(run))
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -136,6 +138,9 @@ def test_few_and_many_classes(count: int, tmp_path: Path) -> None:
     assert "No temperature was fitted" in text
     assert page.stat().st_size < 5_000_000
     assert "class 1 taken for class 0" in text or count == 1000
+    assert 'data-count="' in page.read_text()
+    shutil.rmtree(run / "report")
+    assert 'data-count="' not in report.write(run).read_text(), "nothing to press where there are no pictures"
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -206,11 +211,45 @@ def test_one_page_compares_runs(whole: Path, tmp_path: Path, monkeypatch, capsys
     assert capsys.readouterr().out.splitlines()[-1] == "written: report-compare.html"
     text = said(tmp_path / "report-compare.html")
     first, second = (read_json(path / "eval-test.json")["accuracy"] for path in (whole, other))
-    assert f"of 200: {100 * (first - second):+.2f} points" in text
-    assert "run and foreign were tested on images of other sources" in text
-    assert "Not comparable: begun has no test predictions of its own." in text
+    assert f"run other {100 * (first - second):+.2f}" in text
+    assert "Tested on images of other sources: run and foreign, other and foreign." in text
+    assert "No test predictions of a result of their own: begun." in text
+    assert "running 20" in text and "60.00 %" in text, "how far its curve has come"
     assert "seed 0 0 0 5" in text
     assert "It is about these trained models on these images, not about their recipes" in text
     write_json(other / "eval-test.json", {**read_json(other / "eval-test.json"), "fingerprint": "beef"})
     command.main([str(whole), str(other), "--out", "two.html"])
     assert "Not comparable" in said(tmp_path / "two.html")
+    (other / "result.json").unlink()  # as when it is extended
+    command.main([str(whole), str(other), "--out", "two.html"])
+    assert "No test predictions of a result of their own: other." in said(tmp_path / "two.html")
+    with pytest.raises(Mistake, match="is named twice"):
+        command.main([str(whole), f"{whole}/"])
+    (tmp_path / "notes.html").write_text("mine")
+    with pytest.raises(Mistake, match="is no page of this command"):
+        command.main([str(whole), str(other), "--out", "notes.html"])
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_what_is_damaged_of_a_scoring_is_a_sentence_or_a_dash(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "a run"
+    shutil.copytree(whole, run)
+    (run / "predictions-test.parquet").write_bytes(b"PAR1, and then nothing")
+    write_json(run / "eval-odd.json", {"accuracy": 0.5})
+    text = said(report.write(run))
+    assert f"gone or damaged: python eval.py '{run}' makes them" in text
+    assert "odd - - - -" in text
+    write_json(run / "eval-test.json", {"accuracy": 0.5})
+    assert "There is no whole eval-test.json any more" in said(report.write(run))
+
+
+def test_figures_that_are_new_enough_stay_when_another_scoring_adds_its_line(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shown = run / "report" / "figures"
+    drawn = {file: file.stat().st_mtime_ns for file in shown.iterdir()}
+    reported.score(run, "validation", count=60)
+    os.utime(shown / "curves.png", (0, 0))
+    report.write_scoring(run, "validation")
+    changed = {file.stem for file, when in drawn.items() if file.stat().st_mtime_ns != when}
+    assert changed == {"curves"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 
 import numpy as np
 import pytest
@@ -25,12 +25,19 @@ def test_the_exact_p_is_the_binomials_two_tails() -> None:
     assert found.difference == pytest.approx(0.06)
 
 
-def test_the_interval_is_agresti_and_mins() -> None:
-    low, high = significance.mcnemar(*models(80, 8, 2, 10)).interval
-    # (8.5 - 2.5) / 102, and the root of 8.5 + 2.5 - 36 / 102, over 102
-    middle, error = 6 / 102, math.sqrt(11 - 36 / 102) / 102
-    assert (low, high) == pytest.approx((middle - 1.959964 * error, middle + 1.959964 * error), abs=1e-8)
-    assert low < 0 < high
+def test_the_interval_is_that_of_the_share_among_those_that_one_alone_has_right() -> None:
+    low, high = significance.mcnemar(*models(80, 0, 10, 10)).interval
+    # Of 0 in 10 the upper end p solves (1 - p)^10 = 0.025; (2p - 1) * 10 / 100 is the difference.
+    assert (low, high) == pytest.approx((-0.1, (2 * (1 - 0.025**0.1) - 1) / 10))
+
+
+def test_the_interval_and_p_never_contradict() -> None:
+    assert significance.mcnemar(*models(9000, 20, 9, 971)).interval[0] < 0, "p is 0.061"
+    for first, second in itertools.product(range(31), repeat=2):
+        found = significance.mcnemar(*models(40, first, second, 9))
+        low, high = found.interval
+        assert (found.p < significance.LEVEL) == (low > 0 or high < 0), (first, second)
+        assert low <= found.difference <= high
 
 
 def test_the_other_way_round_is_the_mirror_image() -> None:
@@ -43,7 +50,7 @@ def test_the_other_way_round_is_the_mirror_image() -> None:
 def test_models_that_are_right_on_the_same_images_do_not_differ() -> None:
     found = significance.mcnemar(*models(7, 0, 0, 3))
     assert (found.p, found.difference) == (1.0, 0.0)
-    assert "This may be chance" in significance.sentence("a", "b", found, found.p, 1)
+    assert significance.verdict("a", "b", found, found.p) == "right on the same images"
 
 
 @pytest.mark.parametrize(
@@ -59,11 +66,8 @@ def test_holm(ps: list[float], corrected: list[float]) -> None:
     assert significance.holm(ps) == pytest.approx(corrected)
 
 
-def test_the_sentence_names_counts_the_better_one_and_the_correction() -> None:
+def test_the_verdict_names_the_better_one_by_the_corrected_p() -> None:
     found = significance.mcnemar(*models(50, 2, 20, 28))
     assert found.p < 0.001
-    said = significance.sentence("old", "new", found, 3 * found.p, 3)
-    assert said.startswith("old alone is right on 2 images and new alone on 20, of 100: -18.00 points")
-    assert "corrected by Holm for 3 comparisons" in said
-    assert said.endswith("new is better than old on such images.")
-    assert significance.sentence("old", "new", found, 0.06, 3).endswith("This may be chance.")
+    assert significance.verdict("old", "new", found, 3 * found.p) == "new is better on such images"
+    assert significance.verdict("old", "new", found, 0.06) == "may be chance"
