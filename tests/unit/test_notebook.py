@@ -217,6 +217,7 @@ def panels(run: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr("IPython.display.display", update)
     monkeypatch.setattr(following, "_LOOK", 0.01)
+    monkeypatch.setattr(following, "_SHARE", 0)
     panel = live.panel
 
     def counted(*facts: Any) -> str:
