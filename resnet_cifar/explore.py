@@ -94,6 +94,7 @@ def _look(recipe: Recipe) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         "balance": sections.balance(parts, data.classes),
         "grid": sections.grid(data.train, shown, data.classes, found),
         "histograms": charts.channel_histograms(found.histograms),
+        "cut_off": charts.cut_off(found.histograms),
         "copies": sections.copies(doubled, parts, data.classes),
         "originals": sections.originals(pictures, recipe.data.source) if pictures else None,
         "why_no_originals": why_not,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
 import signal
 import subprocess
@@ -38,15 +38,16 @@ class Failed(RuntimeError):
 def follow(process: subprocess.Popen, folder: Path, is_shown: bool) -> None:
     """Waits for train.py, and shows in a notebook how it goes. Raises Mistake, Stopped or Failed where it went wrong.
 
-    A KeyboardInterrupt becomes the process's SIGINT, and is waited for until the run is saved.
+    A KeyboardInterrupt becomes the process's SIGINT, and is waited for until the run is saved. What cannot be drawn is
+    said, and stops nothing.
     """
     began, heard, stopped = time.time(), _Heard(process), False
     view = _View(folder, heard) if is_shown else None
     try:
         while process.poll() is None:
             try:
-                process.wait(_LOOK)
-            except subprocess.TimeoutExpired:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_LOOK)
                 if view:
                     view.look()
             except KeyboardInterrupt:
@@ -115,31 +116,47 @@ class _View:
     """The cell's output, drawn anew in its place."""
 
     def __init__(self, folder: Path, heard: _Heard) -> None:
-        from IPython.display import HTML, display
-
-        self._folder, self._heard, self._html = folder, heard, HTML
+        self._folder, self._heard = folder, heard
         self._seen: Any = None
         self._rows: list[dict[str, Any]] = []
         self._curves, self._next = "", 0.0
         self._began = time.time()
-        self._display = display(HTML(self._panel()), display_id=True)
+        self._display: Any = None
+        self._has_failed = False
+        self.look()
 
     def look(self, last: bool = False) -> None:
-        """Draws what has changed since the last look, if it is time to."""
-        from resnet_cifar.reporting import live
-
-        if time.monotonic() < self._next and not last:
-            return
+        """Draws what has changed since the last look, if it is time to. Says once where that fails, and tries again."""
         began = time.monotonic()
+        if began < self._next and not last:
+            return
+        try:
+            self._draw()
+        except Exception as error:  # a drive that is away, a folder that is moved: the run does not care
+            if not self._has_failed:
+                what = f"{type(error).__name__}: {error}"
+                print(f"warning: the run goes on, but cannot be shown ({what})", file=sys.stderr, flush=True)
+            self._has_failed = True
+        now = time.monotonic()
+        self._next = now + _SHARE * (now - began)
+
+    def _draw(self) -> None:
+        from IPython.display import HTML, display
+
+        from resnet_cifar.reporting import live
+        from resnet_cifar.reporting.curves import read_rows
+
         file = self._folder / "metrics.jsonl"
         facts = file.stat() if file.is_file() else None
         seen = (facts.st_mtime_ns, facts.st_size, facts.st_ino) if facts else None
         if seen != self._seen:
-            self._seen, self._rows = seen, _rows(file)
-            self._curves = live.curves(self._rows)
-        self._display.update(self._html(self._panel()))
-        now = time.monotonic()
-        self._next = now + _SHARE * (now - began)
+            rows = read_rows(file)
+            self._seen, self._rows, self._curves = seen, rows, live.curves(rows)
+        panel = HTML(self._panel())
+        if self._display is None:
+            self._display = display(panel, display_id=True)
+        else:
+            self._display.update(panel)
 
     def _panel(self) -> str:
         from resnet_cifar.reporting import live
@@ -153,9 +170,3 @@ class _View:
         rows = [] if is_of_before else self._rows
         curves = "" if is_of_before else self._curves
         return live.panel(str(self._folder), state, steps, rows, self._heard.warnings, curves)
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; one that is being written has no end of line yet."""
-    whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
-    return [json.loads(line) for line in whole.splitlines()]

@@ -20,7 +20,8 @@ from resnet_cifar.run_folder import RunFolder, read_json
 from resnet_cifar.training import launched
 
 # What a report is made from; a page that is older than one of these is written anew.
-_SOURCES = ("recipe.yaml", "environment.json", "status.json", "metrics.jsonl", "result.json", "eval-*", "predictions-*")
+_SOURCES = ("recipe.yaml", "environment.json", "status.json", "starts.json", "metrics.jsonl", "result.json")
+_SOURCES += ("eval-*", "predictions-*", "report/pictures-*.npz")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -33,14 +33,25 @@ def channel_histograms(histograms: np.ndarray) -> str:
     for values, (name, colour) in zip(shares, _CHANNELS.items(), strict=True):
         axes.fill_between(np.arange(256), 100 * values, step="mid", color=colour, alpha=0.12, linewidth=0)
         axes.step(np.arange(256), 100 * values, where="mid", color=colour, linewidth=1.3, label=name)
-    # Blank margins and overexposed pixels pile up at the ends: they may leave the picture, the rest must be seen.
-    axes.set_ylim(0, 130 * max(np.quantile(shares, 0.99), 1e-6))
+    axes.set_ylim(0, 100 * _top(shares))
     axes.set_xlim(-1, 256)
     axes.set_xticks([0, 64, 128, 192, 255])
     axes.set_xlabel("pixel value")
     axes.set_ylabel("% of the pixels")
     axes.legend(frameon=False, labelcolor=_INK, ncols=3, loc="upper center", borderaxespad=0.2)
     return _svg(figure, "channels")
+
+
+def cut_off(histograms: np.ndarray) -> list[str]:
+    """The values that are more frequent than `channel_histograms` shows, in words."""
+    shares = histograms / histograms.sum(1, keepdims=True)
+    found = zip(*np.nonzero(shares > _top(shares)), strict=True)
+    return [f"{list(_CHANNELS)[channel]} {value} ({shares[channel, value]:.1%})" for channel, value in found]
+
+
+def _top(shares: np.ndarray) -> float:
+    """Where the picture ends: blank margins and overexposed pixels pile up at the ends, the rest must be seen."""
+    return 1.3 * max(np.quantile(shares, 0.99), 1e-6)
 
 
 def class_sizes(counts: Mapping[str, np.ndarray]) -> str:

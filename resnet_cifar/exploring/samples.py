@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 
 import numpy as np
@@ -41,7 +40,7 @@ def thumbnail(image: np.ndarray, longest: int = LONGEST) -> str:
     small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=85, subsampling=0, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+    return page.address(stream.getvalue(), "jpeg")
 
 
 def pictures(images: ImageSet, rows: np.ndarray) -> list[str]:

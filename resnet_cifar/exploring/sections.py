@@ -22,7 +22,8 @@ _FEW_CLASSES = 40  # whose bars are looked at one by one
 _MOST_ROWS = 1500  # of a table
 _MOST_SIZES = 8
 _MOST_PAIRS = 12  # of a kind
-_AUGMENTED, _EPOCHS = 8, 7  # images, and how often each
+_AUGMENTED, _EPOCHS = 20, 7  # images, each of another class, and how often each
+_MOST_NAMES = 40  # of classes that are left out
 _AUGMENTED_LONGEST = 96  # pixels
 _KINDS = {
     "labels": "Two labels for one picture",
@@ -133,14 +134,15 @@ def copies(found: Copies, parts: dict[str, ImageSet], classes: Sequence[str]) ->
 
 
 def _agreements(pairs: Sequence[Pair]) -> list[tuple[str, int]]:
-    """How many pairs agree how well."""
+    """How many pairs agree how well: all of them, for the first step is open below and the last one above."""
     values = np.array([pair.agreement for pair in pairs if not pair.exact])
     steps = np.arange(duplicates.THRESHOLD, 0.99, 0.03).round(2)
-    counts = [
-        (f"{low:.2f} to {min(low + 0.03, 1):.2f}", values[(values >= low) & (values < low + 0.03)]) for low in steps
+    counts = np.bincount(np.digitize(values, steps[1:]), minlength=len(steps)).tolist()
+    names = [f"{low:.2f} to {min(low + 0.03, 1):.2f}" for low in steps]
+    return [
+        ("equal to the pixel", sum(pair.exact for pair in pairs)),
+        *reversed(list(zip(names, counts, strict=True))),
     ]
-    exact = sum(pair.exact for pair in pairs)
-    return [("equal to the pixel", exact), *((name, len(inside)) for name, inside in reversed(counts))]
 
 
 def _pair(pair: Pair, parts: dict[str, ImageSet], classes: Sequence[str]) -> dict[str, Any]:
@@ -196,14 +198,16 @@ def _files(
 
 
 def augmented(training: Training, data: ImageData, shown: Sequence[int]) -> dict[str, Any]:
-    """Some training images, and what training makes of each in its first epochs, with the labels that it learns."""
+    """A training image of each class, and what training makes of it in its first epochs, with the labels it learns.
+
+    Of many classes evenly spaced ones; `left_out` and `more` are the other ones' first names, and how many come after.
+    """
     labels = data.train.labels.numpy()
     few = [shown[i * len(shown) // _AUGMENTED] for i in range(_AUGMENTED)] if len(shown) > _AUGMENTED else shown
+    left_out = [data.classes[label] for label in np.setdiff1d(labels, few)]
     rows = []
     for label in few:
         row = samples.rows(labels, label, len(shown))[:1]
-        if not len(row):
-            continue
         views = training.views(int(row[0]), _EPOCHS)
         rows.append(
             {
@@ -216,7 +220,14 @@ def augmented(training: Training, data: ImageData, shown: Sequence[int]) -> dict
                 "side": len(views[0].image),
             }
         )
-    return {"rows": rows, "epochs": _EPOCHS, "mean": training.mean, "std": training.std, "images": training.plan.images}
+    return {
+        "rows": rows,
+        "left_out": left_out[:_MOST_NAMES],
+        "more": len(left_out) - len(left_out[:_MOST_NAMES]),
+        "epochs": _EPOCHS,
+        "mean": training.mean,
+        "std": training.std,
+    }
 
 
 def _shares(shares: list[tuple[int, float]], data: ImageData) -> str:

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from resnet_cifar.reporting import page
 from resnet_cifar.reporting.console import duration
 
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
 _COLOURS = {"finished": "#1a7f4b", "failed": "#b3261e"}
 _TRAINING, _VALIDATION, _INK = "#3b7ddd", "#e08a1e", "#7f8791"  # on white and on black alike
 
@@ -31,7 +21,8 @@ def panel(
     `curves`: the address of a picture, empty where there is none.
     """
     done = rows[-1]["step"] if rows else 0
-    return _TEMPLATES.get_template("live.html").render(
+    return page.render(
+        "live.html",
         run=run,
         state=state,
         percent=round(100 * done / steps, 1) if steps else 0,
@@ -50,7 +41,8 @@ def _facts(steps: int, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield f"step {last['step']:,} of {steps:,}"
     yield f"epoch {last['epoch']:.2f} of {last['epoch'] * steps / last['step']:.2f}"
     yield f"{last['images_per_second']:,.0f} images/s"
-    if left := steps - last["step"]:
+    left = steps - last["step"]
+    if left and last["images_per_second"]:
         yield f"{duration(left / last['step'] * last['images'] / last['images_per_second'])} left"
     yield f"training loss {last['train/loss']:.3f}"
     if scores := [row for row in rows if "val/accuracy" in row]:
@@ -89,7 +81,7 @@ def curves(rows: Sequence[dict[str, Any]]) -> str:
             axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
+    return page.address(stream.getvalue(), "svg+xml")
 
 
 def _epochs(rows: Sequence[dict[str, Any]]) -> list[float]:

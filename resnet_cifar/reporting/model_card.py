@@ -9,19 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from resnet_cifar import cli
 from resnet_cifar.recipe import Recipe, flat
+from resnet_cifar.reporting import page
 
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
 _METRICS = {"accuracy": "accuracy", "top5": "top-5 accuracy", "loss": "cross-entropy"}
 _LICENSES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0")  # that the hub knows by timm's names
 _UNSEEN = ("data.image_size", "data.interpolation", "data.normalize", "data.validation", "data.overfit", "data.storage")
@@ -77,7 +70,8 @@ def text(
     """
     dataset = _source(recipe)
     name = f"{config['architecture']}, {dataset.rpartition('/')[2]}"
-    body = _TEMPLATES.get_template("model_card.md").render(
+    body = page.render(
+        "model_card.md",
         name=name,
         config=config,
         start=_start(recipe),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import secrets
 from pathlib import Path
@@ -16,30 +17,43 @@ _TEMPLATES = Path(__file__).with_name("templates")
 
 
 def render(template: str, **values: Any) -> str:
-    """The text of `template`, a file in templates/ that extends base.html; a value that it lacks is an error of ours.
+    """The text of `template`, a file in templates/; a value that it lacks is an error of ours.
 
-    Values are escaped, so that a class called `<b>` is shown as it is called.
+    In HTML values are escaped, so that a class called `<b>` is shown as it is called. A page extends base.html.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
+    return _environment(_TEMPLATES).get_template(template).render(**values)
+
+
+@functools.cache
+def _environment(folder: Path) -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=jinja2.select_autoescape(),  # .html, and not .md
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    environment.filters["picture"] = picture
-    return environment.get_template(template).render(**values)
 
 
 def write(file: Path, text: str) -> None:
     """Writes aside and renames, so that a browser that reloads sees the old or the new page."""
     aside = file.with_name(f"{file.name}.writing-{secrets.token_hex(4)}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(file)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(file)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def picture(image: np.ndarray) -> str:
     """A data: address that holds the image, uint8 [height, width, 3], as PNG."""
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    return address(stream.getvalue(), "png")
+
+
+def address(content: bytes, kind: str) -> str:
+    """A data: address that holds a picture's file of this kind: `png`, `jpeg` or `svg+xml`."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -161,6 +161,17 @@ def test_copies_are_counted_by_image_and_split() -> None:
     assert len(found.pairs) == 5
 
 
+def test_the_table_of_agreements_has_every_pair() -> None:
+    """Those at the steps' very edges, and those that rounding lifts over 1, too."""
+    edges = [0.85, 0.88, 0.91, 0.94, 0.97, 1.0, 1.0 + 1e-6]
+    pairs = [copies.Pair(("train", 0), ("train", 1), (0, 0), edge, False, False) for edge in edges]
+    pairs += [copies.Pair(("train", 0), ("train", 2), (0, 0), 1.0, True, False)]
+    found = sections._agreements(pairs)
+    assert [count for _, count in found] == [1, 3, 1, 1, 1, 1]
+    assert found[1][0] == "0.97 to 1.00" and found[-1][0] == "0.85 to 0.88"
+    assert [count for _, count in sections._agreements([])] == [0] * 6
+
+
 def test_a_set_that_is_too_large_is_thinned_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copies, "MOST", 10)
     parts = {
@@ -277,6 +288,29 @@ def test_views_are_the_images_of_training(recipe_name: str) -> None:
         seen = 255 * (inputs[row].permute(1, 2, 0) * input_format.std + input_format.mean)
         assert np.abs(seen.numpy() - view.image).max() <= 0.51
         assert dict(view.shares) == {n: share for n, share in enumerate(targets[row].tolist()) if share >= 0.005}
+
+
+def test_every_class_is_shown_augmented_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"data.source": "synthetic", "data.limit": "100", "batch_size": "32"}
+    recipe = cli.read_recipe("debug", fields)
+    data = store.load(store.ensure(recipe.data), recipe, torch.device("cpu"))
+    training, shown = augmented.Training(data, recipe), list(range(10))
+    monkeypatch.setattr(sections, "_EPOCHS", 1)
+    found = sections.augmented(training, data, shown)
+    assert [row["name"] for row in found["rows"]] == list(data.classes)
+    assert (found["left_out"], found["more"]) == ([], 0)
+    monkeypatch.setattr(sections, "_AUGMENTED", 5)
+    monkeypatch.setattr(sections, "_MOST_NAMES", 3)
+    found = sections.augmented(training, data, shown)
+    assert [row["name"] for row in found["rows"]] == list(data.classes[::2])
+    assert (found["left_out"], found["more"]) == (list(data.classes[1:7:2]), 2)
+
+
+def test_values_that_leave_the_histogram_are_named() -> None:
+    histograms = np.full((3, 256), 10)
+    assert charts.cut_off(histograms) == []
+    histograms[0, 255] = histograms[2, 0] = 450
+    assert charts.cut_off(histograms) == ["red 255 (15.0%)", "blue 0 (15.0%)"]
 
 
 def test_charts_take_the_pages_colours_and_ask_nobody() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
+import IPython.display
 import pytest
 
 import resnet_cifar
@@ -132,9 +135,13 @@ def test_a_report_is_written_anew_only_where_the_run_has_gone_on(
     resnet_cifar.show(run)
     assert reports == [run]
     assert capsys.readouterr().out.splitlines()[-2:] == [f"Run({str(run)!r}): interrupted, step 5 of 20", str(page)]
-    os.utime(run / "status.json", ns=(0, page.stat().st_mtime_ns + 1))
-    resnet_cifar.show(notebook.Run(run))
-    assert reports == [run, run]
+    sources = ("status.json", "starts.json", "eval-test.json", "report/pictures-test.npz")
+    for count, name in enumerate(sources, start=2):
+        (run / name).touch()
+        os.utime(run / name, ns=(0, page.stat().st_mtime_ns + 1))
+        resnet_cifar.show(notebook.Run(run))
+        assert len(reports) == count, name
+        os.utime(run / name, ns=(0, 0))
 
 
 def test_a_page_keeps_to_its_frame(run: Path, reports: list[Path]) -> None:
@@ -155,14 +162,16 @@ def test_the_panel_says_where_a_run_is() -> None:
         assert part in panel, part
     assert 'aria-valuenow="25.0"' in panel and "validation accuracy 0.5000 (best 0.5000)" in panel
     assert "warning: take &lt;care&gt;" in panel and "data:image/svg+xml" in panel
+    still = live.panel("runs/a", "training", 40, [{**ROW, "images_per_second": 0.0}], [], "")
+    assert "0 images/s" in still and " left" not in still
     empty = live.panel("runs/a", "starting", 0, [], [], live.curves([]))
     assert 'aria-valuenow="0"' in empty and "<img" not in empty
 
 
-def followed(run: Path, script: str) -> None:
+def followed(run: Path, script: str, is_shown: bool = False) -> None:
     """Follows a process that does what `script` says in place of train.py."""
     command, pipe = [sys.executable, "-c", script, str(run)], subprocess.PIPE
-    following.follow(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True), run, is_shown=False)
+    following.follow(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True), run, is_shown)
 
 
 @pytest.mark.parametrize(
@@ -187,8 +196,77 @@ def test_a_stop_that_nobody_here_asked_for_is_told(run: Path) -> None:
         followed(run, f"import json, sys; json.dump({status!r}, open(sys.argv[1] + '/status.json', 'w'))")
 
 
-def test_a_row_that_is_being_written_is_left_for_later(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.jsonl"
-    for text, count in (("", 0), ('{"step": 1}', 0), ('{"step": 1}\n{"st', 1), ('{"step": 1}\n{"step": 2}\n', 2)):
-        file.write_text(text)
-        assert len(following._rows(file)) == count
+FINISHES = """
+import pathlib, sys
+run = pathlib.Path(sys.argv[1])
+(run / "metrics.jsonl").write_text(METRICS)
+while not (run / "looks").exists() or (run / "looks").stat().st_size < 3:
+    pass
+(run / "result.json").write_text("{}")
+"""
+
+
+@pytest.fixture
+def panels(run: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the cell shows, one after the other; their number is the size of the file `looks` in the run's folder."""
+    shown: list[str] = []
+
+    def update(panel: IPython.display.HTML, **_: bool) -> types.SimpleNamespace:
+        shown.append(panel.data)
+        return types.SimpleNamespace(update=update)
+
+    monkeypatch.setattr("IPython.display.display", update)
+    monkeypatch.setattr(following, "_LOOK", 0.01)
+    monkeypatch.setattr(following, "_SHARE", 0)
+    panel = live.panel
+
+    def counted(*facts: Any) -> str:
+        with (run / "looks").open("a") as stream:
+            stream.write(".")
+        return panel(*facts)
+
+    monkeypatch.setattr(live, "panel", counted)
+    return shown
+
+
+def test_a_torn_row_is_left_out_of_what_is_shown(run: Path, panels: list[str], capsys: pytest.CaptureFixture) -> None:
+    write_json(run / "status.json", {"state": "running", "time": 1e12, "step": 5, "steps": 20})
+    rows = f"{json.dumps(ROW)}\n{{torn\n{json.dumps({**ROW, 'step': 10})}\n{{being"
+    followed(run, FINISHES.replace("METRICS", repr(rows)), is_shown=True)
+    assert "step 10 of 20" in panels[-1]
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_what_cannot_be_drawn_is_said_once_and_stops_nothing(
+    run: Path, panels: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    counted = live.panel
+
+    def away(*facts: Any) -> str:
+        counted(*facts)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(live, "panel", away)
+    followed(run, FINISHES.replace("METRICS", "''"), is_shown=True)
+    said = "warning: the run goes on, but cannot be shown (OSError: [Errno 5] Input/output error)\n"
+    assert capsys.readouterr().err == said
+    assert notebook.Run(run).result == {} and panels == []
+
+
+def test_an_interrupt_while_it_draws_is_handed_on(
+    run: Path, panels: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    counted = live.panel
+
+    def interrupted(*facts: Any) -> str:
+        text = counted(*facts)
+        if (run / "ready").exists():
+            (run / "ready").unlink()
+            raise KeyboardInterrupt
+        return text
+
+    monkeypatch.setattr(live, "panel", interrupted)
+    script = "import pathlib, signal, sys; signal.signal(signal.SIGINT, lambda *_: sys.exit(75)); "
+    with pytest.raises(following.Stopped, match="stopped with nothing new to save"):
+        followed(run, script + "pathlib.Path(sys.argv[1], 'ready').touch(); signal.pause()", is_shown=True)
+    assert capsys.readouterr().err == "stopping: it saves first\n"

@@ -30,6 +30,11 @@ def test_a_page_asks_no_network_and_escapes_names(templates: Path) -> None:
     assert "http://" not in text and "https://" not in text
 
 
+def test_names_in_markdown_stay_as_they_are(templates: Path) -> None:
+    (templates / "one.md").write_text("{{ name }}\n")
+    assert page.render("one.md", name="a & b") == "a & b\n"
+
+
 def test_a_value_that_is_missing_is_an_error(templates: Path) -> None:
     (templates / "one.html").write_text('{% extends "base.html" %}{% block main %}{{ lost }}{% endblock %}')
     with pytest.raises(jinja2.UndefinedError, match="lost"):
@@ -49,3 +54,10 @@ def test_a_page_is_replaced_whole(tmp_path: Path) -> None:
     page.write(file, "é2")
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
     assert file.read_text(encoding="utf-8") == "é2"
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "index.html").mkdir()
+    with pytest.raises(OSError):
+        page.write(tmp_path / "index.html", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
