@@ -15,8 +15,9 @@ from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[2]
 STOPPING = Path(__file__).with_name("stopping.py")
-WORDS = "--recipe finetune --model.pretrained False --track.to none --data.source synthetic --data.limit 240"
-SMALL = "--data.image_size 32 --batch_size 96 --phases.0.epochs 2 --phases.0.lr 0.005 --run run"
+WORDS = "--recipe finetune --model.pretrained False --track.to none --data.source synthetic --data.limit 120"
+# Four steps, and a score in the middle, where the run is stopped, and at the end.
+SMALL = "--data.image_size 32 --batch_size 96 --phases.0.epochs 3.6 --evaluate.every 1.8 --phases.0.lr 0.005 --run run"
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_one_and_three_processes_are_equal_to_rounding(train, tmp_path, capsys):
     weights = {}
     for processes in (1, 3):
         (tmp_path / f"{processes}").mkdir()
-        train(tmp_path / f"{processes}", processes, "--precision", "fp64", "--phases.0.epochs", 1)
+        train(tmp_path / f"{processes}", processes, "--precision", "fp64", "--phases.0.epochs", 1.8)
         weights[processes] = tensors(tmp_path / f"{processes}" / "run")
     apart = max(np.abs(tensor - weights[3][name]).max() for name, tensor in weights[1].items())
     with capsys.disabled():

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +28,11 @@ def words(**more: object) -> list[object]:
     return [ROOT / "train.py", *(word for pair in options.items() for word in pair)]
 
 
-def test_eval_gives_the_same_scores_on_several_processes(whole, tmp_path, launch):
+def test_eval_gives_the_same_scores_on_several_processes(whole, tmp_path, launch, proof):
     run = whole("test_resnet", 2)
     at_the_end = json.loads((run / "eval-test.json").read_text())
     before = pyarrow.parquet.read_table(run / "predictions-test.parquet").to_pydict()
-    for processes in (1, 3):
+    for processes in (1, 3) if proof else (3,):
         config = "cpu" if processes == 1 else "cpu_ddp"
         finished = launch(tmp_path, ROOT / "eval.py", run, config=config, processes=processes)
         assert finished.returncode == 0, finished.stderr[-3000:]
@@ -82,26 +79,7 @@ def test_a_gpu_configuration_without_gpus_is_refused(tmp_path, launch, config):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(
-    ("variable", "value", "sentence"),
-    [
-        # `srun --ntasks 2 python train.py`, without a launcher
-        ("SLURM_STEP_NUM_TASKS", "2", "each believes that it is alone"),
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps 4"),
-    ],
-)
-def test_an_environment_that_would_change_the_run_is_refused(tmp_path, variable, value, sentence):
-    command = [sys.executable, *map(str, words())]
-    environment = {**os.environ, variable: value}
-    finished = subprocess.run(
-        command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert finished.returncode == 2
-    assert sentence in finished.stderr
-    assert "Traceback" not in finished.stderr
-    assert not (tmp_path / "runs").exists()
-
-
+@pytest.mark.proof_only  # test_plan has the sentence, and tests/mistakes another one that all ranks find at that place
 def test_a_batch_that_does_not_divide_is_said_once(tmp_path, launch):
     finished = launch(tmp_path, *words(batch_size=40), processes=2)
     assert finished.returncode != 0

@@ -10,8 +10,8 @@ import pytest
 import safetensors
 from faulty import RECIPE, TRY_AGAIN, FaultyRun, Start, fault
 
-MOMENTS = [fault("import", 1, "SIGINT launcher"), fault("update", 3, "SIGINT launcher")]
-MOMENTS += [fault("evaluation", 4, "SIGINT launcher"), fault("save", 9, "SIGINT launcher")]
+MOMENTS = [fault("import", 1, "SIGINT launcher"), fault("save", 9, "SIGINT launcher")]
+MOMENTS += [fault("evaluation", 4, "SIGINT launcher")]  # in an update: the seeds below
 
 
 def check_nothing_torn(folder: Path) -> None:

@@ -12,7 +12,8 @@ from faulty import fault
 # What a start of each moment's kill may do before it, in units of the moment: at the most three checkpoints.
 REACH = {"claim": 10, "update": 6, "evaluation": 10, "save": 56, "scoring": 4, "export": 10}
 ON_RANK_0 = ("claim", "save", "export")
-SHORT = {2: ("update", "save", "evaluation"), 3: ("update", "end")}
+# Besides saves, a kill leaves what the newest checkpoint holds: that of an evaluation is left to the proof.
+SHORT = {2: ("update", "save"), 3: ("update", "end")}
 
 
 def moments(processes: int, number: int, proof: bool) -> list[dict]:
