@@ -57,7 +57,10 @@ class Outcome:
 
 
 class Study:
-    """A search's folder: base.yaml (what its trials share), journal.log (optuna's), trial-N/ and trial-N.log."""
+    """A search's folder: base.yaml (what its trials share), journal.log (optuna's), trial-N/ and trial-N.log.
+
+    `first`: the first trial that is new since it was opened.
+    """
 
     def __init__(self, home: Path, search: Search, prune: int) -> None:
         """Makes the folder, or goes on in it. Raises Mistake where it holds something else, or cannot be used."""
@@ -72,6 +75,7 @@ class Study:
             (home / _LOCKS).mkdir(parents=True, exist_ok=True)
             with self.alone():
                 self._study = self._open()
+                self.first = len(self._study.get_trials(deepcopy=False))
         except OSError as error:
             raise Mistake(f"--run {home} cannot be used ({error.strerror}): name another folder") from None
 
@@ -208,13 +212,14 @@ def hopeless_at(scores: Sequence[float], others: Sequence[FrozenTrial], startups
     return None
 
 
-def earlier(trial: Trial) -> Outcome | None:
+def earlier(trial: Trial, first: int = 0) -> Outcome | None:
     """How an earlier trial with the same values ended, which this one would repeat; None: there is none.
 
-    One that failed may have met a full disk, or another's memory: it is tried again.
+    One that failed before trial `first`, where this command began, is tried again: what it met may have been mended.
     """
     for number, other in enumerate(trial.before):
-        if other.params == trial.values and other.state in (TrialState.COMPLETE, TrialState.PRUNED):
+        is_over = other.state.is_finished() and (other.state != TrialState.FAIL or number >= first)
+        if other.params == trial.values and is_over:
             found = _outcome(other)
             why = found.why or f"the same as trial {number}"
             return Outcome(found.state, found.accuracy, found.scores, why)

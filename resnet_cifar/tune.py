@@ -86,7 +86,7 @@ def _train(command: TuneCommand, search: Search, study: Study, starts: Starts) -
     failed = 0
     while not starts.stopped and (trial := study.take(command.trials)):
         print(f"== trial {trial.number}: {_words(trial.values)}", flush=True)
-        outcome = _known(search, trial)
+        outcome = _known(search, trial, study.first)
         if outcome is None:
             print(f"   tail -f {trial.log}", flush=True)
             outcome = _outcome(command, search, study.base, trial, starts)
@@ -101,7 +101,7 @@ def _train(command: TuneCommand, search: Search, study: Study, starts: Starts) -
     return "interrupted" if starts.stopped else ""
 
 
-def _known(search: Search, trial: Trial) -> Outcome | None:
+def _known(search: Search, trial: Trial, first: int) -> Outcome | None:
     """How a trial that needs no start ends: its values contradict each other, or it repeats another one."""
     from resnet_cifar import study
 
@@ -109,7 +109,7 @@ def _known(search: Search, trial: Trial) -> Outcome | None:
         search.recipe_of(trial.values)
     except Mistake as mistake:
         return study.Outcome("failed", why=str(mistake))
-    return study.earlier(trial)
+    return study.earlier(trial, first)
 
 
 def _outcome(command: TuneCommand, search: Search, base: Path, trial: Trial, starts: Starts) -> Outcome | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -86,8 +87,7 @@ def test_run_checkpoint_and_exported_model_score_alike(place: Path, monkeypatch:
         score.score(*commands.eval_command([target, "--out", "scores"]))
         (file,) = Path("scores").glob("*.json")
         found.append(json.loads(file.read_text()))
-        for written in Path("scores").iterdir():
-            written.unlink()
+        shutil.rmtree("scores")
     for scores in found:
         assert scores["accuracy"] == result["test/accuracy"]
         assert scores["loss"] == pytest.approx(result["test/loss"], rel=1e-6)

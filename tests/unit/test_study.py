@@ -104,12 +104,17 @@ def test_how_trials_ended_is_kept(tmp_path: Path) -> None:
     assert kept == [*outcomes, Outcome("under way")]
 
 
-def test_what_failed_is_tried_again(tmp_path: Path) -> None:
-    study = Study(tmp_path, ranges.read("debug", {"optimizer.name": "sgd,adamw"}), 0)
-    for _ in range(5):
-        trial = study.take(5)
-        assert earlier(trial) is None
-        study.record(trial, Outcome("failed", why="the disk is full"))
+def test_what_failed_is_tried_again_by_the_next_command(tmp_path: Path) -> None:
+    for first in (0, 4):
+        study = Study(tmp_path, ranges.read("debug", {"optimizer.name": "sgd,adamw"}), 0)
+        assert study.first == first
+        seen = set()
+        for _ in range(4):
+            trial = study.take(first + 4)
+            found, name = earlier(trial, study.first), trial.values["optimizer.name"]
+            assert (found is None) == (name not in seen)
+            seen.add(name)
+            study.record(trial, found or Outcome("failed", why="the disk is full"))
 
 
 def test_what_was_tried_is_not_trained_again(tmp_path: Path) -> None:

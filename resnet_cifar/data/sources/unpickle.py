@@ -91,6 +91,9 @@ _NAMED = {
 }
 
 
+_SETS = (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)  # what they hold is hashed, and no file needs them
+
+
 # Python's own Unpickler, not C's, which makes room for as many objects as a file of ten bytes says that it has.
 class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
@@ -126,7 +129,7 @@ class _Unpickler(pickle._Unpickler):
         self.append(self.read(size))  # not a bytearray of that size, which may be more than the file has
 
     dispatch: ClassVar = {
-        **pickle._Unpickler.dispatch,
+        **{code: load for code, load in pickle._Unpickler.dispatch.items() if bytes([code]) not in _SETS},
         pickle.BUILD[0]: load_build,
         pickle.BYTEARRAY8[0]: load_bytearray8,
         pickle.SETITEM[0]: load_setitem,

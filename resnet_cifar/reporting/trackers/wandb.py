@@ -100,7 +100,8 @@ class Wandb(Tracker):
         def work() -> None:
             self._check_server()  # an artifact waits for it
             images = {f"figures/{name}": self._wandb.Image(str(file)) for name, file in figures.items()}
-            self._run.log({"step": step, **images})
+            if images:
+                self._run.log({"step": step, **images})
             self._run.summary.update(values)
             self._run.log_artifact(self._artifact(files))
 
