@@ -162,6 +162,7 @@ def test_weights_that_have_changed_are_found(stemmed: Path, tmp_path: Path, caps
     assert re.fullmatch(r"error: .*/run/model does not give the logits of checkpoints/step-\d+, scored here .*\n", said)
 
 
+@pytest.mark.proof_only
 def test_scores_in_another_precision_are_told_apart_from_other_weights(
     halved: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.real_data
+pytestmark = [pytest.mark.real_data, pytest.mark.proof_only]
 
 LOAD_ELSEWHERE = """
 import io, json, sys

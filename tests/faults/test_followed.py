@@ -31,6 +31,7 @@ def follow(run: FaultyRun, *faults: dict) -> str:
     return start.stdout.rpartition("-- ")[2].strip()
 
 
+@pytest.mark.proof_only
 def test_an_interrupt_is_handed_on_and_the_same_call_goes_on(hurt_run, undisturbed) -> None:
     run = hurt_run()
     said = follow(run, fault("update", 20, "SIGINT launcher"))

@@ -38,11 +38,13 @@ def test_a_rank_that_dies_or_hangs_ends_the_start_and_not_the_run(hurt_run, undi
 
     heard = r"\(last heard of at step (?P<step>\d+)\) "
     check_sentence(run, moment("SIGKILL self", rank=1), heard + DIED)
-    check_sentence(run, fault("update", 2, "SIGKILL self", rank=0), heard + DIED)
+    if proof:
+        check_sentence(run, fault("update", 2, "SIGKILL self", rank=0), heard + DIED)
     said = check_sentence(run, fault("update", 3, "block", rank=1), heard + re.escape(STUCK), **IMPATIENT)
     assert (run.status["state"], run.status["why"]) == ("lost", said)
-    said = check_sentence(run, fault("update", 3, "SIGSTOP self", rank=1), heard + DIED, **IMPATIENT)
-    assert (run.status["state"], run.status["why"]) == ("lost", said)
+    if proof:
+        said = check_sentence(run, fault("update", 3, "SIGSTOP self", rank=1), heard + DIED, **IMPATIENT)
+        assert (run.status["state"], run.status["why"]) == ("lost", said)
     run.finish()
     undisturbed(run.processes).check_equal(run)
     assert max(run.lost(), default=0) <= 8

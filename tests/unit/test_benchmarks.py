@@ -18,6 +18,7 @@ from benchmarks.step import Configuration
 CONFIGURATION = Configuration("scratch", "cifar", 32, 64, "no", model="test_resnet", rounds=1, seconds=0.0)
 
 
+@pytest.mark.proof_only
 def test_a_rehearsal_measures_everything_and_keeps_nothing(capsys: pytest.CaptureFixture) -> None:
     """What training measures is left out here: the other rehearsal, below, does that."""
     before = {file: file.read_bytes() for file in results.FOLDER.iterdir()}
