@@ -29,6 +29,7 @@ from resnet_cifar.data import store
 from resnet_cifar.data.batches import Batch, Batches
 from resnet_cifar.data.plan import Plan
 from resnet_cifar.data.resident import ImageSet
+from resnet_cifar.ghost_batchnorm import apply_ghost_batchnorm
 from resnet_cifar.recipe import Recipe
 from resnet_cifar.training.evaluate import predict
 from resnet_cifar.training.step import Learner
@@ -144,7 +145,7 @@ def _bare_steps(
     def network(norm_batch: int | None) -> torch.nn.Module:
         model = models.build(recipe, classes, pretrained=False)
         if norm_batch and norm_batch < recipe.batch_size:
-            models.group_norms(model, norm_batch)
+            model = apply_ghost_batchnorm(model, norm_batch)
         return model.to(world.device, memory_format=torch.channels_last)
 
     grouped, stock = network(recipe.model.norm_batch), network(None)

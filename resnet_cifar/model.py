@@ -1,4 +1,4 @@
-"""timm models: weights, stem, head, norm groups, precise BatchNorm statistics, export in timm's own format."""
+"""timm models: weights, stem, head, precise BatchNorm statistics, export in timm's own format."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import timm
 import timm.data
@@ -15,13 +14,13 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnet_cifar import head
 from resnet_cifar.cifar_stem import SUFFIX, replace_stem
 from resnet_cifar.data import draws
+from resnet_cifar.ghost_batchnorm import GhostBatchNorm
 from resnet_cifar.optim import classifier
 from resnet_cifar.recipe import Mistake, Model, Recipe, nearest
 
@@ -185,52 +184,6 @@ def normalisation(model: nn.Module, recipe: Recipe) -> tuple[tuple[float, ...], 
     return tuple(config["mean"]), tuple(config["std"])
 
 
-class _RowGroups:
-    """Mixed into a BatchNorm class: in training, every `norm_batch` consecutive rows are normalised by themselves."""
-
-    norm_batch: int
-
-    def forward(self, rows: Tensor) -> Tensor:
-        forward = super().forward
-        if not self.training or rows.shape[0] <= self.norm_batch:
-            return forward(rows)
-        groups = []
-        for group in rows.split(self.norm_batch):
-            groups.append(forward(group))
-        return torch.cat(groups)
-
-
-_grouped_classes: dict[type, type] = {}
-
-
-def group_norms(model: nn.Module, rows: int) -> None:
-    """Makes every BatchNorm see groups of exactly `rows` rows in training. Changes `model` in place.
-
-    The modules' class changes, not the tree, so that names of weights stay timm's; subclasses with an activation
-    (timm's BatchNormAct2d) keep it.
-    """
-    for module in model.modules():
-        kind = type(module)
-        if isinstance(module, _BatchNorm):
-            if not issubclass(kind, _RowGroups):
-                if kind not in _grouped_classes:
-                    _grouped_classes[kind] = type(f"Grouped{kind.__name__}", (_RowGroups, kind), {})
-                module.__class__ = _grouped_classes[kind]
-            module.norm_batch = rows
-
-
-def sync_norms(model: nn.Module, group: Any, alone: Any) -> nn.Module:
-    """BatchNorm over the rows of all processes in `group`: torch's SyncBatchNorm, which runs on GPUs only.
-
-    `alone`: the group of this process only, for statistics that are not shared batch by batch (`estimate_norms`).
-    """
-    model = convert_sync_batchnorm(model, process_group=group)
-    for module in model.modules():
-        if isinstance(module, nn.SyncBatchNorm):
-            module.alone = alone
-    return model
-
-
 @torch.no_grad()
 def estimate_norms(model: nn.Module, batches: Iterable[Tensor], average: Callable[[Tensor], Tensor]) -> None:
     """Running statistics afresh: the mean over `batches` with today's weights ("precise BN", Wu & Johnson 2021).
@@ -242,7 +195,7 @@ def estimate_norms(model: nn.Module, batches: Iterable[Tensor], average: Callabl
     if not norms:
         return
     momenta = [module.momentum for module in norms]
-    groups = [getattr(module, "norm_batch", None) for module in norms]
+    groups = [getattr(module, "ghost_batch_size", None) for module in norms]
     with in_mode(model, training=False):
         for module in norms:
             module.train()
@@ -251,8 +204,8 @@ def estimate_norms(model: nn.Module, batches: Iterable[Tensor], average: Callabl
             # Statistics are of whole batches of one rank: ranks have different numbers of them.
             if isinstance(module, nn.SyncBatchNorm):
                 module.process_group, module.alone = module.alone, module.process_group
-            if hasattr(module, "norm_batch"):
-                module.norm_batch = sys.maxsize
+            if isinstance(module, GhostBatchNorm):
+                module.ghost_batch_size = sys.maxsize
         for batch in batches:
             model(batch)
     for module, momentum, rows in zip(norms, momenta, groups, strict=True):
@@ -263,7 +216,7 @@ def estimate_norms(model: nn.Module, batches: Iterable[Tensor], average: Callabl
         if isinstance(module, nn.SyncBatchNorm):
             module.process_group, module.alone = module.alone, module.process_group
         if rows:
-            module.norm_batch = rows
+            module.ghost_batch_size = rows
 
 
 def is_ours(architecture: str) -> bool:

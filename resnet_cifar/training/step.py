@@ -18,6 +18,7 @@ from resnet_cifar.data import draws
 from resnet_cifar.data.batches import Batch, InputFormat
 from resnet_cifar.data.plan import Plan
 from resnet_cifar.data.resident import to_device
+from resnet_cifar.ghost_batchnorm import apply_ghost_batchnorm, sync_batchnorm
 from resnet_cifar.recipe import Mistake, Recipe
 from resnet_cifar.training.tally import Tally
 from resnet_cifar.training.world import World, out_of_memory
@@ -261,6 +262,5 @@ def _with_norm_groups(model: torch.nn.Module, plan: Plan, world: World) -> torch
     if rows is None or rows == plan.micro_batch:
         return model  # one group a backward pass is what BatchNorm does by itself
     if rows < plan.micro_batch:
-        models.group_norms(model, rows)
-        return model
-    return models.sync_norms(model, world.norm_group(rows // plan.share), alone=world.norm_group(1))
+        return apply_ghost_batchnorm(model, rows)
+    return sync_batchnorm(model, world.norm_group(rows // plan.share), alone=world.norm_group(1))

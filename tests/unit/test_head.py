@@ -16,6 +16,7 @@ from torch import nn
 
 from resnet_cifar import model as models
 from resnet_cifar import optim
+from resnet_cifar.ghost_batchnorm import apply_ghost_batchnorm
 from resnet_cifar.head import KeyedDropout
 from resnet_cifar.recipe import Mistake, Optimizer, Recipe, parse
 
@@ -100,7 +101,7 @@ def test_a_deep_head_is_the_head_everywhere() -> None:
 def test_its_norms_are_grouped_estimated_and_left_as_they_are_by_their_names() -> None:
     model = built(head={**DEEP, "dropout": 0}).double().train()
     grouped = copy.deepcopy(model)
-    models.group_norms(grouped, 4)
+    apply_ghost_batchnorm(grouped, 4)
     x = images(8).double()
     torch.testing.assert_close(grouped(x), torch.cat([model(rows) for rows in x.split(4)]))
     assert list(grouped.state_dict()) == list(model.state_dict())

@@ -20,7 +20,8 @@ PACKAGE = ROOT / "resnet_cifar"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("recipe", "data.draws"),
     ("target", "rmsprop_keras"),
-    ("cli", "optim", "cifar_stem", "head"),
+    ("ghost_batchnorm_triton",),
+    ("cli", "optim", "cifar_stem", "head", "ghost_batchnorm"),
     ("commands", "run_folder", "ranges"),
     ("data", "model", "reporting"),
     ("training", "exploring"),

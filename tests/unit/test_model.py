@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,13 +12,14 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from resnet_cifar import model as models
 from resnet_cifar import optim
+from resnet_cifar.ghost_batchnorm import apply_ghost_batchnorm
 from resnet_cifar.recipe import Mistake, Recipe, parse
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -46,87 +46,8 @@ def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
-    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-
-
-# Norm groups
-
-
-def test_a_grouped_norm_is_batch_norm_of_each_group() -> None:
-    """Outputs and gradients against the formula, with a last group that is not full."""
-    norm = nn.BatchNorm2d(3).double()
-    nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
-    models.group_norms(norm, 4)
-    x = noise(10, 3, 5, 5).requires_grad_()
-    weight, bias = (p.detach().clone().requires_grad_() for p in (norm.weight, norm.bias))
-    parts = []
-    for rows in (x[0:4], x[4:8], x[8:10]):
-        mean = rows.mean((0, 2, 3), keepdim=True)
-        variance = rows.var((0, 2, 3), unbiased=False, keepdim=True)
-        parts.append((rows - mean) / (variance + norm.eps).sqrt() * weight[:, None, None] + bias[:, None, None])
-    expected = torch.cat(parts)
-    found = norm(x)
-    torch.testing.assert_close(found, expected)
-    direction = noise(10, 3, 5, 5, seed=1)
-    ours = torch.autograd.grad((found * direction).sum(), (x, norm.weight, norm.bias))
-    theirs = torch.autograd.grad((expected * direction).sum(), (x, weight, bias))
-    torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
-def test_a_grouped_model_sees_each_group_as_a_batch_of_its_own(name: str) -> None:
-    plain, grouped = built(name), built(name)
-    if name == "test_efficientnet":
-        assert any(isinstance(module, BatchNormAct2d) for module in plain.modules())
-    models.group_norms(grouped, 4)
-    x = noise(12, 3, 32, 32)
-    expected, found = torch.cat([plain(rows) for rows in x.split(4)]), grouped(x)
-    torch.testing.assert_close(found, expected)
-    assert not torch.allclose(found, copy.deepcopy(plain)(x))
-    for outputs, model in ((expected, plain), (found, grouped)):
-        outputs.square().mean().backward()
-        assert all(p.grad is not None for p in model.parameters())
-    for ours, theirs in zip(grouped.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
-def test_grouping_keeps_weights_names_and_evaluation(name: str) -> None:
-    plain, grouped = built(name).eval(), built(name).eval()
-    models.group_norms(grouped, 4)
-    assert list(grouped.state_dict()) == list(plain.state_dict())
-    x = noise(6, 3, 32, 32)
-    torch.testing.assert_close(grouped(x), plain(x), rtol=0, atol=0)
-
-
-def test_a_copy_of_a_grouped_model_is_grouped_and_apart() -> None:
-    grouped = built()
-    models.group_norms(grouped, 4)
-    twin = copy.deepcopy(grouped)
-    x = noise(8, 3, 32, 32)
-    torch.testing.assert_close(twin(x), grouped(x), rtol=0, atol=0)
-    with torch.no_grad():
-        twin.conv1[0].weight.zero_()
-    assert grouped.conv1[0].weight.abs().sum() > 0
-
-
-def test_another_model_is_not_grouped() -> None:
-    models.group_norms(built(), 4)
-    x = noise(8, 3, 32, 32)
-    plain, reference = built(), timm.create_model("test_resnet", num_classes=10).double()
-    reference.load_state_dict(plain.state_dict())
-    torch.testing.assert_close(plain(x), reference(x), rtol=0, atol=0)
-
-
-def test_groups_can_be_set_again() -> None:
-    again, once = built(), built()
-    models.group_norms(again, 8)
-    models.group_norms(again, 4)
-    models.group_norms(once, 4)
-    x = noise(8, 3, 32, 32)
-    torch.testing.assert_close(again(x), once(x), rtol=0, atol=0)
+def norms(model: nn.Module) -> list[_BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
 # Precise BatchNorm
@@ -141,7 +62,7 @@ def test_estimated_statistics_are_those_of_update_bn(grouped: bool) -> None:
     """Also where training sees small groups: scores see whole batches."""
     ours, theirs = built("test_efficientnet"), built("test_efficientnet")
     if grouped:
-        models.group_norms(ours, 4)
+        apply_ghost_batchnorm(ours, 4)
         ours(noise(8, 3, 32, 32, seed=9))  # statistics of training are forgotten
     batches = [noise(16, 3, 32, 32, seed=seed) for seed in range(5)]
     models.estimate_norms(ours, iter(batches), alone)
@@ -153,11 +74,11 @@ def test_estimated_statistics_are_those_of_update_bn(grouped: bool) -> None:
 
 def test_estimating_leaves_everything_else_as_it_was() -> None:
     model = built("test_efficientnet")
-    models.group_norms(model, 4)
+    apply_ghost_batchnorm(model, 4)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    kept = [(module.momentum, module.norm_batch) for module in norms(model)]
+    kept = [(module.momentum, module.ghost_batch_size) for module in norms(model)]
     models.estimate_norms(model, [noise(16, 3, 32, 32)], alone)
-    assert [(module.momentum, module.norm_batch) for module in norms(model)] == kept
+    assert [(module.momentum, module.ghost_batch_size) for module in norms(model)] == kept
     assert all(module.training for module in model.modules())
     for name, tensor in model.state_dict().items():
         if "running" not in name and "tracked" not in name:
@@ -462,7 +383,7 @@ def test_a_trained_grouped_model_exports_to_what_it_scores_as(tmp_path: Path) ->
     """As the loop does it: grouped, trained a little, statistics estimated, exported."""
     recipe = recipe_of()
     model = models.build(recipe, 10, pretrained=False)
-    models.group_norms(model, 4)
+    apply_ghost_batchnorm(model, 4)
     optimizer = optim.build(model, recipe.optimizer, 0.1, torch.device("cpu"))
     x = noise(16, 3, 32, 32, dtype=torch.float32)
     F.cross_entropy(model(x), torch.arange(16) % 10).backward()
