@@ -89,7 +89,8 @@ def _default_folder(name: str, base: Recipe) -> Path:
     """Where train.py would put the run."""
     from resnet_cifar.training import beforehand
 
-    resolved = beforehand.resolved(dataclasses.replace(base, precision=launched.resolve_precision(base.precision)))
+    precision, _ = launched.resolve_precision(base.precision)
+    resolved = beforehand.resolved(dataclasses.replace(base, precision=precision))
     return run_folder.default_path(name, resolved)
 
 

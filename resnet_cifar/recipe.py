@@ -342,7 +342,7 @@ class Recipe:
     seed: Annotated[Whole, Field(ge=0)] = 0
     """Of everything random: weights, order, augmentation, splits."""
     precision: Annotated[Literal["auto", "no", "bf16", "fp16", "fp64"], BeforeValidator(_word_no)] = "auto"
-    """`auto` follows `accelerate launch --mixed_precision`; `no` is float32; `fp64` is for proofs."""
+    """`auto`: what the launcher asks for, else bf16 on GPUs that have it; `no` is float32; `fp64` is for proofs."""
     batch_size: Annotated[Whole, Field(ge=2)] = 256
     """The global batch: images one optimiser step learns from, on any number of devices."""
     micro_batch: Annotated[int | Literal["auto"], PlainValidator(_rows_or_auto)] = 0

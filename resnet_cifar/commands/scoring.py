@@ -43,7 +43,7 @@ class Changeable:
     """What may differ from the recipe that a model was trained by."""
 
     precision: str = "auto"
-    """`auto` follows `accelerate launch --mixed_precision`; no, bf16, fp16 or fp64."""
+    """`auto`: what the launcher asks for, else bf16 on GPUs that have it; or no (float32), bf16, fp16, fp64."""
     data: Data = field(default_factory=Data)
 
 

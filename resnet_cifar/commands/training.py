@@ -9,6 +9,8 @@ from resnet_cifar import cli
 from resnet_cifar.commands.help import show_help
 from resnet_cifar.recipe import Mistake, Recipe
 
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
 
 @dataclass(frozen=True)
 class TrainCommand:
@@ -30,11 +32,13 @@ class TrainCommand:
     """Save and end after so many minutes, as if interrupted [default: never]; slurm/train.sh minds its own limits."""
     profile: int = 0
     """Trace so many steps into RUN/profile and say what takes the time in them [default: none]. Changes no result."""
+    compile: str = ""
+    """torch.compile's mode: default, reduce-overhead, max-autotune, max-autotune-no-cudagraphs [the launcher's]."""
 
 
 def train_command(arguments: list[str]) -> tuple[TrainCommand, Recipe]:
     """What `train.py ARGUMENTS` asks for. Ends the program after --help and --recipe list; raises Mistake."""
-    values = ("recipe", "run", "extend", "max_minutes", "profile")
+    values = ("recipe", "run", "extend", "max_minutes", "profile", "compile")
     own, overrides, rest = cli.split(arguments, values, flags=("dry_run", "fetch", "fresh"))
     if rest:
         raise Mistake(f"{rest[0]!r} stands alone: fields are given as --FIELD VALUE")
@@ -43,6 +47,8 @@ def train_command(arguments: list[str]) -> tuple[TrainCommand, Recipe]:
             own[name] = cli.positive(name, own[name])
     if "profile" in own:
         own["profile"] = cli.count("profile", own["profile"])
+    if (mode := own.get("compile")) is not None and mode not in COMPILE_MODES:
+        raise Mistake(f"--compile {mode!r} is not a mode of torch.compile: take {', '.join(COMPILE_MODES)}")
     command = TrainCommand(**{name: value for name, value in own.items() if name != "help"})
     if command.recipe == "list":
         cli.say("\n".join(f"{name:12} {cli.first_line(name)}" for name in cli.recipe_names()))

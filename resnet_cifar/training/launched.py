@@ -45,14 +45,32 @@ def wants_cpu() -> bool:
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
 
 
-def resolve_precision(precision: str) -> str:
-    """A recipe's precision; `auto` is the launcher's. Raises Mistake."""
+def on_cpu() -> bool:
+    """Whether this process computes on the CPU: the launcher asks for it, or there is no GPU that torch can use."""
+    import torch  # it takes a second, and most of this module's users do without
+
+    return wants_cpu() or not torch.cuda.is_available()
+
+
+def resolve_precision(precision: str) -> tuple[str, str]:
+    """(the precision, why) for a recipe's `precision`; `auto` is the launcher's, or else what suits the device.
+
+    `accelerate launch` says `no` where nobody asked it for anything, so that word asks for nothing. Raises Mistake.
+    """
     if precision != "auto":
-        return precision
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    if launched not in ("no", "bf16", "fp16"):
-        raise Mistake(f"--mixed_precision {launched} of accelerate launch is not supported: take no, bf16 or fp16")
-    return launched
+        return precision, "as the recipe says"
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if asked not in ("no", "bf16", "fp16"):
+        raise Mistake(f"--mixed_precision {asked} of accelerate launch is not supported: take no, bf16 or fp16")
+    if asked != "no":
+        return asked, "auto: accelerate launch asks for it"
+    if on_cpu():
+        return "no", "auto: float32 on a CPU"
+    import torch
+
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16", "auto: this GPU computes it natively; --precision no is float32"
+    return "no", "auto: this GPU has no bfloat16; --precision fp16 is faster"
 
 
 def check_environment(on_cpu: bool) -> None:

@@ -40,7 +40,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 def train(command: TrainCommand, base: Recipe, requests: Requests) -> None:
     """Trains, evaluates and exports what `command` asks for. Raises Mistake, and SystemExit where it is interrupted."""
-    world = World(base.precision, base.deterministic)
+    world = World(base.precision, base.deterministic, command.compile)
     screen = Screen(shown=world.is_main)
     base = beforehand.resolved(dataclasses.replace(base, precision=world.precision), screen.warn)
     recipe = commands.extended(base, command.extend)

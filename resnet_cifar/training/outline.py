@@ -35,7 +35,8 @@ def describe(plan: Plan, world: World, data: ImageData, run: Path) -> list[tuple
             + f"; scored with the moving average of its weights, decay {recipe.model.ema:g}" * (recipe.model.ema > 0),
         ),
         *(("", f"with a head of its own: {head(recipe.model.head)}") for _ in range(recipe.model.head.is_deep)),
-        ("devices", f"{world.size} x {world.describe()}, precision {world.precision}"),
+        ("devices", f"{world.size} x {world.describe()}"),
+        ("precision", world.describe_precision()),
         (
             "batch",
             f"{recipe.batch_size} = {world.size} x {plan.share}, in micro-batches of {plan.micro_batch}; BatchNorm "

@@ -16,6 +16,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import TorchDynamoPlugin
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
@@ -48,28 +49,39 @@ def _meets_others(verb: Callable[Concatenate[World, P], T]) -> Callable[Concaten
 class World:
     """What the launcher started: this process's place, its device, and Accelerate behind a few plain verbs.
 
-    `precision` is a recipe's; `auto` follows the launcher. Raises Mistake where what was found is not what was asked.
+    `precision` is a recipe's; `auto` is resolved (`launched.resolve_precision`). `compile_mode`: torch.compile's mode,
+    whatever the launcher says of it; "" leaves it to the launcher. Raises Mistake where what was found is not what was
+    asked for.
     """
 
-    def __init__(self, precision: str, deterministic: bool = False) -> None:
+    def __init__(self, precision: str, deterministic: bool = False, compile_mode: str = "") -> None:
         self.waiting = False
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
             torch.use_deterministic_algorithms(True)
-        self.precision = launched.resolve_precision(precision)
-        on_cpu = launched.wants_cpu() or not torch.cuda.is_available()
+        self.precision, self.precision_reason = launched.resolve_precision(precision)
+        on_cpu = launched.on_cpu()
         launched.check_environment(on_cpu)
         if on_cpu and self.precision == "fp16":
             raise LocalMistake("precision fp16 needs a GPU, and none was found: take no or bf16")
-        if not on_cpu and self.precision == "bf16" and not torch.cuda.is_bf16_supported():
-            raise LocalMistake(f"precision bf16 is not supported by {torch.cuda.get_device_name()}: take fp16 or no")
+        if not on_cpu:
+            if self.precision == "bf16" and not torch.cuda.is_bf16_supported():
+                raise LocalMistake(
+                    f"precision bf16 is not supported by {torch.cuda.get_device_name()}: take fp16 or no"
+                )
+            _set_up_gpu_arithmetic(deterministic)
         mixed = self.precision if self.precision in ("bf16", "fp16") else "no"
         # Buffers are not broadcast (running statistics do not steer training) and gradients live in the buckets.
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         group = InitProcessGroupKwargs(timeout=_COLLECTIVE)
+        options = {
+            "mixed_precision": mixed,
+            "kwargs_handlers": [ddp, group],
+            "dynamo_plugin": _compilation(compile_mode),
+        }
         try:
             _join_again("gloo" if on_cpu else "nccl")
-            self._accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[ddp, group])
+            self._accelerator = Accelerator(cpu=on_cpu, **options)
         except dist.DistNetworkError as error:  # no launcher has looked at the port before
             place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise LocalMistake(
@@ -85,6 +97,17 @@ class World:
         self._hosted, self._port = self._host_store() if self.size > 1 else (None, 0)
         self._store = self.connect()
         self._turns = 0
+        if precision == "auto":
+            self._check_same_precision()
+
+    def _check_same_precision(self) -> None:
+        """Raises LocalMistake where `auto` means something else on this process's GPU than on rank 0's."""
+        first = self.main_first(lambda: self.precision)
+        if first != self.precision:
+            raise LocalMistake(
+                f"precision auto is {first} on rank 0 and {self.precision} on this machine "
+                f"({self.precision_reason}): set --precision to one that all GPUs support"
+            )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -108,9 +131,10 @@ class World:
         return dist.TCPStore(host, self._port, None, False, _FOREVER, wait_for_workers=False)
 
     def describe(self) -> str:
-        """The device, and whether the launcher asked for torch.compile."""
-        backend = self._accelerator.state.dynamo_plugin.backend.value.lower()
-        compiled = f", compiled with {backend}" if backend != "no" else ""
+        """The device, and whether models are compiled."""
+        plugin = self._accelerator.state.dynamo_plugin
+        backend, mode = plugin.backend.value.lower(), f" ({plugin.mode})" if plugin.mode != "default" else ""
+        compiled = f", compiled with {backend}{mode}" if backend != "no" else ""
         if self.device.type == "cuda":
             return f"{torch.cuda.get_device_name(self.device)}{compiled}"
         threads = torch.get_num_threads()
@@ -125,6 +149,18 @@ class World:
             f"OMP_NUM_THREADS={threads} leaves {cores - threads} of {cores} cores idle, and accelerate launch sets 1 "
             f"unless told otherwise: set OMP_NUM_THREADS={cores}, or leave it to accelerate_configs/cpu.yaml"
         )
+
+    def describe_precision(self) -> str:
+        """The precision, what it means for float32, and why it was taken."""
+        words = {"no": "float32", "fp64": "float64"}.get(self.precision, self.precision)
+        tf32 = " with TF32" if self.precision == "no" and self.uses_tf32 else ""
+        return f"{words}{tf32} ({self.precision_reason})"
+
+    @property
+    def uses_tf32(self) -> bool:
+        """Whether float32 matrix products and convolutions run in TF32."""
+        is_capable = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (8, 0)
+        return is_capable and torch.backends.cuda.matmul.allow_tf32
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
@@ -255,6 +291,31 @@ class World:
         if self._store is not None:
             self._await_readers("the end", self.size)
         self._accelerator.end_training()
+
+
+def _set_up_gpu_arithmetic(deterministic: bool) -> None:
+    """TF32 for products of float32 matrices and convolutions, and cuDNN's fastest algorithms, found by trying.
+
+    What is fastest may differ from start to start, so neither is on where results must repeat to the bit.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = not deterministic
+    torch.backends.cudnn.allow_tf32 = not deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def _compilation(mode: str) -> TorchDynamoPlugin:
+    """torch.compile as `--compile MODE` or the launcher asks for it; a second image size compiles again, for itself."""
+    if mode:
+        plugin = TorchDynamoPlugin(backend="inductor", mode=mode, dynamic=False)
+    else:
+        plugin = TorchDynamoPlugin(dynamic=False)
+    several = int(os.environ.get("WORLD_SIZE") or 1) > 1
+    if several and plugin.mode in ("reduce-overhead", "max-autotune"):
+        raise Mistake(
+            f"torch.compile's mode {plugin.mode} uses CUDA graphs, which DDP (several processes) does not support: "
+            "take default or max-autotune-no-cudagraphs"
+        )
+    return plugin
 
 
 def _join_again(backend: str) -> None:

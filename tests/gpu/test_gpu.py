@@ -97,8 +97,9 @@ class TestPrecisions:
     """
 
     @staticmethod
-    def first_step(precision: str) -> tuple[float, float]:
+    def first_step(precision: str, tf32: bool) -> tuple[float, float]:
         learner, batches = start(precision)
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         norms: list[Tensor] = []
         learner._before_update.append(lambda: norms.append(torch.nn.utils.get_total_norm(gradients(learner))))
         learner.update(0, batches.step(0))
@@ -114,13 +115,9 @@ class TestPrecisions:
             pytest.param("no", True, 2.0**-10, marks=needs_tf32),  # it keeps ten bits, as fp16 does
         ],
     )
-    def test_they_start_where_float32_does(
-        self, precision: str, tf32: bool, epsilon: float, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-        loss, norm = self.first_step("no")
-        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
-        its_loss, its_norm = self.first_step(precision)
+    def test_they_start_where_float32_does(self, precision: str, tf32: bool, epsilon: float) -> None:
+        loss, norm = self.first_step("no", tf32=False)
+        its_loss, its_norm = self.first_step(precision, tf32)
         assert its_norm != norm, "it is another arithmetic"
         assert its_loss == pytest.approx(loss, rel=epsilon)
         assert its_norm == pytest.approx(norm, rel=4 * epsilon)

@@ -345,13 +345,23 @@ def test_help_shows_every_field_with_the_recipes_value(name: str, run: Run) -> N
         shown = re.search(rf" --{re.escape(path)} .*?\(default: (.*?)\)", page)
         assert shown is not None, path
         assert shown[1].strip("'") == str(value), path
-    for option in ("--recipe", "--run", "--dry_run", "--fetch", "--fresh", "--extend", "--max_minutes", "--profile"):
+    for option in (
+        "--recipe",
+        "--run",
+        "--dry_run",
+        "--fetch",
+        "--fresh",
+        "--extend",
+        "--max_minutes",
+        "--profile",
+        "--compile",
+    ):
         assert option in done.stdout
 
 
 def test_help_offers_nothing_that_is_refused(run: Run) -> None:
     page = plain(run("train.py", "--help", env={"COLUMNS": "100"}).stdout)
-    mentioned = {"help", "mixed_precision"}  # --mixed_precision is accelerate's
+    mentioned = {"help"}
     for option in sorted(set(re.findall(r" --(\w[\w.]*)", page)) - mentioned):
         try:
             commands.train_command([f"--{option}", "1"])
@@ -363,7 +373,7 @@ def test_help_of_eval_offers_what_is_taken_and_nothing_else(run: Run) -> None:
     done = run("eval.py", "--help")
     assert done.returncode == 0
     options = set(re.findall(r" --(\w[\w.]*)", done.stdout)) - {"help"}
-    own = {"split", "tta", "out", "images", "json", "check", "precision", "mixed_precision"}  # the last is accelerate's
+    own = {"split", "tta", "out", "images", "json", "check", "precision"}
     assert {option for option in options if not option.startswith("data.")} == own
     assert {f"data.{name}" for name in ("source", "limit", "image_size")} < options
     assert "RUN/checkpoints/step-..." in done.stdout
