@@ -21,7 +21,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks import arithmetic
 from resnet_cifar import model as models
 from resnet_cifar import optim
 from resnet_cifar.cli import read_recipe
@@ -31,6 +30,7 @@ from resnet_cifar.data.plan import Plan
 from resnet_cifar.data.resident import ImageSet
 from resnet_cifar.ghost_batchnorm import apply_ghost_batchnorm
 from resnet_cifar.recipe import Recipe
+from resnet_cifar.training import flops as arithmetic
 from resnet_cifar.training.evaluate import predict
 from resnet_cifar.training.step import Learner
 from resnet_cifar.training.world import World

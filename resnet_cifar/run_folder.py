@@ -169,13 +169,19 @@ class RunFolder:
             if earlier and last and "state" not in earlier[-1]:
                 earlier[-1] |= {"state": "killed", "ended": last["time"], "step": last.get("step", 0)}
             claim = {name: self._owner[name] for name in ("start", "host", "pid")}
+            claim |= {"gpus": word["gpus"]} if "gpus" in word else {}
             self._starts = [*earlier, {**claim, "began": word["time"], "from_step": step}]
         if word["state"] != "running":
-            why = {"why": word["why"]} if word.get("why") else {}
-            self._starts[-1] |= {"state": word["state"], "ended": word["time"], "step": step, **why}
+            more = {name: word[name] for name in ("why", "energy_kwh") if word.get(name)}
+            self._starts[-1] |= {"state": word["state"], "ended": word["time"], "step": step, **more}
         elif not is_first:
             return
         write_json(file, {"starts": self._starts})
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """The run's starts as starts.json has them, this one last; known after its first status."""
+        return self._starts
 
     def continue_rows(self, step: int) -> None:
         """Begins to append to metrics.jsonl, without the rows after update `step`: a resumed run writes them again.

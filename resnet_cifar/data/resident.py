@@ -7,9 +7,10 @@ of its own copies them there, beside the computation. Both give the same images 
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,17 +27,21 @@ ALL = slice(None)
 
 
 class Mapped:
-    """Rows `rows` (int64 [n]) of a uint8 .npy file [m, height, width, 3], read by a thread and sent to `device`."""
+    """Rows `rows` (int64 [n]) of a uint8 .npy file [m, height, width, 3], read by a thread and sent to `device`.
+
+    `seconds_waited`: how long whoever asked has waited for the thread so far.
+    """
 
     def __init__(self, file: Path, rows: np.ndarray, device: torch.device) -> None:
         self._whole, self._rows, self._device = np.load(file, mmap_mode="r"), rows, device
+        self.seconds_waited = 0.0
         self.shape = (len(rows), *self._whole.shape[1:])
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="images")
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def ask(self, rows: np.ndarray) -> Callable[[slice], Tensor]:
         """Sends for images; what it returns waits for them to be on the device, and not for the device."""
-        return _Coming(self._reader.submit(self._read, self._rows[rows]))
+        return _Coming(self, self._reader.submit(self._read, self._rows[rows]))
 
     def _read(self, rows: np.ndarray) -> tuple[Tensor, torch.cuda.Event | None]:
         images = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8, pin_memory=self._stream is not None)
@@ -54,10 +59,14 @@ class Mapped:
 class _Coming:
     """Images that a thread reads and a stream copies."""
 
-    def __init__(self, reading: Future[tuple[Tensor, torch.cuda.Event | None]]) -> None:
-        self._reading = reading
+    def __init__(self, source: Mapped, reading: Future[tuple[Tensor, torch.cuda.Event | None]]) -> None:
+        self._source, self._reading = source, reading
 
     def __call__(self, part: slice) -> Tensor:
+        if not self._reading.done():
+            began = time.perf_counter()
+            wait([self._reading])
+            self._source.seconds_waited += time.perf_counter() - began
         images, arrived = self._reading.result()
         if arrived is not None:
             computing = torch.cuda.current_stream(images.device)
@@ -108,6 +117,11 @@ class ImageSet:
     def resident_bytes(self) -> int:
         """What the images take of the device's memory."""
         return self.images.nbytes if isinstance(self.images, Tensor) else 0
+
+    @property
+    def seconds_waited(self) -> float:
+        """How long the host has waited so far for images to be read from disk."""
+        return self.images.seconds_waited if isinstance(self.images, Mapped) else 0.0
 
     def ask(self, rows: np.ndarray) -> Asked:
         """Sends for the images `rows` (int64 [k], on the host), so that they are there when they are needed."""

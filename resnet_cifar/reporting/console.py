@@ -61,6 +61,7 @@ class Screen:
         speed = row["images_per_second"]
         left = (self._steps - row["step"]) / row["step"] * row["images"] / speed
         facts = f"epoch {row['epoch']:.2f}  loss {row['train/loss']:.3f}  lr {row['lr']:.2g}  {speed:,.0f} images/s"
+        facts += f"  {row['mfu']:.0%} MFU" if "mfu" in row else ""
         if self._progress is not None:
             with contextlib.suppress(*_NOBODY_READS):
                 self._progress.update(self._task, completed=row["step"], facts=facts)

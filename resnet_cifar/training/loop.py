@@ -32,9 +32,11 @@ from resnet_cifar.training.recorder import Recorder
 from resnet_cifar.training.snapshot import Snapshot
 from resnet_cifar.training.step import Learner, OutOfMemory
 from resnet_cifar.training.tally import Sums
+from resnet_cifar.training.telemetry import Telemetry
 from resnet_cifar.training.watch import GO_ON, Watch
 from resnet_cifar.training.world import World, lost_connection
 
+_COSTS = {"gpu_hours": "GPU-hours", "energy_kwh": "kWh"}  # of result.json: unit
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
@@ -121,7 +123,7 @@ class Run:
         self.best: dict[str, Any] | None = None
         self.stopping = EarlyStopping(plan.recipe.early_stopping)
         self.began = time.perf_counter()
-        self._rows_until, self._images_until = self.began, 0
+        self.telemetry = Telemetry(plan, world, data)
         self._unscored: dict[str, Any] | None = None  # the row of a score that is under way
         self._fresh_at = -1  # the step whose weights BatchNorm's statistics are of
 
@@ -206,7 +208,7 @@ class Run:
         recorder.screen.begin(plan.steps, start)
         recorder.seconds_to_first_step = time.time() - psutil.Process().create_time()
         recorder.status("running")
-        self._rows_until, self._images_until = time.perf_counter(), start * plan.recipe.batch_size
+        self.telemetry.start(start)
         if self._unscored:
             self._settle(self._unscored, score=True)
         if self.stopping.over:
@@ -281,7 +283,7 @@ class Run:
         self._write(row)
         self._save()
         self.recorder.status("running")
-        self._rows_until += time.perf_counter() - began  # images_per_second leaves it out
+        self.telemetry.exclude(time.perf_counter() - began)
 
     def _score(self) -> dict[str, float]:
         """Scores today's weights on the validation split and remembers the best."""
@@ -300,17 +302,16 @@ class Run:
         return scores
 
     def _row(self, sums: Sums) -> dict[str, Any]:
-        images, now = sums.step * self.plan.recipe.batch_size, time.perf_counter()
-        speed = (images - self._images_until) / (now - self._rows_until)
-        self._rows_until, self._images_until = now, images
+        norm = {} if sums.gradient_norm is None else {"gradient_norm": sums.gradient_norm}
         return {
             "step": sums.step,
             "epoch": self.plan.epoch(sums.step),
-            "images": images,
+            "images": sums.step * self.plan.recipe.batch_size,
             "lr": sums.rate,
             "train/loss": sums.loss,
             "train/accuracy": sums.accuracy,
-            "images_per_second": speed,
+            **norm,
+            **self.telemetry.row(sums.step),
         }
 
     def _write(self, *rows: dict[str, Any]) -> None:
@@ -331,7 +332,8 @@ class Run:
             "skipped": self.learner.tally.skipped,
         }
         learner = self.learner
-        self.recorder.save(snapshot.take(learner.model, learner.optimizer, learner.average), state)
+        with self.telemetry.waiting():
+            self.recorder.save(snapshot.take(learner.model, learner.optimizer, learner.average), state)
 
     def _save_interrupted(self) -> None:
         """Saves what has been done since the last checkpoint, at the same step on every rank."""
@@ -340,6 +342,7 @@ class Run:
         begun = self.learner.tally.unread(self.recorder.done)  # every rank takes part, whoever has saved since
         if self.recorder.done > self.recorder.saved:
             self._save(begun)
+        self.recorder.energy_kwh = self.telemetry.energy_kwh()
         self.recorder.wait()
 
     def _finish(self) -> None:
@@ -357,6 +360,7 @@ class Run:
         scored = learner.wrapped_to_score
         predictions = predict(world, scored, self.data.test, learner.format, self.watch.tick)
         temperature = fit_on_validation(world, scored, self.data, learner.format, self.watch.tick)
+        recorder.energy_kwh = self.telemetry.energy_kwh()
         if not world.is_main:
             return
         recipe, data = self.plan.recipe, self.data
@@ -376,13 +380,15 @@ class Run:
             "stopped_early": self.stopping.over,
             "seconds": time.perf_counter() - self.began,
             "world_size": world.size,
+            **recorder.costs(),
         }
         facts = {"temperature": temperature, "stored_size": data.train.side, "fingerprint": data.fingerprint}
         card = closing.card(lambda: self._card(found, {**result, **facts}), recorder.screen.warn)
         models.export(learner.scored, folder.model, recipe, data.classes, weights, facts, card)
         run_folder.write_json(folder.path / "result.json", result)
         best = {f"best/{name}": value for name, value in result.items() if name == "step" or name.startswith("val/")}
-        final = {**best, "test/accuracy": result["test/accuracy"], "test/loss": result["test/loss"]}
+        costs = {name: result[name] for name in _COSTS if name in result}
+        final = {**best, "test/accuracy": result["test/accuracy"], "test/loss": result["test/loss"], **costs}
         recorder.status("finished")
         recorder.screen.end()
         page = None
@@ -404,11 +410,13 @@ def _closing_table(screen: Screen, folder: RunFolder, result: dict[str, Any], cu
     validation = f"{result['val/accuracy']:.4f}" if "val/accuracy" in result else "none held out; the last model counts"
     early = f", stopped early at step {result['steps']}" if result["stopped_early"] else ""
     page = folder.path / "report" / "index.html"
+    costs = [f"{result[name]:.3g} {unit}" for name, unit in _COSTS.items() if name in result]
     screen.table(
         f"Finished in {duration(result['seconds'])}{early}",
         [
             ("validation", f"accuracy {validation}"),
             ("test", f"accuracy {result['test/accuracy']:.4f}, top-5 {result['test/top5']:.4f}, scored once"),
+            *([("compute", ", ".join(costs))] if costs else []),
             ("model", f'timm.create_model("local-dir:{folder.model}", pretrained=True)'),
             ("metrics", str(folder.path / "metrics.jsonl")),
             ("report", str(page) if page.is_file() else f"none yet: python -m resnet_cifar.report {folder.path}"),

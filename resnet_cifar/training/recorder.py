@@ -14,7 +14,7 @@ from resnet_cifar.recipe import Mistake, to_dict
 from resnet_cifar.reporting import environment, track
 from resnet_cifar.reporting.console import Screen
 from resnet_cifar.run_folder import RunFolder, read_json
-from resnet_cifar.training import checkpoint
+from resnet_cifar.training import checkpoint, telemetry
 from resnet_cifar.training.snapshot import Snapshot
 from resnet_cifar.training.watch import GO_ON
 from resnet_cifar.training.world import World
@@ -28,6 +28,7 @@ class Recorder:
         self.folder, self.screen = folder, screen
         self.tracker = track.Several({}, folder.path, 0, screen.warn)
         self.done, self.seconds_to_first_step = 0, 0.0  # what status.json says beside the state
+        self.energy_kwh: float | None = None  # that this start has used, where it is known
         self.saved = 0  # updates that the newest checkpoint has seen; rank 0's
         self._writer = checkpoint.Writer(folder.checkpoints, plan.recipe.checkpoint.keep, before=folder.sync)
         self._saved_at = time.monotonic()
@@ -108,7 +109,16 @@ class Recorder:
         """Writes status.json."""
         if self.world.is_main:
             seconds = round(self.seconds_to_first_step, 2)
+            if self.world.device.type == "cuda":
+                facts |= {"gpus": self.world.size}
+            if self.energy_kwh is not None:
+                facts |= {"energy_kwh": self.energy_kwh}
             self.folder.status(state, step=self.done, steps=self.plan.steps, seconds_to_first_step=seconds, **facts)
+
+    def costs(self) -> dict[str, float]:
+        """What the run has cost on GPUs in all its starts: see `telemetry.costs`. Rank 0's."""
+        *earlier, this = self.folder.starts
+        return telemetry.costs([*earlier, {**this, "ended": time.time(), "energy_kwh": self.energy_kwh}])
 
     def end(self, state: str, why: str) -> None:
         """Leaves a last word in the folder and with the tracker; what ends the run already is not hidden by another."""

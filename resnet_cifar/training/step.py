@@ -200,7 +200,7 @@ class Learner:
         return [(part,) for part in to_device(kept, self.world.device).split(self.plan.micro_batch)]
 
     def _clip(self) -> None:
-        torch.nn.utils.clip_grad_norm_(self._parameters, self.plan.recipe.optimizer.clip)
+        self.tally.add_norm(torch.nn.utils.clip_grad_norm_(self._parameters, self.plan.recipe.optimizer.clip))
 
     def _follow(self, step: int) -> None:
         """The average's decay grows to the recipe's with the updates, as TensorFlow's does: first weights fade fast."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,12 +20,17 @@ _NEVER = torch.iinfo(torch.int64).max
 
 @dataclass(frozen=True)
 class Sums:
-    """What happened since the sums were taken before: over all ranks, after `step` updates."""
+    """What happened since the sums were taken before: over all ranks, after `step` updates.
+
+    `gradient_norm`: the mean over these updates of the gradient's norm before it was clipped, without those that were
+    not finite, which fp16's scaler skips; None where gradients are not clipped.
+    """
 
     step: int
     loss: float
     accuracy: float
     rate: float
+    gradient_norm: float | None = None
 
 
 class Tally:
@@ -33,6 +39,7 @@ class Tally:
     def __init__(self, plan: Plan, world: World) -> None:
         self.plan, self.world = plan, world
         self._sums = torch.zeros(2, dtype=torch.float64, device=world.device)
+        self._norms = torch.zeros(2, dtype=torch.float64, device=world.device)  # their sum and count
         self._first_bad = torch.full((1,), _NEVER, dtype=torch.int64, device=world.device)
         self._skipped = torch.zeros(1, dtype=torch.int64, device=world.device)
         self._pending: deque[tuple[int, int, Tensor, Tensor, torch.cuda.Event | None]] = deque()
@@ -43,6 +50,11 @@ class Tally:
         self._sums += counts
         bad = torch.where(torch.isfinite(counts[0]), _NEVER, step)
         self._first_bad = torch.minimum(self._first_bad, bad)
+
+    def add_norm(self, norm: Tensor) -> None:
+        """The norm ([]) of the global batch's gradient before it is clipped; every rank has the same."""
+        finite = norm < math.inf  # and not NaN
+        self._norms += torch.stack([torch.where(finite, norm, 0.0), finite])
 
     def skip(self, finite: Tensor) -> None:
         """Whether the gradients were `finite` (bool []); fp16's scaler skips the update where they were not."""
@@ -59,6 +71,8 @@ class Tally:
         self._skipped.fill_(skipped)
         if begun:
             self._summed_to -= int(begun["steps"])
+            norms = [begun.get("norms", 0.0), begun.get("norms_count", 0.0)]  # older checkpoints have none
+            self._norms += torch.tensor(norms, dtype=torch.float64).to(self._norms.device)  # a sum over no ranks
             if self.world.is_main:
                 self._sums += torch.tensor([begun["loss"], begun["correct"]], dtype=torch.float64).to(self._sums.device)
 
@@ -71,13 +85,21 @@ class Tally:
             return None
         loss, correct = self.world.sum_(self._sums.clone()).tolist()
         self._check(int(self.world.smallest_(self._first_bad.clone())), self.skipped)
-        return {"steps": done - self._summed_to, "loss": loss, "correct": correct}
+        norms, count = self._norms.tolist()
+        return {
+            "steps": done - self._summed_to,
+            "loss": loss,
+            "correct": correct,
+            "norms": norms,
+            "norms_count": count,
+        }
 
     def take(self, done: int) -> None:
         """After `done` updates: sends the sums since the last time to the host, where `ready` finds them later."""
         sums, first_bad = self.world.sum_(self._sums.clone()), self.world.smallest_(self._first_bad.clone())
-        skipped = self._skipped.clone()
+        sums, skipped = torch.cat([sums, self._norms]), self._skipped.clone()
         self._sums.zero_()
+        self._norms.zero_()
         facts = torch.cat([first_bad, skipped])
         event = None
         if self.world.device.type == "cuda":
@@ -96,8 +118,9 @@ class Tally:
             first_bad, skipped = facts.tolist()
             self._check(first_bad, skipped)
             images = steps * self.plan.recipe.batch_size
-            loss, correct = sums.tolist()
-            yield Sums(done, loss / images, correct / images, self.plan.rate(done - 1))
+            loss, correct, norms, count = sums.tolist()
+            norm = norms / count if count else None
+            yield Sums(done, loss / images, correct / images, self.plan.rate(done - 1), norm)
 
     def _check(self, first_bad: int, skipped: int) -> None:
         if first_bad != _NEVER:

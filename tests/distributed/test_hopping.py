@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from metric_rows import rows_of
 from safetensors.numpy import load_file
 
 STOPPING = Path(__file__).with_name("stopping.py")
@@ -25,11 +26,6 @@ def long_form(value: object):
 
 # (processes, where they are stopped, the step that is saved): while the head learns, right before all do, in a score.
 HOPS = [(4, ("update", 10), 11), (1, ("update", 32), 33), (2, ("evaluation", 2), 42)]
-
-
-def rows_of(run: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
 
 
 def assert_equal_runs(run: Path, alone: Path) -> None:

@@ -101,6 +101,7 @@ def train(world: World, values: dict, precision: str) -> tuple[dict[str, np.ndar
         "rates": np.array([plan.rate(step) for step in range(plan.steps)]),
         "loss": np.array([s.loss for s in sums]),
         "accuracy": np.array([s.accuracy for s in sums]),
+        **({"norms": np.array([s.gradient_norm for s in sums])} if recipe.optimizer.clip else {}),
         "logits": scores.logits.numpy(),
         **{f"gradient {name}": gradient.numpy() for name, gradient in first.items()},
         **{f"weight {name}": p.detach().numpy() for name, p in learner.model.state_dict().items()},

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
+from metric_rows import rows_of
 
 from resnet_cifar.commands import TrainCommand
 from resnet_cifar.recipe import Recipe
@@ -53,12 +54,6 @@ def interrupt(command: TrainCommand, recipe: Recipe, kind: str, number: int) -> 
     status = json.loads((Path(command.run) / "status.json").read_text())
     assert (status["state"], status["why"]) == ("interrupted", "SIGTERM")
     return status
-
-
-def rows_of(run: str) -> list[dict[str, float]]:
-    """metrics.jsonl without the speed."""
-    rows = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
 
 
 def assert_same_run(run: str, other: str) -> None:

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from starting import assert_same_weights, interrupt, rows_of, train
+from metric_rows import rows_of
+from starting import assert_same_weights, interrupt, train
 
 from resnet_cifar import cli
 from resnet_cifar.commands import TrainCommand

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from metric_rows import rows_of
 from starting import train
 
 from resnet_cifar import cli, run_folder
@@ -60,7 +61,12 @@ def test_every_recipe_runs_two_steps(name: str) -> None:
     train(TrainCommand(recipe=name, run="run"), recipe)
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 2
-    assert {"step", "epoch", "images", "lr", "train/loss", "train/accuracy", "images_per_second"} <= rows[0].keys()
+    names = {"step", "epoch", "images", "lr", "train/loss", "train/accuracy", "images_per_second", "wait_share"}
+    names |= {"gradient_norm"} if recipe.optimizer.clip else set()
+    only_on_gpus = rows[0].keys() - names
+    assert rows[0].keys() >= names and only_on_gpus <= {"mfu", "memory_gib"}
+    assert torch.cuda.is_available() or not only_on_gpus
+    assert all(0 <= row["wait_share"] <= 1 for row in rows)
     assert 0 <= rows[-1]["val/accuracy"] <= 1 and rows[-1]["val/loss"] > 0
     result = json.loads(Path("run/result.json").read_text())
     assert {"val/accuracy", "test/accuracy", "test/loss", "checkpoint", "seconds", "world_size"} <= result.keys()
@@ -132,11 +138,7 @@ def test_a_run_goes_on_from_its_newest_checkpoint_to_the_same_weights() -> None:
     train(TrainCommand(recipe="debug", run="whole"), recipe)
     _stop_after(3, recipe)
     train(TrainCommand(recipe="debug", run="stopped"), recipe)
-    rows = [
-        [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in file.open()]
-        for file in (Path("whole/metrics.jsonl"), Path("stopped/metrics.jsonl"))
-    ]
-    assert rows[0] == rows[1]
+    assert rows_of("whole") == rows_of("stopped")
     from safetensors.torch import load_file
 
     whole, stopped = (load_file(f"{run}/model/model.safetensors") for run in ("whole", "stopped"))

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
-from starting import assert_same_run, interrupt, rows_of, train
+from metric_rows import rows_of
+from starting import assert_same_run, interrupt, train
 
 from resnet_cifar import cli
 from resnet_cifar.commands import TrainCommand

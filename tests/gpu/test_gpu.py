@@ -19,10 +19,12 @@ from resnet_cifar.data import draws
 from resnet_cifar.data.batches import Batches
 from resnet_cifar.data.plan import Plan
 from resnet_cifar.data.resident import ImageSet, Mapped
+from resnet_cifar.data.store import ImageData
 from resnet_cifar.recipe import parse
 from resnet_cifar.training import snapshot
 from resnet_cifar.training.evaluate import predict
 from resnet_cifar.training.step import Learner
+from resnet_cifar.training.telemetry import Telemetry, total_energy
 from resnet_cifar.training.world import World
 
 ON_GPU = torch.cuda.is_available()
@@ -78,6 +80,9 @@ def test_the_step_never_waits_for_the_device(precision: str, optimizer: str, cli
     stream = enumerate(batches.steps())
     for _ in range(2):  # cuDNN and the scaler set themselves up
         learner.update(*next(stream))
+    images = batches.images
+    measured = Telemetry(learner.plan, learner.world, ImageData(images, images, images, tuple("0123456789"), ""))
+    measured.start(2)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(6):
@@ -85,9 +90,14 @@ def test_the_step_never_waits_for_the_device(precision: str, optimizer: str, cli
             learner.update(number, micro_batches)
             learner.tally.take(number + 1)
             list(learner.tally.ready())
+            row = measured.row(number + 1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert all(np.isfinite(sums.loss) for sums in learner.tally.ready(wait=True))
+    for sums in learner.tally.ready(wait=True):
+        assert np.isfinite(sums.loss)
+        assert (sums.gradient_norm is not None) == (clip > 0)
+    assert 0 < row["memory_gib"] < torch.cuda.get_device_properties(0).total_memory / 2**30
+    assert row.get("mfu", 1.0) > 0, "absent where the device's peak is not known"
 
 
 class TestPrecisions:
@@ -253,3 +263,17 @@ def test_images_on_disk_make_the_same_batches_and_nobody_waits(tmp_path: Path) -
     assert len(found) == len(expected) == resident.plan.steps * 2
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@needs_gpu
+def test_nvml_counts_what_the_gpu_uses() -> None:
+    """Where it counts at all: not on slices, in some virtual machines, and on GPUs before Volta."""
+    device = torch.device("cuda", 0)
+    before = total_energy(device)
+    if before is None:
+        pytest.skip("NVML does not count this device's energy")
+    busy = torch.rand(8192, 8192, device=device)
+    for _ in range(200):
+        busy.copy_(busy @ busy / 8192)
+    torch.cuda.synchronize()
+    assert 0 < total_energy(device) - before < 100_000, "joules"

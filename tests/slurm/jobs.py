@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 from cluster import Cluster
+from metric_rows import rows_of
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -93,12 +94,6 @@ class Job:
         assert ended == state, f"{ended}\n{self.log}\n{self.cluster.log()}"
 
 
-def rows(run: Path) -> list[dict[str, float]]:
-    """metrics.jsonl without the speed."""
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in found]
-
-
 def tracker_runs(run: Path) -> set[str]:
     """The ids of the W&B runs whose pieces lie in a run folder."""
     return {piece.name.rsplit("-", 1)[1] for piece in (run / "wandb").glob("offline-run-*")}
@@ -110,7 +105,7 @@ def check_same(run: Path, other: Path, tolerance: float = 0.0) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert (tensor.double() - theirs[name].double()).abs().max() <= tolerance, name
-    (run_rows, other_rows) = rows(run), rows(other)
+    (run_rows, other_rows) = rows_of(run), rows_of(other)
     assert [row["step"] for row in run_rows] == [row["step"] for row in other_rows]
     for a, b in zip(run_rows, other_rows, strict=True):
         # A row that a save cut in two sums in another order.

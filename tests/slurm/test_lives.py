@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from jobs import Job, arguments, check_same, killed, rows, tracker_runs
+from jobs import Job, arguments, check_same, killed, tracker_runs
+from metric_rows import rows_of
 from wandb_server import WandbServer
 
 pytestmark = pytest.mark.proof_only
@@ -137,7 +138,7 @@ def test_the_curve_of_a_job_with_two_lives_is_one_run(cluster: Cluster, submit, 
         assert done.returncode == 0, done.stdout + done.stderr
         (stored,) = copy.deepcopy(server.runs).values()
     steps = [row["step"] for row in stored.history]
-    assert steps == [row["step"] for row in rows(job.run)]
+    assert steps == [row["step"] for row in rows_of(job.run)]
     assert stored.state == "finished"
 
 

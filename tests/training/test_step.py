@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -91,6 +92,41 @@ def test_clipping_bounds_the_global_norm(start: Start) -> None:
     assert norms == pytest.approx([0.01] * 3, rel=1e-3)
 
 
+def test_the_gradients_norm_is_the_mean_of_what_it_was_before_clipping(start: Start) -> None:
+    """Of the updates since the sums were taken; a row that is taken up in another start has the same bits."""
+    values = {"name": "sgd", "clip": 0.01}
+
+    def norms(learner: Learner, batches: Batches, steps: range) -> list[float]:
+        seen = []
+        learner._before_update.insert(
+            0, lambda: seen.append(torch.nn.utils.get_total_norm([p.grad for p in learner.model.parameters()]).item())
+        )
+        for number in steps:
+            learner.update(number, batches.step(number))
+        return seen
+
+    learner, batches = start(World("no"), optimizer=values)
+    seen = norms(learner, batches, range(3))
+    begun = json.loads(json.dumps(learner.tally.unread(3)))
+    learner.tally.take(3)
+    resumed, _ = start(World("no"), optimizer=values)
+    resumed.tally.resume_at(3, begun, skipped=0)
+    resumed.tally.take(3)
+    for tally in (learner.tally, resumed.tally):
+        (sums,) = tally.ready(wait=True)
+        assert sums.gradient_norm == sum(seen) / 3 > 0.01
+    learner.update(3, batches.step(3))
+    learner.tally.take(4)
+    (sums,) = learner.tally.ready(wait=True)
+    assert sums.gradient_norm == seen[3], "each row has its own"
+
+    learner, batches = start(World("no"))
+    learner.update(0, batches.step(0))
+    learner.tally.take(1)
+    (sums,) = learner.tally.ready(wait=True)
+    assert sums.gradient_norm is None, "nothing is clipped"
+
+
 def test_sums_are_the_mean_over_all_images_since_they_were_taken(start: Start) -> None:
     """Of what the model said of them while it trained; under Mixup the larger label counts."""
     learner, batches = start(World("no"), augment={"mixup": 1.0}, loss={"label_smoothing": 0.1})
@@ -174,10 +210,10 @@ class TestScaler:
     """fp16's bookkeeping with torch's CPU scaler: Accelerate has none for CPUs, the step does not know."""
 
     @staticmethod
-    def scaled(start: Start, scale: float) -> tuple[Learner, Batches]:
+    def scaled(start: Start, scale: float, **values: object) -> tuple[Learner, Batches]:
         world = World("no")
         world._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
-        return start(world)
+        return start(world, **values)
 
     def test_scaling_changes_nothing(self, start: Start) -> None:
         results = []
@@ -199,7 +235,7 @@ class TestScaler:
         torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-7)
 
     def test_an_overflow_skips_the_update_but_not_its_images_and_rate(self, start: Start) -> None:
-        learner, batches = self.scaled(start, scale=2.0**16)
+        learner, batches = self.scaled(start, scale=2.0**16, optimizer={"name": "sgd", "clip": 1.0})
         before = [p.detach().clone() for p in learner.model.parameters()]
         overflow = learner.model.conv1[0].weight.register_hook(lambda gradient: gradient * torch.inf)
         learner.update(0, batches.step(0))
@@ -213,6 +249,7 @@ class TestScaler:
         learner.tally.take(2)
         (sums,) = learner.tally.ready(wait=True)
         assert (sums.step, sums.rate) == (2, 0.05)
+        assert 0 < sums.gradient_norm < torch.inf, "that of the update that was not skipped"
 
     def test_an_update_that_works_ends_the_count(self, start: Start) -> None:
         learner, batches = self.scaled(start, scale=2.0**16)

@@ -1,4 +1,4 @@
-"""benchmarks/: the whole harness on a tiny model, the table of peaks, and what is counted. No figure is tested."""
+"""benchmarks/: the whole harness on a tiny model. No figure is tested."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 import benchmarks.__main__ as command
-from benchmarks import arithmetic, gpu, results, training
+from benchmarks import gpu, results, training
 from benchmarks.step import Configuration
 
 CONFIGURATION = Configuration("scratch", "cifar", 32, 64, "no", model="test_resnet", rounds=1, seconds=0.0)
@@ -62,34 +62,6 @@ def test_figures_are_kept_beside_each_other_until_the_machine_changes(tmp_path: 
     file.write_text(json.dumps({**kept, "environment": {**kept["environment"], "cpu": "another"}}))
     results.keep(file, "startup", "synthetic", {"y": 3})
     assert json.loads(file.read_text()).keys() == {"environment", "startup"}
-
-
-@pytest.mark.parametrize(
-    ("device", "precision", "tf32", "teraflops"),
-    [
-        ("NVIDIA H200", "bf16", False, 989.4),
-        ("NVIDIA H200", "no", True, 494.7),
-        ("NVIDIA H200", "no", False, 67),
-        ("NVIDIA H200 NVL", "fp16", False, 835.5),
-        ("NVIDIA A100-SXM4-80GB", "bf16", False, 312),
-        ("NVIDIA A10", "bf16", False, 125),
-        ("NVIDIA A10G", "bf16", False, None),
-        ("NVIDIA L4", "no", True, 60),
-        ("Tesla T4", "no", True, 8.1),  # it has no TF32
-        ("NVIDIA H200 MIG 1g.18gb", "bf16", False, None),
-        ("NVIDIA H200", "fp64", False, None),
-        ("A device of next year", "bf16", False, None),
-    ],
-)
-def test_the_peak_of_a_device(device: str, precision: str, tf32: bool, teraflops: float | None) -> None:
-    found = arithmetic.peak(device, precision, tf32)
-    assert found == (None if teraflops is None else pytest.approx(teraflops * 1e12))
-
-
-def test_a_resnet50_at_224_has_the_arithmetic_that_is_known_of_it() -> None:
-    """4.1 GMAC forward (He et al. 2015, table 1, count 3.8 without the shortcuts), and twice that backward."""
-    recipe = Configuration("finetune", "imagenet", 224, 64, "no").read("synthetic")
-    assert arithmetic.flops_an_image(recipe, 1000) == pytest.approx(3 * 2 * 4.1e9, rel=0.02)
 
 
 class TestGpuCheck:

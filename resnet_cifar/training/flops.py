@@ -1,4 +1,4 @@
-"""The arithmetic of a training step, counted by torch, and what devices can do at their best."""
+"""Floating-point operations of a training step, counted by torch, and the peak throughput of devices."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_cifar import model as models
+from resnet_cifar import optim
 from resnet_cifar.recipe import Recipe
 
 # Dense TFLOP/s by the first words of the device's name, in tensor cores where the format has them: NVIDIA's data sheets
@@ -43,10 +44,24 @@ def peak(device: str, precision: str, tf32: bool) -> float | None:
     return None
 
 
-def flops_an_image(recipe: Recipe, classes: int) -> float:
-    """FLOPs of forward and backward for one image, by torch's count of convolutions and matrix products."""
-    images, size = 2, recipe.data.image_size
-    model = models.build(recipe, classes, pretrained=False).to("meta")  # shapes are enough to count
+def tf32_is_on() -> bool:
+    """Whether float32 convolutions or matrix products may use TF32 on the GPUs that have it."""
+    backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    return any(backend.fp32_precision == "tf32" for backend in backends)
+
+
+def flops_an_image(recipe: Recipe, classes: int, image_size: int = 0, trains: str = "all") -> float:
+    """FLOPs of forward and backward for one image, by torch's count of convolutions and matrix products.
+
+    At `image_size` pixels (0: the recipe's), where `trains`, `all` or the `head`, gets gradients. Nothing is computed:
+    tensors on the meta device have shapes only.
+    """
+    images, size = 2, image_size or recipe.data.image_size
+    with torch.device("meta"):
+        model = models.build(recipe, classes, pretrained=False)
+    if trains == "head":
+        model.requires_grad_(False)
+        optim.classifier(model).requires_grad_()
     with FlopCounterMode(display=False) as counter:
         logits = model(torch.zeros(images, 3, size, size, device="meta"))
         F.cross_entropy(logits, torch.zeros(images, classes, device="meta")).backward()

@@ -1,0 +1,144 @@
+"""How well a run uses its hardware, between two rows, and what it costs in the end.
+
+Everything comes from the host's clock and counters: nothing here waits for the device while it trains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from resnet_cifar.data.plan import Plan
+from resnet_cifar.data.store import ImageData
+from resnet_cifar.training import flops
+from resnet_cifar.training.world import World
+
+_GIB = 2**30
+_JOULES_PER_KWH = 3.6e6
+
+
+class Telemetry:
+    """The measured fields of rows, on this rank; those that have no meaning on its device are absent.
+
+    images_per_second  of all ranks, without the time of scores and checkpoints
+    mfu                model FLOPs utilisation: the model's FLOPs per second over the peak of all devices in the
+                       precision of the run (Chowdhery et al. 2022, PaLM, appendix B); only for GPUs with a known peak
+    memory_gib         this rank's peak of allocated device memory since the row before; a maximum over ranks would be
+                       one more collective, and ranks have equal shares; only on GPUs
+    wait_share         of the time since the row before, scores and checkpoints included, the share in which this
+                       rank's host waited for images to be read from disk, or copied a checkpoint off the device and
+                       waited for the writing of the one before; 0 to 1
+    """
+
+    def __init__(self, plan: Plan, world: World, data: ImageData) -> None:
+        self.plan, self.world, self._data = plan, world, data
+        self._on_gpu = world.device.type == "cuda"
+        self._peak: float | None = None
+        if self._on_gpu:
+            name = torch.cuda.get_device_name(world.device)
+            self._peak = flops.peak(name, world.precision, flops.tf32_is_on())
+        self._flops: dict[tuple[str, int], float] = {}  # an image's, by what trains and the image size
+        self._joules = total_energy(world.device)
+        self._waited = 0.0
+        self.start(0)
+
+    def start(self, step: int) -> None:
+        """The first row begins now, after `step` updates."""
+        self._step, self._excluded = step, 0.0
+        self._began, self._waited_before = time.perf_counter(), self._seconds_waited()
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.world.device)
+
+    def exclude(self, seconds: float) -> None:
+        """Leaves time in which nothing was trained out of the row's images_per_second and mfu."""
+        self._excluded += seconds
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A context in which the host waits for a checkpoint."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._waited += time.perf_counter() - began
+
+    def row(self, step: int) -> dict[str, float]:
+        """The fields of the row after `step` updates; the next row begins now."""
+        steps, seconds = step - self._step, time.perf_counter() - self._began
+        speed = steps * self.plan.recipe.batch_size / (seconds - self._excluded)
+        found = {"images_per_second": speed}
+        if self._peak:
+            an_image = sum(map(self._flops_at, range(self._step, step))) / steps
+            found["mfu"] = speed * an_image / (self._peak * self.world.size)
+        if self._on_gpu:
+            found["memory_gib"] = torch.cuda.max_memory_allocated(self.world.device) / _GIB
+        found["wait_share"] = (self._seconds_waited() - self._waited_before) / seconds
+        self.start(step)
+        return found
+
+    def energy_kwh(self) -> float | None:
+        """The energy that all ranks' GPUs have used since construction; None where NVML does not tell all of it.
+
+        Every rank takes part, and waits for the device. Whatever else uses the same GPUs is included.
+        """
+        if not self._on_gpu:
+            return None
+        now = total_energy(self.world.device)
+        joules = math.nan if now is None or self._joules is None else now - self._joules
+        total = self.world.sum_(torch.tensor(joules, dtype=torch.float64, device=self.world.device)).item()
+        return None if math.isnan(total) else total / _JOULES_PER_KWH
+
+    def _seconds_waited(self) -> float:
+        return self._waited + self._data.train.seconds_waited + self._data.validation.seconds_waited
+
+    def _flops_at(self, step: int) -> float:
+        """An image's FLOPs in update `step`. The count takes the host a moment, once for each kind of phase."""
+        kind = self.plan.phase_at(step).train, self.plan.image_size(step)
+        if kind not in self._flops:
+            trains, size = kind
+            self._flops[kind] = flops.flops_an_image(self.plan.recipe, len(self._data.classes), size, trains)
+        return self._flops[kind]
+
+
+def total_energy(device: torch.device) -> float | None:
+    """Joules that a GPU has used since its driver was loaded, as NVML counts them.
+
+    None on CPUs, where NVML is missing, and where it does not count: slices of a GPU (MIG), and GPUs before Volta.
+    """
+    if device.type != "cuda":
+        return None
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()  # whatever CUDA_VISIBLE_DEVICES hides
+    handle, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")  # a part of every driver
+        failed = (
+            nvml.nvmlInit_v2()
+            or nvml.nvmlDeviceGetHandleByUUID(uuid, ctypes.byref(handle))
+            or nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules))
+        )
+    except (OSError, AttributeError):  # no library, or one that is older than the function
+        return None
+    return None if failed else millijoules.value / 1000
+
+
+def costs(starts: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """gpu_hours and energy_kwh of a run, from its starts in starts.json; what is not known is absent.
+
+    GPU-hours are those of all starts, from where each took the run folder to its end, or to when it was last heard of.
+    Energy is absent where a start has not left its own: killed, it cannot.
+    """
+    on_gpus = [start for start in starts if start.get("gpus")]
+    if not on_gpus:
+        return {}
+    gpu_seconds = sum(start["gpus"] * (start["ended"] - start["began"]) for start in on_gpus)
+    found = {"gpu_hours": gpu_seconds / 3600}
+    energies = [start.get("energy_kwh") for start in on_gpus]
+    if None not in energies:
+        found["energy_kwh"] = sum(energies)
+    return found
