@@ -44,12 +44,6 @@ def peak(device: str, precision: str, tf32: bool) -> float | None:
     return None
 
 
-def tf32_is_on() -> bool:
-    """Whether float32 convolutions or matrix products may use TF32 on the GPUs that have it."""
-    backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    return any(backend.fp32_precision == "tf32" for backend in backends)
-
-
 def flops_an_image(recipe: Recipe, classes: int, image_size: int = 0, trains: str = "all") -> float:
     """FLOPs of forward and backward for one image, by torch's count of convolutions and matrix products.
 

@@ -42,7 +42,7 @@ class Telemetry:
         self._peak: float | None = None
         if self._on_gpu:
             name = torch.cuda.get_device_name(world.device)
-            self._peak = flops.peak(name, world.precision, flops.tf32_is_on())
+            self._peak = flops.peak(name, world.precision, world.uses_tf32)
         self._flops: dict[tuple[str, int], float] = {}  # an image's, by what trains and the image size
         self._joules = total_energy(world.device)
         self._waited = 0.0

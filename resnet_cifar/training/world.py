@@ -160,7 +160,7 @@ class World:
     def uses_tf32(self) -> bool:
         """Whether float32 matrix products and convolutions run in TF32."""
         is_capable = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (8, 0)
-        return is_capable and torch.backends.cuda.matmul.allow_tf32
+        return is_capable and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -89,13 +90,18 @@ class TestPrecision:
 
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_tf32_and_cudnns_search_are_on_unless_results_must_repeat(
-    deterministic: bool,
+    deterministic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    gpu = SimpleNamespace(device=torch.device("cuda", 0))
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
     try:
         world._set_up_gpu_arithmetic(deterministic)
         assert [matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark] == [not deterministic] * 3
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        assert World.uses_tf32.fget(gpu) is not deterministic
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        assert not World.uses_tf32.fget(gpu), "a GPU that has none"
     finally:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 

@@ -56,8 +56,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return found
 
 
-def world(device: torch.device = CPU, size: int = 1, precision: str = "no") -> SimpleNamespace:
-    return SimpleNamespace(device=device, size=size, precision=precision, sum_=lambda value: value * size)
+def world(device: torch.device = CPU, size: int = 1, precision: str = "no", uses_tf32: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(
+        device=device, size=size, precision=precision, uses_tf32=uses_tf32, sum_=lambda value: value * size
+    )
 
 
 def images(held: torch.Tensor | Mapped, count: int = 320) -> ImageSet:
@@ -143,10 +145,8 @@ class TestOnAGpu:
         teraflops: float,
         clock: SimpleNamespace,
         gpu: SimpleNamespace,
-        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(flops, "tf32_is_on", lambda: is_on)
-        measured = start(world(GPU))
+        measured = start(world(GPU, uses_tf32=is_on))
         measured.start(10)
         clock.seconds += 1
         assert measured.row(11)["mfu"] == pytest.approx(BATCH * flops.flops_an_image(RECIPE, 10) / (teraflops * 1e12))
@@ -301,18 +301,3 @@ def test_a_resnet50_at_224_has_the_arithmetic_that_is_known_of_it() -> None:
     assert flops.flops_an_image(recipe, 1000) == pytest.approx(3 * forward, rel=0.02)
     assert flops.flops_an_image(recipe, 1000, trains="head") == pytest.approx(forward, rel=0.02)
     assert flops.flops_an_image(recipe, 1000, image_size=448) == pytest.approx(4 * 3 * forward, rel=0.02)
-
-
-@pytest.mark.parametrize(
-    ("convolutions", "products", "is_on"), [("tf32", "ieee", True), ("ieee", "tf32", True), ("ieee", "ieee", False)]
-)
-def test_tf32_is_on_where_torchs_settings_allow_it(convolutions: str, products: str, is_on: bool) -> None:
-    backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend, value in zip(backends, (convolutions, products), strict=True):
-            backend.fp32_precision = value
-        assert flops.tf32_is_on() == is_on
-    finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.fp32_precision = value
