@@ -1,4 +1,4 @@
-"""What the README claims about speed, as commands: `python -m benchmarks [pipeline training startup checkpoints]`.
+"""What the README claims about speed, as commands: `python -m benchmarks [training jobs pipeline startup checkpoints]`.
 
 What is compared is measured in turns and every figure is a median, so that a busy machine slows all sides alike; a
 ratio is the median of the turns' ratios. benchmarks/results/bench-cpu.json or bench-gpu.json holds them, with the

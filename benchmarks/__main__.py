@@ -12,13 +12,14 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import pipeline, results, startup, training
+from benchmarks import jobs, pipeline, results, startup, training
 from benchmarks.step import Configuration
 from resnet_cifar.run_folder import read_json
 
-NAMES = ("training", "pipeline", "startup", "checkpoints")
-BY_DEFAULT = NAMES[:3]
+NAMES = ("training", "jobs", "pipeline", "startup", "checkpoints")
+BY_DEFAULT = NAMES[:4]
 REHEARSAL = [Configuration("scratch", "imagenet", 32, 64, "no", model="test_resnet", rounds=1, seconds=0.0)]
+TINY = jobs.Job(model="test_resnet", images=320, epochs=2, batch_size=32)
 
 
 def main(arguments: list[str]) -> int:
@@ -26,6 +27,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} [{' '.join(BY_DEFAULT)}]")
     parser.add_argument("--source", default="synthetic", help="the images, as in data.source [synthetic]")
+    parser.add_argument("--out", type=Path, default=results.FOLDER, help="the results' folder [benchmarks/results]")
     parser.add_argument("--minutes", type=float, default=60, help="no configuration of training begins later [60]")
     parser.add_argument("--rehearse", action="store_true", help="a tiny model, one round, and nothing is kept")
     asked = parser.parse_args(arguments)
@@ -33,7 +35,7 @@ def main(arguments: list[str]) -> int:
         parser.error(f"there is no benchmark {unknown[0]!r}: take of {', '.join(NAMES)}")
     deadline = time.monotonic() + 60 * asked.minutes
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "rehearsal.json" if asked.rehearse else results.file()
+        file = Path(folder) / "rehearsal.json" if asked.rehearse else results.file(asked.out)
         for name in asked.names or BY_DEFAULT:
             print(f"{name} ...", flush=True)
             for found in _measured(name, asked.source, deadline, asked.rehearse):
@@ -56,6 +58,8 @@ def _measured(name: str, source: str, deadline: float, rehearse: bool) -> Iterat
         for found in training.measure(source, deadline, REHEARSAL if rehearse else training.configurations()):
             done.append(found)
             yield {"configurations": done}
+    elif name == "jobs":
+        yield jobs.measure(source, 1, TINY, workers=(0,)) if rehearse else jobs.measure(source)
     elif name == "pipeline":
         yield pipeline.measure(source, {32: 64}, 1, 2, (0, 1)) if rehearse else pipeline.measure(source)
     elif name == "startup":

@@ -97,23 +97,26 @@ def _resident(source: str, size: int, batch: int, device: torch.device) -> Itera
 
 def _encoded(source: str) -> datasets.Dataset:
     """The training images as `datasets` holds them, encoded and decoded at each access: columns `image` and `label`."""
-    if source != "synthetic":
-        train = datasets.load_dataset(source)["train"]
-    else:
-        images, labels = synthetic.draw("train")
-
-        def png(pixels: Any) -> dict[str, Any]:
-            stream = io.BytesIO()
-            Image.fromarray(pixels).save(stream, "PNG")
-            return {"bytes": stream.getvalue(), "path": None}
-
-        columns = {"image": [png(p) for p in images], "label": labels.tolist()}
-        train = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    train = encoded_synthetic("train") if source == "synthetic" else datasets.load_dataset(source)["train"]
     image = next(name for name, feature in train.features.items() if isinstance(feature, datasets.Image))
     label = next(name for name in ("label", "labels", "fine_label") if name in train.features)
     return train.select_columns([image, label]).rename_columns(
         {name: new for name, new in ((image, "image"), (label, "label")) if name != new}
     )
+
+
+def encoded_synthetic(split: str, count: int | None = None) -> datasets.Dataset:
+    """The first `count` synthetic images (by default all) of `train` or `test` as PNG: columns `image` and `label`."""
+    images, labels = synthetic.draw(split, count)
+
+    def png(pixels: Any) -> dict[str, Any]:
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "PNG")
+        return {"bytes": stream.getvalue(), "path": None}
+
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(synthetic.CLASS_NAMES))}
+    columns = {"image": [png(pixels) for pixels in images], "label": labels.tolist()}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
 def _transform(size: int) -> v2.Compose:

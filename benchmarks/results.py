@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ FOLDER = Path(__file__).parent / "results"
 _OF_A_RUN = ("time", "commit", "command", "job")  # of the environment; the rest is the machine
 
 
-def file() -> Path:
-    """Of this machine's kind."""
-    return FOLDER / f"bench-{'gpu' if torch.cuda.is_available() else 'cpu'}.json"
+def file(folder: Path) -> Path:
+    """Of this machine's kind, in `folder`."""
+    return folder / f"bench-{'gpu' if torch.cuda.is_available() else 'cpu'}.json"
 
 
 def keep(path: Path, name: str, source: str, measured: dict[str, Any]) -> None:
@@ -37,6 +38,9 @@ def show(results: dict[str, Any], console: Console) -> None:
     """Every section that was measured, as tables."""
     if training := results.get("training"):
         console.print(_of_training(training["configurations"]))
+    if jobs := results.get("jobs"):
+        for table in _of_jobs(jobs):
+            console.print(table)
     others = Table(title="Pipeline and start", title_justify="left", show_header=False)
     for size, found in results.get("pipeline", {}).items():
         if isinstance(found, dict):
@@ -57,20 +61,21 @@ def _of_training(configurations: list[dict[str, Any]]) -> Table:
     table = Table(title="Training and scoring", title_justify="left")
     for column in ("model", "stem", "px", "batch", "precision", "compiled"):
         table.add_column(column)
-    for column in ("images/s", "of bare", "bare of stock", "scored/s", "device GiB", "host GiB", "of peak"):
+    for column in ("images/s", "of bare", "of stock", "bare of stock", "scored/s", "device GiB", "host GiB", "of peak"):
         table.add_column(column, justify="right")
     for found in configurations:
         precision = f"{found['precision']} (tf32)" if found.get("tf32") else found["precision"]
         compiled = "yes" if found["compiled"] else "no"
         row = [found["model"], found["stem"], str(found["image_size"]), str(found["batch"]), precision, compiled]
         if why := found.get("left_out"):
-            table.add_row(*row, f"[dim]{why}[/]", *[""] * 6)
+            table.add_row(*row, f"[dim]{why}[/]", *[""] * 7)
             continue
         speeds = found["images_per_second"]
         table.add_row(
             *row,
             f"{speeds['whole']:,.0f}",
             _share(found["whole_over_bare"]),
+            _share(found.get("whole_over_stock")),
             _share(found["bare_over_stock"]),
             f"{speeds['evaluation']:,.0f}",
             _gib(found["peak_device_bytes"]),
@@ -78,6 +83,34 @@ def _of_training(configurations: list[dict[str, Any]]) -> Table:
             _share(found["share_of_peak"]),
         )
     return table
+
+
+def _of_jobs(jobs: dict[str, Any]) -> Iterator[Table]:
+    """The jobs side by side, and what the seconds of train.py are spent on."""
+    job, ratios = jobs["job"], jobs["ratios"]
+    title = f"Whole job: {job['model']}, {job['images']:,} images at {job['image_size']} px, {job['epochs']} epochs"
+    table = Table(title=title, title_justify="left")
+    table.add_column("script")
+    for column in ("seconds", "CPU seconds", "peak GiB", "seconds, cold cache", "workers", "test accuracy"):
+        table.add_column(column, justify="right")
+    for name, found in jobs["scripts"].items():
+        table.add_row(
+            name,
+            f"{found['seconds']:.1f}",
+            f"{found['cpu_seconds']:.1f}",
+            f"{found['peak_bytes'] / 2**30:.2f}",
+            f"{found['cold']['seconds']:.1f}",
+            str(found["workers"]),
+            f"{found['test/accuracy']:.3f}",
+        )
+    names = ("seconds", "cpu_seconds", "peak_bytes")
+    table.add_row("train.py over the better one", *(f"{ratios[name]:.2f}" for name in names), "", "", "")
+    yield table
+    if parts := jobs["seconds_by_part"]:
+        spent = Table(title="Where the seconds of train.py go", title_justify="left", show_header=False)
+        for name, seconds in parts.items():
+            spent.add_row(name, f"{seconds:.2f} s")
+        yield spent
 
 
 def _share(value: float | None) -> str:

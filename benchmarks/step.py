@@ -1,8 +1,11 @@
 """One configuration, in a process of its own: `python -m benchmarks.step JSON`. Prints what it measured as JSON.
 
 whole  the step as train.py does it: rate, batch, augment, forward, backward, update, sums
-bare   forward, backward and update of the same network on one resident batch, in plain torch
-stock  the bare step of timm's model as it is, whose BatchNorm sees the whole batch: what norm groups cost lies between
+bare   forward, backward and update of the same network on one batch in memory, in plain torch
+stock  a plain loop: timm's own model, BatchNorm and optimizer on one batch in memory, nothing loaded or augmented
+
+`bare_over_stock` is what ghost BatchNorm costs, `whole_over_stock` what the whole step costs beside a loop that gets
+its batches for nothing. The order of the three changes from round to round.
 
 A process of its own has clean peaks of memory and compiles nothing that another one has compiled.
 """
@@ -18,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import timm.optim
 import torch
 import torch.nn.functional as F
 
@@ -94,7 +98,7 @@ def measure(configuration: Configuration, source: str) -> dict[str, Any]:
     images = data.test if gpu else _first(data.test, 2 * configuration.batch)
     speeds: dict[str, list[float]] = {name: [] for name in (*compared, "evaluation")}
     for round_ in range(configuration.rounds + 1):
-        for name, step in compared.items():
+        for name, step in _rotated(list(compared.items()), round_):
             speed = configuration.batch * steps / _seconds(step, steps, gpu)
             if round_:  # the first one warms up
                 speeds[name].append(speed)
@@ -111,7 +115,7 @@ def measure(configuration: Configuration, source: str) -> dict[str, Any]:
         "tf32": tf32 and world.precision == "no",
         "images_per_second": {name: round(value, 1) for name, value in medians.items()},
         "whole_over_bare": _ratio(speeds["whole"], speeds["bare"]),
-        "bare_over_stock": _ratio(speeds["bare"], speeds["stock"]) if "stock" in speeds else None,
+        **{f"{name}_over_stock": _ratio(speeds[name], speeds.get("stock")) for name in ("whole", "bare")},
         **memory,
         "seconds_of_first_steps": round(warm_up, 2),
         "gflops_an_image": round(flops / 1e9, 3),
@@ -137,34 +141,36 @@ def _bare_steps(
     configuration: Configuration, recipe: Recipe, learner: Learner, batch: Batch
 ) -> dict[str, Callable[[], None]]:
     """Compiled, the learner's own compiled network is taken, so that nothing is compiled twice."""
-    world = learner.world
-    if configuration.compiled:
-        return {"bare": _bare_step(learner.wrapped, learner.model, recipe, batch, world, casts=True)}
-    classes = batch[1].shape[1]
+    world, settings = learner.world, recipe.optimizer
 
-    def network(norm_batch: int | None) -> torch.nn.Module:
-        model = models.build(recipe, classes, pretrained=False)
-        if norm_batch and norm_batch < recipe.batch_size:
-            model = apply_ghost_batchnorm(model, norm_batch)
+    def built() -> torch.nn.Module:
+        model = models.build(recipe, batch[1].shape[1], pretrained=False)
         return model.to(world.device, memory_format=torch.channels_last)
 
-    grouped, stock = network(recipe.model.norm_batch), network(None)
+    def own(model: torch.nn.Module) -> torch.optim.Optimizer:
+        return optim.build(model, settings, 0.001, world.device)
+
+    if configuration.compiled:
+        return {"bare": _bare_step(learner.wrapped, own(learner.model), recipe, batch, world, casts=True)}
+    bare, stock = built(), built()
+    if recipe.model.norm_batch and recipe.model.norm_batch < recipe.batch_size:
+        bare = apply_ghost_batchnorm(bare, recipe.model.norm_batch)
+    options = {"opt": settings.name, "lr": 0.001, "weight_decay": settings.weight_decay, "momentum": 0.9}
     return {
-        "bare": _bare_step(grouped, grouped, recipe, batch, world),
-        "stock": _bare_step(stock, stock, recipe, batch, world),
+        "bare": _bare_step(bare, own(bare), recipe, batch, world),
+        "stock": _bare_step(stock, timm.optim.create_optimizer_v2(stock, **options), recipe, batch, world),
     }
 
 
 def _bare_step(
     forward: torch.nn.Module,
-    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
     recipe: Recipe,
     batch: Batch,
     world: World,
     casts: bool = False,
 ) -> Callable[[], None]:
     """`casts`: whether `forward` enters autocast by itself, and was compiled so."""
-    optimizer = optim.build(model, recipe.optimizer, 0.001, world.device)
     low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(world.precision)
     scaler = torch.amp.GradScaler(world.device.type, enabled=low == torch.float16)
     inputs, targets = batch
@@ -181,6 +187,11 @@ def _bare_step(
     return step
 
 
+def _rotated(steps: list[tuple[str, Callable[[], None]]], by: int) -> list[tuple[str, Callable[[], None]]]:
+    by %= len(steps)
+    return steps[by:] + steps[:by]
+
+
 def _seconds(step: Callable[[], None], count: int, gpu: bool) -> float:
     began = time.perf_counter()
     for _ in range(count):
@@ -190,7 +201,9 @@ def _seconds(step: Callable[[], None], count: int, gpu: bool) -> float:
     return time.perf_counter() - began
 
 
-def _ratio(ours: list[float], theirs: list[float]) -> float:
+def _ratio(ours: list[float], theirs: list[float] | None) -> float | None:
+    if theirs is None:
+        return None
     return round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 4)
 
 

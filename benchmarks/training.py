@@ -66,7 +66,8 @@ def measure(source: str, deadline: float, chosen: Iterable[Configuration]) -> It
 
 def _in_a_process(configuration: Configuration, source: str, limit: float) -> dict[str, Any]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_DYNAMO_")}
-    environment["PYTHONPATH"] = str(ROOT)
+    # Packages may be on PYTHONPATH, too: on machines where nothing can be installed.
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     if configuration.compiled:
         environment["ACCELERATE_DYNAMO_BACKEND"] = "INDUCTOR"
     asked = json.dumps({"configuration": asdict(configuration), "source": source})
