@@ -25,7 +25,7 @@ lint: $(READY)
 # what is left out of `make test`. Figures go to benchmarks/results/.
 proof: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof tests/faults tests/mistakes tests/distributed tests/slurm
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof -m proof_only tests/unit tests/endtoend tests/browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof -m proof_only tests/unit tests/training tests/endtoend tests/browser
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
