@@ -193,9 +193,11 @@ class Runner:
         began = time.monotonic()
         for line in process.stdout:
             text = line.rstrip()
-            if text.startswith("RESULT "):
-                outcome.results.append(self.record(**json.loads(text.removeprefix("RESULT "))))
-            elif text:
+            reported = text.startswith("RESULT ")
+            with contextlib.suppress(ValueError):  # of a process that was killed while it wrote
+                if reported:
+                    outcome.results.append(self.record(**json.loads(text.removeprefix("RESULT "))))
+            if text and not reported:
                 outcome.lines.append(text)
             with self._lock, self.log.open("a") as stream:
                 stream.write(f"{name} | {text}\n")

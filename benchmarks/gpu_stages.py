@@ -152,11 +152,16 @@ def measure(chosen: Iterable[Variant], end: float, rehearse: bool) -> None:
 
 
 def warm_up(variant: Variant, rehearse: bool) -> None:
-    """Fills the compiler's cache with the graphs of the variant's training and evaluation; nothing is timed."""
+    """Fills the compiler's cache with the variant's graphs of training and, for `scratch`, which is trained later, of
+    evaluation at the sizes that its validation and test splits take; nothing is timed."""
     began = time.monotonic()
     learner, batches = _built(variant, rehearse)
     learner.update(0, batches.step(0))
-    predict(learner.world, learner.wrapped, batches.images, learner.format)
+    images = batches.images
+    for count in (len(images) // 10, len(images) // 5) if variant.recipe == "scratch" else ():
+        part = ImageSet(images.images[:count], images.labels[:count], images.indices[:count])
+        predict(learner.world, learner.wrapped, part, learner.format)
+    _synchronize()
     report("warm-up", variant=str(variant), seconds=round(time.monotonic() - began, 1))
 
 

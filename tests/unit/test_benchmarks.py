@@ -118,7 +118,7 @@ class TestGpuRunner:
         assert outcome.code == 0 and outcome.lines == [str(gpu.ROOT / "benchmarks" / "__init__.py")]
 
     def test_at_its_limit_a_process_is_killed_with_its_children_and_its_results_stay(self, runner: gpu.Runner) -> None:
-        script = """echo 'RESULT {"kind": "x", "value": 1}'; sleep 600 & echo $!; wait"""
+        script = """echo 'RESULT {"kind": "x", "value": 1}'; sleep 600 & echo $!; echo 'RESULT {"cut'; wait"""
         found = runner.run(2, {"slow": ["sh", "-c", script], "quick": ["sh", "-c", "echo done; exit 3"]})
         assert found["slow"].code is None and found["slow"].problem("slow") == ["slow was not done within 2 s"]
         assert found["quick"].problem("quick") == ["quick ended with 3: done"]
