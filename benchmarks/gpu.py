@@ -412,13 +412,13 @@ def _said(kind: str, values: dict[str, Any]) -> str:
         accuracy = (values["result"] or {}).get("test/accuracy")
         return (
             f"scratch, {values['epochs']} epochs in {values['seconds']:.0f} s, test accuracy {accuracy}, "
-            f"expected (predicted) {EXPECTED_ACCURACY}; validation accuracy by epoch: {', '.join(points)}"
+            f"expected (predicted for an H100) {EXPECTED_ACCURACY}; validation accuracy by epoch: {', '.join(points)}"
         )
     return f"{kind}: " + ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def _beside(measured: float, expected: float | None) -> str:
-    return f", expected (predicted) {expected:,g} ({measured / expected - 1:+.0%})" if expected else ""
+    return f", expected (predicted for an H100) {expected:,g} ({measured / expected - 1:+.0%})" if expected else ""
 
 
 if __name__ == "__main__":
