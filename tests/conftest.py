@@ -77,7 +77,7 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
         HF_HOME=str(home / "hf"),
         RESNET_CIFAR_CACHE=str(home / "cache"),
         OMP_NUM_THREADS="1",
-        PYTHONPATH=str(ROOT),
+        PYTHONPATH=os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     )
     for name in list(os.environ):
         if name.startswith(("WANDB_", "ACCELERATE_", "SLURM_", "HF_ENDPOINT", "XDG_", "CUDA_VISIBLE")):

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import configparser
 import contextlib
+import io
 import json
 import os
 import runpy
 import subprocess
 import sys
 import time
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import datasets
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 import benchmarks.__main__ as command
-from benchmarks import gpu, jobs, results, training, usage
+from benchmarks import gpu, gpu_stages, jobs, results, training, usage
 from benchmarks.step import Configuration
 from resnet_cifar import commands
 
@@ -162,54 +171,171 @@ def test_figures_are_kept_beside_each_other_until_the_machine_changes(tmp_path: 
     assert json.loads(file.read_text()).keys() == {"environment", "startup"}
 
 
-class TestGpuCheck:
+def variant(batchnorm: str = "auto", **values: object) -> dict:
+    """What a stage reports of one."""
+    measured = {"images_per_second": 1000.0, "first_steps_s": 1.0}
+    return {**asdict(gpu_stages.Variant("scratch", 32, 256, batchnorm)), **measured, **values}
+
+
+class TestGpuRunner:
     """benchmarks.gpu, as far as it goes without a GPU."""
 
-    def test_a_rehearsal_goes_the_whole_way_and_keeps_nothing(
-        self, capfd: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.chdir(tmp_path)
+    @pytest.fixture
+    def runner(self, tmp_path: Path) -> gpu.Runner:
+        return gpu.Runner(tmp_path / "gpu-test", time.monotonic() + 600, 1.0, rehearse=True)
+
+    def test_a_rehearsal_goes_through_all_stages_and_writes_only_into_its_folder(self, tmp_path: Path) -> None:
         before = sorted(results.FOLDER.iterdir())
-        code = gpu.main(["--rehearse"])
-        said = capfd.readouterr()
-        assert code == 0, said.err
-        assert "test_resnet" in said.out and "it failed" not in said.out
-        assert "aten::convolution_backward" in said.out, "the trace's summary"
-        assert "validation accuracy" in said.out and "test accuracy" in said.out
-        assert "rehearsed: all is well" in said.out
-        assert sorted(results.FOLDER.iterdir()) == before and not list(tmp_path.iterdir())
+        command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--minutes", "9", "--out", str(tmp_path)]
+        done = subprocess.run(command, cwd=gpu.ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        rows = [json.loads(line) for line in (tmp_path / "gpu-rehearsal.jsonl").read_text().splitlines()]
+        kinds = Counter(row["kind"] for row in rows)
+        ceilings = len(gpu_stages.EXPECTED)
+        expected = {"environment": 1, "tests": 2, "images": 1, "warm-up": 1, "ceiling": ceilings, "variant": 5}
+        assert kinds == {**expected, "trained": 1, "end": 1}
+        assert {"commit", "packages", "gpus"} <= rows[0].keys()
+        assert all(row["images_per_second"] > 0 for row in rows if row["kind"] == "variant")
+        trained = rows[-2]
+        assert trained["exit_code"] == 0 and trained["curve"] and trained["result"]["test/accuracy"] > 0
+        assert any("aten::convolution_backward" in line for line in trained["trace"])
+        assert "rehearsed: all is well" in done.stdout
+        assert "scratch | " in (tmp_path / "gpu-rehearsal.log").read_text()
+        assert sorted(results.FOLDER.iterdir()) == before
+
+    def test_processes_find_the_project_and_what_pythonpath_names(
+        self, runner: gpu.Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "carried_package.py").write_text("")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        command = [sys.executable, "-c", "import carried_package, benchmarks; print(benchmarks.__file__)"]
+        outcome = runner.run(600, {"imports": command})["imports"]
+        assert outcome.code == 0 and outcome.lines == [str(gpu.ROOT / "benchmarks" / "__init__.py")]
+
+    def test_at_its_limit_a_process_is_killed_with_its_children_and_its_results_stay(self, runner: gpu.Runner) -> None:
+        script = """echo 'RESULT {"kind": "x", "value": 1}'; sleep 600 & echo $!; echo 'RESULT {"cut'; wait"""
+        found = runner.run(2, {"slow": ["sh", "-c", script], "quick": ["sh", "-c", "echo done; exit 3"]})
+        assert found["slow"].code is None and found["slow"].problem("slow") == ["slow was not done within 2 s"]
+        assert found["quick"].problem("quick") == ["quick ended with 3: done"]
+        (child,) = found["slow"].lines
+        with contextlib.suppress(psutil.NoSuchProcess):
+            assert psutil.Process(int(child)).status() == psutil.STATUS_ZOMBIE
+        (row,) = map(json.loads, runner.file.read_text().splitlines())
+        assert row["kind"] == "x" and row["value"] == 1
+        assert "quick | done" in runner.log.read_text()
+
+    def test_nothing_is_started_when_the_time_is_over(self, tmp_path: Path) -> None:
+        runner = gpu.Runner(tmp_path / "gpu-test", time.monotonic(), 1.0, rehearse=False)
+        outcome = runner.run(runner.limit("eager"), {"eager": ["no-such-command"]})["eager"]
+        assert outcome.problem("eager") == ["eager was not done within 0 s"]
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
     def test_without_a_gpu_it_says_so(self, capsys: pytest.CaptureFixture) -> None:
         assert gpu.main([]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
-    def test_the_whole_step_must_keep_up_with_the_bare_one(self) -> None:
-        def found(share: float, compiled: bool = False) -> dict:
-            return {"recipe": "scratch", "image_size": 32, "compiled": compiled, "whole_over_bare": share}
+    def test_images_that_are_not_there_are_refused_at_once(self, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+        assert gpu.main(["--rehearse", "--source", str(tmp_path / "none"), "--out", str(tmp_path)]) == 2
+        assert capsys.readouterr().err.startswith("error: data.source")
+        assert not list(tmp_path.iterdir())
 
-        (sentence,) = gpu.too_slow([found(0.971), found(0.969, compiled=True)])
-        assert sentence == "scratch at 32 px, compiled trains at 96.9% of the bare step, under 97%"
-        left_out = {**found(0.0), "left_out": "no time was left"}
-        assert gpu.too_slow([left_out]) == []
-        assert gpu.too_slow([{**left_out, "error": "out of memory"}]) == ["scratch at 32 px failed: out of memory"]
+    def test_the_step_must_keep_up_with_stock_timm_in_a_plain_loop(self) -> None:
+        stock, other = variant("plain loop"), variant("plain loop", batch=1024, images_per_second=9e9)
+        assert (
+            gpu.too_slow([variant(images_per_second=971.0), variant("stock", images_per_second=1.0), stock, other])
+            == []
+        )
+        slow = variant(images_per_second=969.0)
+        (sentence,) = gpu.too_slow([slow, stock])
+        assert sentence.startswith("scratch 32 px, batch 256, bf16, auto trains at 96.9% of stock timm")
+        assert gpu.too_slow([slow, stock], compare=False) == []
+        failed = {**asdict(gpu_stages.Variant("scratch", 32, 256)), "error": "out of memory"}
+        assert gpu.too_slow([stock, failed]) == ["scratch 32 px, batch 256, bf16, auto failed: out of memory"]
+        assert gpu.too_slow([]) == ["no variant of the step was measured"]
 
     def test_training_takes_the_way_that_gives_the_most_epochs(self) -> None:
-        def way(compiled: bool, speed: float, first_steps: float) -> dict:
-            speeds = {"whole": speed, "evaluation": 70_480.0}  # 0.1 s a score
-            found = {"recipe": "scratch", "compiled": compiled, "images_per_second": speeds}
-            return {**found, "seconds_of_first_steps": first_steps}
-
-        eager, compiled = way(False, 4_500, 1), way(True, 9_000, 100)
-        assert gpu.best_way([eager, compiled], 50_000, 146) == (8, eager)  # 90 s / 10.1 s
-        assert gpu.best_way([eager, compiled], 50_000, 345) == (35, compiled)  # 180 s / 5.1 s
+        eager = variant(images_per_second=4500.0)
+        compiled = variant(images_per_second=9000.0, first_steps_s=100.0, compile_mode="default")
+        others = [variant("stock", images_per_second=1e6), variant(batch=1024, images_per_second=1e6)]
+        assert gpu.best_way([eager, compiled, *others], 50_000, 165) == (10, eager)  # 0.9 * 120 s / 10.8 s
+        assert gpu.best_way([eager, compiled, *others], 50_000, 345) == (31, compiled)  # 0.9 * 200 s / 5.8 s
         assert gpu.best_way([eager], 50_000, 20) == (1, eager)
         assert gpu.best_way([eager], 50_000, 1e6) == (100, eager)
+        assert gpu.best_way(others, 50_000, 100) == (0, None)
 
-    def test_what_fails_in_the_tests_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        said = "..F\nFAILED tests/gpu/test_gpu.py::test_x[bf16] - RuntimeError: called a synchronizing CUDA operation\n"
-        monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, said))
-        (failed,) = gpu.tests(collect_only=False, seconds=300)
+    def test_what_fails_in_the_tests_is_named(self) -> None:
+        lines = ["..F", "FAILED tests/gpu/test_gpu.py::test_x[bf16] - RuntimeError: called a synchronizing operation"]
+        (failed,) = gpu.failures("tests/gpu", gpu.Outcome(lines, code=1))
         assert failed.startswith("tests/gpu/test_gpu.py::test_x[bf16] - RuntimeError")
-        monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 4, "no such folder"))
-        assert gpu.tests(collect_only=True, seconds=300) == ["tests/gpu ended with 4"]
+        assert gpu.failures("tests/gpu", gpu.Outcome(["no such folder"], code=4)) == [
+            "tests/gpu ended with 4: no such folder"
+        ]
+        assert gpu.failures("tests/gpu", gpu.Outcome(["2 passed"], code=0)) == []
+
+    def test_kernels_and_their_milliseconds_are_counted_a_step(self) -> None:
+        kernels = [{"cat": "kernel", "dur": 1500.0}] * 4
+        others = [{"cat": "gpu_memcpy", "dur": 9.0}, {"cat": "cuda_runtime", "dur": 9.0}, {"ph": "M"}]
+        assert gpu_stages.kernels_in([*kernels, *others], steps=2) == (2, 3.0)
+        assert gpu_stages.kernels_in(others, steps=2) == (None, None)
+
+    def test_a_variant_that_fails_is_reported_and_the_next_one_measured(
+        self, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def measured(variant: gpu_stages.Variant, rehearse: bool) -> dict:
+            if variant.batch == 33:
+                raise RuntimeError("CUDA error: too many resources\nand more lines")
+            return {"images_per_second": 1.0}
+
+        monkeypatch.setattr(gpu_stages, "_measured", measured)
+        chosen = [gpu_stages.Variant("scratch", 32, batch) for batch in (33, 64)]
+        gpu_stages.measure(chosen, time.monotonic() + 600, rehearse=True)
+        gpu_stages.measure(chosen[:1], time.monotonic() + 1, rehearse=True)
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("RESULT ")]
+        failed, fine, late = (json.loads(line.removeprefix("RESULT ")) for line in lines)
+        assert failed["error"] == "RuntimeError: CUDA error: too many resources" and failed["batch"] == 33
+        assert fine["images_per_second"] == 1.0
+        assert late["left_out"] == "no time was left"
+
+    def test_without_datasets_parquet_files_are_read_all_the_same(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ) -> None:
+        folder, colours = tmp_path / "source" / "plain_text", np.arange(20, dtype=np.uint8)
+        folder.mkdir(parents=True)
+        for split in ("train", "test"):
+            images = []
+            for colour in colours:
+                stream = io.BytesIO()
+                Image.new("RGB", (8, 8), (int(colour), 0, 0)).save(stream, "PNG")
+                images.append({"bytes": stream.getvalue(), "path": None})
+            table = pa.table({"img": images, "label": [int(colour) % 2 for colour in colours]})
+            pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+        monkeypatch.setenv("RESNET_CIFAR_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setitem(sys.modules, "datasets", None)  # importing it raises ImportError
+        gpu_stages.decode(str(tmp_path / "source"))
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("RESULT ")]
+        found = json.loads(line.removeprefix("RESULT "))
+        assert found["images"] == {"train": 20, "test": 20}
+        with np.load(found["source"]) as arrays:
+            assert arrays["x_train"][:, 0, 0, 0].tolist() == colours.tolist()
+            assert arrays["y_test"].tolist() == (colours % 2).tolist()
+
+
+def test_packing_fetches_nothing_that_the_machine_has(tmp_path: Path) -> None:
+    """benchmarks/pack.sh, without an index: every requirement of setup.cfg is on the list of what is there."""
+    config = configparser.ConfigParser()
+    config.read(gpu.ROOT / "setup.cfg")
+    names = (line.partition(">")[0] for line in config["options"]["install_requires"].split("\n") if line)
+    (tmp_path / "freeze.txt").write_text("".join(f"{name}==999.0\n" for name in names))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "train.parquet").write_bytes(b"some")
+    out = tmp_path / "packed"
+    done = subprocess.run(
+        ["bash", str(gpu.ROOT / "benchmarks" / "pack.sh"), str(tmp_path / "images"), str(tmp_path / "freeze.txt")],
+        env={**os.environ, "OUT": str(out), "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (out / "images" / "train.parquet").read_bytes() == b"some" and not list((out / "wheels").iterdir())
+    assert f"python3 -m benchmarks.gpu --source {out}/images --minutes 9" in done.stdout
