@@ -3,8 +3,10 @@
 Images are uint8 [n, height, width, 3] until `to_input`; `u` holds uniforms in [0, 1), float64, one row an image. None
 of these functions knows about ranks, steps or seeds, and none indexes with a boolean mask (that would wait for the
 device). Order of work: crop, flip, TrivialAugment (`trivial_augment`), cutout and erase at the stored size, float,
-resize, normalise, mix.
+normalise, resize, mix.
 """
+
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -56,44 +58,85 @@ def to_input(images: Tensor, size: int, interpolation: str, mean: Tensor, std: T
     """uint8 [n, h, w, 3] -> normalised [n, 3, size, size] in the type of `mean` and `std` ([3], in 0..1).
 
     The memory format is channels_last. Resizing is `torch.nn.functional.interpolate`, what torchvision's `resize`
-    calls, with antialiasing where it shrinks.
+    calls, with antialiasing where it shrinks. It is linear and its weights sum to one, so the images are normalised
+    first, while they are small.
     """
-    # One multiplication and one addition: (x / 255 - mean) / std.
-    scale, shift = 1 / (255 * std), -mean / std
-    pixels = images.to(mean.dtype)
-    if images.shape[1:3] == (size, size):
-        return pixels.mul_(scale).add_(shift).permute(0, 3, 1, 2)
-    smooth = interpolation != "nearest"
-    resized = F.interpolate(
-        pixels.permute(0, 3, 1, 2),
-        size=(size, size),
-        mode=interpolation,
-        align_corners=False if smooth else None,
-        antialias=smooth and size < max(images.shape[1:3]),
+    height, width = images.shape[1:3]
+    black, white = -mean / std, (1 - mean) / std
+    # Rows of width * 3 values: element-wise operations that repeat every 3 values are slow on CPUs.
+    rows = images.flatten(2).to(mean.dtype)
+    torch.addcmul(black.repeat(width), rows, (1 / (255 * std)).repeat(width), out=rows)
+    if (height, width) == (size, size):
+        return rows.unflatten(2, (width, 3)).permute(0, 3, 1, 2)
+    pixels, smooth = rows.unflatten(2, (width, 3)), interpolation != "nearest"
+    if max(height, width) <= size:
+        wide = _enlarge(pixels.transpose(1, 2), size, interpolation).transpose(1, 2)
+        resized = _enlarge(wide, size, interpolation)
+    else:
+        resized = F.interpolate(
+            pixels.permute(0, 3, 1, 2),
+            size=(size, size),
+            mode=interpolation,
+            align_corners=False if smooth else None,
+            antialias=smooth,
+        ).permute(0, 2, 3, 1)
+    rows = resized.flatten(2)
+    if interpolation == "bicubic":  # it overshoots at edges, as PIL and torchvision know too
+        rows = rows.clamp_(black.repeat(size), white.repeat(size))
+    return rows.unflatten(2, (size, 3)).permute(0, 3, 1, 2)
+
+
+def _enlarge(pixels: Tensor, size: int, interpolation: str) -> Tensor:
+    """Enlarges along the second dimension: [n, side, ..., 3] -> [n, size, ..., 3].
+
+    An embedding bag is a weighted sum of rows: the large tensor is written once, by one kernel. Measured on one CPU
+    thread, both axes from 32 to 224 pixels are 6 to 18 times as fast as torch's bicubic kernel, and never slower for
+    other modes and sizes. A matrix product with the same weights comes close, but would have to be kept out of
+    TensorFloat-32, and MKL's adds in an order that depends on the batch; here an image's values depend on it alone.
+    """
+    n, side = pixels.shape[:2]
+    places, weights = _taps(side, size, interpolation, pixels.dtype, pixels.device)
+    taps = places.shape[1]
+    sources = torch.arange(0, n * side, side, device=pixels.device)[:, None, None] + places
+    rows = F.embedding_bag(
+        sources.view(n * size, taps),
+        pixels.reshape(n * side, -1),
+        mode="sum",
+        per_sample_weights=weights.expand(n, size, taps).reshape(n * size, taps),
     )
-    if interpolation == "bicubic":
-        resized = resized.clamp_(0, 255)  # it overshoots at edges, as PIL and torchvision know too
-    resized = resized.contiguous(memory_format=torch.channels_last)
-    return resized.mul_(scale[:, None, None]).add_(shift[:, None, None])
+    return rows.view(n, size, *pixels.shape[2:])
+
+
+@lru_cache(maxsize=16)
+def _taps(side: int, size: int, interpolation: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which input pixels each output pixel takes and with what weights, both [size, taps], read off torch's kernel."""
+    unit = torch.eye(side, dtype=torch.float64)[None, None]  # its columns are enlarged, along the height only
+    align = None if interpolation == "nearest" else False
+    weights = F.interpolate(unit, size=(size, side), mode=interpolation, align_corners=align)[0, 0]
+    places = weights.abs().topk(int((weights != 0).sum(1).max()), dim=1).indices.sort(dim=1).values
+    return places.to(device), weights.gather(1, places).to(device, dtype)
 
 
 def mix(inputs: Tensor, targets: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     """Row 2j takes part of row 2j+1 and the other way round, images and labels by the same shares.
 
-    inputs [n, 3, h, w], n even; targets [n, classes]; keep [n / 2, 1, h or 1, w or 1]: the share each pixel keeps
-    (see `mixup_share`, `cutmix_share`).
+    inputs [n, 3, h, w], n even, channels_last; targets [n, classes]; keep [n / 2, 1, h or 1, w or 1]: the share each
+    pixel keeps (see `mixup_share`, `cutmix_share`). Shares of 0 and 1 copy a pixel exactly.
     """
-    pairs = inputs.unflatten(0, (-1, 2))
-    share = keep.to(inputs.dtype)[:, None]
-    mixed = (pairs * share + pairs.flip(1) * (1 - share)).flatten(0, 1)
+    pairs, share = inputs.permute(0, 2, 3, 1).unflatten(0, (-1, 2)), keep.to(inputs.dtype).permute(0, 2, 3, 1)
+    first, second = pairs.unbind(1)
+    mixed = torch.empty_like(pairs, memory_format=torch.contiguous_format)
+    # Each half in one kernel that writes its result in place: no other tensor of the images' size is made.
+    torch.lerp(second, first, share, out=mixed[:, 0])
+    torch.lerp(first, second, share, out=mixed[:, 1])
     kept = keep.mean(dim=(1, 2, 3)).to(targets.dtype)[:, None, None]
     labels = targets.unflatten(0, (-1, 2))
-    return mixed, (labels * kept + labels.flip(1) * (1 - kept)).flatten(0, 1)
+    return mixed.flatten(0, 1).permute(0, 3, 1, 2), torch.lerp(labels.flip(1), labels, kept).flatten(0, 1)
 
 
-def mixup_share(lam: Tensor, size: int) -> Tensor:
-    """Mixup (Zhang et al. 2017): every pixel keeps the share lam. lam [pairs] -> [pairs, 1, size, size]."""
-    return lam[:, None, None, None].expand(-1, 1, size, size)
+def mixup_share(lam: Tensor) -> Tensor:
+    """Mixup (Zhang et al. 2017): every pixel keeps the share lam. lam [pairs] -> [pairs, 1, 1, 1]."""
+    return lam[:, None, None, None]
 
 
 def cutmix_share(lam: Tensor, u: Tensor, size: int) -> Tensor:

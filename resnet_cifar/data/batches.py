@@ -125,10 +125,17 @@ class Batches:
         inputs = self.format(images, rows.image_size)
         targets = F.one_hot(rows.asked.labels(part), self.classes).to(inputs.dtype)
         if settings.mixup or settings.cutmix:
-            size = inputs.shape[-1]
             lambdas = rows.lambdas[part.start // 2 : part.stop // 2].to(inputs.dtype)
-            blend = augment.mixup_share(lambdas, size)
-            patch = augment.cutmix_share(lambdas, u[::2, _BOX], size)
-            chosen = (u[::2, _MIX_KIND] < self._mixup_share)[:, None, None, None]
-            inputs, targets = augment.mix(inputs, targets, torch.where(chosen, blend, patch))
+            inputs, targets = augment.mix(inputs, targets, self._keep(lambdas, u[::2], inputs.shape[-1]))
         return inputs, targets
+
+    def _keep(self, lambdas: Tensor, u: Tensor, size: int) -> Tensor:
+        """The share that each pixel of each pair keeps. lambdas [pairs], u [pairs, COLUMNS] -> as `mix` takes it."""
+        settings = self.settings
+        blend = augment.mixup_share(lambdas)
+        if not settings.cutmix:  # without a map of the size of the images
+            return blend
+        patch = augment.cutmix_share(lambdas, u[:, _BOX], size)
+        if not settings.mixup:
+            return patch
+        return torch.where((u[:, _MIX_KIND] < self._mixup_share)[:, None, None, None], blend, patch)

@@ -58,7 +58,7 @@ def write(
     aside = folder / f"{final.name}.writing-{secrets.token_hex(4)}"  # an owner of before may still be writing its own
     aside.mkdir(parents=True)
     try:
-        checksums = {}
+        checksums, snapshot = {}, snapshot.on_host()
         files = {_WEIGHTS: snapshot.weights, _OPTIMIZER: snapshot.optimizer}
         if snapshot.average is not None:
             files[_AVERAGE] = snapshot.average
@@ -191,11 +191,13 @@ class Writer:
         self.folder, self._keep, self._before = folder, keep, before
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self._snapshot: Snapshot | None = None  # until the thread has it on the host
 
     def write(self, step: int, snapshot: Snapshot, state: dict[str, Any], best: int | None) -> None:
         """Begins to write; waits for the checkpoint before, if that is not done. Raises what that one raised."""
         self.wait()
-        self._thread = threading.Thread(target=self._run, args=(step, snapshot, state, best), name="checkpoint")
+        self._snapshot = snapshot
+        self._thread = threading.Thread(target=self._run, args=(step, state, best), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
@@ -210,9 +212,11 @@ class Writer:
             error, self._error = self._error, None
             raise error
 
-    def _run(self, step: int, snapshot: Snapshot, state: dict[str, Any], best: int | None) -> None:
+    def _run(self, step: int, state: dict[str, Any], best: int | None) -> None:
         last = 0
         try:
+            # The last reference to copies on a GPU goes here, so that they do not stay there while the disk is written.
+            snapshot, self._snapshot = self._snapshot.on_host(), None
             last = max(steps(self.folder), default=0)
             write(self.folder, step, snapshot, state, self._before)
             self._before()

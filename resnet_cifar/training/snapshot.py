@@ -19,21 +19,40 @@ _CONSTRUCTED = ("params", "param_names", "fused", "foreach")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Copies on the host: the model's weights and buffers, the optimiser's tensors, and its plain values.
+    """Copies of the model's weights and buffers, the optimiser's tensors, and its plain values.
 
-    `average`: the weights' moving average, with buffers of its own; None where the recipe has none.
+    `average`: the weights' moving average, with buffers of its own; None where the recipe has none. `copied`: what a
+    GPU reaches when the copies are made; None where they are on the host.
     """
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     scalars: dict[str, Any]
     average: dict[str, Tensor] | None = None
+    copied: torch.cuda.Event | None = None
+
+    def on_host(self) -> Snapshot:
+        """The same in host memory: itself, or copied there by a stream of its own, for which only the caller waits.
+
+        The host's memory is pinned where there is enough that can be; torch keeps it for the next checkpoint.
+        """
+        if self.copied is None:
+            return self
+        parts = (self.weights, self.optimizer, self.average or {})
+        stream, arrived = torch.cuda.Stream(_gpu(*parts)), torch.cuda.Event()
+        with torch.cuda.stream(stream):
+            stream.wait_event(self.copied)
+            weights, optimizer, average = ({key: _to_host(t) for key, t in part.items()} for part in parts)
+            arrived.record(stream)
+        arrived.synchronize()  # this thread alone waits, and then the copies on the device may go
+        return Snapshot(weights, optimizer, self.scalars, average if self.average is not None else None)
 
 
 def take(model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None) -> Snapshot:
-    """Copies the state off the device. `model`, `optimizer` and `average` are the plain ones, not wrapped.
+    """Copies the state, on the device where it is one, without waiting for it: `Snapshot.on_host` brings it from there.
 
-    It reads only: asking torch for the state of an optimiser that has not stepped would make some step.
+    `model`, `optimizer` and `average` are the plain ones, not wrapped. It reads only: asking torch for the state of an
+    optimiser that has not stepped would make some step.
     """
     names = {id(parameter): key for key, parameter in model.named_parameters()}
     tensors: dict[str, Tensor] = {}
@@ -53,8 +72,12 @@ def take(model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module 
             else:
                 scalars["state"].setdefault(names[id(parameter)], {})[key] = value
     scalars["tensors"] = sorted(tensors)  # so that one that is missing is noticed
-    averaged = _on_host(average.state_dict()) if average is not None else None
-    return Snapshot(_on_host(model.state_dict()), _on_host(tensors), scalars, averaged)
+    averaged = _copies(average.state_dict()) if average is not None else None
+    weights, tensors, copied = _copies(model.state_dict()), _copies(tensors), None
+    if gpu := _gpu(weights, tensors, averaged or {}):
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(gpu))
+    return Snapshot(weights, tensors, scalars, averaged, copied)
 
 
 def restore_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
@@ -116,11 +139,25 @@ def _laid_out_like(parameter: Tensor, saved: Tensor, name: str) -> Tensor:
     return saved  # of fewer dimensions: factored, or a number
 
 
-def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        key: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for key, tensor in tensors.items()
-    }
+def _gpu(*parts: dict[str, Tensor]) -> torch.device | None:
+    return next((tensor.device for part in parts for tensor in part.values() if tensor.is_cuda), None)
+
+
+def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    try:
+        return {key: tensor.detach().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
+    except torch.OutOfMemoryError:  # the device is full: the host waits this time, and training goes on
+        return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    if not tensor.is_cuda:
+        return tensor
+    try:
+        there = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    except RuntimeError:  # as much is pinned as the system allows
+        there = torch.empty_like(tensor, device="cpu")
+    return there.copy_(tensor, non_blocking=True)
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ is skipped, and said so, without a GPU.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from resnet_cifar.data import draws
-from resnet_cifar.data.batches import Batches
+from resnet_cifar.data.batches import Batch, Batches, InputFormat
 from resnet_cifar.data.plan import Plan
 from resnet_cifar.data.resident import ImageSet, Mapped
 from resnet_cifar.data.store import ImageData
@@ -277,3 +278,62 @@ def test_nvml_counts_what_the_gpu_uses() -> None:
         busy.copy_(busy @ busy / 8192)
     torch.cuda.synchronize()
     assert 0 < total_energy(device) - before < 100_000, "joules"
+
+
+@needs_gpu
+class TestCheckpoints:
+    """Copied on the device in the step, and to the host by a stream of its own."""
+
+    def test_taking_one_does_not_wait_and_later_updates_do_not_change_it(self) -> None:
+        learner, batches = start("bf16", optimizer={"name": "adamw"}, model={"name": "resnet18", "ema": 0.9})
+        steps = enumerate(batches.steps())
+        for _ in range(2):
+            learner.update(*next(steps))
+        state = learner.model, learner.optimizer, learner.average
+        expected = [
+            {key: tensor.cpu() for key, tensor in part.items()}
+            for part in (learner.model.state_dict(), learner.average.state_dict())
+        ]
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            taken = snapshot.take(*state)
+            for _ in range(2):
+                learner.update(*next(steps))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert all(tensor.is_cuda for tensor in taken.weights.values())
+        there = taken.on_host()
+        for found, wanted in zip((there.weights, there.average), expected, strict=True):
+            assert all(tensor.is_pinned() and tensor.is_contiguous() for tensor in found.values())
+            torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+        assert not torch.equal(there.weights["fc.weight"], learner.model.fc.weight.cpu()), "training went on"
+
+    def test_pinned_memory_is_used_again(self) -> None:
+        learner, _ = start("no")
+        snapshot.take(learner.model, learner.optimizer).on_host()
+        before = torch.cuda.host_memory_stats()["allocated_bytes.current"]
+        for _ in range(3):
+            snapshot.take(learner.model, learner.optimizer).on_host()
+        assert torch.cuda.host_memory_stats()["allocated_bytes.current"] == before
+
+
+class TestInputs:
+    def test_pixels_are_resized_outside_autocast_and_in_full_precision(self) -> None:
+        """As on a CPU in float64, although the network multiplies in bfloat16 or TensorFloat-32."""
+        settings = {"crop": 4, "trivial": True, "mixup": 0.2, "cutmix": 1.0}
+        data = {"image_size": 64, "interpolation": "bicubic"}
+        learner, batches = start("bf16", data=data, augment=settings)
+        seen: list[tuple[bool, Tensor]] = []
+
+        def recorded(micro_batches: Iterator[Batch]) -> Iterator[Batch]:
+            for inputs, targets in micro_batches:
+                seen.append((torch.is_autocast_enabled(inputs.device.type), inputs))
+                yield inputs, targets
+
+        learner.update(0, recorded(batches.step(0)))
+        form = InputFormat(batches.format.data, batches.format.mean.double().cpu(), batches.format.std.double().cpu())
+        exact = Batches(batches.plan, random_images(torch.device("cpu")), 10, form, rank=0)
+        for (autocast, inputs), (expected, _) in zip(seen, exact.step(0), strict=True):
+            assert not autocast
+            assert inputs.dtype == torch.float32
+            torch.testing.assert_close(inputs.double().cpu(), expected, rtol=0, atol=1e-5)

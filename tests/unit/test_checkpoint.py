@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import io
 import json
@@ -13,6 +14,7 @@ import signal
 import struct
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -622,6 +624,28 @@ def test_what_went_wrong_is_raised_by_the_next_write_and_by_a_check(tmp_path: Pa
     unserializable._thread.join(60)
     with pytest.raises(TypeError):
         unserializable.check()
+
+
+def test_copies_on_a_device_are_let_go_before_the_disk_is_written(tmp_path: Path) -> None:
+    gone = []
+    here = snapshot_of(1)
+
+    class OnDevice:
+        def on_host(self) -> Snapshot:
+            return here
+
+    def before() -> None:  # called when all is written
+        gc.collect()
+        gone.append(device_copies() is None)
+
+    there = OnDevice()
+    device_copies = weakref.ref(there)
+    writer = checkpoint.Writer(tmp_path, 1, before=before)
+    writer.write(1, there, {"best": None}, None)
+    del there
+    writer.wait()
+    assert gone == [True, True]
+    assert checkpoint.read(tmp_path / checkpoint.name(1))[0].weights.keys() == here.weights.keys()
 
 
 def check_full_disk(folder: Path, writer: checkpoint.Writer, snapshot: Snapshot, reason: str) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import timm.optim
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from resnet_cifar import optim
 from resnet_cifar.recipe import Mistake, Optimizer
@@ -212,3 +215,37 @@ def test_fused_sgd_begins_from_zeros_which_changes_nothing() -> None:
         weights.append([p.detach().clone() for p in model.parameters()])
     for plain, fused in zip(*weights, strict=True):
         torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_a_foreach_update_of_lamb_is_a_few_operators_however_many_weights() -> None:
+    """On GPUs timm takes them by itself (from 1.0.31 on); 161 weights of a ResNet-50 were 2,215 operators before.
+
+    On a CPU it is left off: one update of a ResNet-50 takes 0.21 s so, and 0.14 s weight by weight.
+    """
+    counts = {}
+    for name in ("test_resnet", "test_vit"):
+        model = tiny(name)
+        optimizer = optim.build(model, Optimizer(name="lamb", weight_decay=0.01), 0.1, CPU)
+        assert [group["foreach"] for group in optimizer.param_groups] == [None] * 4, "timm chooses by the device"
+        for group in optimizer.param_groups:
+            group["foreach"] = True
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()  # makes the state
+        with _Names() as names:
+            optimizer.step()
+        counts[name] = len(names.seen)
+        # Each group's number of updates, which lies on the host.
+        assert names.seen.count("aten::_local_scalar_dense") == 4
+    assert max(counts.values()) <= 4 * 20 + 5
+    assert len(set(counts.values())) == 1
+
+
+class _Names(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(op.name().partition(".")[0])
+        return op(*args, **(kwargs or {}))

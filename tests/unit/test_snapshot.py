@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,9 @@ import timm
 import timm.optim
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from resnet_cifar import optim
 from resnet_cifar.recipe import Mistake, Optimizer
@@ -120,6 +123,19 @@ def test_the_proofs_precision_goes_on_bit_for_bit_too(name: str, tmp_path: Path)
     assert different(theirs[0], ours[0]) == []
 
 
+def test_lamb_goes_on_bit_for_bit_with_the_foreach_operators_that_gpus_use(tmp_path: Path) -> None:
+    ours, theirs = fresh("lamb"), fresh("lamb")
+    for _, optimizer in (ours, theirs):
+        for group in optimizer.param_groups:
+            group["foreach"] = True
+    train(*ours, 0, 3)
+    load(save(tmp_path, ours), theirs)
+    assert all(group["foreach"] for group in theirs[1].param_groups)
+    for pair in (ours, theirs):
+        train(*pair, 3, 6)
+    assert different(theirs[0], ours[0]) == []
+
+
 # What a snapshot is
 
 
@@ -133,6 +149,84 @@ def test_a_snapshot_is_a_copy_that_training_does_not_change() -> None:
         assert now
         assert all(torch.equal(tensor, before[name]) for name, tensor in now.items())
     assert taken.scalars == kept.scalars
+
+
+def test_on_a_cpu_a_snapshot_is_copied_once() -> None:
+    pair = fresh("adamw")
+    train(*pair, 0, 1)
+    taken = snapshot.take(*pair)
+    assert taken.copied is None
+    assert taken.on_host() is taken
+
+
+class _Copies(TorchDispatchMode):
+    """Notes the copies from one device to another beside what streams and events are asked."""
+
+    def __init__(self, log: list[str]) -> None:
+        super().__init__()
+        self.log = log
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op is torch.ops.aten.copy_.default and args[0].device != args[1].device:
+            self.log.append("copy, not waiting" if args[2] else "copy")
+        result = op(*args, **(kwargs or {}))
+        if op is torch.ops.aten._to_copy.default and result.device != args[0].device:
+            self.log.append("copy")
+        return result
+
+
+def test_a_gpus_copies_reach_the_host_on_a_stream_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fake CUDA tensors and streams: what is asked in which order, and that pageable memory will do."""
+    log: list[str] = []
+
+    class Event:
+        def record(self, stream: Any) -> None:
+            log.append(f"record on {stream}")
+
+        def synchronize(self) -> None:
+            log.append("wait")
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            assert device.type == "cuda"
+
+        def __str__(self) -> str:
+            return "its own"
+
+        def wait_event(self, event: Event) -> None:
+            log.append("its own waits for the copies")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the step's")
+    with FakeTensorMode(), _Copies(log):
+        model = nn.Linear(3, 4, device="cuda")
+        taken = snapshot.take(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        assert log == ["record on the step's"]
+        log.clear()
+        there = taken.on_host()
+    own = ["its own waits for the copies", *["copy, not waiting"] * 2, "record on its own", "wait"]
+    assert log == own
+    assert {tensor.device.type for tensor in there.weights.values()} == {"cpu"}
+    assert there.on_host() is there
+
+
+def test_a_full_device_is_left_by_the_old_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no copy fits the device, the host waits for one."""
+    pair = fresh("adamw")
+    train(*pair, 0, 1)
+    expected = snapshot.take(*pair)
+
+    def full(tensor: Tensor, **options: Any) -> Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Tensor, "clone", full)
+    taken = snapshot.take(*pair)
+    monkeypatch.undo()
+    for found, wanted in ((taken.weights, expected.weights), (taken.optimizer, expected.optimizer)):
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) and found[name].is_contiguous() for name in found)
 
 
 def test_a_snapshot_has_plain_names_and_the_optimisers_groups() -> None:
