@@ -104,10 +104,10 @@ def refresh_norms(
 def batch_size(images: int, image_size: int, least: int) -> int:
     """A power of two that suits the number and size of images; the world size has no say, so that scores are equal.
 
-    It is `least` where that leaves fewer than 32 batches, unless larger images fill a batch earlier.
+    It is `least` where that leaves fewer than 32 batches, and less where the images are few or large.
     """
     fits = _PIXELS // image_size**2
-    shared = max(images // _BATCHES, least)
+    shared = max(images // _BATCHES, min(least, 1 << (images - 1).bit_length()))
     return 1 << (min(fits, shared, 1024).bit_length() - 1)
 
 
