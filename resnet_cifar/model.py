@@ -242,8 +242,9 @@ def export(
     mean, std = normalisation(model, recipe)
     size = recipe.data.image_size
     name, remake = model.pretrained_cfg["architecture"], getattr(model, "remake", {})
-    clean = timm.create_model(name, num_classes=len(classes), **_input_size(recipe), **remake)
-    clean.load_state_dict(weights)
+    with torch.device("meta"):  # neither drawn nor copied: the weights are taken as they are
+        clean = timm.create_model(name, num_classes=len(classes), **_input_size(recipe), **remake)
+    clean.load_state_dict({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, assign=True)
     clean.pretrained_cfg = {
         **model.pretrained_cfg,
         "input_size": (3, size, size),

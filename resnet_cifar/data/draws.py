@@ -8,7 +8,6 @@ NumPy's distributions may change between versions. Purposes: init, order, augmen
 import hashlib
 
 import numpy as np
-from scipy.special import betaincinv
 
 COLUMNS = 32  # uniforms of one row; more than are used, so that a new augmentation does not move the others' draws
 _WORDS_PER_BLOCK = 4
@@ -62,4 +61,8 @@ def torch_seed(seed: int, purpose: str, *numbers: int) -> int:
 
 def beta(uniform: np.ndarray, alpha: float) -> np.ndarray:
     """Beta(alpha, alpha) through its inverse, the same shape as `uniform`."""
-    return uniform if alpha == 1 else betaincinv(alpha, alpha, uniform)
+    if alpha == 1:
+        return uniform
+    from scipy.special import betaincinv  # half a second, for who mixes with another alpha
+
+    return betaincinv(alpha, alpha, uniform)

@@ -1,6 +1,6 @@
 """What a model confuses, as figures: pure functions of predictions, drawn without pyplot and without a screen.
 
-matplotlib and seaborn are imported where they draw: they take a second or two, and training does not wait for them.
+matplotlib is imported where it draws: it takes a second, and training does not wait for it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 READABLE = 30  # classes whose counts and names still fit
+_DARK = 0.25  # share of a row, from which on its shade asks for white text
 _GRID = (4, 8)  # rows and columns of the mistakes
 _ENLARGED = 160  # pixels of an image among them, at the least
 SHOWN = _GRID[0] * _GRID[1]
@@ -31,7 +32,6 @@ def confusion(counts: np.ndarray, classes: Sequence[str], cells: Literal["counts
     `cells`: what is written in each. The shade goes with the root of the share, so that rare confusions are seen.
     Beyond 30 classes cells are empty, and every so many names are shown.
     """
-    import seaborn
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
@@ -44,22 +44,22 @@ def confusion(counts: np.ndarray, classes: Sequence[str], cells: Literal["counts
     axes = figure.subplots()
     every = 1 if fits else -(-count // 50)
     names = [_plain(name) for name in classes[::every]]
-    seaborn.heatmap(
+    mesh = axes.pcolormesh(
         shares,
-        ax=axes,
         norm=PowerNorm(0.5, 0, 1),
         cmap="Blues",
-        square=True,
-        annot=_cells(counts, shares, cells) if fits else False,
-        fmt="",
-        annot_kws={"fontsize": 9},
         linewidths=0.6 if fits else 0,
-        linecolor="white",
-        xticklabels=False,  # seaborn would make a tick of every class, which takes a minute for a thousand
-        yticklabels=False,
-        cbar_kws={"label": "share of the actual class", "shrink": 0.75, "ticks": [0, 0.01, 0.05, 0.2, 0.5, 1]},
+        edgecolor="white",
         rasterized=not fits,  # a million squares are no drawing
     )
+    axes.set(aspect="equal", xlim=(0, count), ylim=(count, 0))
+    axes.spines[:].set_visible(False)
+    scale = figure.colorbar(mesh, ax=axes, label="share of the actual class", shrink=0.75)
+    scale.set_ticks([0, 0.01, 0.05, 0.2, 0.5, 1])
+    scale.outline.set_visible(False)
+    scale.solids.set_rasterized(not fits)
+    if fits:
+        _annotate(axes, shares, _cells(counts, shares, cells))
     places = np.arange(0, count, every) + 0.5
     axes.set_xticks(places, names, rotation=45 if fits else 90, ha="right" if fits else "center")
     axes.set_yticks(places, names, rotation=0)
@@ -147,6 +147,14 @@ def calibration(plain: Reliability, scaled: Reliability | None) -> Figure:
 def _reliability(axes: Axes, found: Reliability, colour: str, name: str) -> None:
     words = f"{name}: error {percent(found.error, 2)}"
     axes.plot(found.confidence, found.accuracy, "o-", color=colour, linewidth=1.6, markersize=4.5, label=words)
+
+
+def _annotate(axes: Axes, shares: np.ndarray, texts: np.ndarray) -> None:
+    """Writes each cell's text, in white where its shade is dark."""
+    for (row, column), text in np.ndenumerate(texts):
+        if text:
+            colour = "white" if shares[row, column] > _DARK else ink.INK
+            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=9, color=colour)
 
 
 def _cells(counts: np.ndarray, shares: np.ndarray, cells: str) -> np.ndarray:

@@ -15,11 +15,12 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -30,6 +31,19 @@ from resnet_cifar.training.snapshot import Snapshot
 FORMAT = 2
 _WEIGHTS, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 _AVERAGE = "average.safetensors"
+# safetensors' names of types, in the order in which it writes them.
+_DTYPES = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -63,12 +77,10 @@ def write(
         if snapshot.average is not None:
             files[_AVERAGE] = snapshot.average
         for file, tensors in files.items():
-            content = safetensors.torch.save(tensors)
-            checksums[file] = hashlib.sha256(content).hexdigest()
-            _write(aside / file, content)
+            checksums[file] = _write(aside / file, _contents(tensors))
         whole = {"format": FORMAT, "step": step, "optimizer": snapshot.scalars, "checksums": checksums, **state}
         whole["checksum"] = _state_checksum(whole)
-        _write(aside / _STATE, (json.dumps(whole, indent=1) + "\n").encode())
+        _write(aside / _STATE, [(json.dumps(whole, indent=1) + "\n").encode()])
         flush(aside)
         before()
     except BaseException:
@@ -237,11 +249,34 @@ class Writer:
             self._error = error
 
 
-def _write(file: Path, content: bytes) -> None:
+def _contents(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """What `safetensors.torch.save` returns, a tensor at a time: that function holds two further copies of them all.
+
+    Tensors are on the host and contiguous. The format: the header's length, the header in JSON, and the tensors.
+    """
+    order = sorted(tensors, key=lambda name: (list(_DTYPES).index(tensors[name].dtype), name))
+    header, end = {}, 0
+    for name in order:
+        start, end = end, end + tensors[name].nbytes
+        kind = _DTYPES[tensors[name].dtype]
+        header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned
+    yield len(text).to_bytes(8, "little") + text
+    for name in order:
+        yield tensors[name].reshape(-1).view(torch.uint8).numpy().data
+
+
+def _write(file: Path, parts: Iterable[bytes | memoryview]) -> str:
+    """Writes the file and flushes it; returns the SHA-256 of what should be in it, in hex."""
+    digest = hashlib.sha256()
     with file.open("wb") as stream:
-        stream.write(content)
+        for part in parts:
+            digest.update(part)
+            stream.write(part)
         stream.flush()
         flush(file)
+    return digest.hexdigest()
 
 
 def _state_checksum(state: dict[str, Any]) -> str:

@@ -18,6 +18,8 @@ from resnet_cifar.training.world import World
 
 _PIXELS = 1 << 23  # of one batch
 _BATCHES = 32  # at the least, so that many ranks share the work
+_NORM_ROWS = 32  # of a batch that BatchNorm's statistics are estimated on, at the least
+_FULL = 128  # images: a smaller batch costs more an image (1.4 times at 32, ResNet-50 at 32 pixels on one core)
 
 
 class Predictions(NamedTuple):
@@ -44,7 +46,7 @@ def predict(
     Batches are cut from the global index range, all of one size, and dealt to ranks in blocks; what lies beyond the
     end is filled up with the last image and dropped. `tick` is called before each, on all ranks equally often.
     """
-    size = batch_size(len(images), input_format.data.image_size)
+    size = batch_size(len(images), input_format.data.image_size, least=_FULL)
     batches = -(-len(images) // size)
     each = -(-batches // world.size)
     logits = []
@@ -63,11 +65,15 @@ def fit_on_validation(
     data: ImageData,
     input_format: InputFormat,
     tick: Callable[[], None] = _go_on,
+    known: Predictions | None = None,
 ) -> float | None:
-    """The temperature that suits the images held out from training; None without such images, or without an optimum."""
+    """The temperature that suits the images held out from training; None without such images, or without an optimum.
+
+    `known`: the model's predictions of these images, on every rank or on none, where they have been made before.
+    """
     if not len(data.validation) or input_format.data.overfit:
         return None
-    return calibration.fit_temperature(*predict(world, model, data.validation, input_format, tick))
+    return calibration.fit_temperature(*(known or predict(world, model, data.validation, input_format, tick)))
 
 
 def refresh_norms(
@@ -79,7 +85,7 @@ def refresh_norms(
     tick: Callable[[], None] = _go_on,
 ) -> None:
     """Precise BN of `model` (not wrapped) on the training images `rows`, shared by the ranks; `tick`: see `predict`."""
-    size = batch_size(len(rows), input_format.data.image_size)
+    size = batch_size(len(rows), input_format.data.image_size, least=_NORM_ROWS)
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     if len(batches) > 1 and len(batches[-1]) < size:
         batches.pop()  # every batch weighs the same
@@ -95,10 +101,13 @@ def refresh_norms(
     models.estimate_norms(model, inputs(), lambda statistics: world.mean(statistics, float(len(mine))))
 
 
-def batch_size(images: int, image_size: int) -> int:
-    """A power of two that suits the number and size of images; the world size has no say, so that scores are equal."""
+def batch_size(images: int, image_size: int, least: int) -> int:
+    """A power of two that suits the number and size of images; the world size has no say, so that scores are equal.
+
+    It is `least` where that leaves fewer than 32 batches, and less where the images are few or large.
+    """
     fits = _PIXELS // image_size**2
-    shared = max(images // _BATCHES, 32)
+    shared = max(images // _BATCHES, min(least, 1 << (images - 1).bit_length()))
     return 1 << (min(fits, shared, 1024).bit_length() - 1)
 
 

@@ -25,7 +25,7 @@ from resnet_cifar.reporting.console import Screen, duration
 from resnet_cifar.run_folder import RunFolder
 from resnet_cifar.training import beforehand, checkpoint, closing, fit, launched, outline, snapshot
 from resnet_cifar.training.early_stopping import EarlyStopping
-from resnet_cifar.training.evaluate import check_same_weights, fit_on_validation, predict, refresh_norms
+from resnet_cifar.training.evaluate import Predictions, check_same_weights, fit_on_validation, predict, refresh_norms
 from resnet_cifar.training.interrupts import Interrupted, Requests, exit_code
 from resnet_cifar.training.profile import profiled
 from resnet_cifar.training.recorder import Recorder
@@ -33,6 +33,7 @@ from resnet_cifar.training.snapshot import Snapshot
 from resnet_cifar.training.step import Learner, OutOfMemory
 from resnet_cifar.training.tally import Sums
 from resnet_cifar.training.telemetry import Telemetry
+from resnet_cifar.training.timings import Timings
 from resnet_cifar.training.watch import GO_ON, Watch
 from resnet_cifar.training.world import World, lost_connection
 
@@ -42,6 +43,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 def train(command: TrainCommand, base: Recipe, requests: Requests) -> None:
     """Trains, evaluates and exports what `command` asks for. Raises Mistake, and SystemExit where it is interrupted."""
+    timings = Timings()
     world = World(base.precision, base.deterministic, command.compile)
     screen = Screen(shown=world.is_main)
     base = beforehand.resolved(dataclasses.replace(base, precision=world.precision), screen.warn)
@@ -52,12 +54,14 @@ def train(command: TrainCommand, base: Recipe, requests: Requests) -> None:
         world.close()
         return
     world.main_first(lambda: beforehand.check_start(recipe) or "")
-    entry = world.main_first(lambda: str(store.ensure(recipe.data)), per_node=True)
-    data = store.load(Path(entry), recipe, world.device)
+    with timings.part("data"):
+        entry = world.main_first(lambda: str(store.ensure(recipe.data)), per_node=True)
+        data = store.load(Path(entry), recipe, world.device)
     plan = Plan(recipe, len(data.train), world.size)
     check_crop(recipe, data.train)
     try:
-        learner = Learner(plan, world, len(data.classes), pretrained=not command.dry_run)
+        with timings.part("model"):
+            learner = Learner(plan, world, len(data.classes), pretrained=not command.dry_run)
     except RuntimeError as error:
         if lost_connection(error):
             raise Mistake("another process ended before training began, and says why") from None
@@ -68,7 +72,7 @@ def train(command: TrainCommand, base: Recipe, requests: Requests) -> None:
     if command.dry_run:
         screen.facts(outline.estimate(learner, data))
     else:
-        recorder = Recorder(plan, world, data, folder, screen)
+        recorder = Recorder(plan, world, data, folder, screen, timings)
         Run(plan, world, data, learner, recorder, Watch(world, requests, recipe.rank_timeout), command.profile).run()
     world.close()
 
@@ -125,6 +129,7 @@ class Run:
         self.began = time.perf_counter()
         self.telemetry = Telemetry(plan, world, data)
         self._unscored: dict[str, Any] | None = None  # the row of a score that is under way
+        self._validated: tuple[int, Predictions] | None = None  # the best model's step, and its validation predictions
         self._fresh_at = -1  # the step whose weights BatchNorm's statistics are of
 
     def run(self) -> None:
@@ -134,7 +139,8 @@ class Run:
         try:
             try:
                 self._resume(*recorder.open())
-                self._train()
+                with recorder.timings.part("steps"):
+                    self._train()
                 self._finish()
                 ended = "finished"
             except Interrupted as request:
@@ -218,7 +224,8 @@ class Run:
         ):
             self.watch.tick(step)
             try:
-                learner.update(step, micro_batches)
+                with recorder.timings.part("first_step" if step == start else "steps"):
+                    learner.update(step, micro_batches)
             except OutOfMemory as error:
                 self._update_in_smaller_parts(step, error)
             recorder.done = done = step + 1
@@ -281,7 +288,8 @@ class Run:
             row |= self._score()
             self._unscored = None
         self._write(row)
-        self._save()
+        with self.recorder.timings.part("checkpoint"):
+            self._save()
         self.recorder.status("running")
         self.telemetry.exclude(time.perf_counter() - began)
 
@@ -290,15 +298,18 @@ class Run:
         learner, world, validation = self.learner, self.world, self.data.validation
         for model in dict.fromkeys((learner.model, learner.scored)):
             check_same_weights(world, model)
-        refresh_norms(world, learner.scored, self.data.train, learner.format, self.norm_rows, self.watch.tick)
+        with self.recorder.timings.part("precise_bn"):
+            refresh_norms(world, learner.scored, self.data.train, learner.format, self.norm_rows, self.watch.tick)
         self._fresh_at = self.recorder.done
         if not len(validation):
             return {}
-        predictions = predict(world, learner.wrapped_to_score, validation, learner.format, self.watch.tick)
-        scores = {f"val/{key}": value for key, value in metrics.summary(*predictions).items()}
+        with self.recorder.timings.part("evaluation"):
+            predictions = predict(world, learner.wrapped_to_score, validation, learner.format, self.watch.tick)
+            scores = {f"val/{key}": value for key, value in metrics.summary(*predictions).items()}
         self.stopping.see(scores)
         if self.best is None or scores["val/accuracy"] > self.best["val/accuracy"]:  # ties keep the earlier
             self.best = {"step": self.recorder.done, **scores}
+            self._validated = self.recorder.done, predictions
         return scores
 
     def _row(self, sums: Sums) -> dict[str, Any]:
@@ -348,27 +359,34 @@ class Run:
     def _finish(self) -> None:
         """Scores the chosen checkpoint on the test split, once, and exports it."""
         learner, world, recorder, folder = self.learner, self.world, self.recorder, self.recorder.folder
+        recipe, data, part = self.plan.recipe, self.data, recorder.timings.part
         self.watch.trained()
-        recorder.wait()
         step = self.best["step"] if self.best else recorder.done
         chosen = folder.checkpoints / checkpoint.name(step)
-        if world.is_main:
-            checkpoint.read_state(chosen)
-            weights = checkpoint.weights(chosen)
-            learner.scored.load_state_dict(weights)
+        is_in_memory = step == recorder.done == self._fresh_at  # then its checkpoint is written while it is scored
+        if world.is_main and not is_in_memory:
+            with part("checkpoint"):
+                checkpoint.read_state(chosen)
+                learner.scored.load_state_dict(checkpoint.weights(chosen))
         world.broadcast_(learner.scored)
         scored = learner.wrapped_to_score
-        predictions = predict(world, scored, self.data.test, learner.format, self.watch.tick)
-        temperature = fit_on_validation(world, scored, self.data, learner.format, self.watch.tick)
+        with part("evaluation"):
+            predictions = predict(world, scored, data.test, learner.format, self.watch.tick)
+            known = self._validated[1] if self._validated and self._validated[0] == step else None
+            temperature = fit_on_validation(world, scored, data, learner.format, self.watch.tick, known)
         recorder.energy_kwh = self.telemetry.energy_kwh()
         if not world.is_main:
             return
-        recipe, data = self.plan.recipe, self.data
-        found = {
-            **score_files.facts("test", recipe, data.fingerprint, str(chosen.relative_to(folder.path))),
-            **metrics.full(*predictions, data.classes, temperature),
-        }
-        score_files.write(folder.path, "test", found, *predictions, data.test.indices)
+        with part("checkpoint"):
+            recorder.wait()
+            if is_in_memory:
+                checkpoint.read_state(chosen)  # no result names a checkpoint that is not whole
+        with part("evaluation"):
+            found = {
+                **score_files.facts("test", recipe, data.fingerprint, str(chosen.relative_to(folder.path))),
+                **metrics.full(*predictions, data.classes, temperature),
+            }
+            score_files.write(folder.path, "test", found, *predictions, data.test.indices)
         result = {
             **({"val/accuracy": self.best["val/accuracy"], "val/loss": self.best["val/loss"]} if self.best else {}),
             "test/accuracy": found["accuracy"],
@@ -383,8 +401,9 @@ class Run:
             **recorder.costs(),
         }
         facts = {"temperature": temperature, "stored_size": data.train.side, "fingerprint": data.fingerprint}
-        card = closing.card(lambda: self._card(found, {**result, **facts}), recorder.screen.warn)
-        models.export(learner.scored, folder.model, recipe, data.classes, weights, facts, card)
+        with part("export"):
+            card = closing.card(lambda: self._card(found, {**result, **facts}), recorder.screen.warn)
+            models.export(learner.scored, folder.model, recipe, data.classes, learner.scored.state_dict(), facts, card)
         run_folder.write_json(folder.path / "result.json", result)
         best = {f"best/{name}": value for name, value in result.items() if name == "step" or name.startswith("val/")}
         costs = {name: result[name] for name in _COSTS if name in result}
@@ -394,9 +413,11 @@ class Run:
         page = None
         if recipe.track.report:
             warn = recorder.screen.warn
-            closing.keep_pictures(folder.path, "test", predictions, data.test, temperature, warn)
-            page = closing.write_page(folder.path, "test", warn)
+            with part("report"):
+                closing.keep_pictures(folder.path, "test", predictions, data.test, temperature, warn)
+                page = closing.write_page(folder.path, "test", warn)
         recorder.summary(final, with_figures=page is not None)
+        recorder.report_timings()
         _closing_table(recorder.screen, folder, result, recorder.tracker.commands)
 
     def _card(self, found: dict[str, Any], result: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from resnet_cifar.reporting.console import Screen
 from resnet_cifar.run_folder import RunFolder, read_json
 from resnet_cifar.training import checkpoint, telemetry
 from resnet_cifar.training.snapshot import Snapshot
+from resnet_cifar.training.timings import Timings
 from resnet_cifar.training.watch import GO_ON
 from resnet_cifar.training.world import World
 
@@ -23,9 +24,11 @@ from resnet_cifar.training.world import World
 class Recorder:
     """One start's part of a run folder, and its tracker and screen."""
 
-    def __init__(self, plan: Plan, world: World, data: ImageData, folder: RunFolder, screen: Screen) -> None:
+    def __init__(
+        self, plan: Plan, world: World, data: ImageData, folder: RunFolder, screen: Screen, timings: Timings
+    ) -> None:
         self.plan, self.world, self.data = plan, world, data
-        self.folder, self.screen = folder, screen
+        self.folder, self.screen, self.timings = folder, screen, timings
         self.tracker = track.Several({}, folder.path, 0, screen.warn)
         self.done, self.seconds_to_first_step = 0, 0.0  # what status.json says beside the state
         self.energy_kwh: float | None = None  # that this start has used, where it is known
@@ -119,6 +122,11 @@ class Recorder:
         """What the run has cost on GPUs in all its starts: see `telemetry.costs`. Rank 0's."""
         *earlier, this = self.folder.starts
         return telemetry.costs([*earlier, {**this, "ended": time.time(), "energy_kwh": self.energy_kwh}])
+
+    def report_timings(self) -> None:
+        """Adds `seconds_by_part` to the status of a finished run, which stays finished where that cannot be written."""
+        with contextlib.suppress(Mistake, OSError):
+            self.status("finished", seconds_by_part=self.timings.seconds())
 
     def end(self, state: str, why: str) -> None:
         """Leaves a last word in the folder and with the tracker; what ends the run already is not hidden by another."""

@@ -14,7 +14,7 @@ from metric_rows import rows_of
 
 from resnet_cifar.commands import TrainCommand
 from resnet_cifar.recipe import Recipe
-from resnet_cifar.training import loop
+from resnet_cifar.training import evaluate, loop
 from resnet_cifar.training.watch import Watch
 
 
@@ -29,9 +29,11 @@ class Requests:
 
 
 def train(command: TrainCommand, recipe: Recipe, requests: Requests | None = None) -> None:
-    """What train.py does after it has read its words."""
+    """What train.py does after it has read its words, with small batches of an evaluation, to be stopped between."""
     AcceleratorState._reset_state(True)
-    loop.train(command, recipe, requests or Requests())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "_FULL", 32)
+        loop.train(command, recipe, requests or Requests())
 
 
 def interrupt(command: TrainCommand, recipe: Recipe, kind: str, number: int) -> dict[str, Any]:

@@ -71,7 +71,10 @@ def test_every_recipe_runs_two_steps(name: str) -> None:
     result = json.loads(Path("run/result.json").read_text())
     assert {"val/accuracy", "test/accuracy", "test/loss", "checkpoint", "seconds", "world_size"} <= result.keys()
     assert (Path("run") / result["checkpoint"] / "model.safetensors").is_file()
-    assert json.loads(Path("run/status.json").read_text())["state"] == "finished"
+    status = json.loads(Path("run/status.json").read_text())
+    assert status["state"] == "finished"
+    parts = "imports data model first_step steps precise_bn evaluation checkpoint export other"  # and report
+    assert status["seconds_by_part"].keys() == set(parts.split())
     expected = beforehand.resolved(replace(recipe, precision="no"))
     assert cli.read_recipe("run/recipe.yaml") == expected, "the resolved recipe runs again"
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from resnet_cifar.recipe import Mistake
@@ -739,3 +740,17 @@ def test_an_average_that_does_not_belong_to_a_checkpoint_is_refused(tmp_path: Pa
     shutil.copy(folder / "model.safetensors", folder / "average.safetensors")
     with pytest.raises(Mistake, match=r"average\.safetensors is not a checkpoint's file"):
         checkpoint.read(folder)
+
+
+def test_tensors_are_written_as_safetensors_writes_them(tmp_path: Path) -> None:
+    types = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16)
+    tensors = {f"of {type}": torch.arange(6).view(2, 3).to(type) for type in (*types, torch.int8, torch.uint8)}
+    tensors |= {
+        "é": torch.tensor([True, False]),
+        "number": torch.tensor(3.0),
+        "none": torch.empty(0, 2),
+        "a.b": torch.ones(1),
+    }
+    for number, each in enumerate((tensors, {})):
+        saved = checkpoint.write(tmp_path, number, Snapshot(each, {}, {}), {"best": None})
+        assert (saved / "model.safetensors").read_bytes() == safetensors.torch.save(each)

@@ -1,0 +1,44 @@
+"""Where the seconds of a start go: wall-clock time by part, as status.json keeps it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import psutil
+
+
+class Timings:
+    """Adds up the main thread's seconds, from the start of the process on. Every second belongs to exactly one part.
+
+    The time until this is constructed is `imports`; what no `part` covers is `other`. Work that a GPU has yet to do
+    counts where the host waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: Counter[str] = Counter()
+        age = time.time() - psutil.Process().create_time()
+        self._part, self._since = "imports", time.perf_counter() - age
+        self._enter("other")
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """A context whose time belongs to the part `name`, except for what a part inside it takes."""
+        outer = self._enter(name)
+        try:
+            yield
+        finally:
+            self._enter(outer)
+
+    def seconds(self) -> dict[str, float]:
+        """Part -> seconds so far, in the order of first entry."""
+        self._enter(self._part)
+        return {name: round(seconds, 2) for name, seconds in self._seconds.items()}
+
+    def _enter(self, name: str) -> str:
+        now, left = time.perf_counter(), self._part
+        self._seconds[left] += now - self._since
+        self._part, self._since = name, now
+        return left
