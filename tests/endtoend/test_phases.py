@@ -21,7 +21,7 @@ from resnet_cifar.training import checkpoint
 from resnet_cifar.training.loop import Run
 
 RUN = TrainCommand(recipe="phases.yaml", run="run")
-NORMS = 15  # batches of a score on which norms are estimated
+NORMS = 8  # batches of a score on which norms are estimated
 PHASES = """
 phases:
   - {epochs: 0.3, lr: 1.0e-2, train: head, image_size: 24}

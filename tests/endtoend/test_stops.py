@@ -23,7 +23,7 @@ from resnet_cifar.recipe import Mistake, Recipe
 from resnet_cifar.training.loop import Run
 
 RUN = TrainCommand(recipe="debug", run="run")
-NORMS, VALIDATION = 15, 2  # evaluated batches of a score
+NORMS, VALIDATION = 8, 2  # evaluated batches of a score
 
 
 def small(**words: str) -> Recipe:

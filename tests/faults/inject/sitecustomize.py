@@ -237,10 +237,11 @@ def on_store(module):
 def on_checkpoint(module):
     write = module._write
 
-    def torn(file, content):
-        write(file, content[: len(content) // 2])
+    def torn(file, parts):
+        content = b"".join(parts)
+        write(file, [content[: len(content) // 2]])
         injector.moment("save", f"half of {file.name}")
-        write(file, content)
+        return write(file, [content])
 
     module._write = torn
 
