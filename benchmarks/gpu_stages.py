@@ -47,7 +47,7 @@ from resnet_cifar.training.step import Learner
 from resnet_cifar.training.world import World
 
 CLASSES = 10
-_ROUNDS, _SECONDS = 5, 0.4  # of timing: the median of so many rounds of about so long
+_ROUNDS, _SECONDS = 5, 0.4  # of timing: the median over these rounds, each about this long
 _PROFILED = 2  # steps
 _NEEDED, _NEEDED_CACHED, _NEEDED_COMPILED = 12, 25, 60  # seconds that a variant takes: none begins with less
 WARMED_UP = 2  # of the compiled variants: the first ones' graphs are in the compiler's cache when they are measured

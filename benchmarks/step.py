@@ -34,7 +34,7 @@ from resnet_cifar.data.plan import Plan
 from resnet_cifar.data.resident import ImageSet
 from resnet_cifar.ghost_batchnorm import apply_ghost_batchnorm
 from resnet_cifar.recipe import Recipe
-from resnet_cifar.training import flops as arithmetic
+from resnet_cifar.training import flops
 from resnet_cifar.training.evaluate import predict
 from resnet_cifar.training.step import Learner
 from resnet_cifar.training.world import World
@@ -107,9 +107,9 @@ def measure(configuration: Configuration, source: str) -> dict[str, Any]:
         if round_:
             speeds["evaluation"].append(len(images) / (time.perf_counter() - began))
     medians = {name: statistics.median(values) for name, values in speeds.items()}
-    tf32 = gpu and torch.backends.cudnn.allow_tf32  # convolutions; matrix products are the classifier's only
-    flops = arithmetic.flops_an_image(recipe, len(data.classes))
-    peak = arithmetic.peak(torch.cuda.get_device_name(world.device), world.precision, tf32) if gpu else None
+    tf32 = world.uses_tf32
+    an_image = flops.flops_an_image(recipe, len(data.classes))
+    peak = flops.peak(torch.cuda.get_device_name(world.device), world.precision, tf32) if gpu else None
     return {
         **asdict(configuration),
         "tf32": tf32 and world.precision == "no",
@@ -118,8 +118,8 @@ def measure(configuration: Configuration, source: str) -> dict[str, Any]:
         **{f"{name}_over_stock": _ratio(speeds[name], speeds.get("stock")) for name in ("whole", "bare")},
         **memory,
         "seconds_of_first_steps": round(warm_up, 2),
-        "gflops_an_image": round(flops / 1e9, 3),
-        "share_of_peak": round(medians["whole"] * flops / peak, 4) if peak else None,
+        "gflops_an_image": round(an_image / 1e9, 3),
+        "share_of_peak": round(medians["whole"] * an_image / peak, 4) if peak else None,
     }
 
 

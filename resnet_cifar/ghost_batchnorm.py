@@ -8,7 +8,7 @@ computes them follows from the situation, and all forms agree to rounding:
 - otherwise: torch's native BatchNorm for one group after the other, which on CPUs is the fastest
 - groups that span processes: torch's SyncBatchNorm
 
-Running statistics are not updated in training: they do not influence it, and `model.estimate_norms` computes them anew
+Running statistics are not updated in training: they do not influence it, and `model.estimate_norms` computes them
 before every evaluation.
 """
 

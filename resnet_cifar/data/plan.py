@@ -15,7 +15,7 @@ from resnet_cifar.recipe import Mistake, Phase, Recipe, multiples_beside, row_un
 
 ROWS_AN_EPOCH = 20  # of metrics.jsonl: enough for a curve, few enough for a file
 SMALL_SHARE = 32  # images; below, a device is mostly waiting
-NORM_IMAGES = 256, 2048  # for precise BN: a tenth of the training images, at least and at most so many
+NORM_IMAGES = 256, 2048  # for precise BN: a tenth of the training images, within these bounds
 
 
 @dataclass(frozen=True)
