@@ -14,7 +14,7 @@ from rich.console import Console
 
 from benchmarks import jobs, pipeline, results, startup, training
 from benchmarks.step import Configuration
-from resnet_cifar.run_folder import read_json
+from resnet_cifar.atomic_io import read_json
 
 NAMES = ("training", "jobs", "pipeline", "startup", "checkpoints")
 BY_DEFAULT = NAMES[:4]

@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 
-from resnet_cifar.cli import read_recipe
-from resnet_cifar.data import store
-from resnet_cifar.data.batches import Batches
-from resnet_cifar.data.plan import ROWS_AN_EPOCH, Plan
-from resnet_cifar.run_folder import read_json
-from resnet_cifar.training import checkpoint, snapshot
-from resnet_cifar.training.step import Learner
-from resnet_cifar.training.world import World
+from resnet_cifar.atomic_io import read_json
+from resnet_cifar.checkpoints import checkpoint, snapshot
+from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.data import image_data
+from resnet_cifar.data.loader import Loader
+from resnet_cifar.distributed.context import DistributedContext
+from resnet_cifar.training.plan import LOGS_PER_EPOCH, Plan
+from resnet_cifar.training.train_state import TrainState
 
 ROUNDS = 7
 STARTS = 3
@@ -46,15 +46,15 @@ def measure(source: str) -> dict[str, Any]:
 
 
 def _saving(source: str, optimizer: str, folder: Path) -> dict[str, Any]:
-    world = World("auto")
+    world = DistributedContext("auto")
     gpu = world.device.type == "cuda"
     batch, steps = (1024, 100) if gpu else (128, 3)
     words = {"data.source": source, "batch_size": str(batch), "phases.0.epochs": "100000", "data.image_size": "32"}
     words |= {"model.stem": "imagenet", "precision": world.precision, "optimizer.name": optimizer}
     recipe = read_recipe("scratch", words)
-    data = store.load(store.ensure(recipe.data), recipe, world.device)
-    learner = Learner(Plan(recipe, len(data.train), world=1), world, len(data.classes))
-    stream = enumerate(Batches(learner.plan, data.train, len(data.classes), learner.format, rank=0).steps())
+    data = image_data.load(image_data.prepare(recipe.data), recipe, world.device)
+    learner = TrainState(Plan(recipe, len(data.train), world_size=1), world, len(data.classes))
+    stream = enumerate(Loader(learner.plan, data.train, len(data.classes), learner.preprocess, rank=0).steps())
     writer = checkpoint.Writer(folder, keep=1, before=lambda: None)
     waits, rounds = [], {False: [], True: []}
     for round_ in range(2 * ROUNDS + 1):
@@ -105,8 +105,8 @@ def _resuming(source: str, runs: Path) -> dict[str, Any]:
 def _start(source: str, run: Path, is_enough: Callable[[], object]) -> None:
     """Starts the run, or goes on with it, and interrupts it when it is enough."""
     words = ["--recipe", "scratch", "--model.stem", "imagenet", "--data.source", source, "--batch_size", "64"]
-    words += ["--phases.0.epochs", "1000000", "--evaluate.every", "1000000", "--checkpoint.every_steps", "2"]
-    words += ["--track.to", "none", "--run", str(run)]
+    words += ["--phases.0.epochs", "1000000", "--evaluate.every_epochs", "1000000", "--checkpoint.every_steps", "2"]
+    words += ["--track.trackers", "none", "--run", str(run)]
     with subprocess.Popen([sys.executable, str(TRAIN), *words], stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
             if is_enough():
@@ -124,7 +124,7 @@ def _move_on(run: Path) -> None:
     facts = {name: state[name] for name in state.keys() - {"format", "step", "optimizer", "checksums"}}
     checkpoint.write(run / "checkpoints", FAR, kept, facts)
     row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    steps_a_row = max(1, round(row["step"] / row["epoch"] / ROWS_AN_EPOCH))
+    steps_a_row = max(1, round(row["step"] / row["epoch"] / LOGS_PER_EPOCH))
     with (run / "metrics.jsonl").open("w") as stream:
         for step in range(steps_a_row, FAR + 1, steps_a_row):
             stream.write(json.dumps({**row, "step": step}) + "\n")

@@ -36,10 +36,11 @@ import torch
 
 from benchmarks import results
 from benchmarks.gpu_stages import EXPECTED_ACCURACY, WARMED_UP, Variant
-from resnet_cifar.data import sources
-from resnet_cifar.recipe import Data, Mistake
+from resnet_cifar.atomic_io import read_json
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import Data
+from resnet_cifar.data.sources.registry import find_source
 from resnet_cifar.reporting import environment
-from resnet_cifar.run_folder import read_json
 
 ROOT = Path(__file__).parents[1]
 PACKED_COMMIT = ROOT / ".carry" / "commit.txt"  # written by benchmarks/pack.sh, for a copy without git
@@ -72,8 +73,8 @@ def main(arguments: list[str], began: float | None = None) -> int:
     source = asked.source or ("synthetic" if asked.rehearse else "uoft-cs/cifar10")
     source = str(Path(source).resolve()) if Path(source).exists() else source
     try:
-        sources.find(source)
-    except Mistake as mistake:
+        find_source(source)
+    except UserError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         return 2
     device = "rehearsal" if asked.rehearse else re.sub(r"\W+", "-", torch.cuda.get_device_name().lower()).strip("-")
@@ -285,14 +286,14 @@ def _train(
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         words = ["--recipe", "scratch", "--data.source", source, "--run", str(run), "--precision", way["precision"]]
-        words += ["--track.to", "none", "--track.report", "False", "--evaluate.every", "2"]
+        words += ["--track.trackers", "none", "--track.report", "False", "--evaluate.every_epochs", "2"]
         if runner.rehearse:
             epochs = 1
             words += ["--model.name", "test_resnet", "--model.stem", "imagenet", "--data.limit", "400"]
-            words += ["--batch_size", "32", "--profile", "2"]
+            words += ["--batch_size", "32", "--profile-steps", "2"]
         else:
-            words += ["--profile", "10"]
-        words += ["--phases.0.epochs", str(epochs), "--phases.0.warmup", str(min(1.0, epochs / 5))]
+            words += ["--profile-steps", "10"]
+        words += ["--phases.0.epochs", str(epochs), "--phases.0.warmup_epochs", str(min(1.0, epochs / 5))]
         words += ["--max_minutes", f"{(runner.left - _REST) / 60:.2f}"]
         if way["compile_mode"] and not runner.rehearse:
             variables = {
@@ -338,7 +339,7 @@ def best_way(variants: list[dict[str, Any]], images: int, seconds: float) -> tup
     def epochs(way: dict[str, Any]) -> int:
         compiling = way["first_steps_s"] if way["compile_mode"] else 0.0
         left = 0.9 * (seconds - _START - _REST - compiling)
-        one = images * (1 - Data().validation) / way["images_per_second"] + _SCORING
+        one = images * (1 - Data().validation_fraction) / way["images_per_second"] + _SCORING
         return max(1, min(_EPOCHS, int(left / one)))
 
     best = max(ways, key=epochs, default=None)

@@ -31,20 +31,22 @@ from accelerate.state import AcceleratorState
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.step import whole_step
-from resnet_cifar import model as models
-from resnet_cifar import optim
-from resnet_cifar.cli import read_recipe
-from resnet_cifar.data import sources, store
-from resnet_cifar.data.batches import Batches
-from resnet_cifar.data.plan import Plan
-from resnet_cifar.data.resident import ImageSet
-from resnet_cifar.ghost_batchnorm import apply_ghost_batchnorm
-from resnet_cifar.recipe import Data, Recipe
-from resnet_cifar.run_folder import read_json
-from resnet_cifar.training import beforehand, flops, snapshot
-from resnet_cifar.training.evaluate import predict
-from resnet_cifar.training.step import Learner
-from resnet_cifar.training.world import World
+from resnet_cifar.atomic_io import read_json
+from resnet_cifar.checkpoints import snapshot
+from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.config.schema import Data, Recipe
+from resnet_cifar.data import image_data
+from resnet_cifar.data.image_dataset import ImageDataset
+from resnet_cifar.data.loader import Loader
+from resnet_cifar.data.paths import cache_root
+from resnet_cifar.distributed.context import DistributedContext
+from resnet_cifar.evaluation.predict import predict
+from resnet_cifar.models.factory import create_model
+from resnet_cifar.models.ghost_batchnorm import apply_ghost_batchnorm
+from resnet_cifar.optim.factory import create_optimizer
+from resnet_cifar.training import flops, preflight
+from resnet_cifar.training.plan import Plan
+from resnet_cifar.training.train_state import TrainState
 
 CLASSES = 10
 _ROUNDS, _SECONDS = 5, 0.4  # of timing: the median over these rounds, each about this long
@@ -159,8 +161,8 @@ def warm_up(variant: Variant, rehearse: bool) -> None:
     learner.update(0, batches.step(0))
     images = batches.images
     for count in (len(images) // 10, len(images) // 5) if variant.recipe == "scratch" else ():
-        part = ImageSet(images.images[:count], images.labels[:count], images.indices[:count])
-        predict(learner.world, learner.wrapped, part, learner.format)
+        part = ImageDataset(images.images[:count], images.labels[:count], images.indices[:count])
+        predict(learner.context, learner.wrapped, part, learner.preprocess)
     _synchronize()
     report("warm-up", variant=str(variant), seconds=round(time.monotonic() - began, 1))
 
@@ -168,11 +170,11 @@ def warm_up(variant: Variant, rehearse: bool) -> None:
 def decode(source: str) -> None:
     """Puts the images into the cache; reports the source that train.py can read, and how many it can train on."""
     try:
-        entry = store.ensure(Data(source=source))
+        entry = image_data.prepare(Data(source=source))
     except ImportError as error:  # of `datasets`, which may want another pyarrow than this machine's
         print(f"datasets cannot be imported ({error}): its parquet files are read with pyarrow instead", flush=True)
-        source = str(parquet_to_npz(Path(source), sources.cache_root() / "images.npz"))
-        entry = store.ensure(Data(source=source))
+        source = str(parquet_to_npz(Path(source), cache_root() / "images.npz"))
+        entry = image_data.prepare(Data(source=source))
     report("images", source=source, images=read_json(entry / "meta.json")["images"])
 
 
@@ -245,11 +247,11 @@ def _measured(variant: Variant, rehearse: bool) -> dict[str, Any]:
     kernels, busy = _kernels(step)
     ms = statistics.median(times)
     speed = 1e3 * variant.batch / ms
-    world = learner.world
+    context = learner.context
     tf32 = gpu and torch.backends.cudnn.allow_tf32
-    peak = flops.peak(torch.cuda.get_device_name(), world.precision, tf32) if gpu else None
+    peak = flops.peak(torch.cuda.get_device_name(), context.precision, tf32) if gpu else None
     gflops = flops.flops_an_image(learner.plan.recipe, CLASSES) / 1e9
-    list(learner.tally.ready(wait=True))  # raises where a loss was not finite
+    list(learner.tally.poll(wait=True))  # raises where a loss was not finite
     return {
         "images_per_second": round(speed, 1),
         "ms": round(ms, 3),
@@ -262,7 +264,7 @@ def _measured(variant: Variant, rehearse: bool) -> dict[str, Any]:
     }
 
 
-def _built(variant: Variant, rehearse: bool) -> tuple[Learner, Batches]:
+def _built(variant: Variant, rehearse: bool) -> tuple[TrainState, Loader]:
     """A learner as train.py builds it, and batches of random images."""
     AcceleratorState._reset_state(True)
     torch._dynamo.reset()
@@ -271,42 +273,42 @@ def _built(variant: Variant, rehearse: bool) -> tuple[Learner, Batches]:
     if variant.compile_mode:  # as `accelerate launch --dynamo_backend inductor --dynamo_mode MODE`
         os.environ["ACCELERATE_DYNAMO_BACKEND"] = "EAGER" if rehearse else "INDUCTOR"
         os.environ["ACCELERATE_DYNAMO_MODE"] = variant.compile_mode
-    world = World(variant.precision)
+    context = DistributedContext(variant.precision)
     torch.backends.cudnn.benchmark = variant.cudnn_benchmark
-    recipe = beforehand.resolved(_recipe(variant, rehearse))
+    recipe = preflight.resolved(_recipe(variant, rehearse))
     count = 512 if rehearse else 50_000
-    images = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, device=world.device)
-    labels = torch.randint(0, CLASSES, (count,), device=world.device)
-    plan = Plan(recipe, count, world=1)
-    learner = Learner(plan, world, CLASSES)
+    images = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, device=context.device)
+    labels = torch.randint(0, CLASSES, (count,), device=context.device)
+    plan = Plan(recipe, count, world_size=1)
+    learner = TrainState(plan, context, CLASSES)
     if variant.batchnorm not in ("auto", "stock", "plain loop"):
         # The one way to ask for an implementation: the model is built with "auto", and told another one.
-        apply_ghost_batchnorm(learner.model, recipe.model.norm_batch, variant.batchnorm)
-    return learner, Batches(plan, ImageSet(images, labels, np.arange(count)), CLASSES, learner.format, rank=0)
+        apply_ghost_batchnorm(learner.model, recipe.model.ghost_batch_size, variant.batchnorm)
+    return learner, Loader(plan, ImageDataset(images, labels, np.arange(count)), CLASSES, learner.preprocess, rank=0)
 
 
 def _recipe(variant: Variant, rehearse: bool) -> Recipe:
     words = {"data.source": "synthetic", "data.image_size": str(variant.image_size), "batch_size": str(variant.batch)}
     words |= {"precision": variant.precision, "model.pretrained": "False", "phases.0.epochs": "100000"}
     if variant.batchnorm in ("stock", "plain loop"):
-        words["model.norm_batch"] = "null"
+        words["model.ghost_batch_size"] = "null"
     if rehearse:
         words |= {"model.name": "test_resnet", "model.stem": "imagenet"}
     return read_recipe(variant.recipe, words)
 
 
-def _plain_step(learner: Learner, batches: Batches) -> Callable[[], None]:
+def _plain_step(learner: TrainState, batches: Loader) -> Callable[[], None]:
     """What a plain script does with timm's model, on one batch that is already there."""
-    world, recipe = learner.world, learner.plan.recipe
-    model = models.build(recipe, CLASSES, pretrained=False)
-    model.to(world.device, memory_format=torch.channels_last)
-    optimizer = optim.build(model, recipe.optimizer, 0.001, world.device)
-    low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(world.precision)
-    scaler = torch.amp.GradScaler(world.device.type, enabled=low == torch.float16)
+    context, recipe = learner.context, learner.plan.recipe
+    model = create_model(recipe, CLASSES, pretrained=False)
+    model.to(context.device, memory_format=torch.channels_last)
+    optimizer = create_optimizer(model, recipe.optimizer, 0.001, context.device)
+    low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(context.precision)
+    scaler = torch.amp.GradScaler(context.device.type, enabled=low == torch.float16)
     inputs, targets = next(batches.step(0))
 
     def step() -> None:
-        with torch.autocast(world.device.type, dtype=low, enabled=low is not None):
+        with torch.autocast(context.device.type, dtype=low, enabled=low is not None):
             loss = F.cross_entropy(model(inputs), targets, label_smoothing=recipe.loss.label_smoothing)
         scaler.scale(loss).backward()
         scaler.step(optimizer)

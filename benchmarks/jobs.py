@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pipeline import encoded_synthetic
+from resnet_cifar.atomic_io import read_json
 from resnet_cifar.data.sources import synthetic
-from resnet_cifar.run_folder import read_json
 
 ROOT = Path(__file__).parents[1]
 USAGE = Path(__file__).with_name("usage.py")
@@ -134,23 +134,23 @@ def command(script: str, source: str, output: Path, job: Job, workers: int) -> l
             "run": output,
             "precision": "no",
             "batch_size": job.batch_size,
-            "track.to": "none",
+            "track.trackers": "none",
             "data.source": source,
             "data.limit": job.images,
-            "data.validation": job.validation,
+            "data.validation_fraction": job.validation,
             "data.image_size": job.image_size,
             "model.name": job.model,
             "model.stem": "imagenet",
             "augment.flip": "random",
-            "augment.mixup": 0,
-            "augment.cutmix": 0,
+            "augment.mixup_alpha": 0,
+            "augment.cutmix_alpha": 0,
             "loss.label_smoothing": 0,
             "optimizer.name": "sgd",
             "optimizer.weight_decay": job.weight_decay,
             "phases.0.epochs": job.epochs,
             "phases.0.lr": job.lr,
-            "phases.0.warmup": 0,
-            "phases.0.decay": "cosine",
+            "phases.0.warmup_epochs": 0,
+            "phases.0.schedule": "cosine",
         }
         file = ROOT / "train.py"
     else:

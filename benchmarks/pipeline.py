@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from resnet_cifar.cli import read_recipe
-from resnet_cifar.data import store
-from resnet_cifar.data.batches import Batches, InputFormat
-from resnet_cifar.data.plan import Plan
+from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.data import image_data
+from resnet_cifar.data.loader import Loader, Preprocess
 from resnet_cifar.data.sources import synthetic
+from resnet_cifar.training.plan import Plan
 
 SIZES = {32: 256, 224: 64}  # pixels: images of a batch
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -85,13 +85,18 @@ def _speed(batches: Iterator[Batch], count: int, size: int, device: torch.device
 
 
 def _resident(source: str, size: int, batch: int, device: torch.device) -> Iterator[Batch]:
-    words = {"data.source": source, "batch_size": str(batch), "phases.0.epochs": "1000000", "data.validation": "0"}
-    words |= {"data.image_size": str(size), "augment.crop": "4", "augment.flip": "random"}
+    words = {
+        "data.source": source,
+        "batch_size": str(batch),
+        "phases.0.epochs": "1000000",
+        "data.validation_fraction": "0",
+    }
+    words |= {"data.image_size": str(size), "augment.crop_padding": "4", "augment.flip": "random"}
     recipe = read_recipe("finetune", words)
-    data = store.load(store.ensure(recipe.data), recipe, device)
+    data = image_data.load(image_data.prepare(recipe.data), recipe, device)
     constants = (torch.tensor(values, device=device) for values in (MEAN, STD))
-    plan = Plan(recipe, len(data.train), world=1)
-    for micro_batches in Batches(plan, data.train, len(data.classes), InputFormat(recipe.data, *constants), 0).steps():
+    plan = Plan(recipe, len(data.train), world_size=1)
+    for micro_batches in Loader(plan, data.train, len(data.classes), Preprocess(recipe.data, *constants), 0).steps():
         yield from micro_batches
 
 

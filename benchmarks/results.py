@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from resnet_cifar.atomic_io import read_json, write_json
 from resnet_cifar.reporting import environment
-from resnet_cifar.run_folder import read_json, write_json
 
 FOLDER = Path(__file__).parent / "results"
 _OF_A_RUN = ("time", "commit", "command", "job")  # of the environment; the rest is the machine

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from resnet_cifar.run_folder import read_json
+from resnet_cifar.atomic_io import read_json
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 
@@ -33,7 +33,7 @@ def measure(source: str, cold: int = 2, warm: int = 5, model: str = "resnet50") 
 def _start(source: str, cache: Path, model: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        words = ["--recipe", "scratch", "--data.source", source, "--run", str(run), "--track.to", "none"]
+        words = ["--recipe", "scratch", "--data.source", source, "--run", str(run), "--track.trackers", "none"]
         process = subprocess.Popen(
             [sys.executable, str(TRAIN), *words, "--model.name", model],
             env={**os.environ, "RESNET_CIFAR_CACHE": str(cache)},

@@ -25,19 +25,19 @@ import timm.optim
 import torch
 import torch.nn.functional as F
 
-from resnet_cifar import model as models
-from resnet_cifar import optim
-from resnet_cifar.cli import read_recipe
-from resnet_cifar.data import store
-from resnet_cifar.data.batches import Batch, Batches
-from resnet_cifar.data.plan import Plan
-from resnet_cifar.data.resident import ImageSet
-from resnet_cifar.ghost_batchnorm import apply_ghost_batchnorm
-from resnet_cifar.recipe import Recipe
+from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.config.schema import Recipe
+from resnet_cifar.data import image_data
+from resnet_cifar.data.image_dataset import ImageDataset
+from resnet_cifar.data.loader import Batch, Loader
+from resnet_cifar.distributed.context import DistributedContext
+from resnet_cifar.evaluation.predict import predict
+from resnet_cifar.models.factory import create_model
+from resnet_cifar.models.ghost_batchnorm import apply_ghost_batchnorm
+from resnet_cifar.optim.factory import create_optimizer
 from resnet_cifar.training import flops
-from resnet_cifar.training.evaluate import predict
-from resnet_cifar.training.step import Learner
-from resnet_cifar.training.world import World
+from resnet_cifar.training.plan import Plan
+from resnet_cifar.training.train_state import TrainState
 
 _WARM_UP = 3  # steps
 
@@ -80,13 +80,13 @@ class Configuration:
 
 def measure(configuration: Configuration, source: str) -> dict[str, Any]:
     """Medians over the rounds. Peaks of memory are those of the whole step, before anything else is built."""
-    world = World(configuration.precision)
-    gpu = world.device.type == "cuda"
+    context = DistributedContext(configuration.precision)
+    gpu = context.device.type == "cuda"
     recipe = configuration.read(source)
-    data = store.load(store.ensure(recipe.data), recipe, world.device)
-    plan = Plan(recipe, len(data.train), world=1)
-    learner = Learner(plan, world, len(data.classes))
-    batches = Batches(plan, data.train, len(data.classes), learner.format, rank=0)
+    data = image_data.load(image_data.prepare(recipe.data), recipe, context.device)
+    plan = Plan(recipe, len(data.train), world_size=1)
+    learner = TrainState(plan, context, len(data.classes))
+    batches = Loader(plan, data.train, len(data.classes), learner.preprocess, rank=0)
     whole = whole_step(learner, batches)
     warm_up = _seconds(whole, _WARM_UP, gpu)
     steps = max(1, round(configuration.seconds / _seconds(whole, 1, gpu)))
@@ -103,16 +103,16 @@ def measure(configuration: Configuration, source: str) -> dict[str, Any]:
             if round_:  # the first one warms up
                 speeds[name].append(speed)
         began = time.perf_counter()
-        predict(world, learner.wrapped, images, learner.format)  # ends on the host
+        predict(context, learner.wrapped, images, learner.preprocess)  # ends on the host
         if round_:
             speeds["evaluation"].append(len(images) / (time.perf_counter() - began))
     medians = {name: statistics.median(values) for name, values in speeds.items()}
-    tf32 = world.uses_tf32
+    tf32 = context.uses_tf32
     an_image = flops.flops_an_image(recipe, len(data.classes))
-    peak = flops.peak(torch.cuda.get_device_name(world.device), world.precision, tf32) if gpu else None
+    peak = flops.peak(torch.cuda.get_device_name(context.device), context.precision, tf32) if gpu else None
     return {
         **asdict(configuration),
-        "tf32": tf32 and world.precision == "no",
+        "tf32": tf32 and context.precision == "no",
         "images_per_second": {name: round(value, 1) for name, value in medians.items()},
         "whole_over_bare": _ratio(speeds["whole"], speeds["bare"]),
         **{f"{name}_over_stock": _ratio(speeds[name], speeds.get("stock")) for name in ("whole", "bare")},
@@ -123,7 +123,7 @@ def measure(configuration: Configuration, source: str) -> dict[str, Any]:
     }
 
 
-def whole_step(learner: Learner, batches: Batches) -> Callable[[], None]:
+def whole_step(learner: TrainState, batches: Loader) -> Callable[[], None]:
     """One step of train.py; every tenth sends its sums to the host."""
     stream = enumerate(batches.steps())
 
@@ -131,34 +131,34 @@ def whole_step(learner: Learner, batches: Batches) -> Callable[[], None]:
         number, micro_batches = next(stream)
         learner.update(number, micro_batches)
         if number % 10 == 0:
-            learner.tally.take(number + 1)
-            list(learner.tally.ready())
+            learner.tally.flush_async(number + 1)
+            list(learner.tally.poll())
 
     return step
 
 
 def _bare_steps(
-    configuration: Configuration, recipe: Recipe, learner: Learner, batch: Batch
+    configuration: Configuration, recipe: Recipe, learner: TrainState, batch: Batch
 ) -> dict[str, Callable[[], None]]:
     """Compiled, the learner's own compiled network is taken, so that nothing is compiled twice."""
-    world, settings = learner.world, recipe.optimizer
+    context, settings = learner.context, recipe.optimizer
 
     def built() -> torch.nn.Module:
-        model = models.build(recipe, batch[1].shape[1], pretrained=False)
-        return model.to(world.device, memory_format=torch.channels_last)
+        model = create_model(recipe, batch[1].shape[1], pretrained=False)
+        return model.to(context.device, memory_format=torch.channels_last)
 
     def own(model: torch.nn.Module) -> torch.optim.Optimizer:
-        return optim.build(model, settings, 0.001, world.device)
+        return create_optimizer(model, settings, 0.001, context.device)
 
     if configuration.compiled:
-        return {"bare": _bare_step(learner.wrapped, own(learner.model), recipe, batch, world, casts=True)}
+        return {"bare": _bare_step(learner.wrapped, own(learner.model), recipe, batch, context, casts=True)}
     bare, stock = built(), built()
-    if recipe.model.norm_batch and recipe.model.norm_batch < recipe.batch_size:
-        bare = apply_ghost_batchnorm(bare, recipe.model.norm_batch)
+    if recipe.model.ghost_batch_size and recipe.model.ghost_batch_size < recipe.batch_size:
+        bare = apply_ghost_batchnorm(bare, recipe.model.ghost_batch_size)
     options = {"opt": settings.name, "lr": 0.001, "weight_decay": settings.weight_decay, "momentum": 0.9}
     return {
-        "bare": _bare_step(bare, own(bare), recipe, batch, world),
-        "stock": _bare_step(stock, timm.optim.create_optimizer_v2(stock, **options), recipe, batch, world),
+        "bare": _bare_step(bare, own(bare), recipe, batch, context),
+        "stock": _bare_step(stock, timm.optim.create_optimizer_v2(stock, **options), recipe, batch, context),
     }
 
 
@@ -167,16 +167,16 @@ def _bare_step(
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
     batch: Batch,
-    world: World,
+    context: DistributedContext,
     casts: bool = False,
 ) -> Callable[[], None]:
     """`casts`: whether `forward` enters autocast by itself, and was compiled so."""
-    low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(world.precision)
-    scaler = torch.amp.GradScaler(world.device.type, enabled=low == torch.float16)
+    low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(context.precision)
+    scaler = torch.amp.GradScaler(context.device.type, enabled=low == torch.float16)
     inputs, targets = batch
 
     def step() -> None:
-        with torch.autocast(world.device.type, dtype=low, enabled=low is not None and not casts):
+        with torch.autocast(context.device.type, dtype=low, enabled=low is not None and not casts):
             logits = forward(inputs)
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=recipe.loss.label_smoothing)
         scaler.scale(loss).backward()
@@ -207,8 +207,8 @@ def _ratio(ours: list[float], theirs: list[float] | None) -> float | None:
     return round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 4)
 
 
-def _first(images: ImageSet, count: int) -> ImageSet:
-    return ImageSet(images.images[:count], images.labels[:count], images.indices[:count])
+def _first(images: ImageDataset, count: int) -> ImageDataset:
+    return ImageDataset(images.images[:count], images.labels[:count], images.indices[:count])
 
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ def __dir__() -> list[str]:
 
 
 def _register_models(_timm: object) -> None:
-    from resnet_cifar import cifar_stem, head
+    from resnet_cifar.models import cifar_stem, mlp_head
 
     cifar_stem.register()
-    head.register()
+    mlp_head.register()
 
 
 # timm takes seconds to import and `--help` must not wait for it: models with a CIFAR stem or a deep head join timm's

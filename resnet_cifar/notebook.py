@@ -14,13 +14,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from resnet_cifar import cli, commands, following, run_folder, starts
-from resnet_cifar.recipe import Mistake, Recipe
-from resnet_cifar.run_folder import RunFolder, read_json
-from resnet_cifar.training import launched
+from resnet_cifar.atomic_io import read_json
+from resnet_cifar.checkpoints.run_dir import RunDir, default_run_path
+from resnet_cifar.cli.arguments import positive_integer
+from resnet_cifar.cli.train import train_command
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.options import extended
+from resnet_cifar.config.schema import Recipe
+from resnet_cifar.distributed import launcher_env
+from resnet_cifar.sweeps import launcher, run_monitor
 
 # What a report is made from; a page that is older than one of these is written anew.
-_SOURCES = ("recipe.yaml", "environment.json", "status.json", "starts.json", "metrics.jsonl", "result.json")
+_SOURCES = ("recipe.yaml", "environment.json", "status.json", "attempts.json", "metrics.jsonl", "result.json")
 _SOURCES += ("eval-*", "predictions-*", "report/pictures-*.npz")
 
 
@@ -33,7 +38,7 @@ class Run:
     @property
     def result(self) -> dict[str, Any] | None:
         """What result.json holds; None where the run is not finished."""
-        return RunFolder(self.path).result()
+        return RunDir(self.path).result()
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)
@@ -59,49 +64,49 @@ def train(
     *,
     run: str | os.PathLike[str] | None = None,
     processes: int = 1,
-    fresh: bool = False,
-    extend: float = 0.0,
+    restart: bool = False,
+    extend_epochs: float = 0.0,
     **overrides: Any,
 ) -> Run:
     """Trains what `train.py --recipe RECIPE` would and shows how it goes; a finished run is returned at once.
 
     `run`: the run folder, anywhere, a mounted drive for example [runs/RECIPE-<8 hex of the recipe>]. `processes`: one
-    for each GPU that should train. `fresh`, `extend`: as on the command line. `overrides`: fields of the recipe, as
+    for each GPU that should train. `restart`, `extend_epochs`: as on the command line. `overrides`: fields of the recipe, as
     `**{"data.limit": 2000}` or as `seed=1, data={"limit": 2000}`.
 
-    The interrupt button stops it saved, and the same call goes on from there. Raises Mistake for what can be mended,
+    The interrupt button stops it saved, and the same call goes on from there. Raises UserError for what can be mended,
     `following.Stopped` (a KeyboardInterrupt) where it was interrupted, `following.Failed` where it broke.
     """
     words = [f"--recipe={os.fspath(recipe)}", *_words(overrides)]
-    words += ["--fresh"] if fresh else []
-    words += [f"--extend={extend}"] if extend else []
-    command, base = commands.train_command(words)  # a mistake is told before anything is started
-    cli.count("processes", str(processes))
+    words += ["--restart"] if restart else []
+    words += [f"--extend-epochs={extend_epochs}"] if extend_epochs else []
+    command, base = train_command(words)  # a mistake is told before anything is started
+    positive_integer("processes", str(processes))
     folder = Path(run).expanduser() if run else _default_folder(command.recipe, base)
-    wanted = commands.extended(base, command.extend)
-    if fresh or not starts.finished(RunFolder(folder), wanted, extends=bool(extend)):
-        process = starts.start([*words, f"--run={folder}"], processes, quiet=is_notebook())
-        following.follow(process, folder, is_shown=is_notebook())
+    wanted = extended(base, command.extend_epochs)
+    if restart or not launcher.finished(RunDir(folder), wanted, extends=bool(extend_epochs)):
+        process = launcher.start([*words, f"--run={folder}"], processes, quiet=is_notebook())
+        run_monitor.follow(process, folder, is_shown=is_notebook())
     return Run(folder)
 
 
 def _default_folder(name: str, base: Recipe) -> Path:
     """Where train.py would put the run."""
-    from resnet_cifar.training import beforehand
+    from resnet_cifar.training import preflight
 
-    precision, _ = launched.resolve_precision(base.precision)
-    resolved = beforehand.resolved(dataclasses.replace(base, precision=precision))
-    return run_folder.default_path(name, resolved)
+    precision, _ = launcher_env.resolve_precision(base.precision)
+    resolved = preflight.resolved(dataclasses.replace(base, precision=precision))
+    return default_run_path(name, resolved)
 
 
 def show(run: str | os.PathLike[str]) -> None:
     """Shows the report of a run folder: in a notebook the page itself, elsewhere what it reached and where the page is.
 
-    Raises Mistake where it is no run folder.
+    Raises UserError where it is no run folder.
     """
     found = Run(Path(run).expanduser())
     if not (found.path / "recipe.yaml").is_file():
-        raise Mistake(f"show: {found.path} is no run folder (it has no recipe.yaml): name a folder that train wrote")
+        raise UserError(f"show: {found.path} is no run folder (it has no recipe.yaml): name a folder that train wrote")
     if not is_notebook():
         print(found)
         print(_report(found.path))
@@ -140,6 +145,6 @@ def _report(run: Path) -> Path:
     newest = max(file.stat().st_mtime_ns for pattern in _SOURCES for file in run.glob(pattern))
     if page.is_file() and page.stat().st_mtime_ns >= newest:
         return page
-    from resnet_cifar.reporting import report
+    from resnet_cifar.reporting import run_report
 
-    return report.write(run)
+    return run_report.write(run)

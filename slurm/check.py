@@ -21,11 +21,12 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from resnet_cifar import cli
-from resnet_cifar.data.sources import cache_root, hub
-from resnet_cifar.reporting.trackers import wandb
-from resnet_cifar.training.interrupts import end_process
-from resnet_cifar.training.world import World
+from resnet_cifar.cli.entry import run_main
+from resnet_cifar.data.paths import cache_root
+from resnet_cifar.data.sources import hf_hub
+from resnet_cifar.distributed.context import DistributedContext
+from resnet_cifar.distributed.signals import end_process
+from resnet_cifar.tracking import wandb
 
 _PATIENCE = 90.0  # seconds for all processes to find each other, and for everything after that
 _ROUNDS = 9
@@ -42,8 +43,8 @@ def main(_: list[str]) -> None:
         f"{os.environ.get('MASTER_PORT')}: the nodes must reach each other on any port over one network; name it in "
         "slurm/site.sh (INTERFACE)"
     )
-    world = World("auto")
-    world.sum_(torch.zeros(1, device=world.device))
+    world = DistributedContext("auto")
+    world.all_reduce_sum_(torch.zeros(1, device=world.device))
     watchdog.cancel()
     watchdog = _give_up_later(f"rank {rank} on {host} waited for {_PATIENCE:g} s in an all-reduce")
     facts = _facts(world, host)
@@ -59,7 +60,7 @@ def main(_: list[str]) -> None:
         raise SystemExit(1)
 
 
-def _facts(world: World, host: str) -> dict[str, Any]:
+def _facts(world: DistributedContext, host: str) -> dict[str, Any]:
     """What this process sees by itself; the first one on each node looks at disks and ways out."""
     facts: dict[str, Any] = {"rank": world.rank, "host": host, "torch": torch.__version__}
     if world.device.type == "cuda":
@@ -72,7 +73,7 @@ def _facts(world: World, host: str) -> dict[str, Any]:
         places = {"runs": Path(os.environ.get("RUNS", "runs")), "cache": cache_root()}
         places["this node"] = Path(os.environ.get("LOCAL_DISK", "/tmp"))
         facts["room"] = {name: _room(place) for name, place in places.items()}
-        facts["reached"] = {address: hub.answers(address) for address in (hub.endpoint(), wandb.endpoint())}
+        facts["reached"] = {address: hf_hub.answers(address) for address in (hf_hub.endpoint(), wandb.endpoint())}
     return facts
 
 
@@ -84,29 +85,29 @@ def _room(place: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def _clock(world: World) -> float:
+def _clock(world: DistributedContext) -> float:
     """Seconds that this clock is ahead of rank 0's: the median of several looks right after a collective."""
     ahead = []
     for _ in range(_ROUNDS):
-        world.sum_(torch.zeros(1, device=world.device)).item()
+        world.all_reduce_sum_(torch.zeros(1, device=world.device)).item()
         clocks = world.gather(torch.tensor([time.time()], dtype=torch.float64, device=world.device))
         ahead.append(float(clocks[world.rank] - clocks[0]))
     return statistics.median(ahead)
 
 
-def _all_reduce(world: World) -> float:
+def _all_reduce(world: DistributedContext) -> float:
     """Seconds of an all-reduce of `_BYTES`: the median."""
     value = torch.ones(_BYTES[world.device.type] // 4, device=world.device)
     took = []
     for _ in range(_ROUNDS):
         began = time.perf_counter()
-        world.sum_(value)[0].item()
+        world.all_reduce_sum_(value)[0].item()
         took.append(time.perf_counter() - began)
         value.fill_(1)
     return statistics.median(took)
 
 
-def _gather(world: World, facts: dict[str, Any]) -> list[dict[str, Any]]:
+def _gather(world: DistributedContext, facts: dict[str, Any]) -> list[dict[str, Any]]:
     if world.size == 1:
         return [facts]
     everyone: list[Any] = [None] * world.size
@@ -114,7 +115,7 @@ def _gather(world: World, facts: dict[str, Any]) -> list[dict[str, Any]]:
     return everyone
 
 
-def _report(everyone: list[dict[str, Any]], world: World) -> list[str]:
+def _report(everyone: list[dict[str, Any]], world: DistributedContext) -> list[str]:
     """Prints tables and warnings; returns what would stop training."""
     console = Console(highlight=False, soft_wrap=True)
     table = Table("rank", "host", "device", "clock ahead of rank 0", box=None, pad_edge=False)
@@ -161,7 +162,11 @@ def _judge(everyone: list[dict[str, Any]], nodes: list[dict[str, Any]]) -> tuple
     first = nodes[0]
     for url, answered in first["reached"].items():
         if not answered:
-            mend = "fetch on a login node (python train.py --fetch)" if url == hub.endpoint() else "runs stay offline"
+            mend = (
+                "fetch on a login node (python train.py --download-only)"
+                if url == hf_hub.endpoint()
+                else "runs stay offline"
+            )
             warnings.append(f"{first['host']}, which fetches for all, does not reach {url}: {mend}")
     return warnings, wrong
 
@@ -174,4 +179,4 @@ def _give_up_later(sentence: str) -> threading.Timer:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(run_main(main))

@@ -83,10 +83,10 @@ end_for_good() {
 # them SLURM has ended (those say nothing about progress).
 starts=logs/$(job_name).starts
 [ -s "$starts" ] || { mkdir -p logs && echo "folder $(inode)" >"$starts"; } || fail "$PWD/logs cannot be written"
-# A job starts over once: when --fresh has made a new folder, its later starts go on in it.
+# A job starts over once: when --restart has made a new folder, its later starts go on in it.
 if [ "$(inode)" != none ] && [ "$(inode)" != "$(sed -n '1s/folder //p' "$starts")" ]; then
     for i in "${!words[@]}"; do
-        [ "${words[i]}" != --fresh ] || unset "words[i]"
+        [ "${words[i]}" != --restart ] || unset "words[i]"
     done
 fi
 begun_at=$(saved)
@@ -105,7 +105,7 @@ read -r fruitless first < <(awk '
 
 shape_job
 # Images and weights come once, before there are ranks, which then ask nobody.
-run_once train.py "${words[@]}" --fetch
+run_once train.py "${words[@]}" --download-only
 code=$?
 if [ $code -eq 0 ] && [ -z "$asked" ]; then
     HF_HUB_OFFLINE=1 run_everywhere train.py "${words[@]}"

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from resnet_cifar import cli
-from resnet_cifar.reporting import gallery, guesses, metrics, score_files
-from resnet_cifar.run_folder import RunFolder, write_json
+from resnet_cifar.atomic_io import write_json
+from resnet_cifar.checkpoints.run_dir import RunDir
+from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.evaluation import metrics, results_io
+from resnet_cifar.reporting import gallery, prediction_table
 
 CLASSES = ("cat", "dog", "<script>alert(1)</script>", 'a $name$ & "more" that is too long for a table\'s head')
 STEPS, AN_EPOCH = 40, 10
@@ -39,18 +41,20 @@ def row(step: int) -> dict[str, Any]:
     return {**row, **(score if step % 10 == 0 else {})}
 
 
-def start(folder: Path, steps: int = STEPS, **overrides: str) -> RunFolder:
+def start(folder: Path, steps: int = STEPS, **overrides: str) -> RunDir:
     """A run that was interrupted at step 14, killed at 20 and is now, running, at `steps`."""
-    recipe = cli.read_recipe("debug", {"phases.0.epochs": "1", "phases.1.epochs": "3", "track.to": "none", **overrides})
+    recipe = read_recipe(
+        "debug", {"phases.0.epochs": "1", "phases.1.epochs": "3", "track.trackers": "none", **overrides}
+    )
     environment = {"command": "train.py --recipe debug --seed 3", "python": "3.11.7", "cpu": "a CPU", "cores": 2}
     environment |= {"threads": 2, "gpus": [], "packages": {"torch": "2.15.0"}, "world_size": 2, "data": "f00d"}
     for first, last, end in ((0, 14, "interrupted"), (14, 20, ""), (20, steps, "")):
-        run = RunFolder(folder)
-        run.claim(recipe, environment)
+        run = RunDir(folder)
+        run.acquire(recipe, environment)
         run.status("running", step=first, steps=STEPS)
-        run.continue_rows(first)
+        run.resume_metrics(first)
         for step in range(first + 1, last + 1):
-            run.append_row(row(step))
+            run.append_metrics(row(step))
         run.status(end or "running", step=last, steps=STEPS, **({"why": "SIGTERM"} if end else {}))
     return run
 
@@ -67,12 +71,12 @@ def score(
 ) -> None:
     """What scoring leaves in the folder, as NAME: predictions, their summary and pictures."""
     logits, labels = guess(count, len(classes), seed)
-    recipe = cli.read_recipe("debug")
-    facts = score_files.facts("test", recipe, fingerprint, "checkpoints/step-00000030")
+    recipe = read_recipe("debug")
+    facts = results_io.facts("test", recipe, fingerprint, "checkpoints/step-00000030")
     index = np.arange(count) * 3
     scores = {**facts, **metrics.full(logits, labels, tuple(classes), temperature)}
-    score_files.write(folder, name, scores, logits, labels, index)
-    found = guesses.of(logits.numpy(), labels.numpy(), index, temperature)
+    results_io.write(folder, name, scores, logits, labels, index)
+    found = prediction_table.of(logits.numpy(), labels.numpy(), index, temperature)
     file = folder / "report" / f"pictures-{name}.npz"
     gallery.keep(file, found, (side, side), lambda rows: pictures(rows, side))
 

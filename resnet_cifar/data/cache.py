@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet_cifar.data.sources import cache_root
-from resnet_cifar.recipe import Mistake
-from resnet_cifar.run_folder import sha256
+from resnet_cifar.atomic_io import sha256
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.data.paths import cache_root
 
 _FORMAT = 2
 # Whatever else lies in the folder is not ours to clear.
@@ -43,13 +43,13 @@ class Entry:
 
 @contextlib.contextmanager
 def writing() -> Iterator[None]:
-    """Around what writes into the cache: raises Mistake where the disk is full, or not ours to write."""
+    """Around what writes into the cache: raises UserError where the disk is full, or not ours to write."""
     try:
         yield
     except OSError as error:
-        raise Mistake(
+        raise UserError(
             f"the cache {cache_root()} cannot be written ({error.strerror or error}): make room (python -m "
-            "resnet_cifar.cache lists and clears it), or set RESNET_CIFAR_CACHE"
+            "resnet_cifar.cli.cache lists and clears it), or set RESNET_CIFAR_CACHE"
         ) from None
 
 
@@ -105,7 +105,7 @@ def used(entry: Path) -> None:
 
 
 def discard(entry: Path) -> None:
-    """Removes an entry, at once for whoever reads: nobody may find a folder that is half deleted. Raises Mistake."""
+    """Removes an entry, at once for whoever reads: nobody may find a folder that is half deleted. Raises UserError."""
     aside = entry.with_name(f"{entry.name}.damaged-{secrets.token_hex(4)}")  # a full disk has no room for a new folder
     with writing(), contextlib.suppress(FileNotFoundError):  # another process may have discarded it first
         entry.rename(aside)

@@ -12,8 +12,8 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_cifar.recipe import Recipe
-from resnet_cifar.reporting import ink
+from resnet_cifar.config.schema import Recipe
+from resnet_cifar.reporting import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ class Curves:
         return max(1, -(-len(self.rows) // _POINTS))
 
     @property
-    def steps_an_epoch(self) -> float:
+    def steps_per_epoch(self) -> float:
         """Updates in one epoch."""
         return self.rows[-1]["step"] / self.rows[-1]["epoch"]
 
@@ -59,12 +59,12 @@ class Curves:
 
 
 def read(run: Path, recipe: Recipe, starts: Sequence[dict[str, Any]]) -> Curves | None:
-    """The curves of a run as far as it has come, or None where it has no row yet. `starts`: those of starts.json."""
+    """The curves of a run as far as it has come, or None where it has no row yet. `starts`: those of attempts.json."""
     rows = read_rows(run / "metrics.jsonl")
     if not rows:
         return None
     curves = Curves(rows)
-    an_epoch, last = curves.steps_an_epoch, rows[-1]["epoch"]
+    an_epoch, last = curves.steps_per_epoch, rows[-1]["epoch"]
     ends = list(accumulate(phase.epochs for phase in recipe.phases))[:-1]
     # A run that is extended goes on after its end: nothing was interrupted.
     stops = sorted({after["from_step"] for before, after in pairwise(starts) if before.get("state") != "finished"})
@@ -104,7 +104,7 @@ def panels(curves: Curves) -> dict[str, str]:
     for name, draw in PANELS.items():
         drawn = Figure(figsize=_SIZE, layout="constrained")
         draw(drawn.subplots(), curves)
-        found[name] = ink.inline(drawn, name)
+        found[name] = style.inline(drawn, name)
     return found
 
 
@@ -114,21 +114,21 @@ def _loss(axes: Axes, curves: Curves) -> None:
 
 def _accuracy(axes: Axes, curves: Curves) -> None:
     _pair(axes, curves, "accuracy")
-    axes.yaxis.set_major_formatter(ink.percent())
+    axes.yaxis.set_major_formatter(style.percent())
 
 
 def _rate(axes: Axes, curves: Curves) -> None:
-    ink.dress(axes, "learning rate", "epoch")
-    axes.plot(*curves.line("lr"), color=ink.FIRST, linewidth=1.6)
+    style.dress(axes, "learning rate", "epoch")
+    axes.plot(*curves.line("lr"), color=style.FIRST, linewidth=1.6)
     axes.set_ylim(bottom=0)
     _mark(axes, curves)
 
 
 def _speed(axes: Axes, curves: Curves) -> None:
-    ink.dress(axes, "throughput, images/s", "epoch")
-    axes.plot(*curves.line("images_per_second"), color=ink.FIRST, linewidth=1.2)
+    style.dress(axes, "throughput, images/s", "epoch")
+    axes.plot(*curves.line("images_per_second"), color=style.FIRST, linewidth=1.2)
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(ink.thousands())
+    axes.yaxis.set_major_formatter(style.thousands())
     _mark(axes, curves)
 
 
@@ -141,27 +141,27 @@ PANELS: dict[str, Callable[[Axes, Curves], None]] = {
 
 
 def _pair(axes: Axes, curves: Curves, name: str) -> None:
-    ink.dress(axes, name, "epoch")
-    axes.plot(*curves.line(f"train/{name}"), color=ink.SECOND, linewidth=1.2, label="training")
+    style.dress(axes, name, "epoch")
+    axes.plot(*curves.line(f"train/{name}"), color=style.SECOND, linewidth=1.2, label="training")
     if scores := curves.scores:
         places, values = [row["epoch"] for row in scores], [row[f"val/{name}"] for row in scores]
         size = 3.5 if len(scores) < 40 else 0
-        axes.plot(places, values, color=ink.FIRST, linewidth=1.8, marker="o", markersize=size, label="validation")
+        axes.plot(places, values, color=style.FIRST, linewidth=1.8, marker="o", markersize=size, label="validation")
         best = curves.best
         axes.plot(
-            best["epoch"], best[f"val/{name}"], "*", markersize=13, color=ink.FIRST, label="best checkpoint", zorder=4
+            best["epoch"], best[f"val/{name}"], "*", markersize=13, color=style.FIRST, label="best checkpoint", zorder=4
         )
     _mark(axes, curves)
     if curves.stops:
-        axes.plot([], [], color=ink.WRONG, linewidth=0.9, linestyle=_STOP, label="stopped, went on")
-    axes.legend(frameon=False, fontsize=9, labelcolor=ink.INK, handlelength=1.4, borderaxespad=0.2)
+        axes.plot([], [], color=style.WRONG, linewidth=0.9, linestyle=_STOP, label="stopped, went on")
+    axes.legend(frameon=False, fontsize=9, labelcolor=style.INK, handlelength=1.4, borderaxespad=0.2)
 
 
 def _mark(axes: Axes, curves: Curves) -> None:
     axes.set_xlim(left=0)
     top = axes.get_xaxis_transform()
     for number, end in enumerate(curves.phases, start=1):
-        axes.axvline(end, color=ink.MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
-        axes.text(end, 1.0, f" phases.{number}", transform=top, fontsize=8, color=ink.MUTED, va="bottom")
+        axes.axvline(end, color=style.MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
+        axes.text(end, 1.0, f" phases.{number}", transform=top, fontsize=8, color=style.MUTED, va="bottom")
     for stop in curves.stops:
-        axes.axvline(stop, color=ink.WRONG, linewidth=0.9, linestyle=_STOP, zorder=1)
+        axes.axvline(stop, color=style.WRONG, linewidth=0.9, linestyle=_STOP, zorder=1)

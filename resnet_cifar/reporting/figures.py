@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from resnet_cifar.reporting import ink
-from resnet_cifar.reporting.breakdown import accuracy, percent, sureness
-from resnet_cifar.reporting.calibration import BINS, Reliability
-from resnet_cifar.reporting.guesses import Guesses
+from resnet_cifar.evaluation.calibration import BINS, Reliability
+from resnet_cifar.reporting import style
+from resnet_cifar.reporting.per_class import accuracy, percent, sureness
+from resnet_cifar.reporting.prediction_table import PredictionTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,22 +64,22 @@ def confusion(counts: np.ndarray, classes: Sequence[str], cells: Literal["counts
     axes.set_xticks(places, names, rotation=45 if fits else 90, ha="right" if fits else "center")
     axes.set_yticks(places, names, rotation=0)
     axes.tick_params(length=0, labelsize=9 if fits else 6)
-    axes.set_xlabel("predicted", color=ink.INK)
-    axes.set_ylabel("actual", color=ink.INK)
+    axes.set_xlabel("predicted", color=style.INK)
+    axes.set_ylabel("actual", color=style.INK)
     right, images = int(np.trace(counts)), int(counts.sum())
     axes.set_title(
-        f"{right:,} of {images:,} right ({accuracy(right / images, images)})", loc="left", color=ink.INK, pad=12
+        f"{right:,} of {images:,} right ({accuracy(right / images, images)})", loc="left", color=style.INK, pad=12
     )
     return figure
 
 
-def surest_mistakes(guesses: Guesses) -> np.ndarray:
+def surest_mistakes(guesses: PredictionTable) -> np.ndarray:
     """The rows that the figure of mistakes shows, int64: the worst first."""
     wrong = np.flatnonzero(~guesses.right)
     return wrong[np.argsort(-guesses.sure[wrong], kind="stable")][:SHOWN]
 
 
-def mistakes(guesses: Guesses, images: Mapping[int, np.ndarray], classes: Sequence[str]) -> Figure:
+def mistakes(guesses: PredictionTable, images: Mapping[int, np.ndarray], classes: Sequence[str]) -> Figure:
     """The images that are taken for something else with the highest probability, the worst first.
 
     `images`: row -> uint8 [height, width, 3], enlarged pixel by pixel; a row that it lacks is left out.
@@ -101,9 +101,11 @@ def mistakes(guesses: Guesses, images: Mapping[int, np.ndarray], classes: Sequen
     for axes, row in zip(cells, shown, strict=False):
         axes.imshow(_enlarged(images[row]), interpolation="antialiased")
         head = f"{_short(classes[guesses.predicted[row]])} {sureness(guesses.sure[row])}"
-        axes.set_title(head, fontsize=9.5, color=ink.WRONG, pad=14, weight="bold")
+        axes.set_title(head, fontsize=9.5, color=style.WRONG, pad=14, weight="bold")
         actual = f"is {_short(classes[guesses.labels[row]])}"
-        axes.text(0.5, 1.03, actual, transform=axes.transAxes, ha="center", va="bottom", fontsize=8.5, color=ink.MUTED)
+        axes.text(
+            0.5, 1.03, actual, transform=axes.transAxes, ha="center", va="bottom", fontsize=8.5, color=style.MUTED
+        )
     which = f", the {len(shown)} surest of them" if len(shown) < wrong else ""
     figure.suptitle(
         f"{wrong:,} of {len(guesses):,} images are taken for something else{which}",
@@ -112,7 +114,7 @@ def mistakes(guesses: Guesses, images: Mapping[int, np.ndarray], classes: Sequen
         ha="left",
         va="top",
         fontsize=12,
-        color=ink.INK,
+        color=style.INK,
     )
     return figure
 
@@ -126,21 +128,21 @@ def calibration(plain: Reliability, scaled: Reliability | None) -> Figure:
 
     figure = Figure(figsize=(5.2, 5.0), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
-    ink.dress(above, "share that is right", "")
-    above.plot([0, 1], [0, 1], color=ink.MUTED, linewidth=0.9, linestyle=(0, (1, 2)))
-    _reliability(above, plain, ink.SECOND, "as it is")
+    style.dress(above, "share that is right", "")
+    above.plot([0, 1], [0, 1], color=style.MUTED, linewidth=0.9, linestyle=(0, (1, 2)))
+    _reliability(above, plain, style.SECOND, "as it is")
     if scaled is not None:
-        _reliability(above, scaled, ink.FIRST, "with the temperature")
+        _reliability(above, scaled, style.FIRST, "with the temperature")
     # Below everything: within the axes it would cover the curve of a model that is too sure, or too unsure.
-    figure.legend(frameon=False, fontsize=9, labelcolor=ink.INK, loc="outside lower center", ncols=2)
+    figure.legend(frameon=False, fontsize=9, labelcolor=style.INK, loc="outside lower center", ncols=2)
     above.set(xlim=(0, 1.02), ylim=(0, 1.02))
     which = "" if scaled is None else "; bars: with the temperature"
-    ink.dress(below, "", f"probability of what is predicted{which}")
-    last, colour = (plain, ink.SECOND) if scaled is None else (scaled, ink.FIRST)
+    style.dress(below, "", f"probability of what is predicted{which}")
+    last, colour = (plain, style.SECOND) if scaled is None else (scaled, style.FIRST)
     below.bar(last.middle, last.images / last.images.sum(), width=0.9 / BINS, color=colour, alpha=0.75)
-    below.set_ylabel("share of images", fontsize=9, color=ink.MUTED)
+    below.set_ylabel("share of images", fontsize=9, color=style.MUTED)
     for axis in (above.xaxis, above.yaxis, below.yaxis):
-        axis.set_major_formatter(ink.percent())
+        axis.set_major_formatter(style.percent())
     return figure
 
 
@@ -153,7 +155,7 @@ def _annotate(axes: Axes, shares: np.ndarray, texts: np.ndarray) -> None:
     """Writes each cell's text, in white where its shade is dark."""
     for (row, column), text in np.ndenumerate(texts):
         if text:
-            colour = "white" if shares[row, column] > _DARK else ink.INK
+            colour = "white" if shares[row, column] > _DARK else style.INK
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=9, color=colour)
 
 

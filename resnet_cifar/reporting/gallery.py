@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from resnet_cifar.data import draws
-from resnet_cifar.reporting.guesses import Guesses
+from resnet_cifar import rng
+from resnet_cifar.reporting.prediction_table import PredictionTable
 
 Read = Callable[[np.ndarray], np.ndarray]  # of images, int64 [k], their pixels, uint8 [k, height, width, 3]
 
@@ -29,7 +29,7 @@ _SUREST, _RANDOM = 48, 24
 _AT_A_TIME = 32  # large images in memory
 
 
-class Chosen(NamedTuple):
+class GalleryRows(NamedTuple):
     """Rows of a scoring, int64: the `surest` mistakes, random `right` and `wrong` ones, and some of all `cells`."""
 
     surest: np.ndarray
@@ -43,7 +43,7 @@ class Chosen(NamedTuple):
         return np.unique(np.concatenate(self))
 
 
-def choose(guesses: Guesses, limit: int) -> Chosen:
+def choose(guesses: PredictionTable, limit: int) -> GalleryRows:
     """At most `limit` pictures, the same for the same guesses.
 
     Every cell of the confusion matrix gives its surest picture before any gives a second, the largest cells first: who
@@ -60,11 +60,11 @@ def choose(guesses: Guesses, limit: int) -> Chosen:
     fresh = ~np.isin(in_turn, taken)
     # What is shown anyway counts for its cell too.
     within = np.cumsum(fresh) <= limit - len(taken)
-    return Chosen(surest, *drawn, in_turn[within])
+    return GalleryRows(surest, *drawn, in_turn[within])
 
 
 def _sample(rows: np.ndarray, count: int, purpose: str) -> np.ndarray:
-    return np.sort(rows)[draws.permutation(0, f"gallery {purpose}", 0, len(rows))[:count]]
+    return np.sort(rows)[rng.permutation(0, f"gallery {purpose}", 0, len(rows))[:count]]
 
 
 def _in_turn(rows: np.ndarray, cells: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -84,7 +84,7 @@ def room(height: int, width: int) -> int:
     return min(MOST, _BYTES // (height * width * 3))
 
 
-def keep(file: Path, guesses: Guesses, size: tuple[int, int], read: Read) -> None:
+def keep(file: Path, guesses: PredictionTable, size: tuple[int, int], read: Read) -> None:
     """Writes the pictures that are chosen of images of `size` (height, width), made small where they are large."""
     rows = choose(guesses, room(*size)).rows
     parts = [_small(read(rows[start : start + _AT_A_TIME])) for start in range(0, len(rows), _AT_A_TIME)]
@@ -99,23 +99,23 @@ def keep(file: Path, guesses: Guesses, size: tuple[int, int], read: Read) -> Non
         raise
 
 
-class Kept(NamedTuple):
+class SavedImages(NamedTuple):
     """What `keep` has written: of images `index` of the split the pictures, uint8 [k, height, width, 3]."""
 
     index: np.ndarray
     images: np.ndarray
 
-    def places(self, guesses: Guesses) -> dict[int, int]:
+    def places(self, guesses: PredictionTable) -> dict[int, int]:
         """Row of the guesses -> place among the pictures."""
         rows = {image: row for row, image in enumerate(guesses.index.tolist())}
         return {rows[image]: place for place, image in enumerate(self.index.tolist()) if image in rows}
 
 
-def read(file: Path) -> Kept | None:
+def read(file: Path) -> SavedImages | None:
     """The pictures, or None where none were kept (by a scoring that wrote no page, or one that was damaged)."""
     try:
         with np.load(file, allow_pickle=False) as kept:
-            return Kept(kept["index"], kept["images"])
+            return SavedImages(kept["index"], kept["images"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 

@@ -11,17 +11,25 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from resnet_cifar import cli
-from resnet_cifar.recipe import Recipe, flat
-from resnet_cifar.reporting import page
+from resnet_cifar.config.diff import flatten
+from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.config.schema import Recipe
+from resnet_cifar.reporting import html_page
 
 _METRICS = {"accuracy": "accuracy", "top5": "top-5 accuracy", "loss": "cross-entropy"}
 _LICENSES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0")  # that the hub knows by timm's names
-_UNSEEN = ("data.image_size", "data.interpolation", "data.normalize", "data.validation", "data.overfit", "data.storage")
+_UNSEEN = (
+    "data.image_size",
+    "data.interpolation",
+    "data.normalize",
+    "data.validation_fraction",
+    "data.overfit_images",
+    "data.storage",
+)
 _ASIDE = ("precision", "rank_timeout", "track.", "checkpoint.", "data.storage")  # said elsewhere, or without effect
-_PATHS = ("data.source", "model.checkpoint")  # whose folders are nobody else's business
+_PATHS = ("data.source", "model.init_from")  # whose folders are nobody else's business
 
-# What users copy out of the card is what `eval.py --check` runs.
+# What users copy out of the card is what `eval.py --verify-export` runs.
 _LOADING = '''\
 import numpy as np
 import timm
@@ -65,12 +73,12 @@ def text(
     """The card of a model that `recipe` has trained.
 
     `config`: timm's `pretrained_cfg` of the model that training began with. `found`: what eval-test.json holds.
-    `result`: what result.json holds, with `stored_size` and `fingerprint` of the images. `environment`: what
+    `result`: what result.json holds, with `decode_size` and `fingerprint` of the images. `environment`: what
     environment.json holds. `needs_package`: see `loading`.
     """
     dataset = _source(recipe)
     name = f"{config['architecture']}, {dataset.rpartition('/')[2]}"
-    body = page.render(
+    body = html_page.render(
         "model_card.md",
         name=name,
         config=config,
@@ -94,7 +102,7 @@ def text(
 
 
 def _metadata(recipe: Recipe, config: Mapping[str, Any], found: Mapping[str, Any], name: str) -> ModelCardData:
-    dataset, starts = _source(recipe), recipe.model.pretrained and not recipe.model.checkpoint
+    dataset, starts = _source(recipe), recipe.model.pretrained and not recipe.model.init_from
     base, license_name = config.get("hf_hub_id") if starts else None, config.get("license") if starts else None
     results = [
         EvalResult(
@@ -133,15 +141,15 @@ def _source(recipe: Recipe) -> str:
 
 
 def _start(recipe: Recipe) -> str:
-    if recipe.model.checkpoint:
-        return f"from the weights of the run {Path(recipe.model.checkpoint).name}"
+    if recipe.model.init_from:
+        return f"from the weights of the run {Path(recipe.model.init_from).name}"
     return f"from the weights of timm's {recipe.model.name}" if recipe.model.pretrained else "from random weights"
 
 
 def _scored_on(recipe: Recipe) -> Iterator[str]:
     """The words by which eval.py finds the same test images for the folder alone."""
-    default = flat(Recipe())
-    for path, value in flat(recipe).items():
+    default = flatten(Recipe())
+    for path, value in flatten(recipe).items():
         changed = value != default[path] if path in default else True
         if path.startswith("data.") and path not in _UNSEEN and (changed or path == "data.source"):
             yield f"--{path} {shlex.quote(_shown(path, value))}"
@@ -149,8 +157,8 @@ def _scored_on(recipe: Recipe) -> Iterator[str]:
 
 def _changes(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     """(field, value, the default recipe's value) of all that decides the result and differs."""
-    default = flat(cli.read_recipe("finetune"))
-    ours = flat(recipe)
+    default = flatten(read_recipe("finetune"))
+    ours = flatten(recipe)
     for path in dict.fromkeys((*ours, *default)):
         if ours.get(path) != default.get(path) and not path.startswith(_ASIDE):
             here, there = (_shown(path, values[path]) if path in values else "absent" for values in (ours, default))

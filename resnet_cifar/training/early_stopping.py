@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from resnet_cifar import recipe
+from resnet_cifar.config import schema
 
 
 class EarlyStopping:
     """Counts scores in a row that were no improvement. Checkpoints hold its state: a resumed run stops alike."""
 
-    def __init__(self, settings: recipe.EarlyStopping) -> None:
+    def __init__(self, settings: schema.EarlyStopping) -> None:
         self.settings = settings
         self._best, self._waited = -math.inf, 0
 
@@ -23,7 +23,7 @@ class EarlyStopping:
     def see(self, scores: dict[str, float]) -> None:
         """The next scores: {"val/accuracy": ..., "val/loss": ...}."""
         value = scores["val/accuracy"] if self.settings.metric == "accuracy" else -scores["val/loss"]
-        if value > self._best + self.settings.min_improvement:
+        if value > self._best + self.settings.min_delta:
             self._best, self._waited = value, 0
         else:
             self._waited += 1

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from resnet_cifar import model as models
-from resnet_cifar import optim
-from resnet_cifar.recipe import Recipe
+from resnet_cifar.config.schema import Recipe
+from resnet_cifar.models.factory import create_model
+from resnet_cifar.models.mlp_head import head_module
 
 # Dense TFLOP/s by the first words of the device's name, in tensor cores where the format has them: NVIDIA's data sheets
 # of each product (nvidia.com/en-us/data-center/h200, /h100, /grace-hopper-superchip, /a100, /a10, /l4, /l40s, /v100,
@@ -52,10 +52,10 @@ def flops_an_image(recipe: Recipe, classes: int, image_size: int = 0, trains: st
     """
     images, size = 2, image_size or recipe.data.image_size
     with torch.device("meta"):
-        model = models.build(recipe, classes, pretrained=False)
+        model = create_model(recipe, classes, pretrained=False)
     if trains == "head":
         model.requires_grad_(False)
-        optim.classifier(model).requires_grad_()
+        head_module(model).requires_grad_()
     with FlopCounterMode(display=False) as counter:
         logits = model(torch.zeros(images, 3, size, size, device="meta"))
         F.cross_entropy(logits, torch.zeros(images, classes, device="meta")).backward()

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from resnet_cifar.data.plan import Plan
-from resnet_cifar.data.store import ImageData
+from resnet_cifar.data.image_data import ImageData
+from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.training import flops
-from resnet_cifar.training.world import World
+from resnet_cifar.training.plan import Plan
 
 _GIB = 2**30
 _JOULES_PER_KWH = 3.6e6
@@ -36,15 +36,15 @@ class Telemetry:
                        waited for the writing of the one before; 0 to 1
     """
 
-    def __init__(self, plan: Plan, world: World, data: ImageData) -> None:
-        self.plan, self.world, self._data = plan, world, data
-        self._on_gpu = world.device.type == "cuda"
+    def __init__(self, plan: Plan, context: DistributedContext, data: ImageData) -> None:
+        self.plan, self.context, self._data = plan, context, data
+        self._on_gpu = context.device.type == "cuda"
         self._peak: float | None = None
         if self._on_gpu:
-            name = torch.cuda.get_device_name(world.device)
-            self._peak = flops.peak(name, world.precision, world.uses_tf32)
+            name = torch.cuda.get_device_name(context.device)
+            self._peak = flops.peak(name, context.precision, context.uses_tf32)
         self._flops: dict[tuple[str, int], float] = {}  # an image's, by what trains and the image size
-        self._joules = total_energy(world.device)
+        self._joules = total_energy(context.device)
         self._waited = 0.0
         self.start(0)
 
@@ -53,7 +53,7 @@ class Telemetry:
         self._step, self._excluded = step, 0.0
         self._began, self._waited_before = time.perf_counter(), self._seconds_waited()
         if self._on_gpu:
-            torch.cuda.reset_peak_memory_stats(self.world.device)
+            torch.cuda.reset_peak_memory_stats(self.context.device)
 
     def exclude(self, seconds: float) -> None:
         """Leaves time in which nothing was trained out of the row's images_per_second and mfu."""
@@ -75,9 +75,9 @@ class Telemetry:
         found = {"images_per_second": speed}
         if self._peak:
             an_image = sum(map(self._flops_at, range(self._step, step))) / steps
-            found["mfu"] = speed * an_image / (self._peak * self.world.size)
+            found["mfu"] = speed * an_image / (self._peak * self.context.size)
         if self._on_gpu:
-            found["memory_gib"] = torch.cuda.max_memory_allocated(self.world.device) / _GIB
+            found["memory_gib"] = torch.cuda.max_memory_allocated(self.context.device) / _GIB
         found["wait_share"] = (self._seconds_waited() - self._waited_before) / seconds
         self.start(step)
         return found
@@ -89,9 +89,11 @@ class Telemetry:
         """
         if not self._on_gpu:
             return None
-        now = total_energy(self.world.device)
+        now = total_energy(self.context.device)
         joules = math.nan if now is None or self._joules is None else now - self._joules
-        total = self.world.sum_(torch.tensor(joules, dtype=torch.float64, device=self.world.device)).item()
+        total = self.context.all_reduce_sum_(
+            torch.tensor(joules, dtype=torch.float64, device=self.context.device)
+        ).item()
         return None if math.isnan(total) else total / _JOULES_PER_KWH
 
     def _seconds_waited(self) -> float:
@@ -99,7 +101,7 @@ class Telemetry:
 
     def _flops_at(self, step: int) -> float:
         """An image's FLOPs in update `step`. The count takes the host a moment, once for each kind of phase."""
-        kind = self.plan.phase_at(step).train, self.plan.image_size(step)
+        kind = self.plan.phase_at(step).trainable, self.plan.image_size(step)
         if kind not in self._flops:
             trains, size = kind
             self._flops[kind] = flops.flops_an_image(self.plan.recipe, len(self._data.classes), size, trains)
@@ -128,7 +130,7 @@ def total_energy(device: torch.device) -> float | None:
 
 
 def costs(starts: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """gpu_hours and energy_kwh of a run, from its starts in starts.json; what is not known is absent.
+    """gpu_hours and energy_kwh of a run, from its starts in attempts.json; what is not known is absent.
 
     GPU-hours are those of all starts, from where each took the run folder to its end, or to when it was last heard of.
     Energy is absent where a start has not left its own: killed, it cannot.

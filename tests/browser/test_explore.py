@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_cifar import explore
+from resnet_cifar.cli import explore
 from resnet_cifar.data.sources import synthetic
 
 SMALL = ["--model.name", "test_resnet", "--model.pretrained", "False", "--data.image_size", "48"]
@@ -93,7 +93,7 @@ def test_a_thousand_classes_of_large_pictures(browser, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (4000, 41, 41, 3), dtype=np.uint8)
     np.savez(tmp_path / "many.npz", x_train=images, y_train=labels, x_test=images[::4], y_test=labels[::4])
     file = tmp_path / "many.html"
-    explore.main([str(tmp_path / "many.npz"), *SMALL, "--data.validation", "0", "--out", str(file)])
+    explore.main([str(tmp_path / "many.npz"), *SMALL, "--data.validation_fraction", "0", "--out", str(file)])
     assert file.stat().st_size < MOST_BYTES
     opened = browser.open(file, phone=True)
     opened.check_quiet()

@@ -20,7 +20,7 @@ import pytest
 import reported
 from PIL import Image
 
-from resnet_cifar.reporting import comparison, gallery, guesses, ink, report
+from resnet_cifar.reporting import comparison_report, gallery, prediction_table, run_report, style
 
 SHOWN = "#pictures li:not([hidden])"
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -34,7 +34,7 @@ def figures() -> Path:
 
 def without_figures(patch: pytest.MonkeyPatch) -> None:
     """Those beside a page take most of its time, and no browser opens them."""
-    patch.setattr(ink, "save", lambda *_: None)
+    patch.setattr(style, "save", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = reported.finish(tmp_path_factory.mktemp("pages") / "run", count=240)
     with pytest.MonkeyPatch.context() as patch:
         without_figures(patch)
-        report.write(folder)
+        run_report.write(folder)
     return folder
 
 
@@ -115,7 +115,7 @@ def test_a_cell_whose_pictures_are_gone_says_so(
     file = tmp_path / "run" / "report" / "pictures-test.npz"
     kept = gallery.read(file)
     np.savez_compressed(file, index=kept.index[:1], images=kept.images[:1])
-    page = browser.open(report.write(tmp_path / "run")).page
+    page = browser.open(run_report.write(tmp_path / "run")).page
     page.locator(".beside ol button").first.click()
     assert page.locator("#empty").is_visible()
     assert "None of them was kept" in page.locator("#empty").text_content()
@@ -170,7 +170,7 @@ def test_ten_classes_of_a_thousand_images_fit_on_a_phone(
 ) -> None:
     without_figures(monkeypatch)
     reported.score(tmp_path, "test", count=10_000, classes=CIFAR)
-    page = browser.open(report.write_scoring(tmp_path, "test"), phone=True).page
+    page = browser.open(run_report.write_scoring(tmp_path, "test"), phone=True).page
     box = "(() => {const box = document.querySelector('.class-scores').parentElement; return %s})()"
     assert page.evaluate(box % "box.scrollWidth - box.clientWidth") == 0
     assert page.evaluate(box % "[box.tabIndex, box.getAttribute('role')]") == [0, "region"]
@@ -219,8 +219,8 @@ def test_pages_of_many_classes_of_a_run_on_its_way_and_of_two_runs_are_quiet_and
 ) -> None:
     without_figures(monkeypatch)
     many = reported.finish(tmp_path / "many", count=800, classes=[f"class {n}" for n in range(100)], side=64)
-    pages = [report.write(many), report.write(reported.start(tmp_path / "begun", steps=15).path)]
-    pages.append(comparison.write([run, many, tmp_path / "begun"], tmp_path / "compare.html"))
+    pages = [run_report.write(many), run_report.write(reported.start(tmp_path / "begun", steps=15).path)]
+    pages.append(comparison_report.write([run, many, tmp_path / "begun"], tmp_path / "compare.html"))
     for file in pages:
         for options in ({}, {"phone": True}):
             opened = browser.open(file, **options)
@@ -241,8 +241,10 @@ def ten_thousand(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     def read(rows: np.ndarray) -> np.ndarray:
         return np.stack([np.asarray(Image.open(io.BytesIO(encoded[row].as_py())).convert("RGB")) for row in rows])
 
-    logits, labels, index = guesses.read(folder / "predictions-test.parquet")
-    gallery.keep(folder / "report" / "pictures-test.npz", guesses.of(logits, labels, index, 1.25), (32, 32), read)
+    logits, labels, index = prediction_table.read(folder / "predictions-test.parquet")
+    gallery.keep(
+        folder / "report" / "pictures-test.npz", prediction_table.of(logits, labels, index, 1.25), (32, 32), read
+    )
     return folder
 
 
@@ -257,7 +259,7 @@ def test_ten_thousand_images_make_a_page_of_less_than_five_megabytes(
     browser: Any, ten_thousand: Path, record: Callable[..., None]
 ) -> None:
     began, spent = time.perf_counter(), children_seconds()
-    words = [sys.executable, "-m", "resnet_cifar.report", ten_thousand]
+    words = [sys.executable, "-m", "resnet_cifar.cli.report", ten_thousand]
     done = subprocess.run(words, check=False, capture_output=True, text=True)
     seconds, cpu_seconds = time.perf_counter() - began, children_seconds() - spent
     assert done.returncode == 0, done.stderr

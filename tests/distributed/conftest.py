@@ -25,14 +25,14 @@ WHOLE = {
     "--augment.flip": "random",
     "--batch_size": 48,
     "--micro_batch": 4,
-    "--model.norm_batch": 4,
-    "--model.ema": 0.9,
+    "--model.ghost_batch_size": 4,
+    "--model.ema_decay": 0.9,
     "--phases.0.epochs": 1.1,
-    "--phases.0.train": "head",
+    "--phases.0.trainable": "head",
     "--phases.1.epochs": 0.95,
-    "--evaluate.every": 0.7,
+    "--evaluate.every_epochs": 0.7,
     "--checkpoint.every_steps": 9,
-    "--checkpoint.keep": 3,
+    "--checkpoint.keep_last": 3,
 }
 
 
@@ -40,7 +40,7 @@ WHOLE = {
 # test_world_sizes has that, over 8.
 ONES_OWN = {
     "--phases.0.image_size": 24,
-    "--model.head.widths": "24,16",
+    "--model.head.hidden_dims": "24,16",
     "--model.head.dropout": 0.4,
 }
 
@@ -75,7 +75,7 @@ def train(launch) -> Callable[..., subprocess.CompletedProcess]:
 
     def start(cwd: Path, model: str, processes: int, *before: object) -> subprocess.CompletedProcess:
         own = ONES_OWN if model == "test_resnet" else {}
-        options = {**WHOLE, **own, "--model.name": model, "--track.to": "wandb" if processes == 2 else "none"}
+        options = {**WHOLE, **own, "--model.name": model, "--track.trackers": "wandb" if processes == 2 else "none"}
         words = (word for pair in options.items() for word in pair)
         config = "cpu" if processes == 1 else "cpu_ddp"
         return launch(cwd, *(before or [ROOT / "train.py"]), *words, config=config, processes=processes)

@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from timm.models.resnet import ResNet
 
-from resnet_cifar.training.watch import Watch
+from resnet_cifar.distributed.watchdog import Watchdog
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
 
 def be_short(rank: int, rows: int, from_step: int) -> None:
     """Patches the model, and the watch, which knows the step."""
-    forward, tick, now = ResNet.forward_features, Watch.tick, [from_step == 0]
+    forward, check_stop, now = ResNet.forward_features, Watchdog.check_stop, [from_step == 0]
 
     def failing(self: ResNet, inputs: torch.Tensor) -> torch.Tensor:
         is_short = now[0] and int(os.environ["RANK"]) == rank and len(inputs) > rows
@@ -28,11 +28,11 @@ def be_short(rank: int, rows: int, from_step: int) -> None:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory")
         return forward(self, inputs)
 
-    def ticking(self: Watch, step: int | None = None) -> None:
-        tick(self, step)
+    def ticking(self: Watchdog, step: int | None = None) -> None:
+        check_stop(self, step)
         now[0] |= step is not None and step >= from_step
 
-    ResNet.forward_features, Watch.tick = failing, ticking
+    ResNet.forward_features, Watchdog.check_stop = failing, ticking
 
 
 if __name__ == "__main__":

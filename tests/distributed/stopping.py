@@ -13,18 +13,18 @@ import signal
 import sys
 from pathlib import Path
 
-from resnet_cifar.training.watch import Watch
+from resnet_cifar.distributed.watchdog import Watchdog
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
 
 def stop_in(kind: str, number: int) -> None:
     """Patches the watch."""
-    tick = Watch.tick
+    check_stop = Watchdog.check_stop
     batches = itertools.count(1)
 
-    def stopping(self: Watch, step: int | None = None) -> None:
-        tick(self, step)
+    def stopping(self: Watchdog, step: int | None = None) -> None:
+        check_stop(self, step)
         where = ("evaluation", next(batches)) if step is None else ("update", step)
         if where == (kind, number):
             if self.rank == self.size - 1:
@@ -32,7 +32,7 @@ def stop_in(kind: str, number: int) -> None:
             with self._changed:
                 self._changed.wait_for(lambda: self._stop is not None)
 
-    Watch.tick = stopping
+    Watchdog.check_stop = stopping
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def test_a_run_that_hops_from_4_to_1_to_2_to_3_processes_is_the_same_run(whole, 
         assert (status["state"], status["step"]) == ("interrupted", step)
         assert max(row["step"] for row in rows_of(run)) < step
     state = json.loads((run / "checkpoints" / f"step-{step:08d}" / "state.json").read_text())
-    assert state["unscored"]["step"] == step, "the score that was cut off is taken up"
+    assert state["pending_row"]["step"] == step, "the score that was cut off is taken up"
     finished = train(tmp_path, model, 3)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert f"resuming at step {step}, epoch 1.4" in finished.stdout

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).parents[2]
 SHORT = Path(__file__).with_name("short_of_memory.py")
 WORDS = "--recipe debug --precision fp64 --data.limit 300 --data.image_size 16 --model.name test_resnet"
-WORDS += " --track.to none --track.report False"
-WORDS += " --batch_size 48 --model.norm_batch 4 --phases.0.epochs 1 --phases.1.epochs 1 --run run"
+WORDS += " --track.trackers none --track.report False"
+WORDS += " --batch_size 48 --model.ghost_batch_size 4 --phases.0.epochs 1 --phases.1.epochs 1 --run run"
 
 
 @pytest.fixture

@@ -13,36 +13,44 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from resnet_cifar import model as models
-from resnet_cifar.data import draws
-from resnet_cifar.data.batches import Batches, InputFormat
-from resnet_cifar.data.plan import Plan
-from resnet_cifar.data.resident import ImageSet
-from resnet_cifar.recipe import parse
-from resnet_cifar.reporting import metrics
-from resnet_cifar.training.evaluate import check_same_weights, predict, refresh_norms
-from resnet_cifar.training.step import Learner
-from resnet_cifar.training.world import World
+from resnet_cifar import rng
+from resnet_cifar.config.validation import parse
+from resnet_cifar.data.image_dataset import ImageDataset
+from resnet_cifar.data.loader import Loader, Preprocess
+from resnet_cifar.distributed.context import DistributedContext
+from resnet_cifar.evaluation import metrics
+from resnet_cifar.evaluation.predict import check_same_weights, precise_bn, predict
+from resnet_cifar.models.factory import create_model
+from resnet_cifar.training.plan import Plan
+from resnet_cifar.training.train_state import TrainState
 
 CLASSES, IMAGES, BATCH, STEPS = 10, 150, 96, 5  # they cross the epoch's end three times
 PLAIN = {
     "batch_size": BATCH,
     "data": {"image_size": 32},
-    "augment": {"crop": 4, "flip": "alternating"},
+    "augment": {"crop_padding": 4, "flip": "alternating"},
     "optimizer": {"name": "sgd", "weight_decay": 1e-4},
-    "phases": [{"epochs": STEPS * BATCH / IMAGES, "lr": 0.05, "warmup": 1, "decay": "cosine"}],
+    "phases": [{"epochs": STEPS * BATCH / IMAGES, "lr": 0.05, "warmup_epochs": 1, "schedule": "cosine"}],
 }
-RESNET = {"model": {"name": "test_resnet", "pretrained": False, "norm_batch": 8}}
-VIT = {"model": {"name": "test_vit", "pretrained": False, "norm_batch": 8}}
+RESNET = {"model": {"name": "test_resnet", "pretrained": False, "ghost_batch_size": 8}}
+VIT = {"model": {"name": "test_vit", "pretrained": False, "ghost_batch_size": 8}}
 MICRO = {"micro_batch": 8}
-DEEP = {"model": {**RESNET["model"], "head": {"pool": "flatten", "widths": "24,16", "norm": True, "dropout": 0.5}}}
+DEEP = {"model": {**RESNET["model"], "head": {"pool": "flatten", "hidden_dims": "24,16", "norm": True, "dropout": 0.5}}}
 MIXED = {
-    "augment": {"crop": 4, "flip": "random", "trivial": True, "cutout": 8, "erase": 0.5, "mixup": 0.3, "cutmix": 1.0},
+    "augment": {
+        "crop_padding": 4,
+        "flip": "random",
+        "trivial_augment": True,
+        "cutout": 8,
+        "random_erasing": 0.5,
+        "mixup_alpha": 0.3,
+        "cutmix_alpha": 1.0,
+    },
     "loss": {"label_smoothing": 0.1},
 }
 CLIPPED = {
-    "optimizer": {"name": "adamw", "weight_decay": 0.05, "clip": 0.5},
-    "phases": [{"epochs": STEPS * BATCH / IMAGES, "lr": 0.002, "warmup": 1, "decay": "linear"}],
+    "optimizer": {"name": "adamw", "weight_decay": 0.05, "clip_grad_norm": 0.5},
+    "phases": [{"epochs": STEPS * BATCH / IMAGES, "lr": 0.002, "warmup_epochs": 1, "schedule": "linear"}],
 }
 CASES = {
     "resnet": {**PLAIN, **RESNET},
@@ -62,22 +70,24 @@ SPLITS = [*range(1, 71), 95, 96, 97, 127, 128, 129, 159, 160, 161, 257, 2047, 20
 MEASURED = (1, 33, 97, 2113)  # metrics are functions of predictions, which are compared for every split
 
 
-def images(count: int, seed: int) -> ImageSet:
+def images(count: int, seed: int) -> ImageDataset:
     """Random images with random labels."""
-    words = draws.words(seed, "test images", count=count * 32 * 32 * 3)
+    words = rng.words(seed, "test images", count=count * 32 * 32 * 3)
     pixels = (words & np.uint64(255)).astype(np.uint8).reshape(count, 32, 32, 3)
-    labels = draws.permutation(seed, "test labels", 0, count) % CLASSES
-    return ImageSet(torch.from_numpy(pixels), torch.from_numpy(labels), np.arange(count))
+    labels = rng.permutation(seed, "test labels", 0, count) % CLASSES
+    return ImageDataset(torch.from_numpy(pixels), torch.from_numpy(labels), np.arange(count))
 
 
-def train(world: World, values: dict, precision: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def train(
+    context: DistributedContext, values: dict, precision: str
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """(this rank's rows, what all ranks share) of one case."""
     recipe = parse({**values, "precision": precision})
-    world.precision = precision  # a process has one world, and without autocast it takes either
+    context.precision = precision  # a process has one world, and without autocast it takes either
     training, validation = images(IMAGES, 0), images(70, 1)
-    plan = Plan(recipe, IMAGES, world.size)
-    learner = Learner(plan, world, CLASSES)
-    batches = Batches(plan, training, CLASSES, learner.format, world.rank)
+    plan = Plan(recipe, IMAGES, context.size)
+    learner = TrainState(plan, context, CLASSES)
+    batches = Loader(plan, training, CLASSES, learner.preprocess, context.rank)
     first: dict[str, torch.Tensor] = {}
     step_of = learner._optimizer.step
 
@@ -89,19 +99,19 @@ def train(world: World, values: dict, precision: str) -> tuple[dict[str, np.ndar
     learner._optimizer.step = remember_gradients
     rows: dict[str, list[np.ndarray]] = {"indices": [], "uniforms": []}
     for step, micro_batches in enumerate(batches.steps()):
-        rows["indices"].append(plan.order(step, plan.rows(world.rank))[0])
-        rows["uniforms"].append(draws.table(recipe.seed, "augment", step, plan.rows(world.rank)))
+        rows["indices"].append(plan.sample_indices(step, plan.rows(context.rank))[0])
+        rows["uniforms"].append(rng.row_uniforms(recipe.seed, "augment", step, plan.rows(context.rank)))
         learner.update(step, micro_batches)
-        learner.tally.take(step + 1)
-    sums = list(learner.tally.ready(wait=True))
-    check_same_weights(world, learner.model)
-    refresh_norms(world, learner.model, training, learner.format, plan.norm_rows())
-    scores = predict(world, learner.wrapped, validation, learner.format)
+        learner.tally.flush_async(step + 1)
+    sums = list(learner.tally.poll(wait=True))
+    check_same_weights(context, learner.model)
+    precise_bn(context, learner.model, training, learner.preprocess, plan.bn_rows())
+    scores = predict(context, learner.wrapped, validation, learner.preprocess)
     shared = {
-        "rates": np.array([plan.rate(step) for step in range(plan.steps)]),
+        "rates": np.array([plan.lr(step) for step in range(plan.steps)]),
         "loss": np.array([s.loss for s in sums]),
         "accuracy": np.array([s.accuracy for s in sums]),
-        **({"norms": np.array([s.gradient_norm for s in sums])} if recipe.optimizer.clip else {}),
+        **({"norms": np.array([s.gradient_norm for s in sums])} if recipe.optimizer.clip_grad_norm else {}),
         "logits": scores.logits.numpy(),
         **{f"gradient {name}": gradient.numpy() for name, gradient in first.items()},
         **{f"weight {name}": p.detach().numpy() for name, p in learner.model.state_dict().items()},
@@ -109,49 +119,49 @@ def train(world: World, values: dict, precision: str) -> tuple[dict[str, np.ndar
     return {name: np.stack(values) for name, values in rows.items()}, shared
 
 
-def score(world: World, name: str) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
+def score(context: DistributedContext, name: str) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
     """(logits, metrics) of every size of split, by a model with weights that are always the same."""
-    world.precision = "no"
+    context.precision = "no"
     torch.manual_seed(0)
     recipe = parse({**PLAIN, **(RESNET if name == "test_resnet" else VIT), "data": {"image_size": 16}})
-    model = models.build(recipe, CLASSES, pretrained=False)
+    model = create_model(recipe, CLASSES, pretrained=False)
     for parameter in model.parameters():  # the head would start at zero
         if parameter.ndim > 1:
             torch.nn.init.kaiming_normal_(parameter)
     model.to(memory_format=torch.channels_last).eval()
-    input_format = InputFormat(recipe.data, torch.full((3,), 0.5), torch.full((3,), 0.25))
+    preprocess = Preprocess(recipe.data, torch.full((3,), 0.5), torch.full((3,), 0.25))
     everything = images(max(SPLITS), 2)
     with torch.no_grad():  # so that every class is predicted
-        model.get_classifier().bias -= model(input_format(everything.images[:70])).mean(0)
-    model = world.prepare_to_score(model)
+        model.get_classifier().bias -= model(preprocess(everything.images[:70])).mean(0)
+    model = context.prepare_for_eval(model)
     logits, scores = {}, {}
     for count in SPLITS:
-        split = ImageSet(everything.images[:count], everything.labels[:count], everything.indices[:count])
-        predictions = predict(world, model, split, input_format)
+        split = ImageDataset(everything.images[:count], everything.labels[:count], everything.indices[:count])
+        predictions = predict(context, model, split, preprocess)
         assert torch.equal(predictions.labels, split.labels)
         logits[str(count)] = predictions.logits.numpy()
         if count in MEASURED:
             scores[str(count)] = metrics.full(*predictions, tuple("abcdefghij"))
     with torch.no_grad():
-        one_by_one = [model(input_format(everything.images[row : row + 1])) for row in range(70)]
+        one_by_one = [model(preprocess(everything.images[row : row + 1])) for row in range(70)]
     logits["one by one"] = torch.cat(one_by_one).numpy()
     logits["labels"] = everything.labels.numpy()
     return logits, scores
 
 
 def main(out: Path, cases: list[str]) -> None:
-    world = World("no")
+    context = DistributedContext("no")
     for case in cases:
         for precision in ("fp64", "no"):
-            rows, shared = train(world, CASES[case], precision)
-            np.savez(out / f"{case} {precision} rank {world.rank}.npz", **rows)
-            if world.is_main:
+            rows, shared = train(context, CASES[case], precision)
+            np.savez(out / f"{case} {precision} rank {context.rank}.npz", **rows)
+            if context.is_main:
                 np.savez(out / f"{case} {precision}.npz", **shared)
     for name in SCORED:
-        logits, scores = score(world, name)
-        np.savez(out / f"{name} scored rank {world.rank}.npz", **logits)
-        (out / f"{name} rank {world.rank}.json").write_text(json.dumps(scores))
-    world.close()
+        logits, scores = score(context, name)
+        np.savez(out / f"{name} scored rank {context.rank}.npz", **logits)
+        (out / f"{name} rank {context.rank}.json").write_text(json.dumps(scores))
+    context.close()
 
 
 if __name__ == "__main__":

@@ -13,16 +13,17 @@ import sys
 import time
 from pathlib import Path
 
-from resnet_cifar import commands
-from resnet_cifar.run_folder import RunFolder, write_json
+from resnet_cifar.atomic_io import write_json
+from resnet_cifar.checkpoints.run_dir import RunDir
+from resnet_cifar.cli.train import train_command
 
 STEPS = 40
 ASKED = {signal.SIGTERM, signal.SIGINT}
 
 
 def main() -> None:
-    command, recipe = commands.train_command(sys.argv[2:])
-    run, name = RunFolder(Path(command.run)), recipe.optimizer.name
+    command, recipe = train_command(sys.argv[2:])
+    run, name = RunDir(Path(command.run)), recipe.optimizer.name
     if "MEET" in os.environ:
         meet(Path(os.environ["MEET"]), run.path.name)
     if name == "lamb":
@@ -30,13 +31,13 @@ def main() -> None:
     if name == "lion":
         raise RuntimeError("a lion")
     is_new = not run.path.exists()
-    run.claim(recipe, {})
+    run.acquire(recipe, {})
     run.status("running", step=0, steps=STEPS)
-    run.continue_rows(0)
+    run.resume_metrics(0)
     others = len(list(run.path.parent.glob("*/result.json")))
     best = 0.01 / (1 + others) if name == "sgd" else recipe.phases[0].lr
     for step in (10, 20, 30):
-        run.append_row({"step": step, "val/accuracy": best * step / STEPS})
+        run.append_metrics({"step": step, "val/accuracy": best * step / STEPS})
     if name == "adam" and is_new:
         os.killpg(0, signal.SIGINT)
     elif name != "sgd" or not others:
@@ -47,8 +48,8 @@ def main() -> None:
     sys.exit(75)
 
 
-def end(run: RunFolder, best: float) -> None:
-    run.append_row({"step": STEPS, "val/accuracy": best})
+def end(run: RunDir, best: float) -> None:
+    run.append_metrics({"step": STEPS, "val/accuracy": best})
     write_json(run.path / "result.json", {"val/accuracy": best, "test/accuracy": 1 - best, "steps": STEPS})
     run.status("finished", step=STEPS, steps=STEPS)
 

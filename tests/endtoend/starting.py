@@ -12,10 +12,11 @@ import pytest
 from accelerate.state import AcceleratorState
 from metric_rows import rows_of
 
-from resnet_cifar.commands import TrainCommand
-from resnet_cifar.recipe import Recipe
-from resnet_cifar.training import evaluate, loop
-from resnet_cifar.training.watch import Watch
+from resnet_cifar.cli.train import TrainCommand
+from resnet_cifar.config.schema import Recipe
+from resnet_cifar.distributed.watchdog import Watchdog
+from resnet_cifar.evaluation import predict
+from resnet_cifar.training import trainer
 
 
 class Requests:
@@ -32,16 +33,16 @@ def train(command: TrainCommand, recipe: Recipe, requests: Requests | None = Non
     """What train.py does after it has read its words, with small batches of an evaluation, to be stopped between."""
     AcceleratorState._reset_state(True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "_FULL", 32)
-        loop.train(command, recipe, requests or Requests())
+        patch.setattr(predict, "_FULL", 32)
+        trainer.train(command, recipe, requests or Requests())
 
 
 def interrupt(command: TrainCommand, recipe: Recipe, kind: str, number: int) -> dict[str, Any]:
     """The same, asked to stop in `update` NUMBER or in the NUMBER-th batch of `evaluation`; returns status.json."""
-    requests, tick, batches = Requests(), Watch.tick, itertools.count(1)
+    requests, check_stop, batches = Requests(), Watchdog.check_stop, itertools.count(1)
 
-    def stopping(self: Watch, step: int | None = None) -> None:
-        tick(self, step)
+    def stopping(self: Watchdog, step: int | None = None) -> None:
+        check_stop(self, step)
         where = ("evaluation", next(batches)) if step is None else ("update", step)
         if where == (kind, number):
             requests.ask("SIGTERM")
@@ -49,7 +50,7 @@ def interrupt(command: TrainCommand, recipe: Recipe, kind: str, number: int) -> 
                 self._changed.wait_for(lambda: self._stop is not None)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Watch, "tick", stopping)
+        patch.setattr(Watchdog, "check_stop", stopping)
         with pytest.raises(SystemExit) as ended:
             train(command, recipe, requests)
     assert ended.value.code == 75

@@ -19,30 +19,31 @@ from PIL import Image
 from safetensors.torch import load_file
 from starting import train
 
-from resnet_cifar import cli, commands
-from resnet_cifar.commands import TrainCommand
-from resnet_cifar.data.batches import InputFormat
+from resnet_cifar.cli import evaluate, predict
+from resnet_cifar.cli.scoring import eval_command
+from resnet_cifar.cli.train import TrainCommand
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.data.loader import Preprocess
 from resnet_cifar.data.sources import synthetic
-from resnet_cifar.recipe import Mistake
-from resnet_cifar.reporting import metrics
-from resnet_cifar.training import label, score
-from resnet_cifar.training.evaluate import Predictions
+from resnet_cifar.evaluation import metrics
+from resnet_cifar.evaluation.predict import Predictions
 
 ROOT = Path(__file__).parents[2]
 IMAGES = 200  # of each split
 WORDS = {
     "data.limit": str(IMAGES),
-    "data.validation": "0.2",
+    "data.validation_fraction": "0.2",
     "data.image_size": "24",
     "batch_size": "16",
     "micro_batch": "0",
     "model.name": "test_resnet",
     "phases.0.epochs": "1.5",
     "phases.1.epochs": "1.5",
-    "augment.mixup": "0",
-    "augment.cutmix": "0",
-    "evaluate.every": "1",
-    "track.to": "none",
+    "augment.mixup_alpha": "0",
+    "augment.cutmix_alpha": "0",
+    "evaluate.every_epochs": "1",
+    "track.trackers": "none",
     "track.report": "False",
 }
 # Scores each line's words as eval.py would, in one process: importing torch takes longer than scoring.
@@ -69,7 +70,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from accelerate.state import AcceleratorState
 
     place = tmp_path_factory.mktemp("evaluation")
-    train(TrainCommand(recipe="debug", run=str(place / "run")), cli.read_recipe("debug", WORDS))
+    train(TrainCommand(recipe="debug", run=str(place / "run")), read_recipe("debug", WORDS))
     AcceleratorState._reset_state(True)
     run = place / "run"
     shutil.copytree(run / result(run)["checkpoint"], place / "saved")
@@ -229,9 +230,9 @@ def test_other_images_are_matched_by_the_names_of_their_classes(place: Path, sai
 
 
 def test_a_class_that_the_head_lacks_is_refused_by_name(place: Path, fresh_accelerator: None) -> None:
-    with pytest.raises(Mistake, match=r"has classes that the head lacks: frog, truck; .*in any order"):
-        score.score(*commands.eval_command([str(place / "run"), "--data.source", str(place / "foreign")]))
-    assert score.class_places(("c", "a"), ("a", "b", "c"), "x") == [2, 0]
+    with pytest.raises(UserError, match=r"has classes that the head lacks: frog, truck; .*in any order"):
+        evaluate.evaluate(*eval_command([str(place / "run"), "--data.source", str(place / "foreign")]))
+    assert evaluate.class_places(("c", "a"), ("a", "b", "c"), "x") == [2, 0]
 
 
 def test_flips_are_reported_beside_the_plain_figure(place: Path, said: dict) -> None:
@@ -239,7 +240,7 @@ def test_flips_are_reported_beside_the_plain_figure(place: Path, said: dict) -> 
     found, rows = scores(run, "validation-flip"), predictions(run, "validation-flip")
     plain, flipped, labels = (torch.tensor(rows[name]) for name in ("logits", "logits_flip", "label"))
     assert found["accuracy"] == result(run)["val/accuracy"], "the plain figure stays the figure"
-    mean = score.mean(Predictions(plain, labels), Predictions(flipped, labels))
+    mean = evaluate.mean(Predictions(plain, labels), Predictions(flipped, labels))
     assert found["flip"]["loss"] == pytest.approx(metrics.summary(*mean)["loss"], abs=1e-6)
     assert found["flip"]["loss"] != found["loss"]
     assert "beside it, with flips" in said["run --tta flip --split validation"]
@@ -248,17 +249,17 @@ def test_flips_are_reported_beside_the_plain_figure(place: Path, said: dict) -> 
 def test_a_mirror_image_is_what_torchvision_flips(place: Path) -> None:
     from torchvision.transforms.functional import hflip
 
-    data = cli.read_recipe("debug", WORDS).data
+    data = read_recipe("debug", WORDS).data
     images = torch.from_numpy(synthetic.draw("test", 4)[0])
     settings = (data, torch.full((3,), 0.4), torch.full((3,), 0.2))
     turned = hflip(images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    assert torch.equal(score.Mirrored(*settings)(images), InputFormat(*settings)(turned))
+    assert torch.equal(evaluate.Mirrored(*settings)(images), Preprocess(*settings)(turned))
 
 
 def test_the_first_batch_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 12.0])
-    monkeypatch.setattr(score.time, "perf_counter", lambda: next(clock))
-    stopwatch = score.Stopwatch(torch.device("cpu"))
+    monkeypatch.setattr(evaluate.time, "perf_counter", lambda: next(clock))
+    stopwatch = evaluate.Stopwatch(torch.device("cpu"))
     stopwatch()
     assert stopwatch.images_per_second(30) is None
     stopwatch()
@@ -285,13 +286,13 @@ def test_what_is_damaged_or_does_not_fit_is_a_sentence(place: Path, tmp_path: Pa
         ("unknown", r"is a 'resnet51', which this timm does not know"),
     ):
         AcceleratorState._reset_state(True)
-        with pytest.raises(Mistake, match=sentence):
-            score.score(*commands.eval_command([str(tmp_path / name), "--data.source", "synthetic"]))
+        with pytest.raises(UserError, match=sentence):
+            evaluate.evaluate(*eval_command([str(tmp_path / name), "--data.source", "synthetic"]))
 
 
 def test_pictures_are_labelled_and_what_is_none_is_named(place: Path, said: dict) -> None:
     done = python(place, ROOT / "eval.py", "run", "--json", "--images", "pictures", "pictures/photo.JPG")
-    assert done.returncode == label.UNREADABLE == 3
+    assert done.returncode == predict.UNREADABLE == 3
     assert done.stderr == "error: 1 of 8 pictures cannot be read\n"
     lines = {line["file"]: line for line in map(json.loads, done.stdout.splitlines())}
     files = [f"pictures/{name}" for name in ("a[b].png", "broken.png", "grey.png", "photo.JPG")]
@@ -318,8 +319,8 @@ def test_the_table_names_every_picture(place: Path, capsys: pytest.CaptureFixtur
         str(place / "pictures" / "notes.txt"),
     ]
     with pytest.raises(SystemExit) as ended:
-        label.label(*commands.eval_command(words))
-    assert ended.value.code == label.UNREADABLE
+        predict.label_images(*eval_command(words))
+    assert ended.value.code == predict.UNREADABLE
     printed = capsys.readouterr().out
     assert "a[b].png" in printed and "notes.txt" in printed and "not calibrated" in printed
     assert "crop_pct 0.95" in printed
@@ -327,5 +328,5 @@ def test_the_table_names_every_picture(place: Path, capsys: pytest.CaptureFixtur
 
 def test_a_folder_without_pictures_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(Mistake, match=r"holds no pictures"):
-        label.pictures([str(tmp_path)])
+    with pytest.raises(UserError, match=r"holds no pictures"):
+        predict.pictures([str(tmp_path)])

@@ -1,4 +1,4 @@
-"""--extend: a finished run goes on from its end."""
+"""--extend-epochs: a finished run goes on from its end."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from metric_rows import rows_of
 from starting import assert_same_weights, interrupt, train
 
-from resnet_cifar import cli
-from resnet_cifar.commands import TrainCommand
-from resnet_cifar.recipe import Mistake
+from resnet_cifar.cli.train import TrainCommand
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import read_recipe
 
 RUN = TrainCommand(recipe="debug", run="run")
 MORE = dataclasses.replace(RUN, extend=1.0)
@@ -23,11 +23,11 @@ WORDS = {
     "model.name": "test_resnet",
     "phases.0.epochs": "0.5",
     "phases.1.epochs": "0.4",
-    "evaluate.every": "0.4",
-    "track.to": "none",
+    "evaluate.every_epochs": "0.4",
+    "track.trackers": "none",
     "track.report": "False",
 }
-THIRD = {"phases.2.epochs": "1.0", "phases.2.lr": "5e-4", "phases.2.decay": "linear"}
+THIRD = {"phases.2.epochs": "1.0", "phases.2.lr": "5e-4", "phases.2.schedule": "linear"}
 FIRST_END, END = 10, 21  # an epoch is 11.25 steps
 
 
@@ -37,7 +37,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_accelerat
 
 
 def test_a_finished_run_goes_on_to_what_a_recipe_with_all_phases_gives(capsys: pytest.CaptureFixture) -> None:
-    recipe = cli.read_recipe("debug", WORDS)
+    recipe = read_recipe("debug", WORDS)
     train(RUN, recipe)
     rows, result = Path("run/metrics.jsonl").read_bytes(), Path("run/result.json").read_bytes()
     assert json.loads(result)["steps"] == FIRST_END
@@ -45,7 +45,7 @@ def test_a_finished_run_goes_on_to_what_a_recipe_with_all_phases_gives(capsys: p
     # Stopped in the phase that is new, and gone on with by the same command.
     assert interrupt(MORE, recipe, "update", FIRST_END + 2)["step"] == FIRST_END + 3
     assert not Path("run/result.json").exists()
-    with pytest.raises(Mistake, match=r"give the same --extend again"):
+    with pytest.raises(UserError, match=r"give the same --extend-epochs again"):
         train(RUN, recipe)
     train(MORE, recipe)
     assert f"resuming at step {FIRST_END + 3}" in capsys.readouterr().out
@@ -57,20 +57,20 @@ def test_a_finished_run_goes_on_to_what_a_recipe_with_all_phases_gives(capsys: p
     written = {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")}
     train(MORE, recipe)
     assert "this run is finished" in capsys.readouterr().out
-    with pytest.raises(Mistake, match=r"phases\.2\.epochs.*give the same --extend again"):
+    with pytest.raises(UserError, match=r"phases\.2\.epochs.*give the same --extend-epochs again"):
         train(RUN, recipe)
-    with pytest.raises(Mistake, match=r"phases\.2\.epochs: 1\.0, not 2\.0|phases\.2\.epochs: 2\.0, not 1\.0"):
+    with pytest.raises(UserError, match=r"phases\.2\.epochs: 1\.0, not 2\.0|phases\.2\.epochs: 2\.0, not 1\.0"):
         train(dataclasses.replace(MORE, extend=2.0), recipe)
     assert {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")} == written
 
-    train(dataclasses.replace(RUN, run="at-once"), cli.read_recipe("debug", {**WORDS, **THIRD}))
+    train(dataclasses.replace(RUN, run="at-once"), read_recipe("debug", {**WORDS, **THIRD}))
     assert_same_weights("run", "at-once")
 
 
 def test_extending_a_run_that_is_not_finished_is_one_run_of_all_phases() -> None:
-    recipe = cli.read_recipe("debug", WORDS)
+    recipe = read_recipe("debug", WORDS)
     interrupt(RUN, recipe, "update", 5)
     train(MORE, recipe)
-    train(dataclasses.replace(RUN, run="at-once"), cli.read_recipe("debug", {**WORDS, **THIRD}))
+    train(dataclasses.replace(RUN, run="at-once"), read_recipe("debug", {**WORDS, **THIRD}))
     assert_same_weights("run", "at-once")
     assert [row["lr"] for row in rows_of("run")] == [row["lr"] for row in rows_of("at-once")]

@@ -13,11 +13,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from starting import assert_same_run, interrupt, train
 
-from resnet_cifar import cli, commands
-from resnet_cifar.commands import TrainCommand
+from resnet_cifar.cli import evaluate, predict
+from resnet_cifar.cli.scoring import eval_command
+from resnet_cifar.cli.train import TrainCommand
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.config.schema import Recipe
 from resnet_cifar.data.sources import synthetic
-from resnet_cifar.recipe import Mistake, Recipe
-from resnet_cifar.training import label, score
 
 RUN = TrainCommand(recipe="keras_upsample", run="run")
 
@@ -32,19 +34,19 @@ def recipe() -> Recipe:
         "micro_batch": "8",
         "model.name": "test_resnet",
         "model.pretrained": "False",
-        "model.norm_batch": "4",
-        "model.ema": "0.5",
+        "model.ghost_batch_size": "4",
+        "model.ema_decay": "0.5",
         "phases.0.epochs": "0.9",
         "phases.0.lr": "1e-3",
-        "phases.0.train": "head",
+        "phases.0.trainable": "head",
         "phases.1.epochs": "0.6",
         "phases.1.lr": "1e-3",
         "checkpoint.every_steps": "3",
-        "checkpoint.keep": "9",
-        "track.to": "none",
+        "checkpoint.keep_last": "9",
+        "track.trackers": "none",
         "track.report": "False",
     }
-    return cli.read_recipe("keras_upsample", words)
+    return read_recipe("keras_upsample", words)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def test_a_run_that_is_stopped_around_the_change_is_the_same_run(place: Path) ->
 def test_the_heads_phase_trains_the_whole_head_and_nothing_else(place: Path) -> None:
     first, last = (load_file(place / f"run/checkpoints/step-{step:08d}/model.safetensors") for step in (3, 6))
     changed = {name for name in first if not torch.equal(first[name], last[name])}
-    head = {name for name in first if name.startswith("deep_head.")}
+    head = {name for name in first if name.startswith("mlp_head.")}
     assert {name for name in head if name.endswith((".weight", ".bias"))} <= changed <= head
 
 
@@ -84,7 +86,7 @@ def test_run_checkpoint_and_exported_model_score_alike(place: Path, monkeypatch:
     found = []
     for target in ("run", f"run/{result['checkpoint']}", "run/model"):
         AcceleratorState._reset_state(True)
-        score.score(*commands.eval_command([target, "--out", "scores"]))
+        evaluate.evaluate(*eval_command([target, "--out", "scores"]))
         (file,) = Path("scores").glob("*.json")
         found.append(json.loads(file.read_text()))
         shutil.rmtree("scores")
@@ -97,12 +99,12 @@ def test_pictures_are_labelled_by_the_exported_model(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
-    label.label(*commands.eval_command([str(place / "run/model"), "--images", "red.png", "--json"]))
+    predict.label_images(*eval_command([str(place / "run/model"), "--images", "red.png", "--json"]))
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["label"] in synthetic.CLASS_NAMES
 
 
 @pytest.mark.parametrize("target", ["run", "run/model"])
 def test_a_flattened_head_scores_images_of_its_own_size_only(place: Path, target: str) -> None:
-    with pytest.raises(Mistake, match=r"data\.image_size 128"):
-        score.score(*commands.eval_command([str(place / target), "--data.image_size", "128"]))
+    with pytest.raises(UserError, match=r"data\.image_size 128"):
+        evaluate.evaluate(*eval_command([str(place / target), "--data.image_size", "128"]))

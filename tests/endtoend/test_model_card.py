@@ -17,29 +17,30 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from starting import train
 
-from resnet_cifar import cli, commands
-from resnet_cifar.commands import TrainCommand
+from resnet_cifar.cli import verify_export
+from resnet_cifar.cli.scoring import eval_command
+from resnet_cifar.cli.train import TrainCommand
+from resnet_cifar.cli.verify_export import Comparison
+from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.reporting import model_card
-from resnet_cifar.training import check
-from resnet_cifar.training.check import Comparison
 
 WORDS = {
     "data.limit": "60",
-    "data.validation": "0.2",
+    "data.validation_fraction": "0.2",
     "data.image_size": "40",
     "data.interpolation": "bicubic",
     "batch_size": "16",
     "micro_batch": "0",
     "phases.0.epochs": "1",
     "phases.1.epochs": "1",
-    "evaluate.every": "1",
-    "track.to": "none",
+    "evaluate.every_epochs": "1",
+    "track.trackers": "none",
     "track.report": "False",
 }
 
 
 def trained(run: Path, **words: str) -> Path:
-    train(TrainCommand(recipe="debug", run=str(run)), cli.read_recipe("debug", WORDS | words))
+    train(TrainCommand(recipe="debug", run=str(run)), read_recipe("debug", WORDS | words))
     AcceleratorState._reset_state(True)
     return run
 
@@ -58,7 +59,7 @@ def halved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _on_the_cpu(monkeypatch: pytest.MonkeyPatch, fresh_accelerator: None) -> None:
-    """--check says so to Accelerate, and other tests must not hear it."""
+    """--verify-export says so to Accelerate, and other tests must not hear it."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
 
@@ -67,7 +68,7 @@ def read(file: Path) -> dict:
 
 
 def compared(run: Path, *words: str) -> None:
-    check.check(*commands.eval_command([str(run), "--check", *words]))
+    verify_export.verify_export(*eval_command([str(run), "--verify-export", *words]))
 
 
 def largest(printed: str) -> list[float]:
@@ -113,9 +114,9 @@ def test_a_card_says_what_a_hub_set_and_pretrained_weights_are_and_no_folder() -
         "classes": classes,
     }
     found |= {"calibration_error": 0.1, "temperature": None, "precision": "bf16"}
-    result = {"steps": 9, "step": 5, "stopped_early": True, "stored_size": 32, "fingerprint": "0"}
+    result = {"steps": 9, "step": 5, "stopped_early": True, "decode_size": 32, "fingerprint": "0"}
     here = {"packages": {"timm": "1.0"}, "python": "3.11", "gpus": ["A GPU"] * 4, "world_size": 2}
-    text = model_card.text(cli.read_recipe("finetune"), config, found, result, here, needs_package=False)
+    text = model_card.text(read_recipe("finetune"), config, found, result, here, needs_package=False)
     data = ModelCard(text).data
     assert (data.license, data.base_model, data.datasets) == (
         "apache-2.0",
@@ -126,7 +127,7 @@ def test_a_card_says_what_a_hub_set_and_pretrained_weights_are_and_no_folder() -
     assert "(stopped early), of which step 5 was the best" in text
     assert "| a\\|b | 0.5000" in text and "| none |" not in text and "temperature" not in text
     assert "import resnet_cifar" not in text and "= logits.softmax(1)" in text
-    own = cli.read_recipe("finetune", {"data.source": "synthetic"})
+    own = read_recipe("finetune", {"data.source": "synthetic"})
     own = own.__class__(**{**vars(own), "data": own.data.__class__(**{**vars(own.data), "source": "/a/b/photos"})})
     found |= {"temperature": 1.25, "calibration_error_scaled": 0.0625}
     text = model_card.text(own, config, found, result, here, needs_package=False)
@@ -157,7 +158,7 @@ def test_weights_that_have_changed_are_found(stemmed: Path, tmp_path: Path, caps
     save_file(weights, run / "model" / "model.safetensors")
     with pytest.raises(SystemExit) as ended:
         compared(run, "16")
-    assert ended.value.code == check.DIFFERENT == 4
+    assert ended.value.code == verify_export.DIFFERENT == 4
     said = capsys.readouterr().err
     assert re.fullmatch(r"error: .*/run/model does not give the logits of checkpoints/step-\d+, scored here .*\n", said)
 
@@ -177,7 +178,7 @@ def test_other_scores_than_the_runs_are_not_compared(halved: Path, tmp_path: Pat
     run = shutil.copytree(halved, tmp_path / "run")
     (run / "eval-test.json").write_text(json.dumps({**read(run / "eval-test.json"), "fingerprint": "other"}))
     with pytest.raises(
-        cli.Mistake, match=r"eval-test.json is not of checkpoints/step-\d+ and the images that are there"
+        cli.UserError, match=r"eval-test.json is not of checkpoints/step-\d+ and the images that are there"
     ):
         compared(run)
 
@@ -191,5 +192,5 @@ def test_a_difference_that_is_no_number_does_not_hold() -> None:
 
 def test_several_processes_are_asked_to_be_one(halved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(cli.Mistake, match=r"--check starts a process of its own: run it by itself"):
+    with pytest.raises(cli.UserError, match=r"--verify-export starts a process of its own: run it by itself"):
         compared(halved)

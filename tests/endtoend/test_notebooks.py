@@ -15,26 +15,26 @@ import pytest
 import torch
 from PIL import Image
 
-from resnet_cifar.data import store
-from resnet_cifar.data.sources import find
-from resnet_cifar.recipe import Data
+from resnet_cifar.config.schema import Data
+from resnet_cifar.data import image_data
+from resnet_cifar.data.sources.registry import find_source
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.real_data
 
 # Of the real images in the long form, and small everywhere.
 _TRAIN, _TEST = 240, 60
-_SMALL = ("--model.name=test_resnet", "--data.image_size=64", "--batch_size=32", "--model.norm_batch=16")
-_QUICK = ("--model.pretrained=False", "--phases.0.epochs=1", "--track.to=none")
+_SMALL = ("--model.name=test_resnet", "--data.image_size=64", "--batch_size=32", "--model.ghost_batch_size=16")
+_QUICK = ("--model.pretrained=False", "--phases.0.epochs=1", "--track.trackers=none")
 
 
 def read(folder: Path, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of the first of a split's real images."""
-    found = find(str(folder)).read(Data(source=str(folder)))
+    found = find_source(str(folder)).read(Data(source=str(folder)))
     part = {"train": found.train, "test": found.test}[split]
-    from resnet_cifar.data.sources import pixels
+    from resnet_cifar.data.sources import image_io
 
-    return np.stack([pixels.rgb(picture) for picture in part.pictures[:count]]), part.labels[:count]
+    return np.stack([image_io.rgb(picture) for picture in part.pictures[:count]]), part.labels[:count]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_a_notebook_is_a_recipe_and_a_source(name: str, sources: dict[str, Path]
     # The model saved and loaded again, and a picture labelled: one of the three will do.
     if name != "keras_upsample":
         return
-    command("eval.py", run, "--check", "16")
+    command("eval.py", run, "--verify-export", "16")
     picture = tmp_path / "picture.png"
     Image.fromarray(np.full((32, 32, 3), 99, np.uint8)).save(picture)
     (labelled,) = (json.loads(line) for line in command("eval.py", run, "--images", picture, "--json").splitlines())
@@ -106,12 +106,12 @@ def test_the_wishes_of_the_first_are_fields(sources: dict[str, Path], tmp_path: 
     words = {
         "model.name": "test_convnext",
         "optimizer.name": "adamw",
-        "augment.crop": "4",
+        "augment.crop_padding": "4",
         "augment.flip": "random",
-        "augment.trivial": "True",
+        "augment.trivial_augment": "True",
         "checkpoint.every_steps": "2",
         "early_stopping.patience": "1",
-        "early_stopping.min_improvement": "1",
+        "early_stopping.min_delta": "1",
         "phases.0.epochs": "5",
     }
     asked = [f"--{name}={word}" for name, word in words.items()]
@@ -138,14 +138,14 @@ def test_the_notebooks_own_networks_at_their_own_sizes(name: str, sources: dict[
     few = ["--phases.0.epochs", "0.4", "--data.limit", "160", *(["--phases.1.epochs", "0.4"] if phases(name) else [])]
     command("train.py", "--recipe", name, "--data.source", sources[name], "--run", run, *_QUICK, *few)
     assert json.loads((run / "result.json").read_text())["steps"] >= (2 if phases(name) else 1)
-    command("eval.py", run, "--check", "8")
+    command("eval.py", run, "--verify-export", "8")
 
 
 def test_every_layout_gives_the_hubs_arrays(sources: dict[str, Path], real_data: Path, tmp_path: Path) -> None:
     images, labels = read(real_data, "train", _TRAIN)
     for name, source in sources.items():
         data = Data(source=str(source), test_fraction=0.1)
-        folder = store.ensure(data)
+        folder = image_data.prepare(data)
         assert np.array_equal(np.load(folder / "train-images.npy"), images), name
         assert np.array_equal(np.load(folder / "train-labels.npy"), labels), name
         assert torch.tensor(labels).unique().numel() == 10

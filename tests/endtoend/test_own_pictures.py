@@ -15,12 +15,14 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from starting import assert_same_run, train
 
-from resnet_cifar import cli, commands
-from resnet_cifar.commands import TrainCommand
-from resnet_cifar.recipe import Mistake, Recipe
-from resnet_cifar.training import checkpoint
-from resnet_cifar.training.label import label
-from resnet_cifar.training.score import score
+from resnet_cifar.checkpoints import checkpoint
+from resnet_cifar.cli.evaluate import evaluate
+from resnet_cifar.cli.predict import label_images
+from resnet_cifar.cli.scoring import eval_command
+from resnet_cifar.cli.train import TrainCommand
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.config.schema import Recipe
 
 Run = Callable[..., subprocess.CompletedProcess]
 WORDS = {
@@ -29,7 +31,7 @@ WORDS = {
     "data.image_size": "32",
     "phases.0.epochs": "2",
     "phases.1.epochs": "1",
-    "track.to": "none",
+    "track.trackers": "none",
     "track.report": "False",
 }
 
@@ -53,13 +55,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def recipe_of(folder: Path, **words: str) -> Recipe:
-    return cli.read_recipe("debug", {**WORDS, "data.source": str(folder), **words})
+    return read_recipe("debug", {**WORDS, "data.source": str(folder), **words})
 
 
 def test_a_broken_picture_is_named_and_left_out_and_the_rest_trains(
     folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    with pytest.raises(Mistake, match=r"train 60 \(green/holiday\.jpg\).*--data\.skip_broken True"):
+    with pytest.raises(UserError, match=r"train 60 \(green/holiday\.jpg\).*--data\.skip_broken True"):
         train(TrainCommand(recipe="debug", run="run"), recipe_of(folder))
     assert not Path("run").exists()
     train(TrainCommand(recipe="debug", run="device"), recipe_of(folder, **{"data.skip_broken": "True"}))
@@ -84,9 +86,9 @@ def test_a_broken_picture_is_named_and_left_out_and_the_rest_trains(
 
 def test_three_commands_lead_from_a_folder_to_labelled_pictures(folder: Path, run: Run) -> None:
     """The README's, with a model that fits a test; one of the pictures to label is none."""
-    small = ["--recipe", "debug", "--track.to", "none", "--track.report", "False", "--data.limit", 0]
+    small = ["--recipe", "debug", "--track.trackers", "none", "--track.report", "False", "--data.limit", 0]
     small += [word for name in ("model.name", "data.image_size") for word in (f"--{name}", WORDS[name])]
-    small += ["--augment.mixup", 0, "--augment.cutmix", 0, "--phases.0.epochs", 6, "--phases.0.lr", 0.01]
+    small += ["--augment.mixup_alpha", 0, "--augment.cutmix_alpha", 0, "--phases.0.epochs", 6, "--phases.0.lr", 0.01]
     train_it = ["train.py", "--data.source", "mine", "--run", "runs/mine", *small]
     refused = run(*train_it)
     assert refused.returncode == 2
@@ -113,7 +115,7 @@ def test_a_folder_that_has_moved_is_not_taken_for_new_pictures(folder: Path, fre
     (Path("others") / "red" / "0.png").unlink()
     for name, count in (("elsewhere", 9), ("others", 89)):
         AcceleratorState._reset_state(True)
-        score(*commands.eval_command(["run", "--data.source", name]))
+        evaluate(*eval_command(["run", "--data.source", name]))
         (file,) = Path("run").glob(f"eval-test-{name}-*.json")
         assert json.loads(file.read_text())["images"] == count
     own = json.loads(Path("run/eval-test.json").read_text())
@@ -123,17 +125,22 @@ def test_a_folder_that_has_moved_is_not_taken_for_new_pictures(folder: Path, fre
 
 def test_a_checkpoint_between_two_scores_has_its_norms_estimated(folder: Path, fresh_accelerator: None) -> None:
     """It is scored as the same step is in a run that scores every step."""
-    words = {"data.skip_broken": "True", "model.ema": "0.5", "checkpoint.every_steps": "1", "checkpoint.keep": "9"}
+    words = {
+        "data.skip_broken": "True",
+        "model.ema_decay": "0.5",
+        "checkpoint.every_steps": "1",
+        "checkpoint.keep_last": "9",
+    }
     logits = []
     for run, every in (("seldom", "9"), ("often", "0.1")):
-        train(TrainCommand(recipe="debug", run=run), recipe_of(folder, **words, **{"evaluate.every": every}))
+        train(TrainCommand(recipe="debug", run=run), recipe_of(folder, **words, **{"evaluate.every_epochs": every}))
         saved = Path(run, "checkpoints", "step-00000003")
-        assert checkpoint.read_state(saved)["norms_fresh"] == (run == "often")
+        assert checkpoint.read_state(saved)["bn_stats_current"] == (run == "often")
         AcceleratorState._reset_state(True)
-        score(*commands.eval_command([str(saved), "--split", "test"]))
+        evaluate(*eval_command([str(saved), "--split", "test"]))
         (file,) = Path(run).glob("predictions-test*-step-00000003.parquet")
         logits.append(np.array(pyarrow.parquet.read_table(file)["logits"].to_pylist()))
     np.testing.assert_array_equal(*logits)
     AcceleratorState._reset_state(True)
-    with pytest.raises(Mistake, match=r"was saved between two scores.*take a checkpoint that was scored"):
-        label(*commands.eval_command(["seldom/checkpoints/step-00000003", "--images", "mine/red"]))
+    with pytest.raises(UserError, match=r"was saved between two scores.*take a checkpoint that was scored"):
+        label_images(*eval_command(["seldom/checkpoints/step-00000003", "--images", "mine/red"]))

@@ -14,34 +14,35 @@ import torch
 from safetensors.torch import load_file
 from starting import assert_same_run, assert_same_weights, interrupt, train
 
-from resnet_cifar import cli
-from resnet_cifar.commands import TrainCommand
-from resnet_cifar.recipe import Mistake, Recipe
-from resnet_cifar.training import checkpoint
-from resnet_cifar.training.loop import Run
+from resnet_cifar.checkpoints import checkpoint
+from resnet_cifar.cli.train import TrainCommand
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.config.schema import Recipe
+from resnet_cifar.training.trainer import Trainer
 
 RUN = TrainCommand(recipe="phases.yaml", run="run")
 NORMS = 8  # batches of a score on which norms are estimated
 PHASES = """
 phases:
-  - {epochs: 0.3, lr: 1.0e-2, train: head, image_size: 24}
-  - {epochs: 0.3, lr: 1.0e-3, warmup: 0.1, decay: linear}
-  - {epochs: 0.3, lr: 1.0e-3, train: head}
+  - {epochs: 0.3, lr: 1.0e-2, trainable: head, image_size: 24}
+  - {epochs: 0.3, lr: 1.0e-3, warmup_epochs: 0.1, schedule: linear}
+  - {epochs: 0.3, lr: 1.0e-3, trainable: head}
 batch_size: 16
 micro_batch: 8
 data: {source: synthetic, limit: 540, image_size: 16}
-augment: {crop: 2, mixup: 0.2}
-model: {name: test_resnet, pretrained: false, norm_batch: 8, ema: 0.8}
+augment: {crop_padding: 2, mixup_alpha: 0.2}
+model: {name: test_resnet, pretrained: false, ghost_batch_size: 8, ema_decay: 0.8}
 optimizer: {name: adamw, weight_decay: 0.05, layer_decay: 0.8}
-evaluate: {every: 0.4}
+evaluate: {every_epochs: 0.4}
 checkpoint: {every_steps: 5}
-track: {to: none, report: false}
+track: {trackers: none, report: false}
 """
 
 
 def recipe(**words: str) -> Recipe:
     Path("phases.yaml").write_text(PHASES)
-    return cli.read_recipe("phases.yaml", words)
+    return read_recipe("phases.yaml", words)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_a_run_that_is_stopped_around_every_change_of_what_learns_is_the_same_ru
 
 
 def test_only_what_a_phase_names_learns(whole: str) -> None:
-    kept = recipe(**{"checkpoint.keep": "99", "checkpoint.every_steps": "1"})
+    kept = recipe(**{"checkpoint.keep_last": "99", "checkpoint.every_steps": "1"})
     train(RUN, kept)
     assert_same_weights("run", whole)
     for first, last in ((1, 9), (19, 27)):
@@ -89,7 +90,7 @@ def test_only_what_a_phase_names_learns(whole: str) -> None:
 
 
 def test_how_often_is_scored_does_not_change_what_frozen_norms_see(whole: str) -> None:
-    train(RUN, recipe(**{"evaluate.every": "0.1"}))
+    train(RUN, recipe(**{"evaluate.every_epochs": "0.1"}))
     ours, theirs = (weights(run, 27) for run in ("run", whole))
     assert differing(ours, theirs) == set()
 
@@ -111,7 +112,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, rows: int, from_step: int =
     from timm.models.resnet import ResNet
 
     tried: list[int] = []
-    forward, train_steps = ResNet.forward_features, Run._train
+    forward, train_steps = ResNet.forward_features, Trainer._train
     now = [from_step]
 
     def refusing(self: ResNet, inputs: torch.Tensor) -> torch.Tensor:
@@ -121,24 +122,24 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, rows: int, from_step: int =
                 raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory")
         return forward(self, inputs)
 
-    def counting(self: Run) -> None:
-        tick = self.watch.tick
+    def counting(self: Trainer) -> None:
+        check_stop = self.watch.check_stop
 
         def ticking(step: int | None = None) -> None:
-            tick(step)
+            check_stop(step)
             if step is not None and step >= from_step:
                 now[0] = -1
 
-        self.watch.tick = ticking
+        self.watch.check_stop = ticking
         train_steps(self)
 
     monkeypatch.setattr(ResNet, "forward_features", refusing)
-    monkeypatch.setattr(Run, "_train", counting)
+    monkeypatch.setattr(Trainer, "_train", counting)
     return tried
 
 
 def automatic(**words: str) -> Recipe:
-    return recipe(micro_batch="auto", **{"batch_size": "32", "model.norm_batch": "4", **words})
+    return recipe(micro_batch="auto", **{"batch_size": "32", "model.ghost_batch_size": "4", **words})
 
 
 def by_hand(run: str, rows: int) -> str:
@@ -175,15 +176,17 @@ def test_memory_that_runs_out_in_mid_run_halves_the_micro_batch(monkeypatch: pyt
 
 def test_a_model_of_which_not_even_a_norm_group_fits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     short_of_memory(monkeypatch, rows=2)
-    with pytest.raises(Mistake, match=r"micro_batch auto: not even 4 images of \d+ pixels fit.*lower model.norm_batch"):
+    with pytest.raises(
+        UserError, match=r"micro_batch auto: not even 4 images of \d+ pixels fit.*lower model.ghost_batch_size"
+    ):
         train(RUN, automatic())
     assert json.loads(Path("run/status.json").read_text())["state"] == "failed"
 
 
 def test_memory_that_a_given_micro_batch_lacks_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     short_of_memory(monkeypatch, rows=2)
-    with pytest.raises(Mistake, match=r"ran out of memory in update 0, with micro_batch 8: take .*_batch 4 or auto"):
-        train(RUN, recipe(**{"model.norm_batch": "4"}))
+    with pytest.raises(UserError, match=r"ran out of memory in update 0, with micro_batch 8: take .*_batch 4 or auto"):
+        train(RUN, recipe(**{"model.ghost_batch_size": "4"}))
 
 
 @pytest.mark.parametrize(
@@ -191,12 +194,12 @@ def test_memory_that_a_given_micro_batch_lacks_is_one_sentence(monkeypatch: pyte
     [
         ({"model.name": "test_vit"}, r"phases.0.image_size 24 does not suit model.name 'test_vit' \(.*16"),
         ({"model.name": "vgg11", "model.drop_path": "0.1"}, r"model.drop_path 0.1: model.name 'vgg11' has no residual"),
-        ({"phases.0.train": "body"}, r"phases.0.train cannot be 'body': it should be 'all' or 'head'"),
+        ({"phases.0.trainable": "body"}, r"phases.0.trainable cannot be 'body': it should be 'all' or 'head'"),
         ({"phases.0.image_size": "4"}, r"phases.0.image_size cannot be '4': it should be greater than or equal to 8"),
-        ({"model.ema": "1"}, r"model.ema cannot be '1': it should be less than 1"),
+        ({"model.ema_decay": "1"}, r"model.ema_decay cannot be '1': it should be less than 1"),
     ],
 )
 def test_mistakes_name_the_field(words: dict[str, str], sentence: str) -> None:
-    with pytest.raises(Mistake, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         train(RUN, recipe(**words))
     assert not Path("run").exists()

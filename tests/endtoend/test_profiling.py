@@ -1,4 +1,4 @@
-"""train.py --profile N: a trace of N steps, and a run that is what it would have been."""
+"""train.py --profile-steps N: a trace of N steps, and a run that is what it would have been."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from starting import assert_same_run, train
 
-from resnet_cifar import cli
-from resnet_cifar.commands import TrainCommand
-from resnet_cifar.training.profile import SKIPPED
+from resnet_cifar.cli.train import TrainCommand
+from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.training.profiler import SKIPPED
 
 STEPS = 3
 
@@ -31,10 +31,10 @@ def recipe(**words: str) -> cli.Recipe:
         "model.name": "test_resnet",
         "phases.0.epochs": "0.5",
         "phases.1.epochs": "0.6",
-        "track.to": "none",
+        "track.trackers": "none",
         "track.report": "False",
     }
-    return cli.read_recipe("debug", {**small, **words})
+    return read_recipe("debug", {**small, **words})
 
 
 def test_a_traced_run_is_the_same_run_and_leaves_a_trace(capsys: pytest.CaptureFixture) -> None:
@@ -57,7 +57,7 @@ def test_a_traced_run_is_the_same_run_and_leaves_a_trace(capsys: pytest.CaptureF
 
 
 def test_a_run_that_is_too_short_says_so(capsys: pytest.CaptureFixture) -> None:
-    words = {"phases.0.epochs": "0.2", "phases.0.warmup": "0", "phases.1.epochs": "0.1"}
+    words = {"phases.0.epochs": "0.2", "phases.0.warmup_epochs": "0", "phases.1.epochs": "0.1"}
     train(TrainCommand(recipe="debug", run="run", profile=STEPS), recipe(**words))
     assert "no step was traced" in capsys.readouterr().out
     assert not Path("run/profile").exists()

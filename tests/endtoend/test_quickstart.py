@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "examples" / "quickstart.ipynb"
 PAGE = '<!doctype html><title>the report</title><p class="a">it\'s there</p><script>1 && 2</script>'
 TINY = {"data.limit": 100, "data.image_size": 32, "batch_size": 48, "micro_batch": 8, "model.name": "test_resnet"}
-TINY |= {"track.to": "none", "phases": [{"epochs": 1}, {"epochs": 1}]}
+TINY |= {"track.trackers": "none", "phases": [{"epochs": 1}, {"epochs": 1}]}
 
 
 def outputs(cell: Any) -> list[str]:
@@ -96,7 +96,7 @@ def test_a_mistake_in_a_notebook_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(CellExecutionError):
         execute(notebook, tmp_path)
     (error,) = notebook.cells[0].outputs
-    assert error["ename"] == "Mistake"
+    assert error["ename"] == "UserError"
     assert error["traceback"] == ["error: there is no recipe 'scrath'; did you mean scratch?; --recipe list shows all"]
     assert list(tmp_path.iterdir()) == []
 

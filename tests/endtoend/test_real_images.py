@@ -52,9 +52,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, real_data: Path) -> Path:
         "--model.stem": "imagenet",
         "--batch_size": 64,
         "--phases.0.epochs": 4,
-        "--evaluate.every": 4,
-        "--augment.mixup": 0,
-        "--augment.cutmix": 0,
+        "--evaluate.every_epochs": 4,
+        "--augment.mixup_alpha": 0,
+        "--augment.cutmix_alpha": 0,
     }
     python(cwd, ROOT / "train.py", *(word for pair in words.items() for word in pair))
     return cwd / "run"

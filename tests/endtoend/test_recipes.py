@@ -11,11 +11,12 @@ import torch
 from metric_rows import rows_of
 from starting import train
 
-from resnet_cifar import cli, run_folder
-from resnet_cifar.commands import TrainCommand
-from resnet_cifar.data.plan import Plan
-from resnet_cifar.recipe import Mistake
-from resnet_cifar.training import beforehand
+from resnet_cifar.checkpoints.run_dir import default_run_path
+from resnet_cifar.cli.train import TrainCommand
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import read_recipe, recipe_names
+from resnet_cifar.training import preflight
+from resnet_cifar.training.plan import Plan
 
 TRAINING_IMAGES = 45_000  # of CIFAR-10, after the validation cut
 
@@ -44,25 +45,25 @@ def tiny(name: str, **overrides: str) -> cli.Recipe:
         "micro_batch": "0",
         "model.name": "test_resnet",
         "model.pretrained": "False",
-        "model.norm_batch": "8",
+        "model.ghost_batch_size": "8",
         "phases.0.epochs": "0.3",
-        "phases.0.warmup": "0",
-        "track.to": "none",
+        "phases.0.warmup_epochs": "0",
+        "track.trackers": "none",
         "track.report": "False",
         **overrides,
     }
-    recipe = cli.read_recipe(name, words)
+    recipe = read_recipe(name, words)
     return replace(recipe, phases=recipe.phases[:1])
 
 
-@pytest.mark.parametrize("name", cli.recipe_names())
+@pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_runs_two_steps(name: str) -> None:
     recipe = tiny(name)
     train(TrainCommand(recipe=name, run="run"), recipe)
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 2
     names = {"step", "epoch", "images", "lr", "train/loss", "train/accuracy", "images_per_second", "wait_share"}
-    names |= {"gradient_norm"} if recipe.optimizer.clip else set()
+    names |= {"gradient_norm"} if recipe.optimizer.clip_grad_norm else set()
     only_on_gpus = rows[0].keys() - names
     assert rows[0].keys() >= names and only_on_gpus <= {"mfu", "memory_gib"}
     assert torch.cuda.is_available() or not only_on_gpus
@@ -75,27 +76,32 @@ def test_every_recipe_runs_two_steps(name: str) -> None:
     assert status["state"] == "finished"
     parts = "imports data model first_step steps precise_bn evaluation checkpoint export other"  # and report
     assert status["seconds_by_part"].keys() == set(parts.split())
-    expected = beforehand.resolved(replace(recipe, precision="no"))
-    assert cli.read_recipe("run/recipe.yaml") == expected, "the resolved recipe runs again"
+    expected = preflight.resolved(replace(recipe, precision="no"))
+    assert read_recipe("run/recipe.yaml") == expected, "the resolved recipe runs again"
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_values_give_this_plan(name: str) -> None:
-    plan = Plan(cli.read_recipe(name), TRAINING_IMAGES, world=1)
+    plan = Plan(read_recipe(name), TRAINING_IMAGES, world_size=1)
     epoch, steps, rates = SHIPPED[name]
     assert (plan.step_at(1), plan.steps) == (epoch, steps)
     for step, rate in rates.items():
-        assert plan.rate(step) == pytest.approx(rate, abs=plan.recipe.phases[0].lr * 1e-3)
+        assert plan.lr(step) == pytest.approx(rate, abs=plan.recipe.phases[0].lr * 1e-3)
 
 
 def test_the_default_recipe_fits_one_to_eight_devices() -> None:
-    recipe = cli.read_recipe("finetune")
+    recipe = read_recipe("finetune")
     assert [Plan(recipe, TRAINING_IMAGES, world).share for world in (1, 2, 4, 8)] == [256, 128, 64, 32]
     assert recipe.model.name == "resnet50.a1_in1k" and recipe.model.pretrained and recipe.data.image_size == 224
 
 
 def test_a_model_can_learn_a_few_images_by_heart() -> None:
-    words = {"data.overfit": "32", "phases.0.epochs": "40", "evaluate.every": "40", "model.norm_batch": "16"}
+    words = {
+        "data.overfit_images": "32",
+        "phases.0.epochs": "40",
+        "evaluate.every_epochs": "40",
+        "model.ghost_batch_size": "16",
+    }
     train(TrainCommand(recipe="debug", run="run"), tiny("debug", **words))
     assert json.loads(Path("run/result.json").read_text())["val/accuracy"] == 1.0
 
@@ -104,7 +110,7 @@ def test_a_finished_run_is_reported_and_not_trained_again(capsys: pytest.Capture
     recipe = tiny("debug")
     train(TrainCommand(recipe="debug"), recipe)
     (folder,) = Path("runs").iterdir()
-    assert folder == run_folder.default_path("debug", replace(recipe, precision="no"))
+    assert folder == default_run_path("debug", replace(recipe, precision="no"))
     written = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     capsys.readouterr()
     train(TrainCommand(recipe="debug"), recipe)
@@ -116,7 +122,7 @@ def test_a_finished_run_is_reported_and_not_trained_again(capsys: pytest.Capture
 
 def test_a_folder_of_another_recipe_is_refused_naming_the_fields() -> None:
     train(TrainCommand(recipe="debug", run="run"), tiny("debug"))
-    with pytest.raises(Mistake, match=r"seed: 1, not 0.*--fresh"):
+    with pytest.raises(UserError, match=r"seed: 1, not 0.*--restart"):
         train(TrainCommand(recipe="debug", run="run"), tiny("debug", seed="1"))
 
 
@@ -129,8 +135,8 @@ def test_the_plan_is_printed_and_nothing_is_left_behind(capsys: pytest.CaptureFi
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_naming_the_step() -> None:
-    words = {"optimizer.name": "sgd", "optimizer.clip": "0", "phases.0.lr": "1e30", "phases.0.epochs": "1"}
-    with pytest.raises(Mistake, match=r"the loss of step 1 is not finite"):
+    words = {"optimizer.name": "sgd", "optimizer.clip_grad_norm": "0", "phases.0.lr": "1e30", "phases.0.epochs": "1"}
+    with pytest.raises(UserError, match=r"the loss of step 1 is not finite"):
         train(TrainCommand(recipe="debug", run="run"), tiny("debug", **words))
     assert json.loads(Path("run/status.json").read_text())["state"] == "failed"
 
@@ -151,18 +157,18 @@ def test_a_run_goes_on_from_its_newest_checkpoint_to_the_same_weights() -> None:
 def _stop_after(steps: int, recipe: cli.Recipe) -> None:
     from accelerate.state import AcceleratorState
 
-    from resnet_cifar.training.step import Learner
+    from resnet_cifar.training.train_state import TrainState
 
     AcceleratorState._reset_state(True)
-    update = Learner.update
+    update = TrainState.update
 
-    def stop(self: Learner, step: int, *rest: object) -> None:
+    def stop(self: TrainState, step: int, *rest: object) -> None:
         if step == steps:
             raise InterruptedError
         update(self, step, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Learner, "update", stop)
+        patch.setattr(TrainState, "update", stop)
         with pytest.raises(InterruptedError):
             train(TrainCommand(recipe="debug", run="stopped"), recipe)
     AcceleratorState._reset_state(True)
@@ -176,20 +182,23 @@ def _stop_after(steps: int, recipe: cli.Recipe) -> None:
         ({"data.source": "nowhere"}, r"data.source 'nowhere' is no folder, archive or .npz file here"),
         ({"model.stem": "cifar", "model.name": "test_vit"}, r"model.stem cifar is for timm's ResNets"),
         ({"precision": "fp16"}, r"precision fp16 needs a GPU"),
-        ({"model.checkpoint": "no-run"}, r"model.checkpoint 'no-run' has no model/model.safetensors"),
-        ({"data.validation": "0.02"}, r"data.validation 0.02 of 120 images leaves 8 of 10 classes out"),
+        ({"model.init_from": "no-run"}, r"model.init_from 'no-run' has no model/model.safetensors"),
+        (
+            {"data.validation_fraction": "0.02"},
+            r"data.validation_fraction 0.02 of 120 images leaves 8 of 10 classes out",
+        ),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 works on this machine")
 def test_mistakes_leave_no_folder(words: dict[str, str], sentence: str) -> None:
-    with pytest.raises(Mistake, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         train(TrainCommand(recipe="debug", run="run"), tiny("debug", **words))
     assert not Path("run").exists()
 
 
 def test_warm_start_takes_another_runs_weights() -> None:
     train(TrainCommand(recipe="debug", run="first"), tiny("debug"))
-    recipe = tiny("debug", **{"model.checkpoint": "first", "phases.0.lr": "1e-12", "seed": "5"})
+    recipe = tiny("debug", **{"model.init_from": "first", "phases.0.lr": "1e-12", "seed": "5"})
     train(TrainCommand(recipe="debug", run="second"), recipe)
     from safetensors.torch import load_file
 

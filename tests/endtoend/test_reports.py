@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from starting import interrupt, train
 
-from resnet_cifar import cli, commands
-from resnet_cifar.commands import TrainCommand
-from resnet_cifar.recipe import Recipe
-from resnet_cifar.reporting import gallery, guesses, ink, page
-from resnet_cifar.training.score import score
+from resnet_cifar.cli.evaluate import evaluate
+from resnet_cifar.cli.scoring import eval_command
+from resnet_cifar.cli.train import TrainCommand
+from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.config.schema import Recipe
+from resnet_cifar.reporting import gallery, html_page, prediction_table, style
 
 RUN = TrainCommand(recipe="debug", run="run")
 INDEX = Path("run/report/index.html")
@@ -27,15 +28,15 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_accelerat
 
 def small(**words: str) -> Recipe:
     sizes = {"data.limit": "200", "data.image_size": "16", "batch_size": "16", "micro_batch": "8"}
-    sizes |= {"model.name": "test_resnet", "phases.0.epochs": "0.5", "phases.1.epochs": "0.6", "track.to": "none"}
-    return cli.read_recipe("debug", {**sizes, **words})
+    sizes |= {"model.name": "test_resnet", "phases.0.epochs": "0.5", "phases.1.epochs": "0.6", "track.trackers": "none"}
+    return read_recipe("debug", {**sizes, **words})
 
 
 def evaluate(*words: str) -> None:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(True)
-    score(*commands.eval_command(list(words)))
+    evaluate(*eval_command(list(words)))
 
 
 def test_a_run_that_was_stopped_once_ends_with_a_page_and_scores_renew_it(
@@ -45,7 +46,7 @@ def test_a_run_that_was_stopped_once_ends_with_a_page_and_scores_renew_it(
     assert not INDEX.exists(), "whoever asks a run to stop is in a hurry"
     train(RUN, small())
     assert f"report       {INDEX}" in capsys.readouterr().out
-    text, starts = INDEX.read_text(), json.loads(Path("run/starts.json").read_text())["starts"]
+    text, starts = INDEX.read_text(), json.loads(Path("run/attempts.json").read_text())["attempts"]
     assert [(each["from_step"], each["step"], each["state"]) for each in starts] == [
         (0, 6, "interrupted"),
         (6, 12, "finished"),
@@ -53,8 +54,8 @@ def test_a_run_that_was_stopped_once_ends_with_a_page_and_scores_renew_it(
     assert "interrupted (SIGTERM)" in text
     # Each kept picture is the image that its prediction is of.
     kept = gallery.read(Path("run/report/pictures-test.npz"))
-    logits, labels, index = guesses.read(Path("run/predictions-test.parquet"))
-    found = guesses.of(logits, labels, index)
+    logits, labels, index = prediction_table.read(Path("run/predictions-test.parquet"))
+    found = prediction_table.of(logits, labels, index)
     from resnet_cifar.data.sources import synthetic
 
     images, theirs = synthetic.draw("test")
@@ -62,7 +63,7 @@ def test_a_run_that_was_stopped_once_ends_with_a_page_and_scores_renew_it(
         assert (kept.images[place] == images[index[row]]).all() and labels[row] == theirs[index[row]]
     assert len(kept.index) == 200, "all of so few"
 
-    monkeypatch.setattr(ink, "save", lambda *_: None)  # most of a page's time
+    monkeypatch.setattr(style, "save", lambda *_: None)  # most of a page's time
     INDEX.write_text("old")
     evaluate("run")
     assert capsys.readouterr().out.rstrip().endswith(f", {INDEX}")
@@ -83,8 +84,8 @@ def test_a_report_that_cannot_be_written_leaves_a_finished_run_and_a_warning(
         raise TypeError("matplotlib has changed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ink, "save", lambda *_: None)
-        patch.setattr(*((gallery, "keep", full) if broken == "pictures" else (page, "write", bug)))
+        patch.setattr(style, "save", lambda *_: None)
+        patch.setattr(*((gallery, "keep", full) if broken == "pictures" else (html_page, "write", bug)))
         train(RUN, small())
     said = capsys.readouterr().out
     assert json.loads(Path("run/status.json").read_text())["state"] == "finished"
@@ -94,7 +95,7 @@ def test_a_report_that_cannot_be_written_leaves_a_finished_run_and_a_warning(
         assert "so there is no gallery" in INDEX.read_text()
     else:
         assert "warning: run/report could not be written: TypeError: matplotlib has changed; python -m" in said
-        assert "report       none yet: python -m resnet_cifar.report run" in said
+        assert "report       none yet: python -m resnet_cifar.cli.report run" in said
 
 
 def test_a_report_that_nobody_wants_is_not_written(capsys: pytest.CaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""`python -m resnet_cifar.seeds`: every seed is trained once, and what they reached is summed up."""
+"""`python -m resnet_cifar.sweeps.seeds`: every seed is trained once, and what they reached is summed up."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-WORDS = "debug --model.name test_resnet --data.image_size 32 --data.limit 200 --track.to none --run S"
+WORDS = "debug --model.name test_resnet --data.image_size 32 --data.limit 200 --track.trackers none --run S"
 WORDS += " --track.report False"
-WORDS += " --phases.0.lr 0.01 --phases.0.warmup 0"
+WORDS += " --phases.0.lr 0.01 --phases.0.warmup_epochs 0"
 
 
 def seeds(cwd: Path, *words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "resnet_cifar.seeds", *WORDS.split(), *words]
+    command = [sys.executable, "-m", "resnet_cifar.sweeps.seeds", *WORDS.split(), *words]
     return subprocess.run(command, check=False, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 

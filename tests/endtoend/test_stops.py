@@ -16,11 +16,12 @@ from datasets import ClassLabel, Dataset, Features, Image
 from metric_rows import rows_of
 from starting import assert_same_run, interrupt, train
 
-from resnet_cifar import cli
-from resnet_cifar.commands import TrainCommand
-from resnet_cifar.data import store
-from resnet_cifar.recipe import Mistake, Recipe
-from resnet_cifar.training.loop import Run
+from resnet_cifar.cli.train import TrainCommand
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.config.schema import Recipe
+from resnet_cifar.data import image_data
+from resnet_cifar.training.trainer import Trainer
 
 RUN = TrainCommand(recipe="debug", run="run")
 NORMS, VALIDATION = 8, 2  # evaluated batches of a score
@@ -35,10 +36,10 @@ def small(**words: str) -> Recipe:
         "model.name": "test_resnet",
         "phases.0.epochs": "0.6",
         "phases.1.epochs": "0.6",
-        "track.to": "none",
+        "track.trackers": "none",
         "track.report": "False",
     }
-    return cli.read_recipe("debug", {**overrides, **words})
+    return read_recipe("debug", {**overrides, **words})
 
 
 @pytest.fixture(scope="module")
@@ -70,26 +71,26 @@ def test_a_run_that_is_stopped_between_rows_and_in_every_kind_of_evaluation_is_t
 
 
 def test_saves_at_the_start_and_right_after_a_resume_change_nothing(whole: str, monkeypatch) -> None:
-    go_on = Run._train
+    go_on = Trainer._train
 
-    def save_first(self: Run) -> None:
-        self._save(self.learner.tally.unread(self.recorder.done))
+    def save_first(self: Trainer) -> None:
+        self._save(self.learner.tally.pending_sums(self.recorder.done))
         go_on(self)
 
-    def save_and_die(self: Run) -> None:
-        self._save(self.learner.tally.unread(self.recorder.done))
+    def save_and_die(self: Trainer) -> None:
+        self._save(self.learner.tally.pending_sums(self.recorder.done))
         self.recorder.wait()
         raise ConnectionAbortedError
 
     def die_after_a_save() -> None:
         with monkeypatch.context() as patch, pytest.raises(ConnectionAbortedError):
-            patch.setattr(Run, "_train", save_and_die)
+            patch.setattr(Trainer, "_train", save_and_die)
             train(RUN, small())
 
     die_after_a_save()
     assert [path.name for path in Path("run/checkpoints").iterdir()] == ["step-00000000"]
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_train", save_first)
+        patch.setattr(Trainer, "_train", save_first)
         assert interrupt(RUN, small(), "update", 12)["step"] == 13
     die_after_a_save()
     train(RUN, small())
@@ -97,7 +98,7 @@ def test_saves_at_the_start_and_right_after_a_resume_change_nothing(whole: str, 
 
 
 def test_a_run_stops_early_at_the_same_step_whether_it_was_interrupted_or_not() -> None:
-    recipe = small(**{"early_stopping.patience": "2", "evaluate.every": "0.1", "phases.0.lr": "1e-9"})
+    recipe = small(**{"early_stopping.patience": "2", "evaluate.every_epochs": "0.1", "phases.0.lr": "1e-9"})
     train(dataclasses.replace(RUN, run="undisturbed"), recipe)
     result = json.loads(Path("undisturbed/result.json").read_text())
     scored = [row["step"] for row in rows_of("undisturbed") if "val/accuracy" in row]
@@ -111,13 +112,13 @@ def test_a_run_stops_early_at_the_same_step_whether_it_was_interrupted_or_not() 
 
 
 def test_a_run_that_has_stopped_early_is_finished(capsys: pytest.CaptureFixture) -> None:
-    recipe = small(**{"early_stopping.patience": "1", "evaluate.every": "0.1", "phases.0.lr": "1e-9"})
+    recipe = small(**{"early_stopping.patience": "1", "evaluate.every_epochs": "0.1", "phases.0.lr": "1e-9"})
     train(RUN, recipe)
     capsys.readouterr()
     train(RUN, recipe)
     printed = capsys.readouterr().out
     assert "this run is finished" in printed and "stopped early at step" in printed
-    with pytest.raises(Mistake, match=r"--extend: the run in run stopped early"):
+    with pytest.raises(UserError, match=r"--extend-epochs: the run in run stopped early"):
         train(dataclasses.replace(RUN, extend=1.0), recipe)
 
 
@@ -126,11 +127,11 @@ def test_other_images_under_the_same_recipe_are_refused_with_both_fingerprints()
     interrupt(RUN, recipe, "update", 3)
     ours = json.loads(Path("run/environment.json").read_text())["data"]
     write_images(1)
-    with pytest.raises(Mistake, match=r"data\.source '/.*/images' is not what this run was trained on") as refused:
+    with pytest.raises(UserError, match=r"data\.source '/.*/images' is not what this run was trained on") as refused:
         train(RUN, recipe)
-    theirs = store.load(store.ensure(recipe.data), recipe, torch.device("cpu")).fingerprint
+    theirs = image_data.load(image_data.prepare(recipe.data), recipe, torch.device("cpu")).fingerprint
     assert ours != theirs
-    assert f"{theirs}, not {ours}" in str(refused.value) and "--fresh" in str(refused.value)
+    assert f"{theirs}, not {ours}" in str(refused.value) and "--restart" in str(refused.value)
     write_images(0)
     train(RUN, recipe)
     assert json.loads(Path("run/status.json").read_text())["state"] == "finished"
@@ -158,7 +159,7 @@ def test_the_debug_recipe_runs_with_deterministic_operations_only(monkeypatch) -
     finally:
         torch.use_deterministic_algorithms(False)
     assert json.loads(Path("run/status.json").read_text())["state"] == "finished"
-    assert cli.read_recipe("run/recipe.yaml").deterministic
+    assert read_recipe("run/recipe.yaml").deterministic
 
 
 def test_an_extension_that_is_refused_leaves_the_finished_run_as_it_was() -> None:
@@ -166,6 +167,6 @@ def test_an_extension_that_is_refused_leaves_the_finished_run_as_it_was() -> Non
     train(RUN, recipe)
     kept = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
     write_images(1)
-    with pytest.raises(Mistake, match="is not what this run was trained on"):
+    with pytest.raises(UserError, match="is not what this run was trained on"):
         train(dataclasses.replace(RUN, extend=1.0), recipe)
     assert {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()} == kept

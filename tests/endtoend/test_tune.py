@@ -1,4 +1,4 @@
-"""`python -m resnet_cifar.tune`: each trial is trained once and judged by the validation split, also after a kill."""
+"""`python -m resnet_cifar.sweeps.tune`: each trial is trained once and judged by the validation split, also after a kill."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ import pretending
 import pytest
 import starting
 
-from resnet_cifar import cli
+from resnet_cifar.config.loading import read_recipe
 
 ROOT = Path(__file__).parents[2]
 INJECT = ROOT / "tests" / "faults" / "inject"
-TINY = "debug --model.name test_resnet --data.image_size 32 --data.limit 200 --track.to none --track.report False"
+TINY = "debug --model.name test_resnet --data.image_size 32 --data.limit 200 --track.trackers none --track.report False"
 TINY += " --run S"
 REAL = f"{TINY} --phases.0.lr 1e-3..1e-1 --optimizer.name sgd,adamw"
-PRETENDED = f"debug --track.to none --run S --launch 'python {pretending.__file__}'"
+PRETENDED = f"debug --track.trackers none --run S --launch 'python {pretending.__file__}'"
 
 
 def tune(cwd: Path, words: str, **env: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "resnet_cifar.tune", *shlex.split(words)]
+    command = [sys.executable, "-m", "resnet_cifar.sweeps.tune", *shlex.split(words)]
     return subprocess.run(
         command,
         check=False,
@@ -85,8 +85,8 @@ def test_what_counts_is_the_validation_split_and_the_test_split_is_not_shown(kil
 def test_the_best_recipe_is_the_best_trials(killed) -> None:
     cwd, _ = killed
     best = study(cwd)["best"]
-    written, trained = (cli.read_recipe(str(cwd / "S" / name)) for name in ("best.yaml", f"trial-00{best}/recipe.yaml"))
-    assert cli.read_recipe(str(cwd / "S" / "best.yaml"), {"precision": trained.precision}) == trained
+    written, trained = (read_recipe(str(cwd / "S" / name)) for name in ("best.yaml", f"trial-00{best}/recipe.yaml"))
+    assert read_recipe(str(cwd / "S" / "best.yaml"), {"precision": trained.precision}) == trained
     assert written.precision == "auto"
     assert written.phases[0].lr == study(cwd)["trials"][best]["values"]["phases.0.lr"]
 
@@ -109,7 +109,7 @@ def test_ctrl_c_ends_the_trial_and_the_same_command_goes_on_with_it(tmp_path: Pa
     done = tune(tmp_path, words)
     assert done.returncode == 0, done.stderr
     assert states(tmp_path) == ["finished"]
-    assert json.loads((tmp_path / "S" / "trial-000" / "owner.json").read_text())["start"] == 2
+    assert json.loads((tmp_path / "S" / "trial-000" / "lease.json").read_text())["attempt"] == 2
 
 
 def test_a_finished_search_is_told_again_and_a_larger_one_goes_on(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_finished_search_is_told_again_and_a_larger_one_goes_on(tmp_path: Path
     assert accuracies == sorted(accuracies, reverse=True), "the best first"
     assert study(tmp_path)["importance"] == {"phases.0.lr": 1.0}
     assert "share in what made the best trials (PED-ANOVA): phases.0.lr 1.00" in more
-    assert cli.read_recipe(str(tmp_path / "S" / "best.yaml")).phases[0].lr == pytest.approx(accuracies[0], abs=1e-4)
+    assert read_recipe(str(tmp_path / "S" / "best.yaml")).phases[0].lr == pytest.approx(accuracies[0], abs=1e-4)
 
 
 def test_a_trial_that_fails_is_recorded_with_its_sentence_and_the_search_goes_on(tmp_path: Path) -> None:
@@ -144,11 +144,11 @@ def test_a_trial_that_fails_is_recorded_with_its_sentence_and_the_search_goes_on
 
 def test_a_trial_whose_values_contradict_each_other_is_not_started(tmp_path: Path) -> None:
     """Of a warm-up of 1 to 60 epochs and 1 to 60 epochs half are impossible."""
-    words = f"{PRETENDED} --optimizer.name adamw --phases.0.epochs 1..60 --phases.0.warmup 1..60 --trials 3"
+    words = f"{PRETENDED} --optimizer.name adamw --phases.0.epochs 1..60 --phases.0.warmup_epochs 1..60 --trials 3"
     done = tune(tmp_path, words)
     failed = [trial for trial in study(tmp_path)["trials"] if trial["state"] == "failed"]
     assert failed, done.stdout
-    assert all(re.match(r"phases.0.warmup .* is longer than the phase's", trial["why"]) for trial in failed)
+    assert all(re.match(r"phases.0.warmup_epochs .* is longer than the phase's", trial["why"]) for trial in failed)
     assert len(list((tmp_path / "S").glob("trial-*.log"))) == 3 - len(failed)
 
 

@@ -20,7 +20,7 @@ import psutil
 import safetensors.torch
 from metric_rows import computed
 
-from resnet_cifar.training import checkpoint
+from resnet_cifar.checkpoints import checkpoint
 
 ROOT = Path(__file__).parents[2]
 INJECT = Path(__file__).parent / "inject"
@@ -35,9 +35,9 @@ RECIPE = {
     "--batch_size": 48,
     "--micro_batch": 8,
     "--precision": "no",
-    "--model.ema": 0.9,
+    "--model.ema_decay": 0.9,
     "--phases.0.epochs": 2,
-    "--phases.0.train": "head",
+    "--phases.0.trainable": "head",
     "--phases.1.epochs": 5,
     "--checkpoint.every_steps": 4,
     "--track.report": False,
@@ -163,7 +163,7 @@ class FaultyRun:
     def __init__(self, home: Path, processes: int = 1, track: str = "none", run: Path | None = None) -> None:
         self.home, self.processes, self.track = home, processes, track
         self.folder = run or home / "RUN"
-        self.starts: list[Start] = []
+        self.attempts: list[Start] = []
 
     def start(
         self,
@@ -174,14 +174,14 @@ class FaultyRun:
     ) -> Start:
         """Starts the command; one process starts without a launcher."""
         words = [ROOT / "train.py", *(word for pair in RECIPE.items() for word in pair)]
-        words += ["--track.to", self.track, "--run", self.folder, *options]
+        words += ["--track.trackers", self.track, "--run", self.folder, *options]
         if self.processes > 1:
             config = ROOT / "accelerate_configs" / "cpu_ddp.yaml"
             launch = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", self.processes]
             words = [*launch, *launcher_options, *words]
         command = [sys.executable, *map(str, words)]
-        self.starts.append(Start(command, self.home, f"start-{len(self.starts) + 1}", faults, env or {}))
-        return self.starts[-1]
+        self.attempts.append(Start(command, self.home, f"start-{len(self.attempts) + 1}", faults, env or {}))
+        return self.attempts[-1]
 
     def hurt(self, *faults: dict[str, Any], **more: Any) -> tuple[int, Start]:
         """A start that ends by a fault, all of which happen: (exit code, the start)."""
@@ -198,7 +198,7 @@ class FaultyRun:
 
     def end(self) -> None:
         """Kills what is left of all starts."""
-        for start in self.starts:
+        for start in self.attempts:
             start.end()
 
     @property
@@ -236,7 +236,7 @@ class FaultyRun:
 
     def lost(self) -> list[int]:
         """For each start after which another one trained: the updates that were done again."""
-        trained = [(min(steps), max(steps)) for s in self.starts if (steps := [u["step"] for u in s.updates])]
+        trained = [(min(steps), max(steps)) for s in self.attempts if (steps := [u["step"] for u in s.updates])]
         return [last + 1 - first for (_, last), (first, _) in pairwise(trained)]
 
 
@@ -246,7 +246,7 @@ class Reference(FaultyRun):
     @cached_property
     def seen(self) -> dict[tuple[int, int], tuple]:
         """What each rank saw in each step: {(step, rank): digests}."""
-        return {(u["step"], u["rank"]): (u["order"], u["batches"]) for u in self.starts[0].updates}
+        return {(u["step"], u["rank"]): (u["order"], u["batches"]) for u in self.attempts[0].updates}
 
     def check_equal(self, run: FaultyRun, with_status: bool = True) -> None:
         """Fails where `run` ended otherwise in anything but its speed."""
@@ -289,7 +289,7 @@ class Reference(FaultyRun):
                 # Bytes, for two zeros or NaNs may differ in them.
                 assert tensor.numpy().tobytes() == ours[name].numpy().tobytes(), name
         ours, theirs = (checkpoint.read_state(each.last) for each in (run, self))
-        for name in ("optimizer", "best", "stopping", "begun", "unscored"):
+        for name in ("optimizer", "best", "stopping", "begun", "pending_row"):
             assert ours[name] == theirs[name], name
 
 

@@ -13,8 +13,8 @@ from faulty import RECIPE, ROOT, TRY_AGAIN
 
 def read_until(text: str, folder: Path) -> subprocess.Popen:
     """A start whose output is closed after the first line that begins with `text`."""
-    rare = {"--checkpoint.every_steps": 0, "--evaluate.every": 20}  # a long run, and little but steps in it
-    recipe = {**RECIPE, **rare, "--phases.0.epochs": 60, "--track.to": "none", "--run": "RUN"}
+    rare = {"--checkpoint.every_steps": 0, "--evaluate.every_epochs": 20}  # a long run, and little but steps in it
+    recipe = {**RECIPE, **rare, "--phases.0.epochs": 60, "--track.trackers": "none", "--run": "RUN"}
     words = [str(word) for pair in recipe.items() for word in pair]
     command = [sys.executable, str(ROOT / "train.py"), *words]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -45,8 +45,8 @@ def test_ctrl_c_leaves_no_orphan_and_no_torn_file(hurt_run, processes: int) -> N
 
 def test_ctrl_c_ends_the_seed_that_trains_and_the_rest(tmp_path: Path) -> None:
     words = [str(word) for pair in RECIPE.items() for word in pair if word not in ("--recipe", "debug")]
-    words += ["--track.to", "none", "--track.report", "False", "--run", "S", "--seeds", "0..2"]
-    command = [sys.executable, "-m", "resnet_cifar.seeds", "debug", *words]
+    words += ["--track.trackers", "none", "--track.report", "False", "--run", "S", "--seeds", "0..2"]
+    command = [sys.executable, "-m", "resnet_cifar.sweeps.seeds", "debug", *words]
     start = Start(command, tmp_path, "start", (fault("update", 3, "SIGINT launcher"),), {})
     try:
         assert start.wait() == TRY_AGAIN, start.said

@@ -8,7 +8,7 @@ import pytest
 from faulty import RECIPE, FaultyRun, Start, fault
 
 SETTINGS = {name.removeprefix("--"): value for name, value in RECIPE.items() if name != "--recipe"} | {
-    "track.to": "none"
+    "track.trackers": "none"
 }
 SCRIPT = f"""
 import resnet_cifar

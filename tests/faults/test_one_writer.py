@@ -68,7 +68,7 @@ def test_a_start_that_was_asleep_in_a_save_changes_nothing_that_counts(hurt_run,
     assert len(asleep.errors) == 1
     assert asleep.stderr.count("\n") == 1, asleep.stderr
     # The other thread may have slept while it replaced status.json: nothing can take that back.
-    passing = ("status.json", "metrics.jsonl.writing", "owner.json.writing")
+    passing = ("status.json", "metrics.jsonl.writing", "lease.json.writing")
     after = run.digests()
     changed = {name for name in before | after if before.get(name) != after.get(name)}
     assert {name for name in changed if not name.startswith(passing)} == set()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from faulty import TRY_AGAIN, FaultyRun, Start, fault, keep_sending
 
-from resnet_cifar.training import checkpoint
+from resnet_cifar.checkpoints import checkpoint
 
 REASONS = {"SIGTERM": "SIGTERM", "SIGINT": "SIGINT", "SIGUSR1": "the end of the launcher"}
 # How far a start may come before its signal, in units of the moment: the rest of the run is for the next ones.
@@ -149,7 +149,7 @@ def test_a_signal_before_anything_is_saved_costs_nothing_but_the_start(hurt_run,
 
     code, start = run.hurt(fault("claim", 5, "SIGKILL self"), env=empty_cache)
     assert code == -signal.SIGKILL
-    assert {file.name.partition(".writing")[0] for file in run.folder.iterdir()} == {"owner.json", "recipe.yaml"}
+    assert {file.name.partition(".writing")[0] for file in run.folder.iterdir()} == {"lease.json", "recipe.yaml"}
 
     # A first step that compiles may take minutes; the signal is answered in it.
     code, start = run.hurt(fault("update", 1, "SIGTERM self"), fault("update", 1, "block"), env=empty_cache)

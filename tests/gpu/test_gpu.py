@@ -16,17 +16,17 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from resnet_cifar.data import draws
-from resnet_cifar.data.batches import Batch, Batches, InputFormat
-from resnet_cifar.data.plan import Plan
-from resnet_cifar.data.resident import ImageSet, Mapped
-from resnet_cifar.data.store import ImageData
-from resnet_cifar.recipe import parse
-from resnet_cifar.training import snapshot
-from resnet_cifar.training.evaluate import predict
-from resnet_cifar.training.step import Learner
+from resnet_cifar import rng
+from resnet_cifar.checkpoints import snapshot
+from resnet_cifar.config.validation import parse
+from resnet_cifar.data.image_data import ImageData
+from resnet_cifar.data.image_dataset import ImageDataset, MmapImages
+from resnet_cifar.data.loader import Batch, Loader, Preprocess
+from resnet_cifar.distributed.context import DistributedContext
+from resnet_cifar.evaluation.predict import predict
+from resnet_cifar.training.plan import Plan
 from resnet_cifar.training.telemetry import Telemetry, total_energy
-from resnet_cifar.training.world import World
+from resnet_cifar.training.train_state import TrainState
 
 ON_GPU = torch.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="no GPU on this machine")
@@ -37,13 +37,13 @@ IMAGES = 512
 LOSS_SCALE = 2.0**10  # fp16's first, 65536, may overflow at once
 
 
-def random_images(device: torch.device) -> ImageSet:
-    words = draws.words(0, "pixels", count=IMAGES * 32 * 32 * 3)
+def random_images(device: torch.device) -> ImageDataset:
+    words = rng.words(0, "pixels", count=IMAGES * 32 * 32 * 3)
     pixels = torch.from_numpy((words & np.uint64(255)).astype(np.uint8)).view(IMAGES, 32, 32, 3)
-    return ImageSet(pixels.to(device), (torch.arange(IMAGES) % 10).to(device), np.arange(IMAGES))
+    return ImageDataset(pixels.to(device), (torch.arange(IMAGES) % 10).to(device), np.arange(IMAGES))
 
 
-def start(precision: str, **values: object) -> tuple[Learner, Batches]:
+def start(precision: str, **values: object) -> tuple[TrainState, Loader]:
     """A learner and its batches, with every augmentation and two micro-batches a step."""
     AcceleratorState._reset_state(True)
     everything = {"trivial": True, "cutout": 8, "erase": 0.5, "mixup": 0.2, "cutmix": 1.0, "flip": "alternating"}
@@ -53,18 +53,18 @@ def start(precision: str, **values: object) -> tuple[Learner, Batches]:
         "data": {"image_size": 64 if ON_GPU else 32},
         "augment": everything,
         "model": {"name": "resnet18" if ON_GPU else "test_resnet", "pretrained": False},
-        "phases": [{"epochs": 10, "lr": 0.01, "decay": "constant"}],
+        "phases": [{"epochs": 10, "lr": 0.01, "schedule": "constant"}],
     }
-    world = World(precision)
+    context = DistributedContext(precision)
     recipe = parse({**defaults, **values, "precision": precision})
-    plan = Plan(recipe, IMAGES, world.size)
-    learner = Learner(plan, world, classes=10)
-    if world.scaler is not None:
-        world.scaler.load_state_dict({**world.scaler.state_dict(), "scale": LOSS_SCALE})
-    return learner, Batches(plan, random_images(world.device), 10, learner.format, rank=0)
+    plan = Plan(recipe, IMAGES, context.size)
+    learner = TrainState(plan, context, classes=10)
+    if context.scaler is not None:
+        context.scaler.load_state_dict({**context.scaler.state_dict(), "scale": LOSS_SCALE})
+    return learner, Loader(plan, random_images(context.device), 10, learner.preprocess, rank=0)
 
 
-def gradients(learner: Learner) -> list[Tensor]:
+def gradients(learner: TrainState) -> list[Tensor]:
     return [p.grad for p in learner.model.parameters() if p.grad is not None]
 
 
@@ -77,24 +77,24 @@ def updates_to_try() -> list[tuple[str, str, float]]:
 @needs_gpu
 @pytest.mark.parametrize(("precision", "optimizer", "clip"), updates_to_try())
 def test_the_step_never_waits_for_the_device(precision: str, optimizer: str, clip: float) -> None:
-    learner, batches = start(precision, optimizer={"name": optimizer, "clip": clip})
+    learner, batches = start(precision, optimizer={"name": optimizer, "clip_grad_norm": clip})
     stream = enumerate(batches.steps())
     for _ in range(2):  # cuDNN and the scaler set themselves up
         learner.update(*next(stream))
     images = batches.images
-    measured = Telemetry(learner.plan, learner.world, ImageData(images, images, images, tuple("0123456789"), ""))
+    measured = Telemetry(learner.plan, learner.context, ImageData(images, images, images, tuple("0123456789"), ""))
     measured.start(2)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(6):
             number, micro_batches = next(stream)
             learner.update(number, micro_batches)
-            learner.tally.take(number + 1)
-            list(learner.tally.ready())
+            learner.tally.flush_async(number + 1)
+            list(learner.tally.poll())
             row = measured.row(number + 1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for sums in learner.tally.ready(wait=True):
+    for sums in learner.tally.poll(wait=True):
         assert np.isfinite(sums.loss)
         assert (sums.gradient_norm is not None) == (clip > 0)
     assert 0 < row["memory_gib"] < torch.cuda.get_device_properties(0).total_memory / 2**30
@@ -114,8 +114,8 @@ class TestPrecisions:
         norms: list[Tensor] = []
         learner._before_update.append(lambda: norms.append(torch.nn.utils.get_total_norm(gradients(learner))))
         learner.update(0, batches.step(0))
-        learner.tally.take(1)
-        (sums,) = learner.tally.ready(wait=True)
+        learner.tally.flush_async(1)
+        (sums,) = learner.tally.poll(wait=True)
         return sums.loss, norms[0].item()
 
     @pytest.mark.parametrize(
@@ -141,15 +141,15 @@ def test_a_run_compiles_once_for_each_image_size_and_mode(monkeypatch: pytest.Mo
     counts.clear()
     small = {"batch_size": 64, "micro_batch": 32, "model": {"name": "test_resnet", "pretrained": False}}
     learner, _ = start("bf16", **small, data={"image_size": 32})
-    scored = random_images(learner.world.device)
+    scored = random_images(learner.context.device)
     compiled = []
     for step, image_size in enumerate([32, 32, 48, 48, 32]):
-        inputs = torch.zeros(32, 3, image_size, image_size, device=learner.world.device)
+        inputs = torch.zeros(32, 3, image_size, image_size, device=learner.context.device)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        targets = torch.zeros(32, 10, device=learner.world.device)
+        targets = torch.zeros(32, 10, device=learner.context.device)
         learner.update(step, [(inputs, targets)] * 2)
-        data = dataclasses.replace(learner.format.data, image_size=image_size)
-        predict(learner.world, learner.wrapped, scored, dataclasses.replace(learner.format, data=data))
+        data = dataclasses.replace(learner.preprocess.data, image_size=image_size)
+        predict(learner.context, learner.wrapped, scored, dataclasses.replace(learner.preprocess, data=data))
         compiled.append(counts["unique_graphs"])
     assert compiled == [2, 2, 4, 4, 4]
 
@@ -197,7 +197,7 @@ def test_a_clipped_update_is_that_of_float32(precision: str) -> None:
     """Unscaled once, then clipped, then taken by the fused update as it is."""
     moved = []
     for kind in ("no", precision):
-        learner, batches = start(kind, optimizer={"name": "sgd", "clip": 0.1})
+        learner, batches = start(kind, optimizer={"name": "sgd", "clip_grad_norm": 0.1})
         before = [p.detach().clone() for p in learner.model.parameters()]
         norms: list[Tensor] = []
         learner._before_update.append(
@@ -215,7 +215,7 @@ def test_a_deterministic_run_goes_on_from_a_snapshot_bit_for_bit(
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     learner, batches = start(precision, optimizer={"name": "adamw"})
-    scaler = learner.world.scaler
+    scaler = learner.context.scaler
 
     def train(first: int, last: int) -> tuple[dict[str, Tensor], dict | None]:
         for step in range(first, last):
@@ -241,12 +241,12 @@ def test_images_on_disk_make_the_same_batches_and_nobody_waits(tmp_path: Path) -
     _, resident = start("no")
     device, everything = resident.device, resident.images
     np.save(tmp_path / "images.npy", everything.images.cpu().numpy())
-    mapped = Mapped(tmp_path / "images.npy", np.arange(IMAGES), device)
-    host = ImageSet(mapped, everything.labels, everything.indices)
-    on_disk = Batches(resident.plan, host, 10, resident.format, rank=0)
+    mapped = MmapImages(tmp_path / "images.npy", np.arange(IMAGES), device)
+    host = ImageDataset(mapped, everything.labels, everything.indices)
+    on_disk = Loader(resident.plan, host, 10, resident.format, rank=0)
     busy = torch.rand(4096, 4096, device=device)
 
-    def joined(batches: Batches) -> list[torch.Tensor]:
+    def joined(batches: Loader) -> list[torch.Tensor]:
         found = []
         for micro_batches in batches.steps():
             for inputs, _ in micro_batches:
@@ -285,7 +285,7 @@ class TestCheckpoints:
     """Copied on the device in the step, and to the host by a stream of its own."""
 
     def test_taking_one_does_not_wait_and_later_updates_do_not_change_it(self) -> None:
-        learner, batches = start("bf16", optimizer={"name": "adamw"}, model={"name": "resnet18", "ema": 0.9})
+        learner, batches = start("bf16", optimizer={"name": "adamw"}, model={"name": "resnet18", "ema_decay": 0.9})
         steps = enumerate(batches.steps())
         for _ in range(2):
             learner.update(*next(steps))
@@ -331,8 +331,8 @@ class TestInputs:
                 yield inputs, targets
 
         learner.update(0, recorded(batches.step(0)))
-        form = InputFormat(batches.format.data, batches.format.mean.double().cpu(), batches.format.std.double().cpu())
-        exact = Batches(batches.plan, random_images(torch.device("cpu")), 10, form, rank=0)
+        form = Preprocess(batches.format.data, batches.format.mean.double().cpu(), batches.format.std.double().cpu())
+        exact = Loader(batches.plan, random_images(torch.device("cpu")), 10, form, rank=0)
         for (autocast, inputs), (expected, _) in zip(seen, exact.step(0), strict=True):
             assert not autocast
             assert inputs.dtype == torch.float32

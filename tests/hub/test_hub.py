@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 TRAIN = Path(__file__).parents[2] / "train.py"
 # A run of four steps whose rate is so small that the weights stay what they were.
 SMALL = shlex.split(
-    "--model.name test_resnet.r160_in1k --data.image_size 32 --batch_size 32 --track.to none --track.report False "
-    "--phases.0.epochs 1 --phases.0.warmup 0 --phases.0.lr 1e-9"
+    "--model.name test_resnet.r160_in1k --data.image_size 32 --batch_size 32 --track.trackers none --track.report False "
+    "--phases.0.epochs 1 --phases.0.warmup_epochs 0 --phases.0.lr 1e-9"
 )
 CLOSED = "http://127.0.0.1:9"  # the discard port: nobody listens
 
@@ -79,7 +79,7 @@ def test_runs_from_the_caches_when_the_hub_is_gone(copied: Path):
 
 
 def test_fetch_brings_images_and_weights_and_trains_nothing(hub: HubServer, tmp_path: Path):
-    fetched = train(tmp_path, hub.url, "--fetch", "--run", "never")
+    fetched = train(tmp_path, hub.url, "--download-only", "--run", "never")
     succeeded(fetched)
     assert len(hub.requests_for("GET .*parquet")) == 2
     assert len(hub.requests_for("GET .*/model.safetensors")) == 1
@@ -103,7 +103,7 @@ def test_without_weights_one_sentence_offers_random_ones(copied: Path):
 
 
 def test_fine_labels_of_cifar100(hub: HubServer, tmp_path: Path):
-    fine = ("--data.source", "uoft-cs/cifar100", "--data.validation", "0")
+    fine = ("--data.source", "uoft-cs/cifar100", "--data.validation_fraction", "0")
     succeeded(train(tmp_path, hub.url, "--run", "fine", *fine))
     assert len(json.loads((tmp_path / "fine" / "eval-test.json").read_text())["class_accuracy"]) == 100
     assert json.loads((tmp_path / "fine" / "model" / "config.json").read_text())["num_classes"] == 100
@@ -188,12 +188,12 @@ ENSURE = """
 import json, sys
 from resnet_cifar.cli import read_recipe
 from resnet_cifar.data import store
-from resnet_cifar.recipe import Mistake
+from resnet_cifar.recipe import UserError
 for words in json.loads(sys.argv[1]):
     try:
         recipe = read_recipe("debug", {"data.source": "owner/birds", **words})
         print(json.dumps(store.json.loads((store.ensure(recipe.data) / "meta.json").read_text())))
-    except Mistake as mistake:
+    except UserError as mistake:
         print(json.dumps(str(mistake)))
 """
 
@@ -201,17 +201,20 @@ for words in json.loads(sys.argv[1]):
 def test_configurations_splits_and_columns_of_other_names(hub: HubServer, tmp_path: Path):
     """One process for all of them: each sentence names the field that is missing next."""
     named: dict[str, str] = {}
-    steps = [{"data.name": "coarse"}, {"data.splits.train": "summer"}, {"data.columns.image": "photo"}]
-    steps += [{"data.columns.label": "species"}, {"data.splits.test": "winter"}, {"data.name": "fine"}]
-    asked = [{}, {"data.name": "medium"}] + [dict(named := {**named, **step}) for step in steps]
+    steps = [{"data.config_name": "coarse"}, {"data.splits.train": "summer"}, {"data.columns.image": "photo"}]
+    steps += [{"data.columns.label": "species"}, {"data.splits.test": "winter"}, {"data.config_name": "fine"}]
+    asked = [{}, {"data.config_name": "medium"}] + [dict(named := {**named, **step}) for step in steps]
     env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "RESNET_CIFAR_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-c", ENSURE, json.dumps(asked)]
     ran = subprocess.run(command, env={**os.environ, **env}, check=False, timeout=300, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     said = [json.loads(line) for line in ran.stdout.splitlines() if not line.startswith("decoding ")]
     configurations = "['coarse', 'fine']"
-    assert said[0] == f"data.source 'owner/birds' has the configurations {configurations}: take one with --data.name"
-    assert said[1] == f"data.name 'medium' is no configuration of 'owner/birds': take one of {configurations}"
+    assert (
+        said[0]
+        == f"data.source 'owner/birds' has the configurations {configurations}: take one with --data.config_name"
+    )
+    assert said[1] == f"data.config_name 'medium' is no configuration of 'owner/birds': take one of {configurations}"
     assert "has the splits ['summer', 'winter']" in said[2]
     assert "2 image columns" in said[3]
     assert "--data.columns.label" in said[4]

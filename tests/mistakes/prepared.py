@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from resnet_cifar import cli
+from resnet_cifar.config.loading import read_recipe, write_recipe
 
 Prepare = Callable[[Path, Path], None]
 
@@ -106,7 +106,7 @@ def started(recipe: str, **fields: str) -> Prepare:
 
     def prepare(home: Path, trained: Path) -> None:
         (home / "RUN").mkdir()
-        cli.write_recipe(cli.read_recipe(recipe, fields), home / "RUN" / "recipe.yaml")
+        write_recipe(read_recipe(recipe, fields), home / "RUN" / "recipe.yaml")
 
     return prepare
 

@@ -18,23 +18,23 @@ import torch
 from making import ROOT, Case, Outcome, check, make
 
 # Images of the hub's, which must not be asked for; and the embedded ones, where images are needed.
-HUB = "--recipe scratch --model.name test_resnet --model.stem imagenet --batch_size 192 --track.to none"
+HUB = "--recipe scratch --model.name test_resnet --model.stem imagenet --batch_size 192 --track.trackers none"
 EMBEDDED = "--recipe debug --batch_size 48 --micro_batch 8 --model.name test_resnet --data.image_size 32"
-EMBEDDED += " --data.limit 100 --track.to none"
-FOLDER = f"{EMBEDDED} --data.limit 0 --data.validation 0.2"
+EMBEDDED += " --data.limit 100 --track.trackers none"
+FOLDER = f"{EMBEDDED} --data.limit 0 --data.validation_fraction 0.2"
 
 CASES = [
     # What the words alone tell
     Case("recipe", "--recipe finetun", ("'finetun'", "did you mean finetune", "--recipe list"), "import"),
     Case("field", "--optimizer.nam sgd", ("--optimizer.nam", "did you mean optimizer.name"), "import"),
-    Case("schedule", "--phases.0.decay cosin", ("phases.0.decay", "'cosin'", "'cosine', 'linear'"), "import"),
+    Case("schedule", "--phases.0.schedule cosin", ("phases.0.schedule", "'cosin'", "'cosine', 'linear'"), "import"),
     Case("source", "--data.source cifar10", ("data.source 'cifar10'", "uoft-cs/cifar10", "synthetic"), "import"),
     Case(
         "archive that is not here", "--data.source cifar-10.zip", ("'cifar-10.zip' is no file here", "path"), "import"
     ),
     Case("range", "--phases.0.lr -1", ("phases.0.lr", "'-1'", "greater than 0"), "import"),
     Case("type", "--batch_size many", ("batch_size", "'many'", "integer"), "import"),
-    Case("batch", f"{HUB} --batch_size 33", ("batch_size 33", "model.norm_batch 32", "take 32 or 64"), "import"),
+    Case("batch", f"{HUB} --batch_size 33", ("batch_size 33", "model.ghost_batch_size 32", "take 32 or 64"), "import"),
     Case(
         "field given twice",
         "--recipe my.yaml",
@@ -46,31 +46,33 @@ CASES = [
     Case("no run to score", "nowhere", ("nowhere is no run folder", "recipe.yaml"), "import", script="eval.py"),
     Case(
         "check of a model alone",
-        "RUN/model --check",
-        ("--check", "RUN/model is no run folder"),
+        "RUN/model --verify-export",
+        ("--verify-export", "RUN/model is no run folder"),
         "import",
         prepared.run(),
         script="eval.py",
     ),
     Case(
         "check of an unfinished run",
-        "RUN --check 16",
-        ("--check: RUN has no result.json", "let train.py finish"),
+        "RUN --verify-export 16",
+        ("--verify-export: RUN has no result.json", "let train.py finish"),
         "import",
         prepared.run(prepared.unfinished),
         script="eval.py",
     ),
-    Case("nothing to explore", "-m resnet_cifar.explore", ("explore takes one source", "SOURCE"), "import", script=""),
+    Case(
+        "nothing to explore", "-m resnet_cifar.cli.explore", ("explore takes one source", "SOURCE"), "import", script=""
+    ),
     Case(
         "no source to explore",
-        "-m resnet_cifar.explore cifar",
+        "-m resnet_cifar.cli.explore cifar",
         ("data.source 'cifar'", "no hub id", "synthetic"),
         "import",
         script="",
     ),
     Case(
         "another page to explore into",
-        "-m resnet_cifar.explore synthetic --out notes.html",
+        "-m resnet_cifar.cli.explore synthetic --out notes.html",
         ("--out notes.html", "no page of this command", "name another file"),
         "import",
         prepared.file("notes.html", "<p>my notes"),
@@ -99,29 +101,29 @@ CASES = [
     Case("fp16 on a CPU", f"{HUB} --precision fp16", ("precision fp16", "needs a GPU", "take no or bf16"), "download"),
     Case(
         "no checkpoint",
-        f"{HUB} --model.checkpoint notes",
-        ("model.checkpoint 'notes'", "model/model.safetensors", "folder of a finished run"),
+        f"{HUB} --model.init_from notes",
+        ("model.init_from 'notes'", "model/model.safetensors", "folder of a finished run"),
         "download",
         prepared.file("notes/model/README.md", "no model"),
     ),
     Case(
         "garbage for a checkpoint",
-        f"{HUB} --model.checkpoint RUN",
-        ("model.checkpoint 'RUN'", "cannot be read", "folder of a finished run"),
+        f"{HUB} --model.init_from RUN",
+        ("model.init_from 'RUN'", "cannot be read", "folder of a finished run"),
         "download",
         prepared.run(prepared.garbled("model/model.safetensors")),
     ),
     Case(
         "another model's checkpoint",
-        f"{HUB} --model.name resnet18 --model.checkpoint RUN",
-        ("model.checkpoint 'RUN'", "another architecture than model.name"),
+        f"{HUB} --model.name resnet18 --model.init_from RUN",
+        ("model.init_from 'RUN'", "another architecture than model.name"),
         "download",
         prepared.run(),
     ),
     Case(
         "another recipe's run",
         f"{HUB} --run RUN --seed 3",
-        ("--run RUN", "seed: 3, not 0", "name another folder", "--fresh"),
+        ("--run RUN", "seed: 3, not 0", "name another folder", "--restart"),
         "download",
         prepared.started("scratch"),
     ),
@@ -167,10 +169,15 @@ CASES = [
     Case(
         "class not validated",
         f"{EMBEDDED} --data.limit 20",
-        ("data.validation 0.1", "20 images", "8 of 10 classes", "raise it"),
+        ("data.validation_fraction 0.1", "20 images", "8 of 10 classes", "raise it"),
         "training",
     ),
-    Case("crop", f"{EMBEDDED} --augment.crop 32", ("augment.crop 32", "images of 32 pixels", "lower it"), "training"),
+    Case(
+        "crop",
+        f"{EMBEDDED} --augment.crop_padding 32",
+        ("augment.crop_padding 32", "images of 32 pixels", "lower it"),
+        "training",
+    ),
     Case("empty set", f"{FOLDER} --data.source none", ("data.source", "none'"), "training", prepared.images("none")),
     Case(
         "one class",
@@ -188,7 +195,7 @@ CASES = [
     ),
     Case(
         "broken images to explore",
-        "-m resnet_cifar.explore torn",
+        "-m resnet_cifar.cli.explore torn",
         ("torn", "train", "3, 7", "mend or remove them", "--data.skip_broken True"),
         "training",
         prepared.images("torn", [0, 1] * 20, broken=(3, 7)),
@@ -232,7 +239,7 @@ CASES = [
     ),
     Case(
         "garbage for a model to check",
-        "RUN --check 16",
+        "RUN --verify-export 16",
         ("timm cannot load RUN/model", "bring it back"),
         "training",
         prepared.run(prepared.garbled("model/model.safetensors")),
@@ -241,10 +248,10 @@ CASES = [
     Case(
         "no checkpoint is whole",
         f"{EMBEDDED} --run RUN",
-        ("no checkpoint in RUN/checkpoints is whole", "bring one back", "--fresh"),
+        ("no checkpoint in RUN/checkpoints is whole", "bring one back", "--restart"),
         "training",
         prepared.run(prepared.unfinished, prepared.garbled("checkpoints/*/state.json")),
-        leaves="RUN(/checkpoints|/status.json|/owner.json|/recipe.yaml|/environment.json|/result-step.*)?"
+        leaves="RUN(/checkpoints|/status.json|/lease.json|/recipe.yaml|/environment.json|/result-step.*)?"
         r"|RUN/checkpoints/step-\d+(\.damaged)?(/.*)?",
     ),
 ]
@@ -252,7 +259,10 @@ LAUNCHED = [
     Case("optimiser", f"{HUB} --optimizer.name sgdd", ("optimizer.name 'sgdd'", "did you mean sgd"), "download"),
     Case("share", f"{HUB} --batch_size 96", ("batch_size 96", "over 2 processes", "take 64 or 128"), "download"),
     Case(
-        "norm group", f"{HUB} --batch_size 32", ("model.norm_batch 32", "16 rows", "--model.norm_batch 16"), "download"
+        "norm group",
+        f"{HUB} --batch_size 32",
+        ("model.ghost_batch_size 32", "16 rows", "--model.ghost_batch_size 16"),
+        "download",
     ),
     Case(
         "another recipe's run",

@@ -25,7 +25,7 @@ RECIPE: dict[str, object] = {
     "--precision": "fp64",
     "--phases.0.epochs": 6,
     "--checkpoint.every_steps": 0,
-    "--evaluate.every": 2,
+    "--evaluate.every_epochs": 2,
 }
 
 
@@ -62,7 +62,7 @@ class Job:
         return folder
 
     @property
-    def starts(self) -> int:
+    def attempts(self) -> int:
         """How often SLURM has started it."""
         return 1 + int(self.cluster.fact(self.id, "Restarts"))
 

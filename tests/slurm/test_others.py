@@ -112,7 +112,7 @@ def test_a_network_that_nodes_do_not_share_is_found(submit, interface: str, sent
     ("kind", "field"), [(("seeds", "--recipe", "debug"), "seed: 1"), (("recipes", "debug,demo"), "batch_size: 64")]
 )
 def test_an_array_over_seeds_or_recipes(cluster: Cluster, submit, project: Path, kind: tuple, field: str):
-    small = ("--model.name", "test_resnet", "--data.limit", 200, "--phases.0.epochs", 1, "--phases.0.warmup", 0)
+    small = ("--model.name", "test_resnet", "--data.limit", 200, "--phases.0.epochs", 1, "--phases.0.warmup_epochs", 0)
     array = submit("--array=0-1", script="array.sh", words=(*kind, *small))
     cluster.wait_until(lambda: cluster.run("squeue", "-h", "-r", "-j", array.id) == "", "the array", 240)
     logs = [(project / f"logs/resnet-cifar-array-{array.id}_{task}.out").read_text() for task in range(2)]
@@ -140,7 +140,7 @@ def test_images_and_weights_come_once_and_the_ranks_ask_nobody(
     url = server.stdout.readline().strip()
     changes = {"recipe": "finetune", "model__name": "test_resnet.r160_in1k", "data__limit": 0, "phases__0__epochs": 2}
     homes = {"HF_HOME": str(tmp_path / "hf"), "RESNET_CIFAR_CACHE": str(tmp_path / "cache"), "HF_ENDPOINT": url}
-    words = (*arguments(**changes), "--phases.0.warmup", 0, "--model.norm_batch", 8)
+    words = (*arguments(**changes), "--phases.0.warmup_epochs", 0, "--model.ghost_batch_size", 8)
     job = submit("--nodes=2", words=words, **homes)
     job.wait()
     requests = server.communicate()[0].splitlines()
@@ -170,7 +170,7 @@ def test_the_environment_can_come_from_the_nodes_own_disks(submit, tmp_path: Pat
 def test_fresh_starts_over_once(cluster: Cluster, submit, project: Path):
     words = (*arguments(), "--run", "runs/named")
     submit(words=words).wait()
-    job = submit(words=(*words, "--fresh"))
+    job = submit(words=(*words, "--restart"))
     cluster.wait_until((project / "runs/named.before-1").exists, "the start over")
     cluster.wait_until((project / "runs/named/metrics.jsonl").exists, "the first row")
     cluster.run("scontrol", "requeue", job.id)

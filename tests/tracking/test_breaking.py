@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 from wandb_server import WandbServer
 
-from resnet_cifar.recipe import parse
-from resnet_cifar.reporting import track
-from resnet_cifar.reporting.trackers import Tracker, kept_rows
+from resnet_cifar.config.validation import parse
+from resnet_cifar.tracking.base import Tracker, kept_rows
+from resnet_cifar.tracking.multi import MultiTracker, check_trackers, start_trackers
 
 SCRIPT = Path(__file__).with_name("tracked.py")
 
@@ -124,7 +124,7 @@ def test_core_that_hangs_is_waited_for_twelve_seconds(tmp_path: Path):
     with WandbServer() as server:
         code, said = go(tmp_path, "RUN", "wandb", 1, 6, "stop", env=server.account())
     assert code == 0, said
-    assert "track.to wandb is left out from here on (it does not end within 12 s)" in said
+    assert "track.trackers wandb is left out from here on (it does not end within 12 s)" in said
 
 
 @pytest.mark.parametrize(
@@ -220,25 +220,27 @@ def test_one_tracker_that_breaks_leaves_the_others_alone(
 ):
     monkeypatch.setattr(track, "_PARTING", 0.2)
     broken, sound, said = Recorded(**{how: what}), Recorded(), []
-    several = track.Several({"trackio": broken, "tensorboard": sound}, tmp_path, 0, said.append)
+    several = MultiTracker({"trackio": broken, "tensorboard": sound}, tmp_path, 0, said.append)
     for step in (1, 2, 3):
         several.log({"step": step})
     several.summary(3, {"test/accuracy": 1.0}, {}, [])
     several.finish("finished")
     assert sound.given == [1, 2, 3, {"test/accuracy": 1.0}, "finished"]
     why = "broken on purpose" if how == "fails" else "it does not end within 0.2 s"
-    assert said == [f"track.to trackio is left out from here on ({why}): every row is in metrics.jsonl"]
+    assert said == [f"track.trackers trackio is left out from here on ({why}): every row is in metrics.jsonl"]
 
 
 def test_tracker_that_hangs_for_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(track, "_WAITING", 3)
     monkeypatch.setattr(track, "_PARTING", 0.2)
     hanging, said = Recorded(hangs="log"), []
-    several = track.Several({"trackio": hanging}, tmp_path, 0, said.append)
+    several = MultiTracker({"trackio": hanging}, tmp_path, 0, said.append)
     for step in range(10):
         several.log({"step": step + 1})
     several.finish("failed")
-    assert said == ["track.to trackio is left out from here on (3 calls wait for it): every row is in metrics.jsonl"]
+    assert said == [
+        "track.trackers trackio is left out from here on (3 calls wait for it): every row is in metrics.jsonl"
+    ]
 
 
 def test_rows_are_kept_while_the_file_grows(tmp_path: Path):
@@ -251,18 +253,18 @@ def test_rows_are_kept_while_the_file_grows(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["trackio", "tensorboard"])
 def test_package_that_is_missing_is_named_with_its_mend(name: str, monkeypatch: pytest.MonkeyPatch):
-    recipe = parse({"track": {"to": f"wandb,{name}"}})
-    track.check(recipe)
+    recipe = parse({"track": {"trackers": f"wandb,{name}"}})
+    check_trackers(recipe)
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(track.Mistake, match=rf"^track.to '{name}' needs .* pip install -e '.\[trackers\]'$"):
-        track.check(recipe)
+    with pytest.raises(track.UserError, match=rf"^track.trackers '{name}' needs .* pip install -e '.\[trackers\]'$"):
+        check_trackers(recipe)
 
 
 def test_tracker_that_cannot_begin_is_left_out(tmp_path: Path):
     """A file lies where TensorBoard's folder should be."""
     (tmp_path / "tensorboard").write_text("")
     said: list[str] = []
-    several = track.start(parse({"track": {"to": "tensorboard"}}), tmp_path, {}, said.append)
+    several = start_trackers(parse({"track": {"trackers": "tensorboard"}}), tmp_path, {}, said.append)
     assert not several
     assert len(said) == 1
-    assert said[0].startswith("track.to tensorboard is left out (")
+    assert said[0].startswith("track.trackers tensorboard is left out (")

@@ -26,7 +26,7 @@ batch_size: 32
 data: {image_size: 32}
 model: {name: test_resnet, pretrained: false}
 phases: [{epochs: 2, lr: 0.01}]
-checkpoint: {every_steps: 4, keep: 2}
+checkpoint: {every_steps: 4, keep_last: 2}
 """
 
 
@@ -262,7 +262,7 @@ def test_server_that_is_gone_in_mid_run_leaves_a_finished_run_that_uploads_whole
 
 def test_none_writes_nothing_and_needs_no_wandb(images: Path, tmp_path: Path):
     (tmp_path / "wandb.py").write_text("raise ImportError")  # timm imports wandb too, where it can
-    words = ("--track.to", "none", "--track.report", "False")
+    words = ("--track.trackers", "none", "--track.report", "False")
     train(tmp_path, images, *words, env={"PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"})
     assert not (tmp_path / "RUN" / "wandb").exists()
 

@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 from PIL import Image
 
-from resnet_cifar.recipe import parse
-from resnet_cifar.reporting import track
+from resnet_cifar.config.validation import parse
+from resnet_cifar.tracking.multi import start_trackers
 
 
 def row(step: int) -> dict[str, Any]:
@@ -49,12 +49,12 @@ def main(folder: str, trackers: str, first: int, last: int, end: str) -> None:
     kept = [row(step) for step in range(1, first)]
     metrics = run / "metrics.jsonl"
     metrics.write_text("".join(json.dumps(values) + "\n" for values in kept))
-    recipe = parse({"track": {"to": trackers}})
+    recipe = parse({"track": {"trackers": trackers}})
 
     def warn(text: str) -> None:
         print(f"warning: {text}", flush=True)
 
-    tracker = track.start(recipe, run, {"cores": 2}, warn, step=first - 1)
+    tracker = start_trackers(recipe, run, {"cores": 2}, warn, step=first - 1)
     for step in range(first, last + 1):
         with metrics.open("a") as file:
             file.write(json.dumps(row(step)) + "\n")

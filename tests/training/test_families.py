@@ -9,22 +9,23 @@ import pytest
 import timm
 import torch
 
-from resnet_cifar import cli
-from resnet_cifar.data import draws
-from resnet_cifar.data.batches import Batches
-from resnet_cifar.data.plan import Plan
-from resnet_cifar.data.resident import ImageSet
-from resnet_cifar.recipe import Mistake, parse
-from resnet_cifar.training import beforehand
-from resnet_cifar.training.evaluate import predict, refresh_norms
-from resnet_cifar.training.step import Learner
-from resnet_cifar.training.world import World
+from resnet_cifar import rng
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import read_recipe, recipe_names
+from resnet_cifar.config.validation import parse
+from resnet_cifar.data.image_dataset import ImageDataset
+from resnet_cifar.data.loader import Loader
+from resnet_cifar.distributed.context import DistributedContext
+from resnet_cifar.evaluation.predict import precise_bn, predict
+from resnet_cifar.training import preflight
+from resnet_cifar.training.plan import Plan
+from resnet_cifar.training.train_state import TrainState
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator", "narrow_vgg")
 
 IMAGES, BATCH = 16, 8
 REAL = ("vgg16", "inception_v3", "convnext_tiny", "vit_small_patch16_224", "efficientnet_b0")
-DEEP = {"pool": "flatten", "widths": "16,8", "norm": True, "dropout": 0.5, "init": "glorot"}
+DEEP = {"pool": "flatten", "hidden_dims": "16,8", "norm": True, "dropout": 0.5, "init": "glorot"}
 
 
 FAMILIES = ("vgg11", "inception_v3", "test_convnext", "test_vit", "test_efficientnet")
@@ -41,27 +42,27 @@ def narrow_vgg(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm, "create_model", narrow)
 
 
-def start(name: str, head: dict, trains: tuple[str, ...] = ("all",)) -> tuple[Learner, Batches, ImageSet]:
+def start(name: str, head: dict, trains: tuple[str, ...] = ("all",)) -> tuple[TrainState, Loader, ImageDataset]:
     values = {
         "batch_size": BATCH,
         "micro_batch": 4,
         "data": {"source": "synthetic", "image_size": 32},
-        "augment": {"crop": 0},
-        "model": {"name": name, "pretrained": False, "norm_batch": 4, "head": head},
-        "phases": [{"epochs": BATCH / IMAGES, "lr": 1e-3, "decay": "constant", "train": train} for train in trains],
+        "augment": {"crop_padding": 0},
+        "model": {"name": name, "pretrained": False, "ghost_batch_size": 4, "head": head},
+        "phases": [{"epochs": BATCH / IMAGES, "lr": 1e-3, "schedule": "constant", "train": train} for train in trains],
     }
-    world = World("no")
-    recipe = beforehand.resolved(parse(values))
-    beforehand.check(recipe, world)
-    pixels = (draws.words(0, "pixels", count=IMAGES * 32 * 32 * 3) & np.uint64(255)).astype(np.uint8)
+    context = DistributedContext("no")
+    recipe = preflight.resolved(parse(values))
+    preflight.check(recipe, context)
+    pixels = (rng.words(0, "pixels", count=IMAGES * 32 * 32 * 3) & np.uint64(255)).astype(np.uint8)
     images = torch.from_numpy(pixels).view(IMAGES, 32, 32, 3)
-    training = ImageSet(images, torch.arange(IMAGES) % 10, np.arange(IMAGES))
-    plan = Plan(recipe, IMAGES, world.size)
-    learner = Learner(plan, world, classes=10)
-    return learner, Batches(plan, training, 10, learner.format, rank=0), training
+    training = ImageDataset(images, torch.arange(IMAGES) % 10, np.arange(IMAGES))
+    plan = Plan(recipe, IMAGES, context.size)
+    learner = TrainState(plan, context, classes=10)
+    return learner, Loader(plan, training, 10, learner.preprocess, rank=0), training
 
 
-def changed_by(learner: Learner, batches: Batches, step: int) -> set[str]:
+def changed_by(learner: TrainState, batches: Loader, step: int) -> set[str]:
     before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
     learner.update(step, batches.step(step))
     return {name for name, p in learner.model.named_parameters() if not torch.equal(p, before[name])}
@@ -72,13 +73,13 @@ def changed_by(learner: Learner, batches: Batches, step: int) -> set[str]:
 def test_every_family_learns_and_is_scored(name: str, head: dict) -> None:
     learner, batches, training = start(name, head)
     changed = changed_by(learner, batches, 0)
-    assert {name.split(".")[0] for name in changed} >= {"deep_head"} if head else changed
+    assert {name.split(".")[0] for name in changed} >= {"mlp_head"} if head else changed
     assert len(changed) > 0.5 * len(list(learner.model.parameters()))
-    learner.tally.take(1)
-    (sums,) = learner.tally.ready(wait=True)
+    learner.tally.flush_async(1)
+    (sums,) = learner.tally.poll(wait=True)
     assert np.isfinite(sums.loss)
-    refresh_norms(learner.world, learner.model, training, learner.format, np.arange(IMAGES))
-    predictions = predict(learner.world, learner.wrapped, training, learner.format)
+    precise_bn(learner.context, learner.model, training, learner.preprocess, np.arange(IMAGES))
+    predictions = predict(learner.context, learner.wrapped, training, learner.preprocess)
     assert predictions.logits.shape == (IMAGES, 10) and predictions.logits.isfinite().all()
 
 
@@ -87,50 +88,50 @@ def test_every_family_learns_and_is_scored(name: str, head: dict) -> None:
 def test_first_the_head_learns_and_then_all(name: str, head: dict) -> None:
     """In the head's phase its own BatchNorm goes by the batch, and the frozen one by its statistics."""
     learner, batches, _ = start(name, head, trains=("head", "all"))
-    parts = {"head" if name.startswith("deep_head.") else "body" for name in changed_by(learner, batches, 0)}
+    parts = {"head" if name.startswith("mlp_head.") else "body" for name in changed_by(learner, batches, 0)}
     training = {name for name, module in learner.model.named_modules() if module.training}
     if head:
         assert parts == {"head"}
-        assert training == {name for name, _ in learner.model.named_modules() if name.startswith("deep_head")}
-    learner.begin("all")
-    learner.warm_up(*next(batches.step(1)))
-    body = {name for name in changed_by(learner, batches, 1) if not name.startswith("deep_head.")}
+        assert training == {name for name, _ in learner.model.named_modules() if name.startswith("mlp_head")}
+    learner.start_stage("all")
+    learner.prime_ddp(*next(batches.step(1)))
+    body = {name for name in changed_by(learner, batches, 1) if not name.startswith("mlp_head.")}
     assert len(body) > 10
     assert all(module.training for module in learner.model.modules())
 
 
-@pytest.mark.parametrize("recipe", cli.recipe_names())
+@pytest.mark.parametrize("recipe", recipe_names())
 @pytest.mark.parametrize("name", REAL)
 def test_every_recipe_suits_every_family(name: str, recipe: str) -> None:
     """The stem and the size that it has; on paper, for these are large."""
     said: list[str] = []
-    asked = cli.read_recipe(recipe, {"model.name": name, "model.pretrained": "False", "data.source": "synthetic"})
-    found = beforehand.resolved(asked, said.append)
-    beforehand._check_input(found)
+    asked = read_recipe(recipe, {"model.name": name, "model.pretrained": "False", "data.source": "synthetic"})
+    found = preflight.resolved(asked, said.append)
+    preflight._check_input(found)
     assert found.model.stem == "imagenet"
     size = asked.data.image_size
     assert found.data.image_size == (max(size, 75) if name == "inception_v3" else size)
     raised = f"data.image_size {size} is raised to 75, the least that model.name {name!r} can take"
     assert said == [raised] * (found.data != asked.data)
-    assert beforehand.resolved(found, said.append) == found, "the resolved recipe is what it is"
+    assert preflight.resolved(found, said.append) == found, "the resolved recipe is what it is"
 
 
 def test_auto_is_the_cifar_stem_of_a_resnet_and_what_a_user_asks_for_stays() -> None:
-    assert beforehand.resolved(cli.read_recipe("scratch")).model.stem == "cifar"
+    assert preflight.resolved(read_recipe("scratch")).model.stem == "cifar"
     words = {"model.name": "resnet50", "model.stem": "imagenet"}
-    assert beforehand.resolved(cli.read_recipe("scratch", words)).model.stem == "imagenet"
-    wrong = cli.read_recipe("scratch", {"model.name": "vgg11", "model.stem": "cifar"})
-    with pytest.raises(Mistake, match=r"model\.stem cifar is for timm's ResNets"):
-        beforehand.resolved(wrong)
+    assert preflight.resolved(read_recipe("scratch", words)).model.stem == "imagenet"
+    wrong = read_recipe("scratch", {"model.name": "vgg11", "model.stem": "cifar"})
+    with pytest.raises(UserError, match=r"model\.stem cifar is for timm's ResNets"):
+        preflight.resolved(wrong)
 
 
 def test_a_transformer_gets_whole_patches() -> None:
-    recipe = cli.read_recipe("debug", {"model.name": "test_vit", "data.image_size": "20"})
-    assert beforehand.resolved(recipe).data.image_size == 32
+    recipe = read_recipe("debug", {"model.name": "test_vit", "data.image_size": "20"})
+    assert preflight.resolved(recipe).data.image_size == 32
 
 
 def test_a_size_that_no_size_mends_is_refused() -> None:
-    recipe = cli.read_recipe("debug", {"model.name": "test_vit", "data.image_size": "200"})
-    assert beforehand.resolved(recipe).data.image_size == 200
-    with pytest.raises(Mistake, match=r"data\.image_size 200 does not suit model.name 'test_vit'"):
-        beforehand._check_input(replace(recipe, precision="no"))
+    recipe = read_recipe("debug", {"model.name": "test_vit", "data.image_size": "200"})
+    assert preflight.resolved(recipe).data.image_size == 200
+    with pytest.raises(UserError, match=r"data\.image_size 200 does not suit model.name 'test_vit'"):
+        preflight._check_input(replace(recipe, precision="no"))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from resnet_cifar.ghost_batchnorm import GhostBatchNorm, apply_ghost_batchnorm
+from resnet_cifar.models.ghost_batchnorm import GhostBatchNorm, apply_ghost_batchnorm
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -137,7 +137,7 @@ def test_the_kernels_compile_for_an_h100() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from resnet_cifar import ghost_batchnorm_triton as kernels
+    from resnet_cifar.models import ghost_batchnorm_triton as kernels
 
     block = {"BLOCK_ROWS": 64, "BLOCK_CHANNELS": 64}
     of_x = {"x", "out", "grad", "dx"}
@@ -164,7 +164,7 @@ def test_the_kernels_compile_for_an_h100() -> None:
 def test_triton_is_chosen_for_eager_cuda_in_channels_last_only(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from resnet_cifar import ghost_batchnorm
+    from resnet_cifar.models import ghost_batchnorm
 
     monkeypatch.setattr(ghost_batchnorm, "_has_triton", lambda: True)
     choose = ghost_batchnorm.choose

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from resnet_cifar.ghost_batchnorm import Implementation, apply_ghost_batchnorm
+from resnet_cifar.models.ghost_batchnorm import Implementation, apply_ghost_batchnorm
 
 ROWS = 256
 KERNELS = ("sums_kernel", "normalize_kernel", "grad_sums_kernel", "grad_input_kernel")
@@ -82,7 +82,7 @@ def count_operators(network: str, group_rows: int | None, implementation: Implem
 
 def test_an_eager_step_calls_as_many_operators_whatever_the_number_of_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from resnet_cifar import ghost_batchnorm_triton
+    from resnet_cifar.models import ghost_batchnorm_triton
 
     launches: collections.Counter[str] = collections.Counter()
 

@@ -10,43 +10,44 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from resnet_cifar.data import draws
-from resnet_cifar.data.batches import Batches
-from resnet_cifar.data.plan import Plan
-from resnet_cifar.data.resident import ImageSet
-from resnet_cifar.recipe import Mistake, parse
-from resnet_cifar.training.evaluate import check_same_weights, predict
-from resnet_cifar.training.step import Learner, OutOfMemory
-from resnet_cifar.training.world import World
+from resnet_cifar import rng
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.validation import parse
+from resnet_cifar.data.image_dataset import ImageDataset
+from resnet_cifar.data.loader import Loader
+from resnet_cifar.distributed.context import DistributedContext
+from resnet_cifar.evaluation.predict import check_same_weights, predict
+from resnet_cifar.training.plan import Plan
+from resnet_cifar.training.train_state import OutOfMemory, TrainState
 
 IMAGES = 64
 VALUES = {
     "batch_size": 32,
     "micro_batch": 16,
     "data": {"image_size": 32},
-    "model": {"name": "test_resnet", "pretrained": False, "norm_batch": 8},
-    "phases": [{"epochs": 20, "lr": 0.05, "decay": "constant"}],
+    "model": {"name": "test_resnet", "pretrained": False, "ghost_batch_size": 8},
+    "phases": [{"epochs": 20, "lr": 0.05, "schedule": "constant"}],
 }
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 @pytest.fixture
-def images() -> ImageSet:
-    pixels = (draws.words(0, "pixels", count=IMAGES * 32 * 32 * 3) & np.uint64(255)).astype(np.uint8)
+def images() -> ImageDataset:
+    pixels = (rng.words(0, "pixels", count=IMAGES * 32 * 32 * 3) & np.uint64(255)).astype(np.uint8)
     labels = np.arange(IMAGES) % 10
-    return ImageSet(torch.from_numpy(pixels).view(IMAGES, 32, 32, 3), torch.from_numpy(labels), np.arange(IMAGES))
+    return ImageDataset(torch.from_numpy(pixels).view(IMAGES, 32, 32, 3), torch.from_numpy(labels), np.arange(IMAGES))
 
 
-Start = Callable[..., tuple[Learner, Batches]]
+Start = Callable[..., tuple[TrainState, Loader]]
 
 
 @pytest.fixture
-def start(images: ImageSet) -> Start:
-    def learner(world: World, **values: object) -> tuple[Learner, Batches]:
-        plan = Plan(parse({**VALUES, **values}), IMAGES, world.size)
-        learner = Learner(plan, world, classes=10)
-        return learner, Batches(plan, images, 10, learner.format, rank=0)
+def start(images: ImageDataset) -> Start:
+    def learner(context: DistributedContext, **values: object) -> tuple[TrainState, Loader]:
+        plan = Plan(parse({**VALUES, **values}), IMAGES, context.size)
+        learner = TrainState(plan, context, classes=10)
+        return learner, Loader(plan, images, 10, learner.preprocess, rank=0)
 
     return learner
 
@@ -54,7 +55,9 @@ def start(images: ImageSet) -> Start:
 def test_the_gradient_is_the_mean_over_the_batch(start: Start) -> None:
     """Against one backward pass of the mean loss; a model without BatchNorm, so that groups play no part."""
     learner, batches = start(
-        World("fp64"), precision="fp64", model={"name": "test_vit", "pretrained": False, "norm_batch": 8}
+        DistributedContext("fp64"),
+        precision="fp64",
+        model={"name": "test_vit", "pretrained": False, "ghost_batch_size": 8},
     )
     inputs, targets = (torch.cat(parts) for parts in zip(*batches.step(0), strict=True))
     loss = F.cross_entropy(learner.model(inputs), targets)
@@ -67,8 +70,10 @@ def test_the_gradient_is_the_mean_over_the_batch(start: Start) -> None:
 
 
 def test_an_update_has_its_own_steps_rate(start: Start) -> None:
-    phases = [{"epochs": 4, "lr": 0.5, "warmup": 1, "decay": "linear"}]
-    learner, batches = start(World("no"), phases=phases, optimizer={"name": "sgd", "head_lr": 3.0})
+    phases = [{"epochs": 4, "lr": 0.5, "warmup_epochs": 1, "schedule": "linear"}]
+    learner, batches = start(
+        DistributedContext("no"), phases=phases, optimizer={"name": "sgd", "head_lr_multiplier": 3.0}
+    )
     rates: list[set[float]] = []
     learner._optimizer.step = lambda: rates.append({group["lr"] for group in learner.optimizer.param_groups})
     for step in range(learner.plan.steps):
@@ -78,7 +83,7 @@ def test_an_update_has_its_own_steps_rate(start: Start) -> None:
 
 
 def test_clipping_bounds_the_global_norm(start: Start) -> None:
-    learner, batches = start(World("no"), optimizer={"name": "sgd", "clip": 0.01})
+    learner, batches = start(DistributedContext("no"), optimizer={"name": "sgd", "clip_grad_norm": 0.01})
     norms = []
     step = learner._optimizer.step
 
@@ -94,9 +99,9 @@ def test_clipping_bounds_the_global_norm(start: Start) -> None:
 
 def test_the_gradients_norm_is_the_mean_of_what_it_was_before_clipping(start: Start) -> None:
     """Of the updates since the sums were taken; a row that is taken up in another start has the same bits."""
-    values = {"name": "sgd", "clip": 0.01}
+    values = {"name": "sgd", "clip_grad_norm": 0.01}
 
-    def norms(learner: Learner, batches: Batches, steps: range) -> list[float]:
+    def norms(learner: TrainState, batches: Loader, steps: range) -> list[float]:
         seen = []
         learner._before_update.insert(
             0, lambda: seen.append(torch.nn.utils.get_total_norm([p.grad for p in learner.model.parameters()]).item())
@@ -105,38 +110,38 @@ def test_the_gradients_norm_is_the_mean_of_what_it_was_before_clipping(start: St
             learner.update(number, batches.step(number))
         return seen
 
-    learner, batches = start(World("no"), optimizer=values)
+    learner, batches = start(DistributedContext("no"), optimizer=values)
     seen = norms(learner, batches, range(3))
-    begun = json.loads(json.dumps(learner.tally.unread(3)))
-    learner.tally.take(3)
-    resumed, _ = start(World("no"), optimizer=values)
-    resumed.tally.resume_at(3, begun, skipped=0)
-    resumed.tally.take(3)
+    begun = json.loads(json.dumps(learner.tally.pending_sums(3)))
+    learner.tally.flush_async(3)
+    resumed, _ = start(DistributedContext("no"), optimizer=values)
+    resumed.tally.resume(3, begun, skipped=0)
+    resumed.tally.flush_async(3)
     for tally in (learner.tally, resumed.tally):
-        (sums,) = tally.ready(wait=True)
+        (sums,) = tally.poll(wait=True)
         assert sums.gradient_norm == sum(seen) / 3 > 0.01
     learner.update(3, batches.step(3))
-    learner.tally.take(4)
-    (sums,) = learner.tally.ready(wait=True)
+    learner.tally.flush_async(4)
+    (sums,) = learner.tally.poll(wait=True)
     assert sums.gradient_norm == seen[3], "each row has its own"
 
-    learner, batches = start(World("no"))
+    learner, batches = start(DistributedContext("no"))
     learner.update(0, batches.step(0))
-    learner.tally.take(1)
-    (sums,) = learner.tally.ready(wait=True)
+    learner.tally.flush_async(1)
+    (sums,) = learner.tally.poll(wait=True)
     assert sums.gradient_norm is None, "nothing is clipped"
 
 
 def test_sums_are_the_mean_over_all_images_since_they_were_taken(start: Start) -> None:
     """Of what the model said of them while it trained; under Mixup the larger label counts."""
-    learner, batches = start(World("no"), augment={"mixup": 1.0}, loss={"label_smoothing": 0.1})
+    learner, batches = start(DistributedContext("no"), augment={"mixup_alpha": 1.0}, loss={"label_smoothing": 0.1})
     said: list[torch.Tensor] = []
     learner.model.register_forward_hook(lambda _module, _inputs, logits: said.append(logits.detach()))
     for steps in ([0, 1, 2], [3, 4]):
         for step in steps:
             learner.update(step, batches.step(step))
-        learner.tally.take(steps[-1] + 1)
-        (sums,) = learner.tally.ready(wait=True)
+        learner.tally.flush_async(steps[-1] + 1)
+        (sums,) = learner.tally.poll(wait=True)
         logits, labels = torch.cat(said), torch.cat([targets for step in steps for _, targets in batches.step(step)])
         said.clear()
         assert len(logits) == 32 * len(steps)
@@ -148,8 +153,8 @@ def test_what_a_model_drops_is_keyed_by_step_and_rank(start: Start, monkeypatch:
     """Told by a number drawn in each forward pass, as dropout would: a run that goes on at a step drops alike."""
 
     def drawn(rank: int, steps: list[int]) -> list[float]:
-        learner, batches = start(World("no"))
-        monkeypatch.setattr(learner.world, "rank", rank)
+        learner, batches = start(DistributedContext("no"))
+        monkeypatch.setattr(learner.context, "rank", rank)
         seen: list[float] = []
         learner.model.register_forward_hook(lambda *_: seen.append(torch.rand(()).item()))
         for step in steps:
@@ -162,16 +167,16 @@ def test_what_a_model_drops_is_keyed_by_step_and_rank(start: Start, monkeypatch:
     assert not set(drawn(1, [0, 1, 2])) & set(whole)
 
 
-DEEP = {**VALUES["model"], "head": {"widths": "16,8", "norm": True, "dropout": 0.5}}
+DEEP = {**VALUES["model"], "head": {"hidden_dims": "16,8", "norm": True, "dropout": 0.5}}
 
 
 def test_a_deep_head_drops_by_row_whatever_the_micro_batches(start: Start) -> None:
     """And not by what else is drawn: the masks are those of (seed, step, row)."""
 
     def dropped(micro_batch: int) -> list[torch.Tensor]:
-        learner, batches = start(World("no"), model=DEEP, micro_batch=micro_batch)
+        learner, batches = start(DistributedContext("no"), model=DEEP, micro_batch=micro_batch)
         seen: list[torch.Tensor] = []
-        learner.model.deep_head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[1].clone()))
+        learner.model.mlp_head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[1].clone()))
         for step in range(3):
             learner.update(step, batches.step(step))
         return list(torch.cat(seen).split(32))
@@ -179,28 +184,28 @@ def test_a_deep_head_drops_by_row_whatever_the_micro_batches(start: Start) -> No
     whole, parts = dropped(32), dropped(8)
     for step, (kept, other) in enumerate(zip(whole, parts, strict=True)):
         assert torch.equal(kept, other)
-        expected = draws.kept(0, "dropout", step, slice(0, 32), 24, 0.5)
+        expected = rng.dropout_masks(0, "dropout", step, slice(0, 32), 24, 0.5)
         assert kept.tolist() == expected.tolist()
     assert not torch.equal(whole[0], whole[1])
 
 
 def test_a_throw_away_pass_leaves_a_deep_head_as_it_was(start: Start) -> None:
-    learner, batches = start(World("no"), model=DEEP)
+    learner, batches = start(DistributedContext("no"), model=DEEP)
     before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
-    learner.world.size = 2  # of one process there is no warm-up
-    learner.warm_up(*next(batches.step(0)))
-    learner.world.size = 1
+    learner.context.size = 2  # of one process there is no warm-up
+    learner.prime_ddp(*next(batches.step(0)))
+    learner.context.size = 1
     assert learner.fits(16, 32)
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.model.state_dict().items())
 
 
 def test_bf16_trains_and_keeps_float32_weights(start: Start) -> None:
-    learner, batches = start(World("bf16"), precision="bf16")
+    learner, batches = start(DistributedContext("bf16"), precision="bf16")
     kinds = []
     learner.model.layer1[0].conv1.register_forward_hook(lambda _m, _i, output: kinds.append(output.dtype))
     learner.update(0, batches.step(0))
-    learner.tally.take(1)
-    (sums,) = learner.tally.ready(wait=True)
+    learner.tally.flush_async(1)
+    (sums,) = learner.tally.poll(wait=True)
     assert set(kinds) == {torch.bfloat16}
     assert {p.dtype for p in learner.model.parameters()} == {torch.float32}
     assert 1.5 < sums.loss < 4
@@ -210,10 +215,10 @@ class TestScaler:
     """fp16's bookkeeping with torch's CPU scaler: Accelerate has none for CPUs, the step does not know."""
 
     @staticmethod
-    def scaled(start: Start, scale: float, **values: object) -> tuple[Learner, Batches]:
-        world = World("no")
-        world._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
-        return start(world, **values)
+    def scaled(start: Start, scale: float, **values: object) -> tuple[TrainState, Loader]:
+        context = DistributedContext("no")
+        context._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+        return start(context, **values)
 
     def test_scaling_changes_nothing(self, start: Start) -> None:
         results = []
@@ -227,27 +232,27 @@ class TestScaler:
     def test_clipping_sees_unscaled_gradients(self, start: Start) -> None:
         results = []
         for scale in (1.0, 2.0**16):
-            world = World("no")
-            world._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-            learner, batches = start(world, optimizer={"name": "sgd", "clip": 0.05})
+            context = DistributedContext("no")
+            context._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            learner, batches = start(context, optimizer={"name": "sgd", "clip_grad_norm": 0.05})
             learner.update(0, batches.step(0))
             results.append(torch.cat([p.detach().flatten() for p in learner.model.parameters()]))
         torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-7)
 
     def test_an_overflow_skips_the_update_but_not_its_images_and_rate(self, start: Start) -> None:
-        learner, batches = self.scaled(start, scale=2.0**16, optimizer={"name": "sgd", "clip": 1.0})
+        learner, batches = self.scaled(start, scale=2.0**16, optimizer={"name": "sgd", "clip_grad_norm": 1.0})
         before = [p.detach().clone() for p in learner.model.parameters()]
         overflow = learner.model.conv1[0].weight.register_hook(lambda gradient: gradient * torch.inf)
         learner.update(0, batches.step(0))
         overflow.remove()
         assert all(torch.equal(a, b) for a, b in zip(before, learner.model.parameters(), strict=True))
         assert learner.tally._skipped.item() == 1
-        assert learner.world.scaler.get_scale() == 2.0**15
+        assert learner.context.scaler.get_scale() == 2.0**15
         learner.update(1, batches.step(1))
         assert learner.tally._skipped.item() == 0
         assert not all(torch.equal(a, b) for a, b in zip(before, learner.model.parameters(), strict=True))
-        learner.tally.take(2)
-        (sums,) = learner.tally.ready(wait=True)
+        learner.tally.flush_async(2)
+        (sums,) = learner.tally.poll(wait=True)
         assert (sums.step, sums.rate) == (2, 0.05)
         assert 0 < sums.gradient_norm < torch.inf, "that of the update that was not skipped"
 
@@ -260,41 +265,41 @@ class TestScaler:
     def test_twenty_in_a_row_stop_the_run(self, start: Start) -> None:
         learner, _ = self.scaled(start, scale=1.0)
         learner.tally._skipped += 20
-        learner.tally.take(1)
-        with pytest.raises(Mistake, match="20 updates in a row"):
-            list(learner.tally.ready(wait=True))
+        learner.tally.flush_async(1)
+        with pytest.raises(UserError, match="20 updates in a row"):
+            list(learner.tally.poll(wait=True))
 
 
 @pytest.mark.parametrize("model", [VALUES["model"], DEEP], ids=["plain", "deep"])
 def test_a_run_compiles_once_for_training_and_once_for_scoring(
-    start: Start, images: ImageSet, monkeypatch: pytest.MonkeyPatch, model: dict
+    start: Start, images: ImageDataset, monkeypatch: pytest.MonkeyPatch, model: dict
 ) -> None:
     """Rates, draws, lambdas and masks are tensors or stay outside: the third step compiles nothing."""
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
     torch._dynamo.reset()
     counts = torch._dynamo.utils.counters["stats"]
     counts.clear()
-    mixing = {"augment": {"mixup": 0.2, "cutmix": 1.0}}
-    learner, batches = start(World("no"), model=model, **mixing)
+    mixing = {"augment": {"mixup_alpha": 0.2, "cutmix_alpha": 1.0}}
+    learner, batches = start(DistributedContext("no"), model=model, **mixing)
     compiled = []
     for number in range(3):
         learner.update(number, batches.step(number))
-        predict(learner.world, learner.wrapped, images, learner.format)
+        predict(learner.context, learner.wrapped, images, learner.preprocess)
         compiled.append(counts["unique_graphs"])
     assert compiled == [2, 2, 2]
     assert not [name for name in learner.model.state_dict() if "_orig_mod" in name or name.startswith("module.")]
 
 
 def test_different_weights_on_ranks_are_found(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    learner, _ = start(World("no"))
-    check_same_weights(learner.world, learner.model)
-    monkeypatch.setattr(learner.world, "gather", lambda value: torch.cat([value, value, value + 1]))
+    learner, _ = start(DistributedContext("no"))
+    check_same_weights(learner.context, learner.model)
+    monkeypatch.setattr(learner.context, "gather", lambda value: torch.cat([value, value, value + 1]))
     with pytest.raises(RuntimeError, match=r"ranks \[2\] differ"):
-        check_same_weights(learner.world, learner.model)
+        check_same_weights(learner.context, learner.model)
 
 
 def test_the_average_follows_the_weights_and_is_what_is_scored(start: Start) -> None:
-    learner, batches = start(World("fp64"), precision="fp64", model={**VALUES["model"], "ema": 0.3})
+    learner, batches = start(DistributedContext("fp64"), precision="fp64", model={**VALUES["model"], "ema_decay": 0.3})
     expected = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
     for step in range(4):
         learner.update(step, batches.step(step))
@@ -307,20 +312,20 @@ def test_the_average_follows_the_weights_and_is_what_is_scored(start: Start) -> 
     assert not torch.equal(learner.average.fc.weight, learner.model.fc.weight)
 
 
-def test_a_frozen_part_neither_learns_nor_sees_the_batch(start: Start, images: ImageSet) -> None:
-    phases = [{"epochs": 10, "lr": 0.05, "train": "head"}, {"epochs": 10, "lr": 0.05}]
-    learner, batches = start(World("no"), phases=phases)
+def test_a_frozen_part_neither_learns_nor_sees_the_batch(start: Start, images: ImageDataset) -> None:
+    phases = [{"epochs": 10, "lr": 0.05, "trainable": "head"}, {"epochs": 10, "lr": 0.05}]
+    learner, batches = start(DistributedContext("no"), phases=phases)
     assert [id(p) for group in learner.optimizer.param_groups for p in group["params"]] == [
         id(p) for p in (learner.model.fc.bias, learner.model.fc.weight)
     ]
     before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
     for step in range(2):
         learner.update(step, batches.step(step))
-        predict(learner.world, learner.wrapped, images, learner.format)  # a score leaves every module in its mode
+        predict(learner.context, learner.wrapped, images, learner.preprocess)  # a score leaves every module in its mode
     after = learner.model.state_dict()
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert changed == {"fc.weight", "fc.bias"}, "running statistics stay too"
-    learner.begin("all")
+    learner.start_stage("all")
     for step in range(2, 5):  # the last norm of a block starts at zero, so that its branch learns from the second on
         learner.update(step, batches.step(step))
     after = learner.model.state_dict()
@@ -328,7 +333,7 @@ def test_a_frozen_part_neither_learns_nor_sees_the_batch(start: Start, images: I
     assert changed == {name for name, _ in learner.model.named_parameters()}, "ghost BatchNorm tracks no statistics"
 
 
-def short_of_memory(learner: Learner, rows: int) -> torch.utils.hooks.RemovableHandle:
+def short_of_memory(learner: TrainState, rows: int) -> torch.utils.hooks.RemovableHandle:
     """The device has room for a forward pass of so many rows."""
 
     def refuse(_module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
@@ -341,7 +346,7 @@ def short_of_memory(learner: Learner, rows: int) -> torch.utils.hooks.RemovableH
 def test_an_update_without_room_leaves_everything_as_it_was(start: Start) -> None:
     weights = []
     for is_short in (False, True):
-        learner, batches = start(World("no"), micro_batch="auto")
+        learner, batches = start(DistributedContext("no"), micro_batch="auto")
         learner.plan = batches.plan = learner.plan.with_micro_batch(16)
         if is_short:
             learner.plan = batches.plan = learner.plan.with_micro_batch(32)
@@ -353,15 +358,15 @@ def test_an_update_without_room_leaves_everything_as_it_was(start: Start) -> Non
             assert not any(p.grad is not None for p in learner.model.parameters())
             learner.plan = batches.plan = learner.plan.with_micro_batch(16)
         learner.update(0, batches.step(0))
-        learner.tally.take(1)
-        weights.append([*learner.model.parameters(), torch.tensor([s.loss for s in learner.tally.ready(wait=True)])])
+        learner.tally.flush_async(1)
+        weights.append([*learner.model.parameters(), torch.tensor([s.loss for s in learner.tally.poll(wait=True)])])
     handle.remove()
     assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
 
 
 def test_whether_a_pass_fits_is_found_without_a_trace(start: Start) -> None:
-    phases = [{"epochs": 20, "lr": 0.05, "train": "head"}]
-    learner, _ = start(World("no"), micro_batch="auto", phases=phases)
+    phases = [{"epochs": 20, "lr": 0.05, "trainable": "head"}]
+    learner, _ = start(DistributedContext("no"), micro_batch="auto", phases=phases)
     before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
     handle = short_of_memory(learner, 8)
     assert [learner.fits(rows, 32) for rows in (32, 16, 8)] == [False, False, True]
@@ -372,7 +377,7 @@ def test_whether_a_pass_fits_is_found_without_a_trace(start: Start) -> None:
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(start: Start) -> None:
-    learner, batches = start(World("no"), micro_batch="auto")
+    learner, batches = start(DistributedContext("no"), micro_batch="auto")
     learner.model.layer1.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("shapes")))
     with pytest.raises(RuntimeError, match="shapes"):
         learner.update(0, batches.step(0))

@@ -10,31 +10,32 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from resnet_cifar.recipe import LocalMistake, Mistake
-from resnet_cifar.training import launched, world
-from resnet_cifar.training.world import World
+from resnet_cifar.config.errors import NodeError, UserError
+from resnet_cifar.distributed import context as context_module
+from resnet_cifar.distributed import launcher_env
+from resnet_cifar.distributed.context import DistributedContext
 
 
 def test_a_run_is_left_where_what_followed_it_on_this_machine_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(launched.FOLLOWER, raising=False)
-    assert not launched.is_left()
-    ((name, here),) = launched.followed().items()
+    monkeypatch.delenv(launcher_env.FOLLOWER, raising=False)
+    assert not launcher_env.follower_is_gone()
+    ((name, here),) = launcher_env.follower_env().items()
     host, _, number = here.rpartition(":")
     monkeypatch.setenv(name, here)
-    assert int(number) == os.getpid() and not launched.is_left()
+    assert int(number) == os.getpid() and not launcher_env.follower_is_gone()
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     monkeypatch.setenv(name, f"{host}:{process.pid}")
-    assert launched.is_left()
+    assert launcher_env.follower_is_gone()
     monkeypatch.setenv(name, f"another-{host}:{process.pid}")
-    assert not launched.is_left(), "nobody here can know"
+    assert not launcher_env.follower_is_gone(), "nobody here can know"
 
 
 def test_a_single_gpu_has_its_number(monkeypatch: pytest.MonkeyPatch, fresh_accelerator: None) -> None:
     """Accelerate says `cuda` to a process that is alone, and the device's own generator is found by number."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    assert World("no").device == torch.device("cuda", 3)
+    assert DistributedContext("no").device == torch.device("cuda", 3)
 
 
 class TestPrecision:
@@ -47,45 +48,45 @@ class TestPrecision:
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: self.native)
 
     def test_bf16_on_a_gpu_that_has_it(self) -> None:
-        assert launched.resolve_precision("auto")[0] == "bf16"
+        assert launcher_env.resolve_precision("auto")[0] == "bf16"
 
     def test_float32_on_an_older_gpu_and_on_a_cpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.native = False
-        precision, why = launched.resolve_precision("auto")
+        precision, why = launcher_env.resolve_precision("auto")
         assert precision == "no" and "fp16 is faster" in why
         self.native, self.has_gpu = True, False
-        assert launched.resolve_precision("auto") == ("no", "auto: float32 on a CPU")
+        assert launcher_env.resolve_precision("auto") == ("no", "auto: float32 on a CPU")
         self.has_gpu = True
         monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-        assert launched.resolve_precision("auto")[0] == "no"
+        assert launcher_env.resolve_precision("auto")[0] == "no"
 
     @pytest.mark.parametrize("asked", ["bf16", "fp16"])
     def test_what_the_launcher_asks_for(self, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.native = False
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
-        precision, why = launched.resolve_precision("auto")
+        precision, why = launcher_env.resolve_precision("auto")
         assert precision == asked and "accelerate launch" in why
 
     def test_the_launchers_no_asks_for_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-        assert launched.resolve_precision("auto")[0] == "bf16"
+        assert launcher_env.resolve_precision("auto")[0] == "bf16"
 
     def test_what_the_recipe_says_comes_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-        assert launched.resolve_precision("no") == ("no", "as the recipe says")
+        assert launcher_env.resolve_precision("no") == ("no", "as the recipe says")
 
     def test_what_the_launcher_cannot_ask_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
-        with pytest.raises(Mistake, match="--mixed_precision fp8 of accelerate launch is not supported"):
-            launched.resolve_precision("auto")
+        with pytest.raises(UserError, match="--mixed_precision fp8 of accelerate launch is not supported"):
+            launcher_env.resolve_precision("auto")
 
     def test_gpus_of_one_run_agree(self, monkeypatch: pytest.MonkeyPatch, fresh_accelerator: None) -> None:
         self.has_gpu = False
-        world = World("auto")
-        assert world.describe_precision() == "float32 (auto: float32 on a CPU)"
-        monkeypatch.setattr(world, "main_first", lambda work: "bf16")
-        with pytest.raises(LocalMistake, match=r"precision auto is bf16 on rank 0 and no on this machine.*--precision"):
-            world._check_same_precision()
+        context_module = DistributedContext("auto")
+        assert context_module.describe_precision() == "float32 (auto: float32 on a CPU)"
+        monkeypatch.setattr(context_module, "run_on_main", lambda work: "bf16")
+        with pytest.raises(NodeError, match=r"precision auto is bf16 on rank 0 and no on this machine.*--precision"):
+            context_module._check_same_precision()
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -96,12 +97,12 @@ def test_tf32_and_cudnns_search_are_on_unless_results_must_repeat(
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
     try:
-        world._set_up_gpu_arithmetic(deterministic)
+        context_module._set_up_gpu_arithmetic(deterministic)
         assert [matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark] == [not deterministic] * 3
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-        assert World.uses_tf32.fget(gpu) is not deterministic
+        assert DistributedContext.uses_tf32.fget(gpu) is not deterministic
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-        assert not World.uses_tf32.fget(gpu), "a GPU that has none"
+        assert not DistributedContext.uses_tf32.fget(gpu), "a GPU that has none"
     finally:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
@@ -110,18 +111,18 @@ class TestCompilation:
     def test_a_mode_of_ours_wins_and_sizes_are_never_symbolic(
         self, monkeypatch: pytest.MonkeyPatch, fresh_accelerator: None
     ) -> None:
-        assert world._compilation("").to_kwargs()["dynamic"] is False
+        assert context_module._compilation("").to_kwargs()["dynamic"] is False
         monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
-        assert World("no").describe().endswith("compiled with eager")
-        asked = world._compilation("max-autotune-no-cudagraphs").to_kwargs()
+        assert DistributedContext("no").describe().endswith("compiled with eager")
+        asked = context_module._compilation("max-autotune-no-cudagraphs").to_kwargs()
         assert (asked["backend"], asked["mode"], asked["dynamic"]) == ("inductor", "max-autotune-no-cudagraphs", False)
 
     @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
     def test_cuda_graphs_and_several_processes_are_refused(self, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        world._compilation(mode)
+        context_module._compilation(mode)
         monkeypatch.setenv("WORLD_SIZE", "2")
-        with pytest.raises(Mistake, match=rf"mode {mode} uses CUDA graphs.*max-autotune-no-cudagraphs"):
-            world._compilation(mode)
+        with pytest.raises(UserError, match=rf"mode {mode} uses CUDA graphs.*max-autotune-no-cudagraphs"):
+            context_module._compilation(mode)
 
 
 @pytest.mark.parametrize(
@@ -136,5 +137,5 @@ def test_an_environment_that_would_change_the_run_is_refused(
     variable: str, value: str, sentence: str, monkeypatch: pytest.MonkeyPatch, fresh_accelerator: None
 ) -> None:
     monkeypatch.setenv(variable, value)
-    with pytest.raises(Mistake, match=sentence):
-        World("no")
+    with pytest.raises(UserError, match=sentence):
+        DistributedContext("no")

@@ -14,9 +14,12 @@ from datasets import Dataset, DatasetDict, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from resnet_cifar.data.decode import Decoded, decode
-from resnet_cifar.data.sources import Contents, columns, find
-from resnet_cifar.recipe import Data, Mistake
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import Data
+from resnet_cifar.data.decoding import Decoded, decode
+from resnet_cifar.data.sources import hf_columns
+from resnet_cifar.data.sources.base import SourceData
+from resnet_cifar.data.sources.registry import find_source
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def both(train: Dataset, test: Dataset | None = None) -> DatasetDict:
     return DatasetDict(train=train, test=train if test is None else test)
 
 
-def decoded(contents: Contents, data: Data) -> Arrays:
+def decoded(contents: SourceData, data: Data) -> Arrays:
     with tempfile.TemporaryDirectory() as folder:
         facts = decode(contents, data, Path(folder))
         images, labels = (
@@ -62,18 +65,18 @@ def decoded(contents: Contents, data: Data) -> Arrays:
 def in_memory(loaded: DatasetDict, **data: Any) -> Arrays:
     """A data set of `datasets`, as source x/y."""
     made = Data(source="x/y", **data)
-    return decoded(columns.contents(loaded, made), made)
+    return decoded(hf_columns.contents(loaded, made), made)
 
 
 def read(source: str | Path, **data: Any) -> Arrays:
     """A source by its name."""
     made = Data(source=str(source), **data)
-    return decoded(find(made.source).read(made), made)
+    return decoded(find_source(made.source).read(made), made)
 
 
 def sentence(what: Any, **data: Any) -> str:
     """What is said of a source that cannot be used."""
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         (in_memory if isinstance(what, DatasetDict) else read)(what, **data)
     assert "\n" not in str(caught.value)
     return str(caught.value)

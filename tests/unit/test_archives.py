@@ -16,9 +16,9 @@ import py7zr
 import pytest
 from pictures import Arrays, read, sentence
 
+from resnet_cifar.config.errors import UserError
 from resnet_cifar.data.sources import archives
-from resnet_cifar.data.sources.archives.kept import Kept
-from resnet_cifar.recipe import Mistake
+from resnet_cifar.data.sources.archives.spool import MemberSpool
 
 NOISE = np.random.default_rng(0)
 IMAGES, LABELS = NOISE.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8), np.arange(12) % 10
@@ -124,7 +124,7 @@ def bomb(file: Path, nbytes: int = 2**24) -> Path:
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked(file: Path, strict: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Kept, "write", None)
+    monkeypatch.setattr(MemberSpool, "write", None)
     assert "unpacks to more than" in sentence(bomb(file))
     assert "as bombs do: do not trust it" in sentence(file)
 
@@ -215,7 +215,7 @@ def test_damage_anywhere_is_told_or_changes_no_image(name: str, unpacked: Path, 
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
         try:
             found: Arrays | None = read(file)
-        except Mistake as mistake:
+        except UserError as mistake:
             assert "\n" not in str(mistake)
             found, told = None, told + 1
         assert found is None or np.array_equal(found.images["train"], expected.images["train"])

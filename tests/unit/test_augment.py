@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from resnet_cifar.data import augment
+from resnet_cifar.data import transforms
 
 FILL = torch.tensor([7, 130, 251], dtype=torch.uint8)
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -55,7 +55,7 @@ def test_crop_and_flip_is_torchvisions_pad_crop_and_hflip(case: tuple[int, int, 
     images, u = pictures(6, height, width, seed), uniforms(6, 2, seed)
     u[0], u[1] = 0, 1 - 2.0**-53  # both ends of the range
     flips = torch.tensor([0, 1, 1, 0, 1, 0])
-    found = augment.crop_and_flip(images, u, flips, padding)
+    found = transforms.crop_and_flip(images, u, flips, padding)
     for row in range(6):
         top, left = (math.floor(float(x) * (2 * padding + 1)) for x in u[row])
         chw = images[row].permute(2, 0, 1)
@@ -68,7 +68,7 @@ def test_crop_and_flip_is_torchvisions_pad_crop_and_hflip(case: tuple[int, int, 
 def test_crops_reach_every_offset_about_equally() -> None:
     """A picture whose pixel value is its place tells the offset of its crop."""
     places = torch.arange(100).reshape(1, 10, 10, 1).expand(4000, 10, 10, 3).to(torch.uint8)
-    found = augment.crop_and_flip(places, uniforms(4000, 2), torch.zeros(4000, dtype=torch.uint8), 2)
+    found = transforms.crop_and_flip(places, uniforms(4000, 2), torch.zeros(4000, dtype=torch.uint8), 2)
     centre = found[:, 5, 5, 0].long()
     for shift in (centre // 10 - 5, centre % 10 - 5):
         counts = torch.bincount(shift + 2, minlength=5)
@@ -93,7 +93,7 @@ def blanked_by_hand(image: Tensor, top: int, left: int, tall: int, wide: int) ->
 def test_cutout_blanks_a_square_around_its_centre_and_nothing_else(side: int) -> None:
     images, u = pictures(20, 12, 9), uniforms(20, 2)
     u[0], u[1] = 0, 1 - 2.0**-53
-    found = augment.cutout(images, u, side, FILL)
+    found = transforms.cutout(images, u, side, FILL)
     for row in range(20):
         centre_y, centre_x = math.floor(float(u[row, 0]) * 12), math.floor(float(u[row, 1]) * 9)
         expected = blanked_by_hand(images[row], centre_y - side // 2, centre_x - side // 2, side, side)
@@ -101,13 +101,13 @@ def test_cutout_blanks_a_square_around_its_centre_and_nothing_else(side: int) ->
 
 
 def test_cutout_in_the_middle_has_its_whole_area() -> None:
-    blank = augment.cutout(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), torch.full((1, 2), 0.5).double(), 8, FILL)
+    blank = transforms.cutout(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), torch.full((1, 2), 0.5).double(), 8, FILL)
     assert int((blank == FILL).all(-1).sum()) == 64
 
 
 def test_erase_blanks_the_box_of_its_formula_where_it_is_due() -> None:
     images, u = pictures(64, 20, 16), uniforms(64, 5)
-    found = augment.erase(images, u, 0.5, FILL)
+    found = transforms.random_erasing(images, u, 0.5, FILL)
     erased = 0
     for row in range(64):
         whether, area_u, aspect_u, down, right = (float(x) for x in u[row])
@@ -126,7 +126,7 @@ def test_erase_blanks_the_box_of_its_formula_where_it_is_due() -> None:
 def test_erased_boxes_have_torchvisions_areas_and_reach_every_corner() -> None:
     """Areas 2 to 33 %, aspects 0.3 to 3.3, to a pixel's rounding."""
     blank = torch.zeros(2000, 64, 64, 3, dtype=torch.uint8)
-    inside = (augment.erase(blank, uniforms(2000, 5), 1.0, FILL) == FILL).all(-1)
+    inside = (transforms.random_erasing(blank, uniforms(2000, 5), 1.0, FILL) == FILL).all(-1)
     tall, wide = inside.any(2).sum(1), inside.any(1).sum(1)
     torch.testing.assert_close(inside.sum((1, 2)), tall * wide)  # one rectangle each
     area, aspect = tall * wide / 64**2, tall / wide
@@ -141,17 +141,17 @@ def test_erased_boxes_have_torchvisions_areas_and_reach_every_corner() -> None:
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_erase_never_and_always(probability: float) -> None:
     images = pictures(200, 16, 16)
-    changed = (augment.erase(images, uniforms(200, 5), probability, FILL) != images).flatten(1).any(1)
+    changed = (transforms.random_erasing(images, uniforms(200, 5), probability, FILL) != images).flatten(1).any(1)
     assert changed.all() if probability else not changed.any()
 
 
 def test_the_stored_images_are_left_alone() -> None:
     images = pictures(4, 8, 8)
     before = images.clone()
-    cropped = augment.crop_and_flip(images, uniforms(4, 2), torch.ones(4, dtype=torch.uint8), 0)
-    augment.cutout(cropped, uniforms(4, 2), 4, FILL)
-    augment.erase(images, uniforms(4, 5), 1.0, FILL)
-    augment.to_input(images, 8, "bilinear", torch.tensor(MEAN), torch.tensor(STD))
+    cropped = transforms.crop_and_flip(images, uniforms(4, 2), torch.ones(4, dtype=torch.uint8), 0)
+    transforms.cutout(cropped, uniforms(4, 2), 4, FILL)
+    transforms.random_erasing(images, uniforms(4, 5), 1.0, FILL)
+    transforms.to_input(images, 8, "bilinear", torch.tensor(MEAN), torch.tensor(STD))
     torch.testing.assert_close(images, before, rtol=0, atol=0)
 
 
@@ -171,7 +171,7 @@ def test_to_input_is_torchvisions_resize_and_normalize(
     height: int, width: int, size: int, mode: str, dtype: torch.dtype, tolerance: float
 ) -> None:
     images = pictures(3, height, width)
-    found = augment.to_input(images, size, mode, torch.tensor(MEAN, dtype=dtype), torch.tensor(STD, dtype=dtype))
+    found = transforms.to_input(images, size, mode, torch.tensor(MEAN, dtype=dtype), torch.tensor(STD, dtype=dtype))
     antialias = mode != "nearest" and size < max(height, width)
     pixels = images.permute(0, 3, 1, 2).double()
     resized = tv.resize(pixels, [size, size], interpolation=MODES[mode], antialias=antialias)
@@ -182,7 +182,7 @@ def test_to_input_is_torchvisions_resize_and_normalize(
 
 @pytest.mark.parametrize("size", [8, 12, 5])
 def test_to_input_is_channels_last(size: int) -> None:
-    found = augment.to_input(pictures(2, 8, 8), size, "bilinear", torch.tensor(MEAN), torch.tensor(STD))
+    found = transforms.to_input(pictures(2, 8, 8), size, "bilinear", torch.tensor(MEAN), torch.tensor(STD))
     assert found.shape == (2, 3, size, size)
     assert found.is_contiguous(memory_format=torch.channels_last)
 
@@ -190,7 +190,7 @@ def test_to_input_is_channels_last(size: int) -> None:
 @pytest.mark.parametrize(("height", "width", "size"), [(8, 8, 19), (20, 20, 7), (12, 9, 16), (32, 32, 224)])
 def test_nearest_takes_the_very_pixels_that_torch_takes(height: int, width: int, size: int) -> None:
     images = pictures(3, height, width)
-    found = augment.to_input(images, size, "nearest", torch.zeros(3), torch.ones(3) / 255)
+    found = transforms.to_input(images, size, "nearest", torch.zeros(3), torch.ones(3) / 255)
     expected = F.interpolate(images.permute(0, 3, 1, 2).float(), size=(size, size), mode="nearest")
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
@@ -200,7 +200,7 @@ def test_enlarging_in_float32_is_within_rounding_of_float64(mode: str) -> None:
     """torch's own bicubic kernel is off by 150 epsilon here, because it computes its weights in float32."""
     images = pictures(4, 32, 32)
     exact, found = (
-        augment.to_input(images, 224, mode, *(torch.tensor(x, dtype=dtype) for x in (MEAN, STD)))
+        transforms.to_input(images, 224, mode, *(torch.tensor(x, dtype=dtype) for x in (MEAN, STD)))
         for dtype in (torch.float64, torch.float32)
     )
     assert (found - exact).abs().max() < 12 * torch.finfo(torch.float32).eps
@@ -221,9 +221,9 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 def test_an_image_does_not_depend_on_its_batch(side: int, size: int, mode: str, dtype: torch.dtype) -> None:
     """Bit for bit, on any number of threads. (MKL's batched matrix products, which would do too, fail this.)"""
     images, form = pictures(9, side, side), (torch.tensor(MEAN, dtype=dtype), torch.tensor(STD, dtype=dtype))
-    whole = augment.to_input(images, size, mode, *form)
+    whole = transforms.to_input(images, size, mode, *form)
     for n in (1, 2, 5, 8):
-        parts = [augment.to_input(part, size, mode, *form) for part in images.split(n)]
+        parts = [transforms.to_input(part, size, mode, *form) for part in images.split(n)]
         torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=0)
 
 
@@ -242,9 +242,9 @@ class _Operators(TorchDispatchMode):
 def test_enlarging_writes_each_pixel_twice() -> None:
     """By the sum along the height and by the clamp, in place; all else has at most an eighth of the size."""
     images, form = pictures(4, 32, 32), (torch.tensor(MEAN), torch.tensor(STD))
-    augment.to_input(images, 256, "bicubic", *form)  # the weights are found once
+    transforms.to_input(images, 256, "bicubic", *form)  # the weights are found once
     with _Operators() as operators:
-        augment.to_input(images, 256, "bicubic", *form)
+        transforms.to_input(images, 256, "bicubic", *form)
     assert operators.written <= 2.5 * 4 * 3 * 256 * 256
 
 
@@ -269,7 +269,7 @@ def two_kinds(pairs: int, size: int, dtype: torch.dtype = torch.float64) -> tupl
 def test_cutmix_labels_share_what_pixels_share_exactly(size: int, seed: int) -> None:
     inputs, targets = two_kinds(8, size)
     lam, u = uniforms(8, 1, seed)[:, 0], uniforms(8, 2, seed + 1)
-    mixed, labels = augment.mix(inputs, targets, augment.cutmix_share(lam, u, size))
+    mixed, labels = transforms.mix(inputs, targets, transforms.cutmix_share(lam, u, size))
     assert set(mixed.unique().tolist()) <= {0.0, 1.0}
     odd = (mixed[:, 0] == 1).sum((1, 2))  # pixels counted
     torch.testing.assert_close(labels[:, 1], odd.double() / size**2, rtol=0, atol=1e-15)
@@ -280,7 +280,7 @@ def test_cutmix_labels_share_what_pixels_share_exactly(size: int, seed: int) -> 
 def test_cutmix_boxes_are_those_of_the_paper(size: int) -> None:
     """A box of side sqrt(1 - lam) around a uniform centre, cut off at the border: 0 inside, 1 outside."""
     lam, u = uniforms(40, 1)[:, 0], uniforms(40, 2, 1)
-    keep = augment.cutmix_share(lam, u, size)
+    keep = transforms.cutmix_share(lam, u, size)
     assert keep.shape == (40, 1, size, size)
     for pair in range(40):
         half = int(size * math.sqrt(1 - float(lam[pair]))) // 2
@@ -297,7 +297,7 @@ def test_mixup_is_its_formula(dtype: torch.dtype, tolerance: float) -> None:
     x = torch.randn(6, 3, 5, 5, dtype=dtype, generator=generator)
     y = torch.randn(6, 4, dtype=dtype, generator=generator).softmax(1)
     lam = torch.tensor([0.0, 0.3, 1.0], dtype=dtype)
-    mixed, labels = augment.mix(x, y, augment.mixup_share(lam))
+    mixed, labels = transforms.mix(x, y, transforms.mixup_share(lam))
     assert mixed.dtype == labels.dtype == dtype
     for pair, share in enumerate(lam.tolist()):
         for mine, other in ((2 * pair, 2 * pair + 1), (2 * pair + 1, 2 * pair)):
@@ -307,8 +307,8 @@ def test_mixup_is_its_formula(dtype: torch.dtype, tolerance: float) -> None:
 
 def test_cutmix_copies_pixels_bit_for_bit() -> None:
     x = torch.randn(8, 3, 9, 9, generator=torch.Generator().manual_seed(0))
-    keep = augment.cutmix_share(uniforms(4, 1)[:, 0].float(), uniforms(4, 2), 9)
-    mixed = augment.mix(x, torch.eye(8), keep)[0]
+    keep = transforms.cutmix_share(uniforms(4, 1)[:, 0].float(), uniforms(4, 2), 9)
+    mixed = transforms.mix(x, torch.eye(8), keep)[0]
     partner = x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
     assert torch.equal(mixed, torch.where(keep.repeat_interleave(2, dim=0) == 1, x, partner))
 
@@ -317,32 +317,32 @@ def test_cutmix_copies_pixels_bit_for_bit() -> None:
 def test_mixing_writes_each_pixel_once(kind: str) -> None:
     x = torch.zeros(8, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     lam = torch.full((4,), 0.5)
-    keep = augment.mixup_share(lam) if kind == "mixup" else augment.cutmix_share(lam, uniforms(4, 2), 32)
+    keep = transforms.mixup_share(lam) if kind == "mixup" else transforms.cutmix_share(lam, uniforms(4, 2), 32)
     with _Operators() as operators:
-        augment.mix(x, torch.eye(8), keep)
+        transforms.mix(x, torch.eye(8), keep)
     assert x.numel() <= operators.written <= 1.05 * x.numel()
 
 
 def test_mixed_labels_sum_to_one_in_float32() -> None:
     inputs, targets = two_kinds(50, 224, torch.float32)
     lam, u = uniforms(50, 1)[:, 0].float(), uniforms(50, 2)
-    for keep in (augment.mixup_share(lam), augment.cutmix_share(lam, u, 224)):
-        labels = augment.mix(inputs, targets, keep)[1]
+    for keep in (transforms.mixup_share(lam), transforms.cutmix_share(lam, u, 224)):
+        labels = transforms.mix(inputs, targets, keep)[1]
         torch.testing.assert_close(labels.sum(1), torch.ones(100), rtol=0, atol=2e-7)
 
 
 def test_a_pair_depends_on_itself_only() -> None:
     x, y = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.eye(6)
-    keep = augment.cutmix_share(torch.tensor([0.2, 0.5, 0.7]), uniforms(3, 2), 4)
-    mixed, labels = augment.mix(x, y, keep)
+    keep = transforms.cutmix_share(torch.tensor([0.2, 0.5, 0.7]), uniforms(3, 2), 4)
+    mixed, labels = transforms.mix(x, y, keep)
     for pair in range(3):
         own = slice(2 * pair, 2 * pair + 2)
-        alone = augment.mix(x[own], y[own], keep[pair : pair + 1])
+        alone = transforms.mix(x[own], y[own], keep[pair : pair + 1])
         torch.testing.assert_close((mixed[own], labels[own]), alone, rtol=0, atol=0)
         assert int((labels[own] > 0).sum(0).count_nonzero()) <= 2
 
 
 def test_mixing_keeps_channels_last() -> None:
     x = torch.zeros(4, 3, 6, 6).contiguous(memory_format=torch.channels_last)
-    mixed, _ = augment.mix(x, torch.eye(4), augment.mixup_share(torch.tensor([0.4, 0.6])))
+    mixed, _ = transforms.mix(x, torch.eye(4), transforms.mixup_share(torch.tensor([0.4, 0.6])))
     assert mixed.is_contiguous(memory_format=torch.channels_last)

@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from resnet_cifar.data import augment, draws
-from resnet_cifar.data.batches import Batches, InputFormat
-from resnet_cifar.data.plan import Plan
-from resnet_cifar.data.resident import ImageSet
+from resnet_cifar import rng
+from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.validation import parse
+from resnet_cifar.data import transforms
+from resnet_cifar.data.image_dataset import ImageDataset
+from resnet_cifar.data.loader import Loader, Preprocess
 from resnet_cifar.data.trivial_augment import trivial_augment
-from resnet_cifar.recipe import Recipe, parse
+from resnet_cifar.training.plan import Plan
 
 CLASSES = 10
 EVERYTHING = {"crop": 2, "flip": "alternating", "trivial": True, "cutout": 3, "erase": 0.5, "mixup": 0.3, "cutmix": 1.0}
@@ -26,9 +28,9 @@ def recipe_of(augment: dict[str, Any], batch_size: int = 16, size: int = 12, **d
     return parse(
         {
             "batch_size": batch_size,
-            "model": {"norm_batch": None},
+            "model": {"ghost_batch_size": None},
             "data": {"source": "synthetic", "image_size": size, "interpolation": "bicubic", **data},
-            "augment": augment,
+            "augment": transforms,
             "phases": [{"epochs": 3, "lr": 0.1}],
         }
     )
@@ -36,13 +38,13 @@ def recipe_of(augment: dict[str, Any], batch_size: int = 16, size: int = 12, **d
 
 def batches_of(
     recipe: Recipe, images: Tensor, world: int = 1, rank: int = 0, plain: bool = False, classes: int = CLASSES
-) -> Batches:
+) -> Loader:
     """`plain`: pixels stay in 0..1; else they are normalised."""
     labels = torch.arange(len(images)) % classes
     mean, std = ((0.0,) * 3, (1.0,) * 3) if plain else ((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
-    form = InputFormat(recipe.data, torch.tensor(mean), torch.tensor(std))
-    data = ImageSet(images, labels, np.arange(len(images)))
-    return Batches(Plan(recipe, len(images), world), data, classes, form, rank)
+    form = Preprocess(recipe.data, torch.tensor(mean), torch.tensor(std))
+    data = ImageDataset(images, labels, np.arange(len(images)))
+    return Loader(Plan(recipe, len(images), world), data, classes, form, rank)
 
 
 def joined(parts: Any) -> tuple[Tensor, Tensor]:
@@ -86,13 +88,13 @@ def test_the_order_of_work_and_the_columns_of_the_draws(images: Tensor) -> None:
     settings = {"crop": 2, "flip": "random", "trivial": True, "cutout": 3, "erase": 0.5}
     recipe = recipe_of(settings)
     ours = batches_of(recipe, images)
-    indices, _ = ours.plan.order(1, slice(0, 16))
-    u = torch.from_numpy(draws.table(recipe.seed, "augment", 1, slice(0, 16)))
+    indices, _ = ours.plan.sample_indices(1, slice(0, 16))
+    u = torch.from_numpy(rng.row_uniforms(recipe.seed, "augment", 1, slice(0, 16)))
     fill = (255 * ours.format.mean).round().to(torch.uint8)
-    expected = augment.crop_and_flip(images[indices], u[:, 0:2], u[:, 2] < 0.5, 2)
+    expected = transforms.crop_and_flip(images[indices], u[:, 0:2], u[:, 2] < 0.5, 2)
     expected = trivial_augment(expected, u[:, 14:17])
-    expected = augment.cutout(expected, u[:, 3:5], 3, fill)
-    expected = augment.erase(expected, u[:, 5:10], 0.5, fill)
+    expected = transforms.cutout(expected, u[:, 3:5], 3, fill)
+    expected = transforms.random_erasing(expected, u[:, 5:10], 0.5, fill)
     torch.testing.assert_close(joined(ours.step(1))[0], ours.format(expected), rtol=0, atol=0)
 
 
@@ -109,7 +111,7 @@ def test_steps_are_the_steps_that_can_be_asked_for_one_by_one(images: Tensor) ->
 def test_without_augmentation_a_batch_is_the_images_of_the_plan(images: Tensor) -> None:
     ours = batches_of(recipe_of(NOTHING, size=9), images, plain=True)
     for step in range(ours.plan.steps):
-        indices, _ = ours.plan.order(step, slice(0, 16))
+        indices, _ = ours.plan.sample_indices(step, slice(0, 16))
         inputs, targets = joined(ours.step(step))
         pixels = (inputs * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
         torch.testing.assert_close(pixels, images[indices], rtol=0, atol=0)
@@ -117,11 +119,11 @@ def test_without_augmentation_a_batch_is_the_images_of_the_plan(images: Tensor) 
         assert targets.sum() == 16
 
 
-def flips(ours: Batches, images: Tensor) -> dict[tuple[int, int], bool]:
+def flips(ours: Loader, images: Tensor) -> dict[tuple[int, int], bool]:
     """(image, epoch) -> whether it was flipped; nothing else may have happened to it."""
     found = {}
     for step in range(ours.plan.steps):
-        indices, epochs = ours.plan.order(step, ours.plan.rows(0))
+        indices, epochs = ours.plan.sample_indices(step, ours.plan.rows(0))
         pixels = (joined(ours.step(step))[0] * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
         for index, epoch, seen in zip(indices.tolist(), epochs.tolist(), pixels, strict=True):
             flipped = torch.equal(seen, images[index].flip(1))
@@ -170,7 +172,7 @@ def constant_images(count: int) -> Tensor:
 def test_labels_share_what_pixels_share(augment: dict[str, float]) -> None:
     """Every image is a class of its own, and its value tells how much of it a mixed image holds."""
     images = constant_images(64)
-    ours = batches_of(recipe_of({**NOTHING, **augment}, 32, 8), images, plain=True, classes=64)
+    ours = batches_of(recipe_of({**NOTHING, **transforms}, 32, 8), images, plain=True, classes=64)
     mixed = 0
     for step in range(ours.plan.steps):
         inputs, targets = joined(ours.step(step))
@@ -185,7 +187,7 @@ def test_with_both_on_half_of_the_pairs_are_blended_and_half_are_patched() -> No
     ours = batches_of(recipe_of({**NOTHING, "mixup": 8.0, "cutmix": 1.0}, 64, 8), constant_images(256), plain=True)
     blended = total = 0
     for step in range(ours.plan.steps):
-        indices, _ = ours.plan.order(step, slice(0, 64))
+        indices, _ = ours.plan.sample_indices(step, slice(0, 64))
         inputs = joined(ours.step(step))[0] * 255
         for pair in range(32):
             pixels = inputs[2 * pair]

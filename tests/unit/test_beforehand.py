@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 
-from resnet_cifar.recipe import Mistake, Recipe, parse
-from resnet_cifar.training import beforehand
-from resnet_cifar.training.world import World
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.validation import parse
+from resnet_cifar.distributed.context import DistributedContext
+from resnet_cifar.training import preflight
 
 
 @pytest.fixture
-def world(fresh_accelerator) -> World:
-    return World("no")
+def context(fresh_accelerator) -> DistributedContext:
+    return DistributedContext("no")
 
 
 def recipe_of(name: str, size: int, **more: Any) -> Recipe:
@@ -25,8 +27,8 @@ def recipe_of(name: str, size: int, **more: Any) -> Recipe:
     ("name", "size"),
     [("resnet50", 224), ("resnet50", 8), ("test_vit", 48), ("convnext_tiny", 32), ("swin_tiny_patch4_window7_224", 64)],
 )
-def test_sizes_that_a_model_takes_are_accepted(world: World, name: str, size: int) -> None:
-    beforehand.check(recipe_of(name, size), world)
+def test_sizes_that_a_model_takes_are_accepted(context: DistributedContext, name: str, size: int) -> None:
+    preflight.check(recipe_of(name, size), context)
 
 
 @pytest.mark.parametrize(
@@ -37,9 +39,11 @@ def test_sizes_that_a_model_takes_are_accepted(world: World, name: str, size: in
         ("densenet121", 16, "Output size is too small"),
     ],
 )
-def test_sizes_that_a_model_cannot_take_are_refused(world: World, name: str, size: int, reason: str) -> None:
-    with pytest.raises(Mistake) as caught:
-        beforehand.check(recipe_of(name, size), world)
+def test_sizes_that_a_model_cannot_take_are_refused(
+    context: DistributedContext, name: str, size: int, reason: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        preflight.check(recipe_of(name, size), context)
     assert str(caught.value).startswith(f"data.image_size {size} does not suit model.name {name!r} (")
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -53,15 +57,15 @@ def test_sizes_that_a_model_cannot_take_are_refused(world: World, name: str, siz
         ({"micro_batch": 48}, "micro_batch 48 does not divide a process's 256 rows in groups of 32: take 32 or 64"),
     ],
 )
-def test_what_contradicts_itself_is_refused(world: World, changes: dict[str, Any], start: str) -> None:
-    with pytest.raises(Mistake) as caught:
-        beforehand.check(recipe_of("test_vit", 32, **changes), world)
+def test_what_contradicts_itself_is_refused(context: DistributedContext, changes: dict[str, Any], start: str) -> None:
+    with pytest.raises(UserError) as caught:
+        preflight.check(recipe_of("test_vit", 32, **changes), context)
     assert str(caught.value).startswith(start)
 
 
 def test_weights_that_timm_does_not_have_are_refused_where_they_are_wanted() -> None:
     wanted = {"data": {"source": "synthetic"}, "model": {"name": "seresnet18"}}
-    with pytest.raises(Mistake, match=r"'seresnet18' has no pretrained weights: take --model\.pretrained False"):
-        beforehand.check_names(parse(wanted))
+    with pytest.raises(UserError, match=r"'seresnet18' has no pretrained weights: take --model\.pretrained False"):
+        preflight.check_names(parse(wanted))
     wanted["model"]["checkpoint"] = "a/run"
-    beforehand.check_names(parse(wanted))
+    preflight.check_names(parse(wanted))

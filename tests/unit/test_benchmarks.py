@@ -28,7 +28,7 @@ from rich.console import Console
 import benchmarks.__main__ as command
 from benchmarks import gpu, gpu_stages, jobs, results, training, usage
 from benchmarks.step import Configuration
-from resnet_cifar import commands
+from resnet_cifar.cli.train import train_command
 
 CONFIGURATION = Configuration("scratch", "cifar", 32, 64, "no", model="test_resnet", rounds=1, seconds=0.0)
 
@@ -101,9 +101,9 @@ class TestJobs:
     def test_train_py_takes_the_same_job(self, tmp_path: Path) -> None:
         _, file, *words = jobs.command(jobs.OURS, "synthetic", tmp_path, jobs.SMALL, workers=0)
         assert Path(file).name == "train.py"
-        _, recipe = commands.train_command(words)
-        assert (recipe.batch_size, recipe.data.limit, recipe.data.validation) == (128, 2000, 0.1)
-        assert (recipe.optimizer.name, recipe.augment.mixup, recipe.augment.cutmix) == ("sgd", 0, 0)
+        _, recipe = train_command(words)
+        assert (recipe.batch_size, recipe.data.limit, recipe.data.validation_fraction) == (128, 2000, 0.1)
+        assert (recipe.optimizer.name, recipe.augment.mixup_alpha, recipe.augment.cutmix_alpha) == ("sgd", 0, 0)
         assert recipe.phases[0].epochs == 2 and not recipe.model.pretrained and recipe.model.name == "resnet50"
 
     def test_each_figure_is_compared_with_the_plain_script_that_is_better_at_it(self) -> None:

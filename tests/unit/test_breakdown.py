@@ -7,8 +7,9 @@ import pytest
 import torch
 from reported import guess
 
-from resnet_cifar.reporting import breakdown, calibration, guesses, metrics
-from resnet_cifar.reporting.calibration import reliability
+from resnet_cifar.evaluation import calibration, metrics
+from resnet_cifar.evaluation.calibration import reliability
+from resnet_cifar.reporting import per_class, prediction_table
 
 
 def scores(labels: list[int], predicted: list[int], classes: tuple[str, ...]) -> dict:
@@ -19,7 +20,7 @@ def scores(labels: list[int], predicted: list[int], classes: tuple[str, ...]) ->
 @pytest.mark.parametrize("temperature", [None, 0.5, 3.0])
 def test_the_diagram_has_the_calibration_error_that_is_reported(temperature: float | None) -> None:
     logits, labels = guess(500, 7)
-    found = guesses.of(logits.numpy(), labels.numpy(), np.arange(500), temperature)
+    found = prediction_table.of(logits.numpy(), labels.numpy(), np.arange(500), temperature)
     bins = reliability(found.sure, found.right)
     assert bins.images.sum() == 500
     assert bins.error == pytest.approx(calibration.calibration_error(logits, labels, temperature or 1.0), abs=1e-6)
@@ -28,14 +29,14 @@ def test_the_diagram_has_the_calibration_error_that_is_reported(temperature: flo
 def test_confidence_is_the_largest_softmax() -> None:
     logits, _ = guess(50, 5)
     expected = (logits.double() / 2).softmax(1).max(1).values.numpy()
-    np.testing.assert_allclose(guesses.confidence(logits.numpy(), 2.0), expected, rtol=1e-12)
+    np.testing.assert_allclose(prediction_table.confidence(logits.numpy(), 2.0), expected, rtol=1e-12)
     large = np.array([[1000.0, 0.0]])
-    assert guesses.confidence(large, 1.0).tolist() == [1.0]
+    assert prediction_table.confidence(large, 1.0).tolist() == [1.0]
 
 
 def test_cells_are_counts_shares_and_shades_that_show_the_worst_mistake() -> None:
     counts = np.array([[8, 2, 0], [0, 5, 5], [0, 0, 0]])
-    table = breakdown.cells(counts)
+    table = per_class.cells(counts)
     assert [[cell.count for cell in row] for row in table] == counts.tolist()
     assert (table[0][1].share, table[1][2].share, table[2][2].share) == (0.2, 0.5, 0.0)
     assert table[1][2].shade == max(cell.shade for row in table for cell in row if cell.actual != cell.predicted)
@@ -44,15 +45,15 @@ def test_cells_are_counts_shares_and_shades_that_show_the_worst_mistake() -> Non
 
 def test_pairs_are_the_commonest_mistakes_first_and_never_a_class_with_itself() -> None:
     counts = np.array([[90, 4, 0], [7, 50, 4], [0, 0, 9]])
-    found = [(pair.actual, pair.predicted, pair.count) for pair in breakdown.pairs(counts)]
+    found = [(pair.actual, pair.predicted, pair.count) for pair in per_class.pairs(counts)]
     assert found == [(1, 0, 7), (0, 1, 4), (1, 2, 4)]
-    assert len(breakdown.pairs(np.ones((200, 200), np.int64))) == breakdown.PAIRS
+    assert len(per_class.pairs(np.ones((200, 200), np.int64))) == per_class.PAIRS
 
 
 def test_the_verdict_names_the_best_and_the_worst_class_and_its_mistake() -> None:
     labels = [0] * 20 + [1] * 20 + [2] * 20
     predicted = [0] * 20 + [1] * 15 + [2] * 5 + [2] * 18 + [0] * 2
-    said = breakdown.verdict(scores(labels, predicted, ("a", "b", "c"))).replace("\u00a0", " ")
+    said = per_class.verdict(scores(labels, predicted, ("a", "b", "c"))).replace("\u00a0", " ")
     assert said.startswith("53 of 60 images are recognised (88.3 %; 95 % interval 77.8 % to 94.2 %)")
     assert said.endswith(": a best (100.0 %), b worst (75.0 %), which is most often taken for c.")
 
@@ -66,13 +67,13 @@ def test_the_verdict_names_the_best_and_the_worst_class_and_its_mistake() -> Non
     ],
 )
 def test_the_verdict_claims_nothing_that_is_not_so(labels: list[int], predicted: list[int], said: str) -> None:
-    assert breakdown.verdict(scores(labels, predicted, ("a", "b"))).replace("\u00a0", " ").endswith(said)
+    assert per_class.verdict(scores(labels, predicted, ("a", "b"))).replace("\u00a0", " ").endswith(said)
 
 
 def test_classes_have_what_is_taken_for_them_and_the_worst_have_images() -> None:
-    told = breakdown.by_class(scores([0, 0, 1], [0, 1, 1], ("a", "b", "c")))
+    told = per_class.by_class(scores([0, 0, 1], [0, 1, 1], ("a", "b", "c")))
     assert [(each.name, each.images, each.taken) for each in told] == [("a", 2, 1), ("b", 1, 2), ("c", 0, 0)]
-    assert [each.name for each in breakdown.worst(told)] == ["a", "b"]
+    assert [each.name for each in per_class.worst(told)] == ["a", "b"]
     assert told[2].f1 is None
 
 
@@ -81,12 +82,12 @@ def test_classes_have_what_is_taken_for_them_and_the_worst_have_images() -> None
     [(0.5, "50.0 %"), (0.9996, "99.96 %"), (0.001, "0.10 %"), (1, "100.0 %"), (0, "0.0 %"), (0.99998, "99.998 %")],
 )
 def test_a_share_is_never_rounded_to_all_or_nothing(share: float, said: str) -> None:
-    assert breakdown.percent(share).replace("\u00a0", " ") == said
+    assert per_class.percent(share).replace("\u00a0", " ") == said
 
 
 @pytest.mark.parametrize(("images", "said"), [(999, "97.3 %"), (1000, "97.34 %"), (None, "97.34 %")])
 def test_an_accuracy_has_as_many_digits_as_its_images_give(images: int | None, said: str) -> None:
-    assert breakdown.accuracy(0.97341, images).replace("\u00a0", " ") == said
+    assert per_class.accuracy(0.97341, images).replace("\u00a0", " ") == said
 
 
 def test_bars_stand_in_the_middle_of_their_bins() -> None:

@@ -1,4 +1,4 @@
-"""`python -m resnet_cifar.cache`: what is there, and how it goes."""
+"""`python -m resnet_cifar.cli.cache`: what is there, and how it goes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet_cifar import cache, commands
-from resnet_cifar.data import store
-from resnet_cifar.recipe import Data, Mistake
+from resnet_cifar.cli import cache
+from resnet_cifar.cli.looking import cache_command
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import Data
+from resnet_cifar.data import image_data
 
 DAY = 24 * 60 * 60
 
@@ -25,7 +27,7 @@ def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     for name, days in (("a", 0), ("b", 10), ("c", 40)):
         images = np.random.default_rng(days).integers(0, 256, (20, 6, 5, 3), dtype=np.uint8)
         np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(20) % 2)
-        made.append(store.ensure(Data(source=str(tmp_path / f"{name}.npz"))))
+        made.append(image_data.prepare(Data(source=str(tmp_path / f"{name}.npz"))))
         when = time.time() - days * DAY
         for path in (*made[-1].iterdir(), made[-1]):
             os.utime(path, (when, when))
@@ -57,7 +59,7 @@ def test_entries_are_listed_with_what_they_hold(entries: list[Path], say: Say) -
 
 
 def test_a_use_is_noted(entries: list[Path], say: Say) -> None:
-    store.ensure(Data(source=str(entries[2].parents[1] / "c.npz")))
+    image_data.prepare(Data(source=str(entries[2].parents[1] / "c.npz")))
     _, _, *rows = say()
     made, used = rows[0].split()[-4], rows[0].split()[-2]
     assert rows[0].startswith(entries[2].name)
@@ -101,7 +103,7 @@ def test_a_full_disk_can_be_cleared(
 ) -> None:
     disk = mounted("size=100k,nr_inodes=12")
     monkeypatch.setenv("RESNET_CIFAR_CACHE", str(disk))
-    entry = store.ensure(Data(source=str(entries[0].parents[1] / "a.npz")))
+    entry = image_data.prepare(Data(source=str(entries[0].parents[1] / "a.npz")))
     with pytest.raises(OSError, match="No space left"):
         for number in range(12):
             (disk / "x" / str(number)).mkdir(parents=True)
@@ -123,7 +125,7 @@ def test_a_full_disk_can_be_cleared(
     ],
 )
 def test_a_mistake_is_one_sentence_and_clears_nothing(words: list[str], said: str, entries: list[Path]) -> None:
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         cache.main(words)
     assert said in str(caught.value)
     assert all(entry.is_dir() for entry in entries)
@@ -131,6 +133,6 @@ def test_a_mistake_is_one_sentence_and_clears_nothing(words: list[str], said: st
 
 def test_help_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        commands.cache_command(["--help"])
+        cache_command(["--help"])
     assert not ended.value.code
     assert "--clear ENTRY|all" in capsys.readouterr().out

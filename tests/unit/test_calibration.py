@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resnet_cifar.reporting.calibration import calibration_error, fit_temperature
+from resnet_cifar.evaluation.calibration import calibration_error, fit_temperature
 
 
 def drawn(temperature: float, n: int = 20_000, classes: int = 6) -> tuple[Tensor, Tensor]:

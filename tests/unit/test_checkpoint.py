@@ -25,9 +25,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from resnet_cifar.recipe import Mistake
-from resnet_cifar.training import checkpoint
-from resnet_cifar.training.snapshot import Snapshot
+from resnet_cifar.checkpoints import checkpoint
+from resnet_cifar.checkpoints.snapshot import Snapshot
+from resnet_cifar.config.errors import UserError
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
@@ -346,7 +346,7 @@ def test_the_power_cut_of_these_tests_would_notice_a_missing_flush(
         for step in checkpoint.steps(tmp_path / "c"):
             try:
                 outcomes.add(number_of(tmp_path / "c" / checkpoint.name(step)))
-            except Mistake:
+            except UserError:
                 outcomes.add("damaged")
     assert "damaged" in outcomes
 
@@ -406,9 +406,9 @@ def test_any_flipped_bit_is_noticed(file: str, two: Path) -> None:
     random = np.random.default_rng(FILES.index(file))
     for place, bit in zip(random.integers(len(whole), size=150), random.integers(8, size=150), strict=True):
         (saved / file).write_bytes(flipped(whole, int(place), int(bit)))
-        with pytest.raises(Mistake, match="step-00000008"):
+        with pytest.raises(UserError, match="step-00000008"):
             checkpoint.read_state(saved)
-        with pytest.raises(Mistake, match="step-00000008"):
+        with pytest.raises(UserError, match="step-00000008"):
             checkpoint.read(saved)
     falls_back(two)
 
@@ -424,11 +424,11 @@ def test_where_none_is_whole_all_are_named(two: Path) -> None:
         (two / checkpoint.name(step) / "model.safetensors").write_bytes(b"")
     said: list[str] = []
     for start in range(2):  # a second start must not train from step 0 over what is left
-        with pytest.raises(Mistake) as caught:
+        with pytest.raises(UserError) as caught:
             checkpoint.newest(two, said.append)
         assert len(said) == 2, start
         assert "step-00000004.damaged, step-00000008.damaged" in str(caught.value)
-        assert "--fresh" in str(caught.value)
+        assert "--restart" in str(caught.value)
     assert names(two) == {"step-00000004.damaged", "step-00000008.damaged"}
 
 
@@ -530,7 +530,7 @@ def test_a_header_that_lies_is_damage(file: str, lie: str, two: Path) -> None:
 @pytest.mark.parametrize("name", ["optimizer.pt", "model.bin", "__init__.py"])
 def test_a_file_too_many_is_refused_and_nothing_is_put_aside(name: str, two: Path) -> None:
     (two / "step-00000008" / name).write_bytes(pickle.dumps({}))
-    with pytest.raises(Mistake, match=f"{name} is not a checkpoint's file .*: remove it"):
+    with pytest.raises(UserError, match=f"{name} is not a checkpoint's file .*: remove it"):
         checkpoint.newest(two, no_warning)
     assert names(two) == {"step-00000004", "step-00000008"}
 
@@ -584,14 +584,14 @@ def test_the_newest_and_the_best_survive_the_rotation(keep: int, left: list[int]
 
 
 def refuse() -> None:
-    raise Mistake("taken over by start 2")
+    raise UserError("taken over by start 2")
 
 
 def test_where_the_folder_is_anothers_nothing_is_written_and_waiting_says_so_once(tmp_path: Path) -> None:
     write(tmp_path, 4)
     writer = checkpoint.Writer(tmp_path, 1, before=refuse)
     writer.write(8, snapshot_of(8), {}, best=None)
-    with pytest.raises(Mistake, match="taken over by start 2"):
+    with pytest.raises(UserError, match="taken over by start 2"):
         writer.wait()
     assert names(tmp_path) == {"step-00000004"}
     writer.wait()
@@ -609,7 +609,7 @@ def test_an_owner_that_lost_its_folder_while_writing_removes_nothing(tmp_path: P
 
     writer = checkpoint.Writer(tmp_path, 1, before=before)
     writer.write(8, snapshot_of(8), {"number": 8}, best=None)
-    with pytest.raises(Mistake, match="taken over"):
+    with pytest.raises(UserError, match="taken over"):
         writer.wait()
     assert number_of(tmp_path / "step-00000004") == 4
 
@@ -617,7 +617,7 @@ def test_an_owner_that_lost_its_folder_while_writing_removes_nothing(tmp_path: P
 def test_what_went_wrong_is_raised_by_the_next_write_and_by_a_check(tmp_path: Path) -> None:
     writer = checkpoint.Writer(tmp_path, 1, before=refuse)
     writer.write(4, snapshot_of(4), {}, best=None)
-    with pytest.raises(Mistake, match="taken over"):
+    with pytest.raises(UserError, match="taken over"):
         writer.write(8, snapshot_of(8), {}, best=None)
     assert names(tmp_path) == set()
     unserializable = checkpoint.Writer(tmp_path, 1, before=lambda: None)
@@ -652,7 +652,7 @@ def test_copies_on_a_device_are_let_go_before_the_disk_is_written(tmp_path: Path
 def check_full_disk(folder: Path, writer: checkpoint.Writer, snapshot: Snapshot, reason: str) -> None:
     """Step 8 finds no room: one sentence, nothing half written, step 4 still loads."""
     writer.write(8, snapshot, {"number": 8}, best=None)
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         writer.wait()
     assert str(caught.value) == (
         f"the checkpoint of step 8 could not be written to {folder} ({reason}): make room, and the same command goes "
@@ -698,7 +698,7 @@ def test_a_full_disk_is_one_sentence_and_the_last_good_one_loads(floats: int, mo
 def test_a_checkpoint_of_a_newer_version_is_named(two: Path) -> None:
     ours = checkpoint.FORMAT
     forge(two / "step-00000008", format=ours + 1)
-    with pytest.raises(Mistake, match=f"step-00000008 has format {ours + 1}, and this version reads {ours}"):
+    with pytest.raises(UserError, match=f"step-00000008 has format {ours + 1}, and this version reads {ours}"):
         checkpoint.read_state(two / "step-00000008")
 
 
@@ -738,7 +738,7 @@ def test_a_damaged_or_missing_average_is_noticed(tmp_path: Path) -> None:
 def test_an_average_that_does_not_belong_to_a_checkpoint_is_refused(tmp_path: Path) -> None:
     folder = checkpoint.write(tmp_path, 1, snapshot_of(1), {"best": None})
     shutil.copy(folder / "model.safetensors", folder / "average.safetensors")
-    with pytest.raises(Mistake, match=r"average\.safetensors is not a checkpoint's file"):
+    with pytest.raises(UserError, match=r"average\.safetensors is not a checkpoint's file"):
         checkpoint.read(folder)
 
 

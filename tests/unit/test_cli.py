@@ -12,8 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from resnet_cifar import cli, commands
-from resnet_cifar.recipe import LocalMistake, Mistake, Recipe, flat, parse
+from resnet_cifar.cli.entry import run_main
+from resnet_cifar.cli.train import TrainCommand, extended, train_command
+from resnet_cifar.config.diff import flatten
+from resnet_cifar.config.errors import NodeError, UserError
+from resnet_cifar.config.loading import read_recipe, write_recipe
+from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.validation import parse
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., subprocess.CompletedProcess]
@@ -21,42 +26,40 @@ HEAVY = ("torch", "timm", "numpy", "datasets", "torchvision", "accelerate", "sci
 
 
 def recipe_of(*arguments: str) -> Recipe:
-    return commands.train_command(list(arguments))[1]
+    return train_command(list(arguments))[1]
 
 
 def sentence(*arguments: str) -> str:
-    with pytest.raises(Mistake) as caught:
-        commands.train_command(list(arguments))
+    with pytest.raises(UserError) as caught:
+        train_command(list(arguments))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_without_arguments_it_is_the_default_recipe() -> None:
-    command, recipe = commands.train_command([])
-    assert command == commands.TrainCommand(
-        recipe="finetune", run="", dry_run=False, fresh=False, extend=0.0, max_minutes=0.0
-    )
-    assert recipe == cli.read_recipe("finetune")
+    command, recipe = train_command([])
+    assert command == TrainCommand(recipe="finetune", run="", dry_run=False, fresh=False, extend=0.0, max_minutes=0.0)
+    assert recipe == read_recipe("finetune")
 
 
 def test_own_options_are_read_and_are_not_part_of_the_recipe() -> None:
-    command, recipe = commands.train_command(
-        ["--recipe", "debug", "--run", "runs/x", "--dry_run", "--fresh", "--max_minutes", "1.5"]
+    command, recipe = train_command(
+        ["--recipe", "debug", "--run", "runs/x", "--dry_run", "--restart", "--max_minutes", "1.5"]
     )
-    assert command == commands.TrainCommand(recipe="debug", run="runs/x", dry_run=True, fresh=True, max_minutes=1.5)
-    assert recipe == cli.read_recipe("debug")
+    assert command == TrainCommand(recipe="debug", run="runs/x", dry_run=True, fresh=True, max_minutes=1.5)
+    assert recipe == read_recipe("debug")
 
 
-@pytest.mark.parametrize("name", ["extend", "max_minutes"])
+@pytest.mark.parametrize("name", ["extend_epochs", "max_minutes"])
 @pytest.mark.parametrize(("word", "value"), [("10", 10.0), ("0.5", 0.5), ("1e2", 100.0)])
 def test_a_number_of_epochs_or_minutes_is_read(name: str, word: str, value: float) -> None:
     for arguments in ([f"--{name}", word], [f"--{name}={word}"], [f"--{name.replace('_', '-')}", word]):
-        command, recipe = commands.train_command(arguments)
-        assert command == commands.TrainCommand(**{name: value})
-        assert recipe == cli.read_recipe("finetune"), "the recipe itself stays, so that its folder is found"
+        command, recipe = train_command(arguments)
+        assert command == TrainCommand(**{name: value})
+        assert recipe == read_recipe("finetune"), "the recipe itself stays, so that its folder is found"
 
 
-@pytest.mark.parametrize("name", ["extend", "max_minutes"])
+@pytest.mark.parametrize("name", ["extend_epochs", "max_minutes"])
 @pytest.mark.parametrize("word", ["0", "-1", "nan", "inf", "soon", "", "1h"])
 def test_a_number_that_is_none_or_not_above_0_is_refused(name: str, word: str) -> None:
     assert sentence(f"--{name}", word) == f"--{name} cannot be {word!r}: it should be a number above 0"
@@ -64,39 +67,43 @@ def test_a_number_that_is_none_or_not_above_0_is_refused(name: str, word: str) -
 
 @pytest.mark.parametrize("word", ["0", "-1", "1.5", "all", "", "²"])
 def test_a_number_of_steps_is_whole(word: str) -> None:
-    assert commands.train_command(["--profile", "12"])[0] == commands.TrainCommand(profile=12)
-    assert sentence("--profile", word) == f"--profile cannot be {word!r}: it should be a whole number above 0"
+    assert train_command(["--profile-steps", "12"])[0] == TrainCommand(profile=12)
+    assert (
+        sentence("--profile-steps", word) == f"--profile-steps cannot be {word!r}: it should be a whole number above 0"
+    )
 
 
-@pytest.mark.parametrize("name", ["extend", "max_minutes", "profile"])
+@pytest.mark.parametrize("name", ["extend_epochs", "max_minutes", "profile_steps"])
 def test_a_number_that_is_missing_is_shown_by_an_example(name: str) -> None:
     assert sentence(f"--{name}") == f"--{name} needs a value, for example --{name} 10"
 
 
 def test_going_on_and_starting_over_are_not_both_done() -> None:
-    assert sentence("--extend", "3", "--fresh").startswith("--extend goes on with a run and --fresh starts over")
+    assert sentence("--extend-epochs", "3", "--restart").startswith(
+        "--extend-epochs goes on with a run and --restart starts over"
+    )
 
 
 def test_an_extended_recipe_has_one_more_phase_like_its_last_without_a_warm_up() -> None:
-    phases = [{"epochs": 1, "lr": 0.3}, {"epochs": 5, "lr": 0.1, "warmup": 2, "decay": "linear"}]
+    phases = [{"epochs": 1, "lr": 0.3}, {"epochs": 5, "lr": 0.1, "warmup_epochs": 2, "schedule": "linear"}]
     recipe = parse({"seed": 3, "phases": phases})
-    longer = commands.extended(recipe, 2.5)
-    assert longer == parse({"seed": 3, "phases": [*phases, {"epochs": 2.5, "lr": 0.1, "decay": "linear"}]})
-    assert commands.extended(recipe, 0.0) == recipe
+    longer = extended(recipe, 2.5)
+    assert longer == parse({"seed": 3, "phases": [*phases, {"epochs": 2.5, "lr": 0.1, "schedule": "linear"}]})
+    assert extended(recipe, 0.0) == recipe
 
 
 def test_overrides_reach_every_depth_and_leave_the_rest() -> None:
-    arguments = ["--seed", "3", "--data.limit", "100", "--phases.0.lr", "2e-5", "--track.to", "none"]
-    ours, shipped = flat(recipe_of("--recipe", "debug", *arguments)), flat(cli.read_recipe("debug"))
+    arguments = ["--seed", "3", "--data.limit", "100", "--phases.0.lr", "2e-5", "--track.trackers", "none"]
+    ours, shipped = flatten(recipe_of("--recipe", "debug", *arguments)), flatten(read_recipe("debug"))
     changed = {path: value for path, value in ours.items() if value != shipped[path]}
-    assert changed == {"seed": 3, "data.limit": 100, "phases.0.lr": 2e-5, "track.to": "none"}
+    assert changed == {"seed": 3, "data.limit": 100, "phases.0.lr": 2e-5, "track.trackers": "none"}
 
 
 def test_a_phase_is_appended() -> None:
     recipe = recipe_of("--recipe", "demo", "--phases.1.epochs", "2", "--phases.1.lr", "0.5")
     assert len(recipe.phases) == 2
-    assert recipe.phases[0] == cli.read_recipe("demo").phases[0]
-    assert (recipe.phases[1].epochs, recipe.phases[1].lr, recipe.phases[1].decay) == (2.0, 0.5, "cosine")
+    assert recipe.phases[0] == read_recipe("demo").phases[0]
+    assert (recipe.phases[1].epochs, recipe.phases[1].lr, recipe.phases[1].schedule) == (2.0, 0.5, "cosine")
 
 
 def test_a_skipped_phase_is_refused() -> None:
@@ -108,8 +115,8 @@ def test_an_appended_phase_needs_its_rate() -> None:
 
 
 def test_a_value_may_follow_an_equals_sign_or_be_empty_or_negative() -> None:
-    recipe = recipe_of("--seed=4", "--data.source=a/b", "--model.checkpoint=")
-    assert (recipe.seed, recipe.data.source, recipe.model.checkpoint) == (4, "a/b", "")
+    recipe = recipe_of("--seed=4", "--data.source=a/b", "--model.init_from=")
+    assert (recipe.seed, recipe.data.source, recipe.model.init_from) == (4, "a/b", "")
     assert sentence("--seed", "-1").startswith("seed cannot be '-1'")
 
 
@@ -126,20 +133,20 @@ def test_a_boolean_without_its_word_is_refused() -> None:
     assert sentence("--model.pretrained", "--seed", "1").startswith("--model.pretrained needs a value")
 
 
-@pytest.mark.parametrize("flag", ["--fresh=False", "--dry_run=no", "--fresh=0"])
+@pytest.mark.parametrize("flag", ["--restart=False", "--dry_run=no", "--restart=0"])
 def test_a_flag_that_is_told_no_is_not_on(flag: str) -> None:
     """Either it is off, or the word after the equals sign is refused: never the opposite of what was asked."""
     try:
-        command, _ = commands.train_command([flag])
-    except Mistake:
+        command, _ = train_command([flag])
+    except UserError:
         return
-    assert not command.fresh
+    assert not command.restart
     assert not command.dry_run
 
 
 @pytest.mark.parametrize("word", ["null", "None", "none"])
 def test_norm_batch_null_on_the_command_line(word: str) -> None:
-    assert recipe_of("--model.norm_batch", word).model.norm_batch is None
+    assert recipe_of("--model.ghost_batch_size", word).model.ghost_batch_size is None
 
 
 @pytest.mark.parametrize(
@@ -151,7 +158,7 @@ def test_norm_batch_null_on_the_command_line(word: str) -> None:
         ("--phases.0.epoch", "phases.0.epochs"),
         ("--recipee", "recipe"),
         ("--dryrun", "dry_run"),
-        ("--norm_batch", "model.norm_batch"),
+        ("--ghost_batch_size", "model.ghost_batch_size"),
     ],
 )
 def test_an_unknown_field_suggests_the_right_one(written: str, meant: str) -> None:
@@ -162,7 +169,7 @@ def test_a_suggestion_stays_in_the_phase_that_was_written() -> None:
     assert "phases.0" not in sentence("--phases.1.lrr", "1")
 
 
-@pytest.mark.parametrize("arguments", [("--seed",), ("--seed", "--fresh"), ("--phases.0.lr",), ("--run",)])
+@pytest.mark.parametrize("arguments", [("--seed",), ("--seed", "--restart"), ("--phases.0.lr",), ("--run",)])
 def test_a_missing_value_is_named(arguments: tuple[str, ...]) -> None:
     assert sentence(*arguments).startswith(f"{arguments[0]} needs a value")
 
@@ -182,7 +189,7 @@ def test_an_override_below_something_that_holds_no_fields_is_a_mistake_or_works(
     (tmp_path / "r.yaml").write_text(text)
     try:
         recipe = recipe_of("--recipe", str(tmp_path / "r.yaml"), "--data.limit", "50", "--phases.0.lr", "0.5")
-    except Mistake:
+    except UserError:
         return
     assert (recipe.data.limit, recipe.phases[0].lr) == (50, 0.5)
 
@@ -229,7 +236,7 @@ def test_a_recipe_that_cannot_be_read_is_a_mistake(tmp_path: Path, monkeypatch: 
 
 def test_recipe_list_shows_every_recipe_with_its_first_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        commands.train_command(["--recipe", "list"])
+        train_command(["--recipe", "list"])
     assert not ended.value.code
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == sorted(
@@ -243,7 +250,7 @@ def test_recipe_list_is_silent_on_other_ranks(
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit):
-        commands.train_command(["--recipe", "list"])
+        train_command(["--recipe", "list"])
     assert capsys.readouterr().out == ""
 
 
@@ -258,9 +265,9 @@ def test_a_recipe_file_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
 
 
 def test_a_resolved_recipe_file_runs_again_to_the_same_recipe(tmp_path: Path) -> None:
-    arguments = ["--recipe", "debug", "--precision", "no", "--model.norm_batch", "null", "--phases.0.lr", "3e-7"]
+    arguments = ["--recipe", "debug", "--precision", "no", "--model.ghost_batch_size", "null", "--phases.0.lr", "3e-7"]
     recipe = recipe_of(*arguments)
-    cli.write_recipe(recipe, tmp_path / "recipe.yaml")
+    write_recipe(recipe, tmp_path / "recipe.yaml")
     assert recipe_of("--recipe", str(tmp_path / "recipe.yaml")) == recipe
 
 
@@ -278,7 +285,7 @@ def test_a_relative_file_means_the_same_from_anywhere(tmp_path: Path, monkeypatc
 
 def test_what_a_file_says_about_its_source_is_not_said_about_another(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("data: {source: a/b, name: fine, columns: {label: kind}, limit: 50}")
-    own = recipe_of("--recipe", str(tmp_path / "r.yaml"), "--data.name", "coarse").data
+    own = recipe_of("--recipe", str(tmp_path / "r.yaml"), "--data.config_name", "coarse").data
     assert (own.name, own.columns.label, own.limit) == ("coarse", "kind", 50)
     other = recipe_of("--recipe", str(tmp_path / "r.yaml"), "--data.source", "c/d", "--data.columns.image", "x").data
     assert (other.name, other.columns.label, other.columns.image, other.limit) == ("", "", "x", 50)
@@ -305,21 +312,21 @@ def said_by(rank: int, local_rank: int, error: Exception, monkeypatch, capsys) -
     def main(arguments: list[str]) -> None:
         raise error
 
-    if isinstance(error, Mistake):
-        assert cli.run(main) == 2
+    if isinstance(error, UserError):
+        assert run_main(main) == 2
     else:
         with pytest.raises(type(error)):
-            cli.run(main)
+            run_main(main)
     return capsys.readouterr().err
 
 
 def test_a_mistake_of_all_is_said_by_rank_0(monkeypatch, capsys) -> None:
-    said = [said_by(rank, rank % 2, Mistake("no"), monkeypatch, capsys) for rank in range(4)]
+    said = [said_by(rank, rank % 2, UserError("no"), monkeypatch, capsys) for rank in range(4)]
     assert said == ["error: no\n", "", "", ""]
 
 
 def test_a_mistake_of_a_machine_is_said_by_its_first_process(monkeypatch, capsys) -> None:
-    said = [said_by(rank, rank % 2, LocalMistake("no"), monkeypatch, capsys) for rank in (2, 3)]
+    said = [said_by(rank, rank % 2, NodeError("no"), monkeypatch, capsys) for rank in (2, 3)]
     assert said == ["error: rank 2 on node2: no\n", ""]
 
 
@@ -341,7 +348,7 @@ def test_help_shows_every_field_with_the_recipes_value(name: str, run: Run) -> N
     assert done.returncode == 0
     assert done.stderr == ""
     page = plain(done.stdout)
-    for path, value in flat(cli.read_recipe(name)).items():
+    for path, value in flatten(read_recipe(name)).items():
         shown = re.search(rf" --{re.escape(path)} .*?\(default: (.*?)\)", page)
         assert shown is not None, path
         assert shown[1].strip("'") == str(value), path
@@ -349,11 +356,11 @@ def test_help_shows_every_field_with_the_recipes_value(name: str, run: Run) -> N
         "--recipe",
         "--run",
         "--dry_run",
-        "--fetch",
-        "--fresh",
-        "--extend",
+        "--download-only",
+        "--restart",
+        "--extend-epochs",
         "--max_minutes",
-        "--profile",
+        "--profile-steps",
         "--compile",
     ):
         assert option in done.stdout
@@ -364,8 +371,8 @@ def test_help_offers_nothing_that_is_refused(run: Run) -> None:
     mentioned = {"help"}
     for option in sorted(set(re.findall(r" --(\w[\w.]*)", page)) - mentioned):
         try:
-            commands.train_command([f"--{option}", "1"])
-        except Mistake as mistake:
+            train_command([f"--{option}", "1"])
+        except UserError as mistake:
             assert "unknown field" not in str(mistake)
 
 
@@ -382,7 +389,7 @@ def test_help_of_eval_offers_what_is_taken_and_nothing_else(run: Run) -> None:
 def test_help_imports_nothing_heavy(run: Run) -> None:
     done = run("-X", "importtime", ROOT / "train.py", "--help")
     imported = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if "|" in line}
-    assert "resnet_cifar.cli" in imported
+    assert "resnet_cifar.config.loading" in imported
     assert imported.isdisjoint(HEAVY)
 
 
@@ -392,7 +399,7 @@ def test_a_command_is_checked_before_anything_heavy_is_imported(run: Run) -> Non
         "commands.train_command(['--recipe', 'debug', '--seed', '3', '--data.source', 'a/b']); print(*sys.modules)"
     )
     imported = run("-c", script).stdout.split()
-    assert "resnet_cifar.cli" in imported
+    assert "resnet_cifar.config.loading" in imported
     assert set(imported).isdisjoint(HEAVY)
 
 
@@ -440,15 +447,15 @@ def test_a_reader_that_leaves_early_sees_no_traceback(arguments: list[str], unbu
 def test_main_is_given_the_arguments_and_its_success_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
     monkeypatch.setattr(sys, "argv", ["train.py", "--seed", "1"])
-    assert cli.run(seen.append) == 0
+    assert run_main(seen.append) == 0
     assert seen == [["--seed", "1"]]
 
 
 def test_a_written_recipe_is_plain_yaml_in_the_order_of_the_fields(tmp_path: Path) -> None:
-    cli.write_recipe(cli.read_recipe("debug"), tmp_path / "r.yaml")
+    write_recipe(read_recipe("debug"), tmp_path / "r.yaml")
     assert list(yaml.safe_load((tmp_path / "r.yaml").read_text())) == list(Recipe.__dataclass_fields__)
 
 
 def test_digits_of_other_scripts_are_no_numbers() -> None:
-    with pytest.raises(Mistake, match="unknown field --phases"):
-        commands.train_command(["--phases.\u00b2.lr", "1"])
+    with pytest.raises(UserError, match="unknown field --phases"):
+        train_command(["--phases.\u00b2.lr", "1"])

@@ -13,8 +13,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value
 from datasets import Image as ImageFeature
 from pictures import arrays, both, encoded, in_memory, read, sentence, split_of
 
-from resnet_cifar.data.sources import folder
-from resnet_cifar.recipe import Columns, Data, SplitNames
+from resnet_cifar.config.schema import Columns, Data, SplitNames
+from resnet_cifar.data.sources import parquet_folder
 
 ABC = ClassLabel(names=["a", "b", "c"])
 REAL_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -182,7 +182,7 @@ def test_a_folders_identity_changes_with_its_files_and_not_with_the_way_it_is_wr
     in_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def identity(name: str) -> str:
-        return folder.identity(Data(source=name))
+        return parquet_folder.identity(Data(source=name))
 
     first = identity(str(in_folder))
     monkeypatch.chdir(in_folder.parent)

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from resnet_cifar import cli, commands
-from resnet_cifar import target as targets
-from resnet_cifar.recipe import Mistake
+from resnet_cifar.cli.looking import ExploreCommand, explore_command, report_command
+from resnet_cifar.cli.repeating import SeedsCommand, seed_numbers, seeds_command
+from resnet_cifar.cli.scoring import EvalCommand, eval_command, target_recipe
+from resnet_cifar.cli.train import train_command
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import read_recipe, write_recipe
+from resnet_cifar.evaluation import target as targets
 
 # seeds
 
@@ -19,24 +23,22 @@ from resnet_cifar.recipe import Mistake
     [("0..4", [0, 1, 2, 3, 4]), ("7..7", [7]), ("0,3,7", [0, 3, 7]), ("5", [5]), ("9,1", [9, 1])],
 )
 def test_seeds_are_a_range_with_both_ends_or_a_list(word: str, numbers: list[int]) -> None:
-    assert commands.seed_numbers(word) == numbers
+    assert seed_numbers(word) == numbers
 
 
 @pytest.mark.parametrize(
     "word", ["4..0", "0..", "..4", "0...4", "0-4", "a", "", "1,1", "1,,2", "-1..2", "0..4,7", "1.5"]
 )
 def test_seeds_of_another_form_are_refused(word: str) -> None:
-    with pytest.raises(Mistake, match=r"--seeds cannot be .*it should be FIRST\.\.LAST, such as 0\.\.4, or a list"):
-        commands.seed_numbers(word)
+    with pytest.raises(UserError, match=r"--seeds cannot be .*it should be FIRST\.\.LAST, such as 0\.\.4, or a list"):
+        seed_numbers(word)
 
 
 def test_seeds_hands_its_words_on() -> None:
-    command, recipe, words = commands.seeds_command(
-        ["debug", "--seeds", "0,1", "--phases.0.lr", "0.5", "--data.limit=50"]
-    )
-    assert command == commands.SeedsCommand(recipe="debug", seeds="0,1")
+    command, recipe, words = seeds_command(["debug", "--seeds", "0,1", "--phases.0.lr", "0.5", "--data.limit=50"])
+    assert command == SeedsCommand(recipe="debug", seeds="0,1")
     assert (recipe.phases[0].lr, recipe.data.limit) == (0.5, 50)
-    assert commands.train_command(["--recipe", "debug", *words])[1] == recipe
+    assert train_command(["--recipe", "debug", *words])[1] == recipe
 
 
 @pytest.mark.parametrize(
@@ -47,15 +49,15 @@ def test_seeds_hands_its_words_on() -> None:
         (("debugg",), "there is no recipe 'debugg'; did you mean debug?"),
         (("debug", "--seed", "3"), "--seed 3 and --seeds are the same thing"),
         (("debug", "--seeds"), "--seeds needs a value, for example --seeds 0..4"),
-        (("debug", "--fresh"), "unknown field --fresh"),
+        (("debug", "--restart"), "unknown field --restart"),
         (("debug", "--launch", ""), "--launch cannot be ''"),
         (("debug", "--launch", "accelerate 'launch"), "--launch cannot be"),
         (("debug", "--data.limitt", "3"), "unknown field --data.limitt; did you mean data.limit?"),
     ],
 )
 def test_seeds_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
-    with pytest.raises(Mistake) as caught:
-        commands.seeds_command(list(arguments))
+    with pytest.raises(UserError) as caught:
+        seeds_command(list(arguments))
     assert str(caught.value).startswith(start)
 
 
@@ -64,9 +66,9 @@ def test_seeds_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
 
 def test_explore_is_a_recipe_with_another_source() -> None:
     words = ["synthetic", "--recipe", "debug", "--data.limit", "50", "--out", "a.html"]
-    command, recipe = commands.explore_command(words)
-    assert command == commands.ExploreCommand(source="synthetic", recipe="debug", out="a.html")
-    assert recipe == cli.read_recipe("debug", {"data.source": "synthetic", "data.limit": "50"})
+    command, recipe = explore_command(words)
+    assert command == ExploreCommand(source="synthetic", recipe="debug", out="a.html")
+    assert recipe == read_recipe("debug", {"data.source": "synthetic", "data.limit": "50"})
 
 
 @pytest.mark.parametrize(
@@ -80,8 +82,8 @@ def test_explore_is_a_recipe_with_another_source() -> None:
     ],
 )
 def test_explore_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
-    with pytest.raises(Mistake) as caught:
-        commands.explore_command(list(arguments))
+    with pytest.raises(UserError) as caught:
+        explore_command(list(arguments))
     assert str(caught.value).startswith(start)
 
 
@@ -93,14 +95,14 @@ def run_folder(tmp_path: Path) -> Path:
     """What eval.py needs to accept a folder as a run."""
     folder = tmp_path / "a-run"
     folder.mkdir()
-    cli.write_recipe(cli.read_recipe("debug"), folder / "recipe.yaml")
+    write_recipe(read_recipe("debug"), folder / "recipe.yaml")
     return folder
 
 
 def test_eval_reads_the_runs_recipe_and_changes_of_its_data(run_folder: Path) -> None:
-    command, recipe = commands.eval_command([str(run_folder), "--split", "validation", "--data.limit", "50"])
-    assert command == commands.EvalCommand(target=str(run_folder), split="validation")
-    assert recipe == cli.read_recipe("debug", {"data.limit": "50"})
+    command, recipe = eval_command([str(run_folder), "--split", "validation", "--data.limit", "50"])
+    assert command == EvalCommand(target=str(run_folder), split="validation")
+    assert recipe == read_recipe("debug", {"data.limit": "50"})
 
 
 @pytest.mark.parametrize(
@@ -119,58 +121,58 @@ def test_eval_reads_the_runs_recipe_and_changes_of_its_data(run_folder: Path) ->
         (("nowhere", "--images", "a.png", "--out", "o"), "--out is for scores"),
         (("nowhere", "--json"), "--json is for --images"),
         (
-            ("nowhere", "--check", "--split", "test"),
-            "--check compares with what the run has scored itself: leave --split",
+            ("nowhere", "--verify-export", "--split", "test"),
+            "--verify-export compares with what the run has scored itself: leave --split",
         ),
         (
-            ("nowhere", "--data.limit", "9", "--check"),
-            "--check compares with what the run has scored itself: leave --data.",
+            ("nowhere", "--data.limit", "9", "--verify-export"),
+            "--verify-export compares with what the run has scored itself: leave --data.",
         ),
         (("nowhere", "--imags", "a"), "unknown field --imags; did you mean images?"),
     ],
 )
 def test_eval_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
-    with pytest.raises(Mistake, match=re.escape(start)):
-        commands.eval_command(list(arguments))
+    with pytest.raises(UserError, match=re.escape(start)):
+        eval_command(list(arguments))
 
 
 def test_eval_takes_all_words_after_images_up_to_the_next_option(run_folder: Path, tmp_path: Path) -> None:
     files = [str(tmp_path / name) for name in ("a.png", "b.jpg", "c.png")]
     for file in files:
         Path(file).write_text("")
-    command, _ = commands.eval_command([str(run_folder), "--images", *files[:2], "--json", "--images", files[2]])
+    command, _ = eval_command([str(run_folder), "--images", *files[:2], "--json", "--images", files[2]])
     assert (command.images, command.json) == (tuple(files), True)
-    assert commands.eval_command([f"--images={files[0]}", str(run_folder)])[0].images == (files[0],)
+    assert eval_command([f"--images={files[0]}", str(run_folder)])[0].images == (files[0],)
 
 
 @pytest.mark.parametrize(
     ("words", "images"),
     [
         (["RUN"], 0),
-        (["RUN", "--check"], 256),
-        (["--check", "RUN"], 256),
-        (["--check", "9", "RUN"], 9),
-        (["RUN", "--check=12"], 12),
-        (["RUN", "--check", "99999"], 99999),
+        (["RUN", "--verify-export"], 256),
+        (["--verify-export", "RUN"], 256),
+        (["--verify-export", "9", "RUN"], 9),
+        (["RUN", "--verify-export=12"], 12),
+        (["RUN", "--verify-export", "99999"], 99999),
     ],
 )
 def test_check_takes_a_number_or_none(run_folder: Path, words: list[str], images: int) -> None:
     (run_folder / "model").mkdir()
     for file in ("result.json", "model/config.json", "predictions-test.parquet"):
         (run_folder / file).write_text("")
-    command, _ = commands.eval_command([str(run_folder) if word == "RUN" else word for word in words])
-    assert command == commands.EvalCommand(target=str(run_folder), check=images)
+    command, _ = eval_command([str(run_folder) if word == "RUN" else word for word in words])
+    assert command == EvalCommand(target=str(run_folder), check=images)
 
 
 @pytest.mark.parametrize("number", ["0", "many", "-3"])
 def test_check_refuses_other_numbers(run_folder: Path, number: str) -> None:
-    with pytest.raises(Mistake, match=f"--check cannot be '{number}': it should be a whole number above 0"):
-        commands.eval_command([str(run_folder), f"--check={number}"])
+    with pytest.raises(UserError, match=f"--verify-export cannot be '{number}': it should be a whole number above 0"):
+        eval_command([str(run_folder), f"--verify-export={number}"])
 
 
 def test_another_source_is_not_cut_for_a_validation_split_that_nobody_asked_for(run_folder: Path) -> None:
     def validation(*words: str) -> float:
-        return commands.eval_command([str(run_folder), *words])[1].data.validation
+        return eval_command([str(run_folder), *words])[1].data.validation
 
     assert validation() == validation("--data.source", "synthetic") == 0.1
     assert validation("--data.source", "a/b") == 0
@@ -187,14 +189,14 @@ def test_another_source_is_not_cut_for_a_validation_split_that_nobody_asked_for(
     ],
 )
 def test_report_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
-    with pytest.raises(Mistake, match=re.escape(start)):
-        commands.report_command(list(arguments))
+    with pytest.raises(UserError, match=re.escape(start)):
+        report_command(list(arguments))
 
 
 def test_another_source_drops_what_described_the_first_also_where_a_run_is_scored(tmp_path: Path) -> None:
     text = "data: {source: a/b, name: plain, columns: {image: img, label: fine}, splits: {train: all}}"
     (tmp_path / "recipe.yaml").write_text(text)
-    kept = commands.target_recipe(targets.find(tmp_path))
+    kept = target_recipe(targets.find(tmp_path))
     assert (kept.data.name, kept.data.columns.image, kept.data.splits.train) == ("plain", "img", "all")
-    other = commands.target_recipe(targets.find(tmp_path), {"data.source": "synthetic"})
+    other = target_recipe(targets.find(tmp_path), {"data.source": "synthetic"})
     assert (other.data.name, other.data.columns.image, other.data.splits.train) == ("", "", "")

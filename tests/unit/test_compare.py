@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from resnet_cifar import cli
-from resnet_cifar.reporting.compare import compare
-from resnet_cifar.run_folder import write_json
+from resnet_cifar.atomic_io import write_json
+from resnet_cifar.config.loading import read_recipe, write_recipe
+from resnet_cifar.reporting.comparison_table import compare
 
 
 def folder_of(path: Path, status: dict, result: dict | None = None, **overrides: str) -> Path:
     path.mkdir()
-    cli.write_recipe(cli.read_recipe("debug", overrides), path / "recipe.yaml")
+    write_recipe(read_recipe("debug", overrides), path / "recipe.yaml")
     write_json(path / "status.json", status)
     if result is not None:
         write_json(path / "result.json", result)
@@ -30,7 +30,14 @@ def test_a_row_for_each_run_with_what_differs(tmp_path: Path, monkeypatch, capsy
     )
     compare([done, broken])
     heads, first, second, why = capsys.readouterr().out.splitlines()
-    changes = ["seed", "phases.2.epochs", "phases.2.lr", "phases.2.warmup", "phases.2.decay", "phases.2.train"]
+    changes = [
+        "seed",
+        "phases.2.epochs",
+        "phases.2.lr",
+        "phases.2.warmup_epochs",
+        "phases.2.schedule",
+        "phases.2.trainable",
+    ]
     assert heads.split() == ["run", *changes, "state", "step", "val/accuracy", "test/accuracy", "test/loss"]
     assert first.split() == ["a", "1", "-", "-", "-", "-", "-", "finished", "9/9", "0.5000", "0.2500", "1.5000"]
     assert second.split() == ["b", "2", "3.0", "0.1", "0.0", "cosine", "all", "failed", "2/12", "-", "-", "-"]

@@ -11,7 +11,7 @@ from datasets import ClassLabel, DatasetDict, Value
 from pictures import arrays, both, encoded, in_memory, sentence, split_of
 from PIL import Image
 
-from resnet_cifar.data.decode import ArrayFile, listing
+from resnet_cifar.data.decoding import ArrayFile, listing
 
 ABC = ClassLabel(names=["a", "b", "c"])
 MEND = "; mend or remove them, or leave them out with --data.skip_broken True"
@@ -107,7 +107,7 @@ def test_pictures_of_one_size_stay_as_they_are_and_others_are_brought_to_one(fou
         assert {array.shape[1:] for array in found.images.values()} == {(12, 12, 3)}
         assert found.decoded.side == 12
         assert "several sizes" in found.decoded.remarks[0]
-        asked = in_memory(loaded, image_size=12, stored_size=10)
+        asked = in_memory(loaded, image_size=12, decode_size=10)
         assert (asked.decoded.size, asked.decoded.side, asked.decoded.remarks) == ((10, 10), 0, ())
 
 

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_cifar import recipe
+from resnet_cifar.config.validation import parse
 from resnet_cifar.training.early_stopping import EarlyStopping
 
 some = settings(deadline=None, derandomize=True, max_examples=200)
 
 
-def rule(patience: int, metric: str = "accuracy", min_improvement: float = 0.0) -> EarlyStopping:
-    return EarlyStopping(recipe.parse({"early_stopping": locals()}).early_stopping)
+def rule(patience: int, metric: str = "accuracy", min_delta: float = 0.0) -> EarlyStopping:
+    return EarlyStopping(parse({"early_stopping": locals()}).early_stopping)
 
 
 def scores(value: float, metric: str = "accuracy") -> dict[str, float]:
@@ -56,15 +56,15 @@ def test_a_score_as_good_as_the_best_is_no_improvement() -> None:
 
 def test_an_improvement_is_larger_than_the_least_one() -> None:
     """By 1/8, to the bit: numbers that have no rounding."""
-    assert end(rule(1, min_improvement=0.125), [0.25, 0.375]) == 2
-    assert end(rule(1, min_improvement=0.125), [0.25, 0.390625]) is None
+    assert end(rule(1, min_delta=0.125), [0.25, 0.375]) == 2
+    assert end(rule(1, min_delta=0.125), [0.25, 0.390625]) is None
     assert end(rule(1, "loss", 0.125), [0.75, 0.625]) == 2
     assert end(rule(1, "loss", 0.125), [0.75, 0.609375]) is None
 
 
 def test_small_improvements_add_up_since_the_best_stays_where_it_was() -> None:
-    assert end(rule(3, min_improvement=0.125), [0.5, 0.5625, 0.625, 0.6875, 0.75, 0.8125]) is None
-    assert end(rule(3, min_improvement=0.125), [0.5, 0.5625, 0.625, 0.625]) == 4
+    assert end(rule(3, min_delta=0.125), [0.5, 0.5625, 0.625, 0.6875, 0.75, 0.8125]) is None
+    assert end(rule(3, min_delta=0.125), [0.5, 0.5625, 0.625, 0.625]) == 4
 
 
 def test_a_score_that_is_no_number_is_no_improvement() -> None:
@@ -81,7 +81,7 @@ rules = st.builds(
 @given(rules, values)
 def test_it_ends_where_the_definition_says(stopping: EarlyStopping, values: list[float]) -> None:
     """Each score against the best that counted: patience since the last one that did."""
-    patience, least = stopping.settings.patience, stopping.settings.min_improvement
+    patience, least = stopping.settings.patience, stopping.settings.min_delta
     sign = 1 if stopping.settings.metric == "accuracy" else -1
     counted = [0]  # places of the improvements
     for place, value in enumerate(values[1:], start=1):

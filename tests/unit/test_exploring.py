@@ -12,17 +12,27 @@ import pytest
 import torch
 from PIL import Image
 
-from resnet_cifar import cli
-from resnet_cifar.data import store
-from resnet_cifar.data.batches import Batches, InputFormat
-from resnet_cifar.data.plan import Plan
-from resnet_cifar.data.resident import ImageSet
-from resnet_cifar.data.sources import Split, synthetic
-from resnet_cifar.exploring import augmented, charts, copies, duplicates, originals, samples, sections, statistics
+from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.data import image_data
+from resnet_cifar.data.image_dataset import ImageDataset
+from resnet_cifar.data.loader import Loader, Preprocess
+from resnet_cifar.data.sources import synthetic
+from resnet_cifar.data.sources.base import Split
+from resnet_cifar.reporting.dataset_report import (
+    augmentation_preview,
+    charts,
+    duplicates,
+    near_duplicates,
+    page_context,
+    pixel_stats,
+    samples,
+    source_metadata,
+)
+from resnet_cifar.training.plan import Plan
 
 
-def image_set(images: np.ndarray, labels: list[int] | np.ndarray) -> ImageSet:
-    return ImageSet(torch.from_numpy(images), torch.as_tensor(labels), np.arange(len(images)))
+def image_set(images: np.ndarray, labels: list[int] | np.ndarray) -> ImageDataset:
+    return ImageDataset(torch.from_numpy(images), torch.as_tensor(labels), np.arange(len(images)))
 
 
 def scenes(count: int, seed: int = 0, side: int = 32) -> np.ndarray:
@@ -40,10 +50,10 @@ def scenes(count: int, seed: int = 0, side: int = 32) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(5, 7), (90, 70)])
 def test_statistics_are_those_of_all_pixels(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "_CHUNK_BYTES", 4 * size[0] * size[1] * 3)  # several chunks, the last one short
+    monkeypatch.setattr(pixel_stats, "_CHUNK_BYTES", 4 * size[0] * size[1] * 3)  # several chunks, the last one short
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (11, *size, 3), dtype=np.uint8), np.arange(11) % 3
-    found = statistics.measure([image_set(images[:6], labels[:6]), image_set(images[6:], labels[6:])], [0, 2, 7])
+    found = pixel_stats.measure([image_set(images[:6], labels[:6]), image_set(images[6:], labels[6:])], [0, 2, 7])
     assert found.images == 11
     assert np.allclose(found.mean, images.mean((0, 1, 2)) / 255, rtol=1e-12)
     assert np.allclose(found.std, images.astype(np.float64).std((0, 1, 2)) / 255, rtol=1e-12)
@@ -60,7 +70,7 @@ def test_statistics_are_those_of_all_pixels(size: tuple[int, int], monkeypatch: 
 def test_a_deviation_of_nearly_nothing_keeps_its_digits() -> None:
     images = np.full((2000, 32, 32, 3), 200, np.uint8)
     images[0, 0, 0] = 201
-    found = statistics.measure([image_set(images, np.zeros(2000, np.int64))], [0])
+    found = pixel_stats.measure([image_set(images, np.zeros(2000, np.int64))], [0])
     assert np.allclose(found.std, (1 / images[..., 0].size) ** 0.5 / 255, rtol=1e-6)
 
 
@@ -68,9 +78,9 @@ def test_a_deviation_of_nearly_nothing_keeps_its_digits() -> None:
 @pytest.mark.real_data
 def test_the_known_statistics_of_the_real_images(real_data: Path) -> None:
     """The figures that everybody normalises CIFAR-10 with; copies as JPEG lose a little contrast."""
-    recipe = cli.read_recipe("scratch", {"data.source": str(real_data)})
-    data = store.load(store.ensure(recipe.data), recipe, torch.device("cpu"))
-    found = statistics.measure([data.train, data.validation], range(10))
+    recipe = read_recipe("scratch", {"data.source": str(real_data)})
+    data = image_data.load(image_data.prepare(recipe.data), recipe, torch.device("cpu"))
+    found = pixel_stats.measure([data.train, data.validation], range(10))
     assert found.images == 50_000
     assert np.allclose(found.mean, (0.4914, 0.4822, 0.4465), atol=3e-4)
     assert np.allclose(found.std, (0.2470, 0.2435, 0.2616), atol=2e-3)
@@ -95,7 +105,7 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def grey(images: np.ndarray) -> np.ndarray:
-    return copies._thumbnails(torch.from_numpy(np.ascontiguousarray(images)))
+    return near_duplicates._thumbnails(torch.from_numpy(np.ascontiguousarray(images)))
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -133,7 +143,7 @@ def test_what_is_in_a_frame_decides() -> None:
 def test_uniform_pictures_are_compared_to_the_pixel_only() -> None:
     images = np.full((6, 32, 32, 3), 90, np.uint8)
     images[3:] += np.random.default_rng(0).integers(0, 3, (3, 32, 32, 3), dtype=np.uint8)
-    found = copies.find({"train": image_set(images, [0] * 6)})
+    found = near_duplicates.find({"train": image_set(images, [0] * 6)})
     assert (found.exact["train", "train"], found.near["train", "train"], found.flat) == (3, 3, 4)
 
 
@@ -149,7 +159,7 @@ def test_copies_are_counted_by_image_and_split() -> None:
     train[[4, 9]] = train[2]
     test[1], test[6] = CHANGES["darker"](train[2]), train[2][:, ::-1]
     labels = np.arange(12) % 2
-    found = copies.find({"train": image_set(train, labels), "test": image_set(test, np.zeros(8, np.int64))})
+    found = near_duplicates.find({"train": image_set(train, labels), "test": image_set(test, np.zeros(8, np.int64))})
     assert found.exact == {("train", "train"): 3, ("train", "test"): 0, ("test", "train"): 0, ("test", "test"): 0}
     assert found.near == {("train", "train"): 3, ("train", "test"): 3, ("test", "train"): 2, ("test", "test"): 2}
     assert found.elsewhere == {"train": 3, "test": 2}
@@ -164,38 +174,38 @@ def test_copies_are_counted_by_image_and_split() -> None:
 def test_the_table_of_agreements_has_every_pair() -> None:
     """Those at the steps' very edges, and those that rounding lifts over 1, too."""
     edges = [0.85, 0.88, 0.91, 0.94, 0.97, 1.0, 1.0 + 1e-6]
-    pairs = [copies.Pair(("train", 0), ("train", 1), (0, 0), edge, False, False) for edge in edges]
-    pairs += [copies.Pair(("train", 0), ("train", 2), (0, 0), 1.0, True, False)]
-    found = sections._agreements(pairs)
+    pairs = [near_duplicates.Pair(("train", 0), ("train", 1), (0, 0), edge, False, False) for edge in edges]
+    pairs += [near_duplicates.Pair(("train", 0), ("train", 2), (0, 0), 1.0, True, False)]
+    found = page_context._agreements(pairs)
     assert [count for _, count in found] == [1, 3, 1, 1, 1, 1]
     assert found[1][0] == "0.97 to 1.00" and found[-1][0] == "0.85 to 0.88"
-    assert [count for _, count in sections._agreements([])] == [0] * 6
+    assert [count for _, count in page_context._agreements([])] == [0] * 6
 
 
 def test_a_set_that_is_too_large_is_thinned_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copies, "MOST", 10)
+    monkeypatch.setattr(near_duplicates, "MOST", 10)
     parts = {
         "train": image_set(scenes(30), np.zeros(30, np.int64)),
         "test": image_set(scenes(10), np.zeros(10, np.int64)),
     }
-    found = copies.find(parts)
+    found = near_duplicates.find(parts)
     assert (found.images, found.compared) == ({"train": 30, "test": 10}, {"train": 7, "test": 2})
 
 
 def test_pictures_of_one_kind_make_the_counts_doubtful() -> None:
     stripes, labels = synthetic.draw("train", 600)
     only = labels == 5
-    assert copies.find({"train": image_set(stripes[only], labels[only])}).doubtful
-    assert not copies.find({"train": image_set(scenes(60), np.zeros(60, np.int64))}).doubtful
+    assert near_duplicates.find({"train": image_set(stripes[only], labels[only])}).doubtful
+    assert not near_duplicates.find({"train": image_set(scenes(60), np.zeros(60, np.int64))}).doubtful
 
 
 @pytest.mark.proof_only
 @pytest.mark.real_data
 def test_near_copies_in_the_real_images(real_data: Path) -> None:
     """ciFAIR (Barz & Denzler 2020) counted by eye 286 test images with a near copy in training, 39 pairs in test."""
-    recipe = cli.read_recipe("scratch", {"data.source": str(real_data), "data.validation": "0"})
-    data = store.load(store.ensure(recipe.data), recipe, torch.device("cpu"))
-    found = copies.find(sections.parts(data, recipe))
+    recipe = read_recipe("scratch", {"data.source": str(real_data), "data.validation_fraction": "0"})
+    data = image_data.load(image_data.prepare(recipe.data), recipe, torch.device("cpu"))
+    found = near_duplicates.find(page_context.parts(data, recipe))
     assert 286 <= found.near["test", "train"] <= 380
     assert 39 <= found.near["test", "test"] <= 110
     assert sum(pair.kind == "labels" for pair in found.pairs) < 5
@@ -213,7 +223,7 @@ def test_headers_tell_sizes_modes_and_ends(tmp_path: Path) -> None:
     Image.new("P", (8, 9)).save(tmp_path / "d.gif", transparency=0)
     (tmp_path / "e.jpg").write_bytes(b"no picture")
     files = sorted(map(str, tmp_path.iterdir()))
-    found = originals.survey(Split("train", files, np.zeros(5, np.int64)))
+    found = source_metadata.survey(Split("train", files, np.zeros(5, np.int64)))
     assert found.sizes == {(40, 30): 2, (8, 9): 2}
     assert found.formats == {
         ("JPEG", "RGB"): 1,
@@ -223,28 +233,28 @@ def test_headers_tell_sizes_modes_and_ends(tmp_path: Path) -> None:
         ("unreadable", "-"): 1,
     }
     assert (found.turned, found.read, found.pictures) == (1, 5, 5)
-    assert found.largest[0] == originals.header(0, files[0])
+    assert found.largest[0] == source_metadata.header(0, files[0])
     nbytes = [Path(file).stat().st_size for file in files[:4]]
     assert [one.nbytes for one in found.smallest] == sorted(nbytes)
 
 
 @pytest.mark.parametrize(("shape", "dtype", "mode"), [((6, 8), "u1", "L"), ((6, 8, 4), "u2", "RGBA, 16 bits")])
 def test_elements_of_arrays_have_a_mode_too(shape: tuple[int, ...], dtype: str, mode: str) -> None:
-    found = originals.survey(Split("train", np.zeros((3, *shape), dtype), np.zeros(3, np.int64)))
+    found = source_metadata.survey(Split("train", np.zeros((3, *shape), dtype), np.zeros(3, np.int64)))
     assert found.formats == {("array", mode): 3}
     assert found.sizes == {(8, 6): 3}
     assert not found.largest
 
 
 def test_of_many_headers_evenly_spaced_ones_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(originals, "MOST", 10)
-    monkeypatch.setattr(originals, "_CHUNK", 4)
+    monkeypatch.setattr(source_metadata, "MOST", 10)
+    monkeypatch.setattr(source_metadata, "_CHUNK", 4)
     encoded = []
     for size in range(1, 36):
         stream = io.BytesIO()
         Image.new("L", (size, 1)).save(stream, "PNG")
         encoded.append({"bytes": stream.getvalue(), "path": None})
-    found = originals.survey(Split("train", encoded, np.zeros(35, np.int64)))
+    found = source_metadata.survey(Split("train", encoded, np.zeros(35, np.int64)))
     assert sorted(width for width, _ in found.sizes) == list(range(1, 36, 4))
     assert {one.index for one in (*found.largest, *found.smallest)} <= set(range(0, 35, 4))
 
@@ -274,34 +284,34 @@ def test_thumbnails_are_bounded_and_small_pictures_whole() -> None:
 
 @pytest.mark.parametrize("recipe_name", ["debug", "scratch"])
 def test_views_are_the_images_of_training(recipe_name: str) -> None:
-    fields = {"data.source": "synthetic", "data.limit": "100", "batch_size": "32", "data.validation": "0.2"}
-    recipe = cli.read_recipe(recipe_name, fields)
-    data = store.load(store.ensure(recipe.data), recipe, torch.device("cpu"))
-    training = augmented.Training(data, recipe)
-    plan = Plan(recipe, len(data.train), world=1)
-    input_format = InputFormat(recipe.data, torch.tensor(training.mean), torch.tensor(training.std))
-    batches = Batches(plan, data.train, 10, input_format, rank=0)
+    fields = {"data.source": "synthetic", "data.limit": "100", "batch_size": "32", "data.validation_fraction": "0.2"}
+    recipe = read_recipe(recipe_name, fields)
+    data = image_data.load(image_data.prepare(recipe.data), recipe, torch.device("cpu"))
+    training = augmentation_preview.Training(data, recipe)
+    plan = Plan(recipe, len(data.train), world_size=1)
+    preprocess = Preprocess(recipe.data, torch.tensor(training.mean), torch.tensor(training.std))
+    batches = Loader(plan, data.train, 10, preprocess, rank=0)
     for view in training.views(17, epochs=3):
-        indices, epochs = plan.order(view.step, slice(0, 32))
+        indices, epochs = plan.sample_indices(view.step, slice(0, 32))
         [row] = np.flatnonzero((indices == 17) & (epochs == view.epoch))
         inputs, targets = (torch.cat(part) for part in zip(*batches.step(view.step), strict=True))
-        seen = 255 * (inputs[row].permute(1, 2, 0) * input_format.std + input_format.mean)
+        seen = 255 * (inputs[row].permute(1, 2, 0) * preprocess.std + preprocess.mean)
         assert np.abs(seen.numpy() - view.image).max() <= 0.51
         assert dict(view.shares) == {n: share for n, share in enumerate(targets[row].tolist()) if share >= 0.005}
 
 
 def test_every_class_is_shown_augmented_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {"data.source": "synthetic", "data.limit": "100", "batch_size": "32"}
-    recipe = cli.read_recipe("debug", fields)
-    data = store.load(store.ensure(recipe.data), recipe, torch.device("cpu"))
-    training, shown = augmented.Training(data, recipe), list(range(10))
-    monkeypatch.setattr(sections, "_EPOCHS", 1)
-    found = sections.augmented(training, data, shown)
+    recipe = read_recipe("debug", fields)
+    data = image_data.load(image_data.prepare(recipe.data), recipe, torch.device("cpu"))
+    training, shown = augmentation_preview.Training(data, recipe), list(range(10))
+    monkeypatch.setattr(page_context, "_EPOCHS", 1)
+    found = page_context.augmented(training, data, shown)
     assert [row["name"] for row in found["rows"]] == list(data.classes)
     assert (found["left_out"], found["more"]) == ([], 0)
-    monkeypatch.setattr(sections, "_AUGMENTED", 5)
-    monkeypatch.setattr(sections, "_MOST_NAMES", 3)
-    found = sections.augmented(training, data, shown)
+    monkeypatch.setattr(page_context, "_AUGMENTED", 5)
+    monkeypatch.setattr(page_context, "_MOST_NAMES", 3)
+    found = page_context.augmented(training, data, shown)
     assert [row["name"] for row in found["rows"]] == list(data.classes[::2])
     assert (found["left_out"], found["more"]) == (list(data.classes[1:7:2]), 2)
 
@@ -317,7 +327,7 @@ def test_charts_take_the_pages_colours_and_ask_nobody() -> None:
     drawn = [
         charts.channel_histograms(np.random.default_rng(0).integers(1, 9, (3, 256))),
         charts.class_sizes({"train": np.arange(50), "test": np.arange(50)}),
-        charts.picture_sizes(originals.Counter({(30, 40): 3, (300, 500): 1})),
+        charts.picture_sizes(source_metadata.Counter({(30, 40): 3, (300, 500): 1})),
     ]
     for svg in drawn:
         assert svg.startswith("<svg") and "http" not in svg
@@ -328,7 +338,7 @@ def test_charts_take_the_pages_colours_and_ask_nobody() -> None:
 
 def test_balance_is_told_in_words_and_bars() -> None:
     parts = {"train": image_set(scenes(7), [0, 0, 0, 0, 1, 1, 2]), "test": image_set(scenes(2), [0, 2])}
-    found = sections.balance(parts, ["ant", "bee", "cow", "dog"])
+    found = page_context.balance(parts, ["ant", "bee", "cow", "dog"])
     assert [row["cells"] for row in found["rows"]] == [
         [(4, 100.0), (1, 100.0)],
         [(2, 50.0), (0, 0.0)],
@@ -340,6 +350,6 @@ def test_balance_is_told_in_words_and_bars() -> None:
         "Without images are 1 of 4 classes."
     )
     even = {name: image_set(scenes(4), [0, 1, 1, 0]) for name in ("train", "test")}
-    assert sections.balance(even, ["ant", "bee"])["sentences"] == [
+    assert page_context.balance(even, ["ant", "bee"])["sentences"] == [
         "Balanced: 2 train and 2 test images of every class."
     ]

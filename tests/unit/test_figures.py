@@ -11,23 +11,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_cifar.reporting import figures, ink
-from resnet_cifar.reporting.calibration import reliability
-from resnet_cifar.reporting.guesses import Guesses
+from resnet_cifar.evaluation.calibration import reliability
+from resnet_cifar.reporting import figures, style
+from resnet_cifar.reporting.prediction_table import PredictionTable
 
 CLASSES = ("cat", "dog", "a name that is too long")
 
 
-def guessed(guesses: list[tuple[int, int, float]]) -> tuple[Guesses, dict[int, np.ndarray]]:
+def guessed(guesses: list[tuple[int, int, float]]) -> tuple[PredictionTable, dict[int, np.ndarray]]:
     """Of (label, predicted, probability): the guesses, and images that are all of one value, their row."""
     labels, predicted, sure = (np.array(column) for column in zip(*guesses, strict=True))
     images = {row: np.full((4, 4, 3), row, np.uint8) for row in range(len(guesses))}
-    return Guesses(np.arange(len(guesses)), labels, predicted, sure), images
+    return PredictionTable(np.arange(len(guesses)), labels, predicted, sure), images
 
 
 def counted(labels: list[int], predicted: list[int]) -> np.ndarray:
     ones = np.ones(len(labels))
-    return Guesses(np.arange(len(labels)), np.array(labels), np.array(predicted), ones).counts(3)
+    return PredictionTable(np.arange(len(labels)), np.array(labels), np.array(predicted), ones).counts(3)
 
 
 @pytest.mark.parametrize(("cells", "words"), [("counts", ("1", "3")), ("shares", ("50.0\u00a0%", "100.0\u00a0%"))])
@@ -48,7 +48,7 @@ def test_confusion_of_a_class_without_images_and_of_many_classes_is_drawn(tmp_pa
     many = figure.axes[0]
     assert not many.texts
     assert [label.get_text() for label in many.get_xticklabels()][:3] == ["0", "4", "8"]
-    ink.save(figure, tmp_path, "many")
+    style.save(figure, tmp_path, "many")
     assert (tmp_path / "many.svg").stat().st_size < 1_000_000, "forty thousand squares are a picture, not a drawing"
 
 
@@ -70,7 +70,7 @@ def test_mistakes_are_cut_and_the_figure_says_so() -> None:
 @pytest.mark.parametrize("wrong", [0, 1])
 def test_a_figure_is_written_as_png_and_as_svg_whose_text_is_text(wrong: int, tmp_path: Path) -> None:
     figure = figures.mistakes(*guessed([(0, wrong, 0.9), (1, 1, 0.9)]), CLASSES)
-    ink.save(figure, tmp_path / "figures", "mistakes")
+    style.save(figure, tmp_path / "figures", "mistakes")
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["mistakes.png", "mistakes.svg"]
     with Image.open(tmp_path / "figures" / "mistakes.png") as image:
         image.load()
@@ -81,10 +81,10 @@ def test_a_figure_is_written_as_png_and_as_svg_whose_text_is_text(wrong: int, tm
 
 def test_a_panel_of_a_page_has_its_colours_and_no_background_of_its_own() -> None:
     bins = reliability(np.array([0.3, 0.8, 0.9]), np.array([False, True, True]))
-    text = ink.inline(figures.calibration(bins, bins), "reliability diagram")
+    text = style.inline(figures.calibration(bins, bins), "reliability diagram")
     assert text.startswith('<svg role="img" aria-label="reliability diagram"')
     assert "var(--accent)" in text and "var(--second)" in text and "var(--muted)" in text
-    assert not {colour for colour in (ink.INK, ink.MUTED, ink.LINE, ink.FIRST, ink.SECOND) if colour in text}
+    assert not {colour for colour in (style.INK, style.MUTED, style.LINE, style.FIRST, style.SECOND) if colour in text}
     assert "#ffffff" not in text and "<style" not in text and "<metadata" not in text
     assert "as it is: error" in text
 

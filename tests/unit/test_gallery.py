@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from reported import guess, pictures
 
-from resnet_cifar.reporting import gallery, guesses
-from resnet_cifar.reporting.guesses import Guesses
+from resnet_cifar.reporting import gallery, prediction_table
+from resnet_cifar.reporting.prediction_table import PredictionTable
 
 some = settings(deadline=None, derandomize=True, max_examples=20)
 
 
-def guessed(count: int, classes: int, sharpness: float = 1.0) -> Guesses:
+def guessed(count: int, classes: int, sharpness: float = 1.0) -> PredictionTable:
     logits, labels = guess(count, classes, sharpness=sharpness)
-    return guesses.of(logits.numpy(), labels.numpy(), np.arange(count) * 2)
+    return prediction_table.of(logits.numpy(), labels.numpy(), np.arange(count) * 2)
 
 
 @some

@@ -14,14 +14,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from resnet_cifar import model as models
-from resnet_cifar import optim
-from resnet_cifar.ghost_batchnorm import apply_ghost_batchnorm
-from resnet_cifar.head import KeyedDropout
-from resnet_cifar.recipe import Mistake, Optimizer, Recipe, parse
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import Optimizer, Recipe
+from resnet_cifar.config.validation import parse
+from resnet_cifar.models.export import export_model
+from resnet_cifar.models.factory import check_model_name, create_model
+from resnet_cifar.models.ghost_batchnorm import apply_ghost_batchnorm
+from resnet_cifar.models.mlp_head import DeterministicDropout, head_module
+from resnet_cifar.models.precise_bn import estimate_bn_stats
+from resnet_cifar.models.pretrained import load_init_weights
+from resnet_cifar.optim.factory import create_optimizer
 
 CLASSES = tuple("abcdefghij")
-DEEP = {"widths": "16,8", "norm": True, "dropout": 0.5}
+DEEP = {"hidden_dims": "16,8", "norm": True, "dropout": 0.5}
 
 
 def recipe_of(name: str = "test_resnet", size: int = 64, head: dict[str, Any] | None = None, **model: Any) -> Recipe:
@@ -30,7 +35,7 @@ def recipe_of(name: str = "test_resnet", size: int = 64, head: dict[str, Any] | 
 
 
 def built(name: str = "test_resnet", size: int = 64, classes: int = 10, **options: Any) -> nn.Module:
-    return models.build(recipe_of(name, size, **options), classes, pretrained=True)
+    return create_model(recipe_of(name, size, **options), classes, pretrained=True)
 
 
 def images(count: int = 4, size: int = 64) -> torch.Tensor:
@@ -45,19 +50,19 @@ def test_a_heads_features_are_timms_pooled_or_not(name: str, pool: str) -> None:
     stock = timm.create_model(name, num_classes=0, **({"img_size": 64} if name == "test_vit" else {})).eval()
     if pool != "model":
         stock.reset_classifier(0, {"avg": "avg", "max": "max", "flatten": ""}[pool])
-    stock.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("deep_head.")})
+    stock.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("mlp_head.")})
     with torch.no_grad():
         features = stock(images()).flatten(1)
         torch.testing.assert_close(model.forward_head(model.forward_features(images()), pre_logits=True), features)
-        torch.testing.assert_close(model(images()), model.deep_head(features))
+        torch.testing.assert_close(model(images()), model.mlp_head(features))
         assert model(images()).shape == (4, 10)
-    assert model.deep_head[0].num_features == features.shape[1]
+    assert model.mlp_head[0].num_features == features.shape[1]
     flat = {"test_resnet": 4 * 96, "test_vit": 17 * 64, "test_convnext": 4 * 64, "test_efficientnet": 4 * 256}
     assert (features.shape[1] == flat[name]) == (pool == "flatten")
 
 
 def test_a_pooling_that_timm_refuses_is_one_sentence() -> None:
-    with pytest.raises(Mistake, match=r"head\.pool max: deit_tiny_distilled_patch16_224 has a pooling of its own"):
+    with pytest.raises(UserError, match=r"head\.pool max: deit_tiny_distilled_patch16_224 has a pooling of its own"):
         built("deit_tiny_distilled_patch16_224", size=32, head={**DEEP, "pool": "max"})
 
 
@@ -83,19 +88,19 @@ def test_glorot_may_be_all_that_is_asked_for() -> None:
 def test_on_pretrained_weights_the_last_layer_starts_at_zero(init: str, zero: bool, monkeypatch) -> None:
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **options: create(name, **options))
-    head = built(head={**DEEP, "init": init}, pretrained=True).deep_head
+    head = built(head={**DEEP, "init": init}, pretrained=True).mlp_head
     assert (head.classifier.weight.abs().sum() == 0) == zero
     assert head.dense0.weight.abs().sum() > 0
 
 
 def test_a_deep_head_is_the_head_everywhere() -> None:
-    """What `phases.N.train head` trains, what learns at optimizer.head_lr, and what layers' rates are counted from."""
+    """What `phases.N.trainable head` trains, what learns at optimizer.head_lr_multiplier, and what layers' rates are counted from."""
     model = built()
-    assert optim.classifier(model) is model.deep_head
-    optimizer = optim.build(model, Optimizer(head_lr=10, layer_decay=0.5), 0.1, torch.device("cpu"))
+    assert head_module(model) is model.mlp_head
+    optimizer = create_optimizer(model, Optimizer(head_lr_multiplier=10, layer_decay=0.5), 0.1, torch.device("cpu"))
     rates = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
-    assert {rates[id(p)] for p in model.deep_head.parameters()} == {10}
-    assert max(rates[id(p)] for name, p in model.named_parameters() if not name.startswith("deep_head")) <= 1
+    assert {rates[id(p)] for p in model.mlp_head.parameters()} == {10}
+    assert max(rates[id(p)] for name, p in model.named_parameters() if not name.startswith("mlp_head")) <= 1
 
 
 def test_its_norms_are_grouped_estimated_and_left_as_they_are_by_their_names() -> None:
@@ -105,15 +110,15 @@ def test_its_norms_are_grouped_estimated_and_left_as_they_are_by_their_names() -
     x = images(8).double()
     torch.testing.assert_close(grouped(x), torch.cat([model(rows) for rows in x.split(4)]))
     assert list(grouped.state_dict()) == list(model.state_dict())
-    models.estimate_norms(grouped, [x], lambda statistics: statistics)
+    estimate_bn_stats(grouped, [x], lambda statistics: statistics)
     pooled = model.forward_head(model.forward_features(x), pre_logits=True)  # of norms that see the batch, as then
-    torch.testing.assert_close(grouped.deep_head.norm0.running_mean, pooled.mean(0))
-    torch.testing.assert_close(grouped.deep_head.norm0.running_var, pooled.var(0))
+    torch.testing.assert_close(grouped.mlp_head.norm0.running_mean, pooled.mean(0))
+    torch.testing.assert_close(grouped.mlp_head.norm0.running_var, pooled.var(0))
 
 
 def test_what_is_kept_is_scaled_to_the_last_bit_that_16_bits_have() -> None:
     features = torch.ones(1, 1000, dtype=torch.bfloat16)
-    dropout = KeyedDropout(1000, 0.1)
+    dropout = DeterministicDropout(1000, 0.1)
     ours = dropout(features, torch.ones(1, 1000, dtype=torch.bool))
     assert ours.dtype == torch.bfloat16
     assert torch.equal(ours, torch.full_like(features, 1 / 0.9))
@@ -123,7 +128,7 @@ def test_dropout_of_another_hand_is_torchs() -> None:
     """A model that is exported may be trained by those who know nothing of masks."""
     model = built(head={"dropout": 0.5}).train()
     torch.manual_seed(0)
-    ones = model.deep_head.dropout(torch.ones(100, 96), None)
+    ones = model.mlp_head.dropout(torch.ones(100, 96), None)
     assert set(ones.unique().tolist()) == {0, 2}
     assert 0.4 < (ones == 0).float().mean() < 0.6
 
@@ -152,13 +157,13 @@ def test_a_fresh_process_gets_the_same_logits(tmp_path: Path, run: Callable[...,
     for number, recipe in enumerate(recipes):
         folder, size = tmp_path / str(number), recipe.data.image_size
         folder.mkdir()
-        model = models.build(recipe, 10, pretrained=False).eval()
+        model = create_model(recipe, 10, pretrained=False).eval()
         generator = torch.Generator().manual_seed(7)
         for tensor in model.state_dict().values():
             if tensor.is_floating_point():
                 tensor.add_(0.1 * torch.rand(tensor.shape, generator=generator))
         save_file({"inputs": images(3, size)}, folder / "inputs")
-        models.export(model, folder / "model", recipe, CLASSES, model.state_dict(), {})
+        export_model(model, folder / "model", recipe, CLASSES, model.state_dict(), {})
         with torch.no_grad():
             expected[folder] = model(images(3, size))
     done = run("-c", FRESH.format(imports="resnet_cifar, timm"), *expected)
@@ -166,7 +171,7 @@ def test_a_fresh_process_gets_the_same_logits(tmp_path: Path, run: Callable[...,
     for folder, logits in expected.items():
         torch.testing.assert_close(load_file(folder / "logits")["logits"], logits, rtol=0, atol=0)
     loaded = timm.create_model(f"local-dir:{tmp_path / '0' / 'model'}", pretrained=True, num_classes=4)
-    assert loaded.deep_head.classifier.weight.shape == (4, 8), "other classes get a new last layer, as timm's do"
+    assert loaded.mlp_head.classifier.weight.shape == (4, 8), "other classes get a new last layer, as timm's do"
 
 
 # Warm start
@@ -179,11 +184,11 @@ def finished(tmp_path: Path) -> Callable[..., Path]:
     def run(**options: Any) -> Path:
         (tmp_path / "run").mkdir()
         recipe = recipe_of(**options)
-        model = models.build(recipe, 10, pretrained=False)
+        model = create_model(recipe, 10, pretrained=False)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(1)
-        models.export(model, tmp_path / "run" / "model", recipe, CLASSES, model.state_dict(), {})
+        export_model(model, tmp_path / "run" / "model", recipe, CLASSES, model.state_dict(), {})
         return tmp_path / "run"
 
     return run
@@ -198,13 +203,13 @@ def test_a_warm_start_takes_a_head_whole_or_not_at_all(
 ) -> None:
     model = built(classes=classes, head=ours)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    models.warm_start(model, str(finished(head=theirs)))
+    load_init_weights(model, str(finished(head=theirs)))
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     learned = {name for name, _ in model.named_parameters()}
-    head = {name for name in learned if name.startswith(("deep_head.", "fc."))}
+    head = {name for name in learned if name.startswith(("mlp_head.", "fc."))}
     assert changed == (learned if taken else learned - head)
 
 
 def test_the_registered_name_is_no_model_to_train() -> None:
-    with pytest.raises(Mistake, match=r"model\.name 'deep_head': take the model itself"):
-        models.check_name("deep_head")
+    with pytest.raises(UserError, match=r"model\.name 'mlp_head': take the model itself"):
+        check_model_name("mlp_head")

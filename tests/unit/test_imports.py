@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("commands", "run_folder", "ranges"),
     ("data", "model", "reporting"),
     ("training", "exploring"),
-    ("starts", "following", "study"),
+    ("attempts", "following", "study"),
     ("training.loop", "training.score", "training.check", "training.label", "training.fetch"),
     ("report", "explore", "cache", "seeds", "tune", "notebook"),
 )
@@ -52,7 +52,7 @@ def imported(nodes: Iterable[ast.AST]) -> Iterator[str]:
 
 
 def own_module(name: str) -> str | None:
-    """`resnet_cifar.data.draws.beta` -> `data.draws`; None for another package's."""
+    """`resnet_cifar.rng.beta` -> `data.draws`; None for another package's."""
     if name.split(".", maxsplit=1)[0] != "resnet_cifar":
         return None
     parts = name.split(".")[1:]

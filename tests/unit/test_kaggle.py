@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from pictures import read, sentence
 
-from resnet_cifar.data import sources, store
+from resnet_cifar.config.schema import Columns, Data
+from resnet_cifar.data import image_data
 from resnet_cifar.data.sources import kaggle
-from resnet_cifar.recipe import Columns, Data
+from resnet_cifar.data.sources.registry import find_source
 
 NOISE = np.random.default_rng(0)
 IMAGES, LABELS = NOISE.integers(0, 256, (23, 32, 32, 3), dtype=np.uint8), NOISE.permutation(np.arange(23) % 10)
@@ -67,7 +68,7 @@ def fingerprint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def fingerprint_of(source: Path, **data: Any) -> str:
-    entry = store.ensure(Data(source=str(source), **data))
+    entry = image_data.prepare(Data(source=str(source), **data))
     return json.loads((entry / "meta.json").read_text())["fingerprint"]
 
 
@@ -92,10 +93,10 @@ def test_all_60000_real_images_come_the_same_through_every_door(real_data: Path,
     (tmp_path / "work").mkdir()
     forms = [FORMS[name](unpacked, tmp_path / "work") for name in ("folder", "zip", "7z", "download")]
     assert len({fingerprint_of(form) for form in (*forms, tmp_path / "work" / "c")}) == 1
-    entry = store.ensure(Data(source=str(forms[-1])))
+    entry = image_data.prepare(Data(source=str(forms[-1])))
     for kind in ("images", "labels"):
         file = f"train-{kind}.npy"
-        assert (entry / file).read_bytes() == (store.ensure(Data(source=str(real_data))) / file).read_bytes()
+        assert (entry / file).read_bytes() == (image_data.prepare(Data(source=str(real_data))) / file).read_bytes()
 
 
 @pytest.mark.parametrize("numbers", [False, True], ids=["names", "numbers"])
@@ -161,7 +162,7 @@ def test_an_archive_of_pictures_alone_has_its_labels_beside_it(unpacked: Path, w
     shutil.copy(unpacked / "trainLabels.csv", work)
     for name, pack in (("train.zip", layouts.zipped), ("train.7z", layouts.seven_zipped)):
         assert read(pack(work / name, unpacked / "train")).labels["train"].tolist() == LABELS.tolist()
-        assert sources.find(str(work)) is kaggle
+        assert find_source(str(work)) is kaggle
         assert read(work).labels["train"].tolist() == LABELS.tolist()
     (work / "trainLabels.csv").unlink()
     said = "holds no trainLabels.csv, and none lies beside it: fetch it from the competition"
@@ -271,11 +272,11 @@ def test_numbers_of_other_sets_are_names(tmp_path: Path) -> None:
 
 
 def test_other_folders_are_not_taken_for_it(unpacked: Path) -> None:
-    assert sources.find(str(unpacked)) is kaggle
+    assert find_source(str(unpacked)) is kaggle
     (unpacked / "train" / "cats").mkdir()
     for path in (unpacked / "train").glob("*.png"):
         path.rename(unpacked / "train" / "cats" / path.name)
-    assert sources.find(str(unpacked)).__name__.endswith("tree")
+    assert find_source(str(unpacked)).__name__.endswith("tree")
     shutil.rmtree(unpacked / "train")
     (unpacked / "train").mkdir()
     assert "holds no pictures in train/" in sentence(unpacked)

@@ -12,21 +12,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from resnet_cifar import cli, optim
-from resnet_cifar import model as models
-from resnet_cifar.data.batches import InputFormat
-from resnet_cifar.head import DeepHead, KeyedDropout
-from resnet_cifar.recipe import Optimizer
-from resnet_cifar.rmsprop_keras import RMSpropKeras
+from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.config.schema import Optimizer
+from resnet_cifar.data.loader import Preprocess
+from resnet_cifar.models.factory import create_model
+from resnet_cifar.models.mlp_head import DeterministicDropout, MlpHead
+from resnet_cifar.optim.factory import create_optimizer, set_lr
+from resnet_cifar.optim.rmsprop_keras import RMSpropKeras
 
 WORDS = {"data.source": "synthetic", "data.image_size": "64", "model.name": "test_resnet", "model.pretrained": "False"}
 EPSILON, MOMENTUM = 1e-3, 0.99  # of Keras's BatchNormalization
 
 
 @pytest.fixture
-def head() -> DeepHead:
+def head() -> MlpHead:
     """The recipe's head over a model whose last feature map is 2 x 2 of 96."""
-    return models.build(cli.read_recipe("keras_upsample", WORDS), 10, pretrained=False).get_classifier()
+    return create_model(read_recipe("keras_upsample", WORDS), 10, pretrained=False).get_classifier()
 
 
 def array(tensor: torch.Tensor) -> np.ndarray:
@@ -38,26 +39,26 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def test_the_recipe_says_what_the_notebook_compiles() -> None:
-    recipe = cli.read_recipe("keras_upsample")
+    recipe = read_recipe("keras_upsample")
     assert (recipe.optimizer.name, recipe.optimizer.weight_decay) == ("rmsprop_keras", 0)
     assert [(p.epochs, p.lr, p.warmup, p.decay, p.train) for p in recipe.phases] == [(10, 2e-5, 0, "constant", "all")]
     assert (recipe.data.image_size, recipe.data.interpolation, recipe.data.normalize) == (256, "nearest", "none")
-    assert (recipe.data.test_fraction, recipe.data.validation) == (0.2, 0.1)
-    assert (recipe.augment.crop, recipe.augment.flip, recipe.loss.label_smoothing) == (0, "none", 0)
-    assert recipe.model.norm_batch == recipe.batch_size, "BatchNorm sees the whole batch"
+    assert (recipe.data.test_fraction, recipe.data.validation_fraction) == (0.2, 0.1)
+    assert (recipe.augment.crop_padding, recipe.augment.flip, recipe.loss.label_smoothing) == (0, "none", 0)
+    assert recipe.model.ghost_batch_size == recipe.batch_size, "BatchNorm sees the whole batch"
 
 
-def test_layers_and_their_order(head: DeepHead) -> None:
+def test_layers_and_their_order(head: MlpHead) -> None:
     """Flatten is the model's last feature map, not pooled: 2 x 2 x 96 at 64 pixels."""
     found = [(type(layer), getattr(layer, "out_features", None)) for layer in head]
-    hidden = [(nn.BatchNorm1d, None), (nn.Linear, 128), (nn.ReLU, None), (KeyedDropout, None)]
-    hidden += [(nn.BatchNorm1d, None), (nn.Linear, 64), (nn.ReLU, None), (KeyedDropout, None)]
+    hidden = [(nn.BatchNorm1d, None), (nn.Linear, 128), (nn.ReLU, None), (DeterministicDropout, None)]
+    hidden += [(nn.BatchNorm1d, None), (nn.Linear, 64), (nn.ReLU, None), (DeterministicDropout, None)]
     assert found == [*hidden, (nn.BatchNorm1d, None), (nn.Linear, 10)]
-    assert [layer.p for layer in head if isinstance(layer, KeyedDropout)] == [0.5, 0.5]
+    assert [layer.p for layer in head if isinstance(layer, DeterministicDropout)] == [0.5, 0.5]
     assert [layer.in_features for layer in head if isinstance(layer, nn.Linear)] == [4 * 96, 128, 64]
 
 
-def test_first_weights(head: DeepHead) -> None:
+def test_first_weights(head: MlpHead) -> None:
     """Glorot-uniform kernels, told from other laws by Kolmogorov and Smirnov's test; zero biases; norms at rest."""
     for layer in head:
         if isinstance(layer, nn.Linear):
@@ -72,7 +73,7 @@ def test_first_weights(head: DeepHead) -> None:
             assert not layer.running_mean.any() and (layer.running_var == 1).all()
 
 
-def test_batch_norm_in_training_and_its_moving_average(head: DeepHead) -> None:
+def test_batch_norm_in_training_and_its_moving_average(head: MlpHead) -> None:
     """The moving variance is Keras's but for torch's n / (n - 1); it steers nothing, being estimated before scores."""
     norm = head[4].double().train()
     rows, gamma, beta = 3 * noise(32, 128) + 1, noise(128, seed=1), noise(128, seed=2)
@@ -89,14 +90,14 @@ def test_batch_norm_in_training_and_its_moving_average(head: DeepHead) -> None:
 
 
 def test_dropout_keeps_the_mean_and_does_nothing_when_it_predicts() -> None:
-    dropout = KeyedDropout(4, 0.5)
+    dropout = DeterministicDropout(4, 0.5)
     features, kept = torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([[True, False, False, True]])
     assert dropout.train()(features, kept).tolist() == [[2, 0, 0, 8]]
     assert dropout.eval()(features, kept).tolist() == [[1, 2, 3, 4]]
-    assert KeyedDropout(4, 0.2).train()(features, kept).tolist() == [pytest.approx([1.25, 0, 0, 5])]
+    assert DeterministicDropout(4, 0.2).train()(features, kept).tolist() == [pytest.approx([1.25, 0, 0, 5])]
 
 
-def test_the_whole_head(head: DeepHead) -> None:
+def test_the_whole_head(head: MlpHead) -> None:
     """Logits of a batch in training, layer by layer."""
     head = head.double().train()
     rows, kept = noise(32, 4 * 96), noise(32, 192, seed=1) > 0
@@ -127,12 +128,12 @@ def test_rmsprop_over_several_steps_with_epsilon_inside_the_root() -> None:
     """Gradients as small as epsilon's root tell where epsilon stands, and the first step where v begins."""
     model = nn.Linear(5, 3, bias=False).double()
     model.get_classifier = lambda: model
-    optimizer = optim.build(model, Optimizer(name="rmsprop_keras", weight_decay=0.01), 1.0, torch.device("cpu"))
+    optimizer = create_optimizer(model, Optimizer(name="rmsprop_keras", weight_decay=0.01), 1.0, torch.device("cpu"))
     weights, v = array(model.weight).copy(), np.zeros((3, 5))
     for step in range(5):
         rate, gradient = 2e-5 * (step + 1), noise(3, 5, seed=step) * 10.0 ** -(step + 1)
         model.weight.grad = torch.tensor(gradient)
-        optim.set_rate(optimizer, rate)
+        set_lr(optimizer, rate)
         optimizer.step()
         weights = weights - weights * 0.01 * rate  # Keras's weight decay is decoupled
         v = 0.9 * v + 0.1 * gradient**2
@@ -153,8 +154,8 @@ def test_sparse_categorical_cross_entropy_from_logits() -> None:
 
 def test_three_upsamplings_are_the_recipes_image_size() -> None:
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8))
-    data = cli.read_recipe("keras_upsample").data
-    found = InputFormat(data, torch.zeros(3), torch.ones(3))(images)
+    data = read_recipe("keras_upsample").data
+    found = Preprocess(data, torch.zeros(3), torch.ones(3))(images)
     twice = nn.Upsample(scale_factor=2, mode="nearest")
     expected = twice(twice(twice((images.float() / 255).permute(0, 3, 1, 2))))
     torch.testing.assert_close(found, expected)

@@ -13,9 +13,11 @@ from datasets import load_dataset as load
 from pictures import Arrays, arrays, both, encoded, in_memory, read, sentence, split_of
 from PIL import Image
 
-from resnet_cifar.data import sources, store
-from resnet_cifar.data.sources import npz, tree
-from resnet_cifar.recipe import Columns, Data, Mistake, SplitNames
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import Columns, Data, SplitNames
+from resnet_cifar.data import image_data
+from resnet_cifar.data.sources import image_folder, npz
+from resnet_cifar.data.sources.registry import find_source
 
 NAMES = ["cats", "dogs"]
 LABELS = [0, 1, 1, 0, 1]
@@ -76,13 +78,15 @@ def test_every_kind_of_source_gives_the_same_entry(forest: Path, tmp_path: Path,
     load(str(layout)).save_to_disk(tmp_path / "saved")
     words = {"y_train": np.array(NAMES)[train[1]], "y_test": np.array(NAMES)[test[1]]}
     np.savez(tmp_path / "arrays.npz", x_train=train[0], x_test=test[0], **words)
-    entries = [store.ensure(Data(source=str(tmp_path / name))) for name in ("parquet", "forest", "saved", "arrays.npz")]
+    entries = [
+        image_data.prepare(Data(source=str(tmp_path / name))) for name in ("parquet", "forest", "saved", "arrays.npz")
+    ]
     assert len(set(entries)) == 4
     first = {file.name: file.read_bytes() for file in entries[0].glob("*.npy")}
     assert len(first) == 4
     for entry in entries[1:]:
         assert {file.name: file.read_bytes() for file in entry.glob("*.npy")} == first
-    fingerprints = {store.json.loads((entry / "meta.json").read_text())["fingerprint"] for entry in entries}
+    fingerprints = {image_data.json.loads((entry / "meta.json").read_text())["fingerprint"] for entry in entries}
     assert len(fingerprints) == 1
 
 
@@ -182,12 +186,12 @@ def test_mixed_pictures_of_a_stranger_and_a_broken_one(grove: Path) -> None:
 
 def test_a_trees_identity_changes_with_its_files(grove: Path) -> None:
     data = Data(source=str(grove))
-    first = tree.identity(data)
+    first = image_folder.identity(data)
     file = grove / "cats" / "0.png"
     os.utime(file, ns=(1, 1))
-    touched = tree.identity(data)
+    touched = image_folder.identity(data)
     file.rename(grove / "dogs" / "0.png")
-    assert len({first, touched, tree.identity(data)}) == 3
+    assert len({first, touched, image_folder.identity(data)}) == 3
 
 
 # Files of arrays
@@ -290,8 +294,8 @@ def test_fields_that_say_nothing_about_a_source_are_refused(grove: Path, file: P
         ("splits", Data(source=str(file), splits=SplitNames(train="a"))),
         ("columns", Data(source="synthetic", columns=Columns(image="img"))),
     ):
-        with pytest.raises(Mistake, match=rf"data\.{name} .* says nothing about data\.source"):
-            store.ensure(data)
+        with pytest.raises(UserError, match=rf"data\.{name} .* says nothing about data\.source"):
+            image_data.prepare(data)
 
 
 def test_hub_columns_and_splits_make_entries_of_their_own(tmp_path: Path, cache: Path) -> None:
@@ -300,8 +304,11 @@ def test_hub_columns_and_splits_make_entries_of_their_own(tmp_path: Path, cache:
     split = split_of(pictures, label=(label, LABELS), sort=(other, LABELS[::-1]))
     both(split).save_to_disk(tmp_path / "saved")
     data = {"source": str(tmp_path / "saved")}
-    entries = {store.ensure(Data(**data, columns=Columns(label=name))) for name in ("label", "sort")}
-    entries |= {store.ensure(Data(**data, splits=SplitNames(train="test"))), store.ensure(Data(**data, stored_size=8))}
+    entries = {image_data.prepare(Data(**data, columns=Columns(label=name))) for name in ("label", "sort")}
+    entries |= {
+        image_data.prepare(Data(**data, splits=SplitNames(train="test"))),
+        image_data.prepare(Data(**data, decode_size=8)),
+    }
     assert len(entries) == 4
     assert in_memory(DatasetDict(train=split)).classes == tuple(NAMES)
 
@@ -318,14 +325,14 @@ def test_real_images_come_the_same_through_every_door(real_data: Path, tmp_path:
     np.savez(tmp_path / "a.npz", images=found.images["train"], labels=names)
     assert same(read(tmp_path / "a.npz"), found)
     assert len(found.classes) == 10
-    assert sources.find(str(real_data)).__name__.endswith("folder")
+    assert find_source(str(real_data)).__name__.endswith("folder")
 
 
 def test_a_folder_that_is_a_link_is_watched_too(grove: Path, tmp_path: Path) -> None:
     (grove / "cats").rename(tmp_path / "elsewhere")
     (grove / "cats").symlink_to(tmp_path / "elsewhere")
     data = Data(source=str(grove))
-    first = tree.identity(data)
+    first = image_folder.identity(data)
     assert len(read(grove).labels["train"]) == 5
     os.utime(tmp_path / "elsewhere" / "0.png", ns=(1, 1))
-    assert tree.identity(data) != first
+    assert image_folder.identity(data) != first

@@ -10,7 +10,7 @@ import torch
 from sklearn import metrics as sklearn
 from torch import Tensor
 
-from resnet_cifar.reporting import metrics
+from resnet_cifar.evaluation import metrics
 
 NAMES = tuple("abcdefg")
 

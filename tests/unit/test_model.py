@@ -17,10 +17,15 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from resnet_cifar import model as models
-from resnet_cifar import optim
-from resnet_cifar.ghost_batchnorm import apply_ghost_batchnorm
-from resnet_cifar.recipe import Mistake, Recipe, parse
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.validation import parse
+from resnet_cifar.models.export import export_model
+from resnet_cifar.models.factory import check_model_name, create_model, normalization
+from resnet_cifar.models.ghost_batchnorm import apply_ghost_batchnorm
+from resnet_cifar.models.precise_bn import estimate_bn_stats
+from resnet_cifar.models.pretrained import check_init_weights, load_init_weights
+from resnet_cifar.optim.factory import create_optimizer, set_lr
 
 Run = Callable[..., subprocess.CompletedProcess]
 CLASSES = tuple("abcdefghij")
@@ -39,7 +44,7 @@ def recipe_of(name: str = "test_resnet", size: int = 32, seed: int = 0, **model:
 def built(
     name: str = "test_resnet", classes: int = 10, dtype: torch.dtype = torch.float64, **options: Any
 ) -> nn.Module:
-    return models.build(recipe_of(name, **options), classes, pretrained=True).to(dtype)
+    return create_model(recipe_of(name, **options), classes, pretrained=True).to(dtype)
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -65,7 +70,7 @@ def test_estimated_statistics_are_those_of_update_bn(grouped: bool) -> None:
         apply_ghost_batchnorm(ours, 4)
         ours(noise(8, 3, 32, 32, seed=9))  # statistics of training are forgotten
     batches = [noise(16, 3, 32, 32, seed=seed) for seed in range(5)]
-    models.estimate_norms(ours, iter(batches), alone)
+    estimate_bn_stats(ours, iter(batches), alone)
     update_bn(batches, theirs)
     for mine, expected in zip(norms(ours), norms(theirs), strict=True):
         torch.testing.assert_close(mine.running_mean, expected.running_mean)
@@ -77,13 +82,13 @@ def test_estimating_leaves_everything_else_as_it_was() -> None:
     apply_ghost_batchnorm(model, 4)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     kept = [(module.momentum, module.ghost_batch_size) for module in norms(model)]
-    models.estimate_norms(model, [noise(16, 3, 32, 32)], alone)
+    estimate_bn_stats(model, [noise(16, 3, 32, 32)], alone)
     assert [(module.momentum, module.ghost_batch_size) for module in norms(model)] == kept
     assert all(module.training for module in model.modules())
     for name, tensor in model.state_dict().items():
         if "running" not in name and "tracked" not in name:
             torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
-    models.estimate_norms(model.eval(), [noise(16, 3, 32, 32)], alone)
+    estimate_bn_stats(model.eval(), [noise(16, 3, 32, 32)], alone)
     assert not any(module.training for module in model.modules())
 
 
@@ -99,7 +104,7 @@ class Noted(nn.Module):
 
 def test_dropout_is_off_while_statistics_are_estimated() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), Noted())
-    models.estimate_norms(model, [noise(4, 3, 2, 2, dtype=torch.float32)], alone)
+    estimate_bn_stats(model, [noise(4, 3, 2, 2, dtype=torch.float32)], alone)
     assert model[1].seen is False
 
 
@@ -107,17 +112,17 @@ def test_two_ranks_that_share_the_batches_get_what_one_gets() -> None:
     """Three batches and two: the mean is weighted, and both ranks end with the same statistics."""
     batches = [noise(16, 3, 32, 32, seed=seed) for seed in range(5)]
     whole, first, second = built(), built(), built()
-    models.estimate_norms(whole, batches, alone)
+    estimate_bn_stats(whole, batches, alone)
     seen: dict[str, list[Tensor]] = {"first": [], "second": []}
 
     def noting(name: str) -> Callable[[Tensor], Tensor]:
         return lambda statistics: (seen[name].append(statistics.clone()), statistics)[1]
 
-    models.estimate_norms(first, batches[0::2], noting("first"))
-    models.estimate_norms(second, batches[1::2], noting("second"))
+    estimate_bn_stats(first, batches[0::2], noting("first"))
+    estimate_bn_stats(second, batches[1::2], noting("second"))
     for rank, part in ((first, batches[0::2]), (second, batches[1::2])):
         means: Iterator[Tensor] = ((3 * a + 2 * b) / 5 for a, b in zip(seen["first"], seen["second"], strict=True))
-        models.estimate_norms(rank, part, lambda statistics, means=means: next(means))
+        estimate_bn_stats(rank, part, lambda statistics, means=means: next(means))
         assert next(means, None) is None
         for mine, expected in zip(norms(rank), norms(whole), strict=True):
             torch.testing.assert_close(mine.running_mean, expected.running_mean)
@@ -125,7 +130,7 @@ def test_two_ranks_that_share_the_batches_get_what_one_gets() -> None:
 
 
 def test_a_model_without_batch_norm_is_left_alone() -> None:
-    models.estimate_norms(built("test_vit"), [], alone)
+    estimate_bn_stats(built("test_vit"), [], alone)
 
 
 # Building
@@ -133,11 +138,11 @@ def test_a_model_without_batch_norm_is_left_alone() -> None:
 
 def test_weights_follow_from_the_seed_only() -> None:
     torch.manual_seed(1)
-    first = models.build(recipe_of(seed=5), 10, pretrained=True).state_dict()
+    first = create_model(recipe_of(seed=5), 10, pretrained=True).state_dict()
     torch.manual_seed(2)
     torch.rand(7)
-    again = models.build(recipe_of(seed=5), 10, pretrained=False).state_dict()
-    other = models.build(recipe_of(seed=6), 10, pretrained=True).state_dict()
+    again = create_model(recipe_of(seed=5), 10, pretrained=False).state_dict()
+    other = create_model(recipe_of(seed=6), 10, pretrained=True).state_dict()
     for name, tensor in first.items():
         torch.testing.assert_close(again[name], tensor, rtol=0, atol=0)
     assert not torch.equal(first["conv1.0.weight"], other["conv1.0.weight"])
@@ -170,7 +175,7 @@ def without_download(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def test_the_head_starts_at_zero_only_on_pretrained_features(
     wanted: bool, checkpoint: str, here: bool, zero: bool, without_download: list[bool]
 ) -> None:
-    model = models.build(recipe_of(pretrained=wanted, checkpoint=checkpoint), 10, pretrained=here)
+    model = create_model(recipe_of(pretrained=wanted, checkpoint=checkpoint), 10, pretrained=here)
     assert without_download == [zero]
     assert (model.fc.weight.abs().sum() == 0) == zero
     assert model.conv1[0].weight.abs().sum() > 0
@@ -189,16 +194,16 @@ def test_a_cifar_stem_keeps_the_resolution(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["test_vit", "test_efficientnet"])
 def test_a_cifar_stem_is_refused_where_there_is_none(name: str) -> None:
-    with pytest.raises(Mistake, match=f"model.stem cifar is for timm's ResNets, not for model.name '{name}'"):
-        models.build(recipe_of(name, stem="cifar"), 10, pretrained=False)
+    with pytest.raises(UserError, match=f"model.stem cifar is for timm's ResNets, not for model.name '{name}'"):
+        create_model(recipe_of(name, stem="cifar"), 10, pretrained=False)
 
 
 def test_a_models_registered_name_with_a_stem_is_the_model_or_a_mistake() -> None:
     """`timm.list_models()` offers resnet18_cifar after `import resnet_cifar`."""
     assert "resnet18_cifar" in timm.list_models()
     try:
-        model = models.build(recipe_of("resnet18_cifar"), 10, pretrained=False)
-    except Mistake:
+        model = create_model(recipe_of("resnet18_cifar"), 10, pretrained=False)
+    except UserError:
         return
     assert model.conv1.kernel_size == (3, 3)
 
@@ -217,29 +222,29 @@ def test_a_transformer_takes_the_recipes_image_size() -> None:
     ],
 )
 def test_an_unknown_name_or_tag_is_answered_before_any_download(name: str, start: str) -> None:
-    with pytest.raises(Mistake) as caught:
-        models.check_name(name)
+    with pytest.raises(UserError) as caught:
+        check_model_name(name)
     assert str(caught.value).startswith(start)
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet50.a1_in1k", "test_vit", "test_vit.r160_in1k"])
 def test_known_names_are_accepted(name: str) -> None:
-    models.check_name(name)
+    check_model_name(name)
 
 
 def test_inputs_are_normalised_as_in_pretraining_or_not_at_all() -> None:
     model = built()
     config = timm.get_pretrained_cfg("test_resnet")
-    assert models.normalisation(model, recipe_of()) == (tuple(config.mean), tuple(config.std))
+    assert normalization(model, recipe_of()) == (tuple(config.mean), tuple(config.std))
     none = parse({"data": {"source": "synthetic", "normalize": "none"}})
-    assert models.normalisation(model, none) == ((0, 0, 0), (1, 1, 1))
+    assert normalization(model, none) == ((0, 0, 0), (1, 1, 1))
 
 
 # Warm start
 
 
 def exported(model: nn.Module, recipe: Recipe, folder: Path, classes: tuple[str, ...] = CLASSES) -> Path:
-    models.export(model, folder, recipe, classes, model.state_dict(), {})
+    export_model(model, folder, recipe, classes, model.state_dict(), {})
     return folder
 
 
@@ -254,7 +259,7 @@ def finished(tmp_path: Path) -> Path:
 
 def test_a_warm_start_takes_everything_where_classes_agree(finished: Path) -> None:
     model = built(dtype=torch.float32)
-    models.warm_start(model, str(finished))
+    load_init_weights(model, str(finished))
     saved = load_file(finished / "model" / "model.safetensors")
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, saved[name], rtol=0, atol=0)
@@ -263,7 +268,7 @@ def test_a_warm_start_takes_everything_where_classes_agree(finished: Path) -> No
 def test_a_warm_start_with_other_classes_begins_a_new_head(finished: Path) -> None:
     model = built(classes=4, dtype=torch.float32)
     head = {name: tensor.clone() for name, tensor in model.fc.state_dict().items()}
-    models.warm_start(model, str(finished))
+    load_init_weights(model, str(finished))
     saved = load_file(finished / "model" / "model.safetensors")
     for name, tensor in model.state_dict().items():
         expected = head[name.removeprefix("fc.")] if name.startswith("fc.") else saved[name]
@@ -272,10 +277,10 @@ def test_a_warm_start_with_other_classes_begins_a_new_head(finished: Path) -> No
 
 
 def test_a_warm_start_from_another_architecture_or_nothing_is_a_mistake(finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match="holds another architecture"):
-        models.warm_start(built("test_efficientnet", dtype=torch.float32), str(finished))
-    with pytest.raises(Mistake, match=r"has no model/model\.safetensors"):
-        models.warm_start(built(dtype=torch.float32), str(tmp_path))
+    with pytest.raises(UserError, match="holds another architecture"):
+        load_init_weights(built("test_efficientnet", dtype=torch.float32), str(finished))
+    with pytest.raises(UserError, match=r"has no model/model\.safetensors"):
+        load_init_weights(built(dtype=torch.float32), str(tmp_path))
 
 
 def test_a_warm_start_from_what_is_no_model_is_a_mistake(finished: Path) -> None:
@@ -283,16 +288,16 @@ def test_a_warm_start_from_what_is_no_model_is_a_mistake(finished: Path) -> None
     whole = file.read_bytes()
     for damaged in (b"garbage", whole[: len(whole) // 2], b""):
         file.write_bytes(damaged)
-        with pytest.raises(Mistake, match=r"model\.safetensors cannot be read \(.+\): name the folder"):
-            models.warm_start(built(dtype=torch.float32), str(finished))
+        with pytest.raises(UserError, match=r"model\.safetensors cannot be read \(.+\): name the folder"):
+            load_init_weights(built(dtype=torch.float32), str(finished))
 
 
 def test_what_a_model_would_take_is_told_from_shapes_alone(finished: Path) -> None:
     with torch.device("meta"):
-        same, other_head = (models.build(recipe_of(), classes, False) for classes in (10, 4))
+        same, other_head = (create_model(recipe_of(), classes, False) for classes in (10, 4))
     everything = list(same.state_dict())
-    assert models.check_warm_start(same, str(finished)) == everything
-    assert models.check_warm_start(other_head, str(finished)) == everything[:-2]
+    assert check_init_weights(same, str(finished)) == everything
+    assert check_init_weights(other_head, str(finished)) == everything[:-2]
     assert everything[-2:] == ["fc.weight", "fc.bias"]
 
 
@@ -301,7 +306,7 @@ def test_what_a_model_would_take_is_told_from_shapes_alone(finished: Path) -> No
 
 def trained(recipe: Recipe) -> nn.Module:
     """A model that differs from its first weights everywhere, running statistics and zero-initialised ones included."""
-    model = models.build(recipe, 10, pretrained=False)
+    model = create_model(recipe, 10, pretrained=False)
     generator = torch.Generator().manual_seed(7)
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
@@ -359,7 +364,7 @@ def test_an_exported_model_says_what_it_needs(tmp_path: Path) -> None:
             "model": {"name": "test_resnet", "pretrained": False},
         }
     )
-    folder = exported(models.build(recipe, 10, pretrained=False), recipe, tmp_path / "model")
+    folder = exported(create_model(recipe, 10, pretrained=False), recipe, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     assert config["architecture"] == "test_resnet"
     assert config["num_classes"] == 10
@@ -382,14 +387,14 @@ def test_an_export_replaces_an_older_one_and_leaves_nothing_aside(tmp_path: Path
 def test_a_trained_grouped_model_exports_to_what_it_scores_as(tmp_path: Path) -> None:
     """As the loop does it: grouped, trained a little, statistics estimated, exported."""
     recipe = recipe_of()
-    model = models.build(recipe, 10, pretrained=False)
+    model = create_model(recipe, 10, pretrained=False)
     apply_ghost_batchnorm(model, 4)
-    optimizer = optim.build(model, recipe.optimizer, 0.1, torch.device("cpu"))
+    optimizer = create_optimizer(model, recipe.optimizer, 0.1, torch.device("cpu"))
     x = noise(16, 3, 32, 32, dtype=torch.float32)
     F.cross_entropy(model(x), torch.arange(16) % 10).backward()
-    optim.set_rate(optimizer, 0.1)
+    set_lr(optimizer, 0.1)
     optimizer.step()
-    models.estimate_norms(model, [x], alone)
+    estimate_bn_stats(model, [x], alone)
     folder = exported(model, recipe, tmp_path / "model")
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     torch.testing.assert_close(loaded(x), model.eval()(x), rtol=0, atol=0)

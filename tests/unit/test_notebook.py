@@ -15,10 +15,13 @@ import IPython.display
 import pytest
 
 import resnet_cifar
-from resnet_cifar import cli, commands, following, notebook, starts
-from resnet_cifar.recipe import Mistake
-from resnet_cifar.reporting import live
-from resnet_cifar.run_folder import write_json
+from resnet_cifar import notebook
+from resnet_cifar.atomic_io import write_json
+from resnet_cifar.cli.train import train_command
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import read_recipe, write_recipe
+from resnet_cifar.reporting import notebook_panel
+from resnet_cifar.sweeps import launcher, run_monitor
 
 ROW = {"step": 5, "epoch": 0.5, "images": 500, "lr": 0.1, "images_per_second": 50.0}
 ROW |= {"train/loss": 1.5, "train/accuracy": 0.4}
@@ -29,7 +32,7 @@ def run(tmp_path: Path) -> Path:
     """An unfinished run of the recipe `debug`."""
     folder = tmp_path / "RUN"
     folder.mkdir()
-    cli.write_recipe(cli.read_recipe("debug"), folder / "recipe.yaml")
+    write_recipe(read_recipe("debug"), folder / "recipe.yaml")
     write_json(folder / "status.json", {"state": "interrupted", "why": "SIGINT", "time": 0, "step": 5, "steps": 20})
     return folder
 
@@ -46,10 +49,10 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         page.write_text(f'<p title="it\'s">page {len(written)}</p>')
         return page
 
-    module = types.ModuleType("resnet_cifar.reporting.report")
+    module = types.ModuleType("resnet_cifar.reporting.run_report")
     module.write = write
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr("resnet_cifar.reporting.report", module, raising=False)
+    monkeypatch.setattr("resnet_cifar.reporting.run_report", module, raising=False)
     return written
 
 
@@ -58,15 +61,18 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     [
         ({"data.limit": 2000, "seed": 1}, ["--data.limit=2000", "--seed=1"]),
         ({"data": {"limit": 2000, "columns": {"image": "img"}}}, ["--data.limit=2000", "--data.columns.image=img"]),
-        ({"model": {"pretrained": False, "norm_batch": None}}, ["--model.pretrained=False", "--model.norm_batch=null"]),
+        (
+            {"model": {"pretrained": False, "ghost_batch_size": None}},
+            ["--model.pretrained=False", "--model.ghost_batch_size=null"],
+        ),
         ({"phases": [{"lr": 1e-5}, {"epochs": 2}]}, ["--phases.0.lr=1e-05", "--phases.1.epochs=2"]),
-        ({"track.to": ["wandb", "tensorboard"]}, ["--track.to=wandb,tensorboard"]),
+        ({"track.trackers": ["wandb", "tensorboard"]}, ["--track.trackers=wandb,tensorboard"]),
         ({"data.source": Path("a") / "b"}, ["--data.source=a/b"]),
     ],
 )
 def test_python_values_become_the_command_lines_words(overrides: dict, words: list[str]) -> None:
     assert list(notebook._words(overrides)) == words
-    commands.train_command(["--recipe=debug", *(word for word in words if "source" not in word)])
+    train_command(["--recipe=debug", *(word for word in words if "source" not in word)])
 
 
 @pytest.mark.parametrize(
@@ -76,16 +82,16 @@ def test_python_values_become_the_command_lines_words(overrides: dict, words: li
         ({"data.limit": -1}, "data.limit cannot be '-1'"),
         ({"data": {"limi": 1}}, "unknown field --data.limi; did you mean data.limit"),
         ({"processes": 0}, "--processes cannot be '0'"),
-        ({"extend": 2, "fresh": True}, "--extend goes on with a run and --fresh starts over"),
+        ({"extend_epochs": 2, "restart": True}, "--extend-epochs goes on with a run and --restart starts over"),
         ({"recipe": "scratch", "run": "RUN"}, "--run RUN belongs to another recipe"),
     ],
 )
 def test_mistakes_are_told_before_anything_starts(
     arguments: dict, sentence: str, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(starts, "start", lambda *_, **__: pytest.fail("train.py was started"))
+    monkeypatch.setattr(launcher, "start", lambda *_, **__: pytest.fail("train.py was started"))
     monkeypatch.chdir(run.parent)
-    with pytest.raises(Mistake, match=sentence) as caught:
+    with pytest.raises(UserError, match=sentence) as caught:
         resnet_cifar.train(**arguments)
     assert caught.value._render_traceback_() == [f"error: {caught.value}"]
 
@@ -93,8 +99,8 @@ def test_mistakes_are_told_before_anything_starts(
 def test_a_finished_run_is_returned_and_one_of_more_phases_is_not(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_json(run / "result.json", {"test/accuracy": 0.5, "val/accuracy": 0.25})
     started: list[list[str]] = []
-    monkeypatch.setattr(starts, "start", lambda words, processes, quiet: started.append(words))
-    monkeypatch.setattr(following, "follow", lambda process, folder, is_shown: None)
+    monkeypatch.setattr(launcher, "start", lambda words, processes, quiet: started.append(words))
+    monkeypatch.setattr(run_monitor, "follow", lambda process, folder, is_shown: None)
     found = resnet_cifar.train("debug", run=run)
     assert (found.path, found.result["test/accuracy"], os.fspath(found)) == (run, 0.5, str(run))
     assert repr(found).endswith("interrupted, step 5 of 20, val/accuracy 0.2500, test/accuracy 0.5000")
@@ -102,25 +108,25 @@ def test_a_finished_run_is_returned_and_one_of_more_phases_is_not(run: Path, mon
     resnet_cifar.train("debug", run=run, extend=1.5)
     resnet_cifar.train("debug", run=run, fresh=True)
     assert started == [
-        ["--recipe=debug", "--extend=1.5", f"--run={run}"],
-        ["--recipe=debug", "--fresh", f"--run={run}"],
+        ["--recipe=debug", "--extend-epochs=1.5", f"--run={run}"],
+        ["--recipe=debug", "--restart", f"--run={run}"],
     ]
 
 
 def test_the_folder_is_the_command_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(starts, "start", lambda words, processes, quiet: None)
-    monkeypatch.setattr(following, "follow", lambda process, folder, is_shown: None)
+    monkeypatch.setattr(launcher, "start", lambda words, processes, quiet: None)
+    monkeypatch.setattr(run_monitor, "follow", lambda process, folder, is_shown: None)
     monkeypatch.chdir(tmp_path)
-    recipe = cli.read_recipe("debug", {"seed": "3", "precision": "no"})
+    recipe = read_recipe("debug", {"seed": "3", "precision": "no"})
     assert resnet_cifar.train("debug", seed=3).path == notebook.run_folder.default_path("debug", recipe)
 
 
 def test_several_processes_go_through_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     commands_run: list[list[str]] = []
-    monkeypatch.setattr(starts.subprocess, "Popen", lambda command, **_: commands_run.append(command))
+    monkeypatch.setattr(launcher.subprocess, "Popen", lambda command, **_: commands_run.append(command))
     for gpu, config in ((True, "multi_gpu.yaml"), (False, "cpu_ddp.yaml")):
         monkeypatch.setattr("torch.cuda.is_available", lambda gpu=gpu: gpu)
-        starts.start(["--recipe=debug"], 3, quiet=True)
+        launcher.start(["--recipe=debug"], 3, quiet=True)
         *launcher, script, word = commands_run[-1]
         assert launcher[1:3] == ["-m", "accelerate.commands.launch"] and launcher[-2:] == ["--num_processes", "3"]
         assert Path(launcher[4]).is_file() and launcher[4].endswith(config)
@@ -135,7 +141,7 @@ def test_a_report_is_written_anew_only_where_the_run_has_gone_on(
     resnet_cifar.show(run)
     assert reports == [run]
     assert capsys.readouterr().out.splitlines()[-2:] == [f"Run({str(run)!r}): interrupted, step 5 of 20", str(page)]
-    sources = ("status.json", "starts.json", "eval-test.json", "report/pictures-test.npz")
+    sources = ("status.json", "attempts.json", "eval-test.json", "report/pictures-test.npz")
     for count, name in enumerate(sources, start=2):
         (run / name).touch()
         os.utime(run / name, ns=(0, page.stat().st_mtime_ns + 1))
@@ -151,37 +157,37 @@ def test_a_page_keeps_to_its_frame(run: Path, reports: list[Path]) -> None:
 
 
 def test_what_is_no_run_is_not_shown(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match=r"show: .* is no run folder \(it has no recipe.yaml\)"):
+    with pytest.raises(UserError, match=r"show: .* is no run folder \(it has no recipe.yaml\)"):
         resnet_cifar.show(tmp_path)
 
 
 def test_the_panel_says_where_a_run_is() -> None:
     rows = [{**ROW, "val/loss": 1.2, "val/accuracy": 0.5}, {**ROW, "step": 10, "epoch": 1.0, "images": 1000}]
-    panel = live.panel("runs/<a>", "training", 40, rows, ["take <care>"], live.curves(rows))
+    panel = notebook_panel.panel("runs/<a>", "training", 40, rows, ["take <care>"], notebook_panel.curves(rows))
     for part in ("runs/&lt;a&gt;", "step 10 of 40", "epoch 1.00 of 4.00", "50 images/s", "60 s left"):
         assert part in panel, part
     assert 'aria-valuenow="25.0"' in panel and "validation accuracy 0.5000 (best 0.5000)" in panel
     assert "warning: take &lt;care&gt;" in panel and "data:image/svg+xml" in panel
-    still = live.panel("runs/a", "training", 40, [{**ROW, "images_per_second": 0.0}], [], "")
+    still = notebook_panel.panel("runs/a", "training", 40, [{**ROW, "images_per_second": 0.0}], [], "")
     assert "0 images/s" in still and " left" not in still
-    empty = live.panel("runs/a", "starting", 0, [], [], live.curves([]))
+    empty = notebook_panel.panel("runs/a", "starting", 0, [], [], notebook_panel.curves([]))
     assert 'aria-valuenow="0"' in empty and "<img" not in empty
 
 
 def followed(run: Path, script: str, is_shown: bool = False) -> None:
     """Follows a process that does what `script` says in place of train.py."""
     command, pipe = [sys.executable, "-c", script, str(run)], subprocess.PIPE
-    following.follow(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True), run, is_shown)
+    run_monitor.follow(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True), run, is_shown)
 
 
 @pytest.mark.parametrize(
     ("script", "error", "sentence"),
     [
-        ("import sys; sys.exit('error: take another')", Mistake, "take another"),
-        ("import sys; print('error: a\\nTraceback', file=sys.stderr); sys.exit(1)", Mistake, "a"),
-        ("1 / 0", following.Failed, r"train.py ended with code 1, and said last:\n(.*\n)*ZeroDivisionError"),
-        ("import sys; sys.exit(75)", following.Stopped, "stopped with nothing new to save: the same call goes on"),
-        ("", following.Failed, "train.py ended with code 0"),
+        ("import sys; sys.exit('error: take another')", UserError, "take another"),
+        ("import sys; print('error: a\\nTraceback', file=sys.stderr); sys.exit(1)", UserError, "a"),
+        ("1 / 0", run_monitor.Failed, r"train.py ended with code 1, and said last:\n(.*\n)*ZeroDivisionError"),
+        ("import sys; sys.exit(75)", run_monitor.Stopped, "stopped with nothing new to save: the same call goes on"),
+        ("", run_monitor.Failed, "train.py ended with code 0"),
     ],
 )
 def test_how_a_start_ended_is_told(run: Path, script: str, error: type, sentence: str) -> None:
@@ -192,7 +198,7 @@ def test_how_a_start_ended_is_told(run: Path, script: str, error: type, sentence
 
 def test_a_stop_that_nobody_here_asked_for_is_told(run: Path) -> None:
     status = {"state": "interrupted", "why": "--max-minutes 5", "time": 1e12, "step": 7, "steps": 20}
-    with pytest.raises(following.Stopped, match=r"interrupted \(--max-minutes 5\) at step 7 of 20, and saved"):
+    with pytest.raises(run_monitor.Stopped, match=r"interrupted \(--max-minutes 5\) at step 7 of 20, and saved"):
         followed(run, f"import json, sys; json.dump({status!r}, open(sys.argv[1] + '/status.json', 'w'))")
 
 
@@ -216,16 +222,16 @@ def panels(run: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return types.SimpleNamespace(update=update)
 
     monkeypatch.setattr("IPython.display.display", update)
-    monkeypatch.setattr(following, "_LOOK", 0.01)
-    monkeypatch.setattr(following, "_SHARE", 0)
-    panel = live.panel
+    monkeypatch.setattr(run_monitor, "_LOOK", 0.01)
+    monkeypatch.setattr(run_monitor, "_SHARE", 0)
+    panel = notebook_panel.panel
 
     def counted(*facts: Any) -> str:
         with (run / "looks").open("a") as stream:
             stream.write(".")
         return panel(*facts)
 
-    monkeypatch.setattr(live, "panel", counted)
+    monkeypatch.setattr(notebook_panel, "panel", counted)
     return shown
 
 
@@ -240,13 +246,13 @@ def test_a_torn_row_is_left_out_of_what_is_shown(run: Path, panels: list[str], c
 def test_what_cannot_be_drawn_is_said_once_and_stops_nothing(
     run: Path, panels: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    counted = live.panel
+    counted = notebook_panel.panel
 
     def away(*facts: Any) -> str:
         counted(*facts)
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(live, "panel", away)
+    monkeypatch.setattr(notebook_panel, "panel", away)
     followed(run, FINISHES.replace("METRICS", "''"), is_shown=True)
     said = "warning: the run goes on, but cannot be shown (OSError: [Errno 5] Input/output error)\n"
     assert capsys.readouterr().err == said
@@ -256,7 +262,7 @@ def test_what_cannot_be_drawn_is_said_once_and_stops_nothing(
 def test_an_interrupt_while_it_draws_is_handed_on(
     run: Path, panels: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    counted = live.panel
+    counted = notebook_panel.panel
 
     def interrupted(*facts: Any) -> str:
         text = counted(*facts)
@@ -265,8 +271,8 @@ def test_an_interrupt_while_it_draws_is_handed_on(
             raise KeyboardInterrupt
         return text
 
-    monkeypatch.setattr(live, "panel", interrupted)
+    monkeypatch.setattr(notebook_panel, "panel", interrupted)
     script = "import pathlib, signal, sys; signal.signal(signal.SIGINT, lambda *_: sys.exit(75)); "
-    with pytest.raises(following.Stopped, match="stopped with nothing new to save"):
+    with pytest.raises(run_monitor.Stopped, match="stopped with nothing new to save"):
         followed(run, script + "pathlib.Path(sys.argv[1], 'ready').touch(); signal.pause()", is_shown=True)
     assert capsys.readouterr().err == "stopping: it saves first\n"

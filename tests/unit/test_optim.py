@@ -11,11 +11,19 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from resnet_cifar import optim
-from resnet_cifar.recipe import Mistake, Optimizer
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import Optimizer
+from resnet_cifar.models.mlp_head import head_module
+from resnet_cifar.optim.factory import (
+    OWN_OPTIMIZERS,
+    UNSUPPORTED_OPTIMIZERS,
+    check_optimizer_name,
+    create_optimizer,
+    set_lr,
+)
 
 CPU = torch.device("cpu")
-KNOWN = [*timm.optim.list_optimizers(), *optim.OWN]
+KNOWN = [*timm.optim.list_optimizers(), *OWN_OPTIMIZERS]
 
 
 def tiny(name: str = "test_resnet") -> nn.Module:
@@ -34,7 +42,7 @@ def settings_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet_gn"])
 def test_norms_and_biases_do_not_decay_and_weights_do(name: str) -> None:
     model = tiny(name)
-    found = settings_of(model, optim.build(model, Optimizer(weight_decay=0.3), 0.1, CPU))
+    found = settings_of(model, create_optimizer(model, Optimizer(weight_decay=0.3), 0.1, CPU))
     no_norm = (nn.Conv2d, nn.Linear)
     weights = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, no_norm)}
     assert weights
@@ -45,14 +53,14 @@ def test_norms_and_biases_do_not_decay_and_weights_do(name: str) -> None:
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
 def test_only_the_classifier_learns_at_its_own_rate(name: str) -> None:
     model = tiny(name)
-    optimizer = optim.build(model, Optimizer(head_lr=10), 0.1, CPU)
+    optimizer = create_optimizer(model, Optimizer(head_lr_multiplier=10), 0.1, CPU)
     head = {"fc.weight", "fc.bias", "head.weight", "head.bias", "classifier.weight", "classifier.bias"}
     found = settings_of(model, optimizer)
     at_ten = {path for path, (_, scale) in found.items() if scale == 10}
     assert len(at_ten) == 2
     assert at_ten <= head
     assert {scale for path, (_, scale) in found.items() if path not in at_ten} == {1}
-    optim.set_rate(optimizer, 0.02)
+    set_lr(optimizer, 0.02)
     for group in optimizer.param_groups:
         assert group["lr"] == 0.02 * group["lr_scale"]
 
@@ -61,7 +69,7 @@ def test_what_a_model_exempts_does_not_decay() -> None:
     """A vision transformer's position embedding is a matrix that should not shrink."""
     model = tiny("test_vit")
     assert "pos_embed" in model.no_weight_decay()
-    assert settings_of(model, optim.build(model, Optimizer(weight_decay=0.3), 0.1, CPU))["pos_embed"][0] == 0
+    assert settings_of(model, create_optimizer(model, Optimizer(weight_decay=0.3), 0.1, CPU))["pos_embed"][0] == 0
 
 
 def test_frozen_parameters_are_left_out() -> None:
@@ -69,7 +77,7 @@ def test_frozen_parameters_are_left_out() -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     model.fc.requires_grad_(True)
-    optimizer = optim.build(model, Optimizer(), 0.1, CPU)
+    optimizer = create_optimizer(model, Optimizer(), 0.1, CPU)
     assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {
         id(p) for p in model.fc.parameters()
     }
@@ -78,8 +86,8 @@ def test_frozen_parameters_are_left_out() -> None:
 def test_sgd_is_nesterov_with_momentum() -> None:
     """Three steps against torch's own, with each group's decay and rate."""
     ours, theirs = tiny(), tiny()
-    optimizer = optim.build(ours, Optimizer(name="sgd", weight_decay=0.1, head_lr=5), 0.1, CPU)
-    optim.set_rate(optimizer, 0.05)
+    optimizer = create_optimizer(ours, Optimizer(name="sgd", weight_decay=0.1, head_lr_multiplier=5), 0.1, CPU)
+    set_lr(optimizer, 0.05)
     decaying = [p for p in theirs.parameters() if p.ndim > 1 and p is not theirs.fc.weight]
     others = [p for name, p in theirs.named_parameters() if p.ndim <= 1 and name != "fc.bias"]
     groups = [
@@ -110,8 +118,8 @@ REASONS = {
 
 @pytest.mark.parametrize("name", REASONS)
 def test_a_refusal_is_one_sentence_that_names_the_optimiser_and_says_why(name: str) -> None:
-    with pytest.raises(Mistake) as caught:
-        optim.check_name(name)
+    with pytest.raises(UserError) as caught:
+        check_optimizer_name(name)
     text = str(caught.value)
     assert text.startswith(f"optimizer.name {name!r} is not supported, it")
     assert REASONS[name] in text
@@ -119,7 +127,7 @@ def test_a_refusal_is_one_sentence_that_names_the_optimiser_and_says_why(name: s
 
 
 def test_the_table_refuses_nothing_that_timm_has_not_and_nothing_by_accident() -> None:
-    for part in optim.REFUSED:
+    for part in UNSUPPORTED_OPTIMIZERS:
         assert [name for name in KNOWN if part in name] == [name for name in KNOWN if name.startswith(part)] != []
 
 
@@ -127,28 +135,28 @@ def test_the_table_refuses_nothing_that_timm_has_not_and_nothing_by_accident() -
 @pytest.mark.parametrize("name", ["kron", "kronw", "adahessian", "fusedsgd", "fusedadam", "bnbadam", "bnblion8bit"])
 def test_some_names_are_refused_however_they_are_spelled(name: str, spelled: type[str]) -> None:
     assert name in REFUSED
-    with pytest.raises(Mistake, match=r"optimizer\.name"):
-        optim.check_name(spelled(name))
+    with pytest.raises(UserError, match=r"optimizer\.name"):
+        check_optimizer_name(spelled(name))
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_a_refusal_names_is_accepted(name: str) -> None:
-    with pytest.raises(Mistake) as caught:
-        optim.check_name(name)
+    with pytest.raises(UserError) as caught:
+        check_optimizer_name(name)
     offered = str(caught.value).rsplit("take ", 1)[1].replace(" or ", ", ").split(", ")
     for other in offered:
-        assert optim.check_name(other.strip("'"))
+        assert check_optimizer_name(other.strip("'"))
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW", "lamb"])
 def test_a_name_may_be_written_in_capitals(name: str) -> None:
-    assert optim.check_name(name) == name.lower()
+    assert check_optimizer_name(name) == name.lower()
 
 
 @pytest.mark.parametrize(("written", "meant"), [("sdg", "sgd"), ("adam-w", "adamw"), ("rmsproptff", "rmsproptf")])
 def test_an_unknown_name_suggests_one(written: str, meant: str) -> None:
-    with pytest.raises(Mistake) as caught:
-        optim.check_name(written)
+    with pytest.raises(UserError) as caught:
+        check_optimizer_name(written)
     assert str(caught.value) == (f"optimizer.name {written!r} is not one of timm's optimisers; did you mean {meant}?")
 
 
@@ -157,11 +165,11 @@ def test_every_other_name_can_be_built_and_steps(name: str) -> None:
     """DESIGN: to add an optimiser, open nothing."""
     torch.manual_seed(0)
     model = tiny()
-    optimizer = optim.build(model, Optimizer(name=name), 0.1, CPU)
+    optimizer = create_optimizer(model, Optimizer(name=name), 0.1, CPU)
     before = [p.detach().clone() for p in model.parameters()]
     x = torch.randn(2, 3, 32, 32)
     for _ in range(2):
-        optim.set_rate(optimizer, 0.01)
+        set_lr(optimizer, 0.01)
         optimizer.zero_grad()
         model(x).square().mean().backward()
         optimizer.step()
@@ -172,14 +180,14 @@ def test_every_other_name_can_be_built_and_steps(name: str) -> None:
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_layers_learn_the_slower_the_further_they_are_from_the_head(name: str) -> None:
     model = tiny(name)
-    settings = Optimizer(weight_decay=0.3, layer_decay=0.5, head_lr=4)
-    found = settings_of(model, optim.build(model, settings, 0.1, CPU))
+    settings = Optimizer(weight_decay=0.3, layer_decay=0.5, head_lr_multiplier=4)
+    found = settings_of(model, create_optimizer(model, settings, 0.1, CPU))
     theirs = {}
     for group in timm.optim.param_groups_layer_decay(
         model, 0.3, layer_decay=0.5, no_weight_decay_list=getattr(model, "no_weight_decay", set)()
     ):
         theirs |= {id(p): (group["weight_decay"], group["lr_scale"]) for p in group["params"]}
-    head = {id(p) for p in optim.classifier(model).parameters()}
+    head = {id(p) for p in head_module(model).parameters()}
     for path, parameter in model.named_parameters():
         decay, scale = theirs[id(parameter)]
         assert found[path] == (decay, scale * (4 if id(parameter) in head else 1)), path
@@ -190,10 +198,10 @@ def test_layers_learn_the_slower_the_further_they_are_from_the_head(name: str) -
 def test_what_does_not_learn_is_in_no_group() -> None:
     model = tiny()
     model.requires_grad_(False)
-    optim.classifier(model).requires_grad_()
-    optimizer = optim.build(model, Optimizer(layer_decay=0.7), 0.1, CPU)
+    head_module(model).requires_grad_()
+    optimizer = create_optimizer(model, Optimizer(layer_decay=0.7), 0.1, CPU)
     ours = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert ours == {id(p) for p in optim.classifier(model).parameters()}
+    assert ours == {id(p) for p in head_module(model).parameters()}
 
 
 def test_fused_sgd_begins_from_zeros_which_changes_nothing() -> None:
@@ -201,7 +209,7 @@ def test_fused_sgd_begins_from_zeros_which_changes_nothing() -> None:
     weights = []
     for device in ("cpu", "cuda"):  # which asks for fused updates, and CPUs have them too
         model = tiny()
-        optimizer = optim.build(model, Optimizer(weight_decay=0.1), 0.1, torch.device(device))
+        optimizer = create_optimizer(model, Optimizer(weight_decay=0.1), 0.1, torch.device(device))
         assert bool(optimizer.defaults.get("fused")) == (device == "cuda")
         if device == "cuda":
             buffers = [optimizer.state[p]["momentum_buffer"] for p in model.parameters()]
@@ -210,7 +218,7 @@ def test_fused_sgd_begins_from_zeros_which_changes_nothing() -> None:
             torch.manual_seed(step)
             for parameter in model.parameters():
                 parameter.grad = torch.randn_like(parameter)
-            optim.set_rate(optimizer, 0.1)
+            set_lr(optimizer, 0.1)
             optimizer.step()
         weights.append([p.detach().clone() for p in model.parameters()])
     for plain, fused in zip(*weights, strict=True):
@@ -225,7 +233,7 @@ def test_a_foreach_update_of_lamb_is_a_few_operators_however_many_weights() -> N
     counts = {}
     for name in ("test_resnet", "test_vit"):
         model = tiny(name)
-        optimizer = optim.build(model, Optimizer(name="lamb", weight_decay=0.01), 0.1, CPU)
+        optimizer = create_optimizer(model, Optimizer(name="lamb", weight_decay=0.01), 0.1, CPU)
         assert [group["foreach"] for group in optimizer.param_groups] == [None] * 4, "timm chooses by the device"
         for group in optimizer.param_groups:
             group["foreach"] = True

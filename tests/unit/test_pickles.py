@@ -17,10 +17,10 @@ import pytest
 import torchvision
 from pictures import Arrays, read, sentence
 
-from resnet_cifar.data.sources import pickles
+from resnet_cifar.config.schema import Columns, Data
+from resnet_cifar.data.sources import cifar_batches
 from resnet_cifar.data.sources import unpickle as unpickling
 from resnet_cifar.data.sources.unpickle import unpickle
-from resnet_cifar.recipe import Columns, Data
 
 NOISE = np.random.default_rng(0)
 TRAIN = NOISE.integers(0, 256, (23, 32, 32, 3), dtype=np.uint8), NOISE.permutation(np.arange(23) % 10)
@@ -83,7 +83,7 @@ def test_the_published_files_come_in_the_order_of_their_archive_and_damage_is_no
         md5s = [hashlib.md5((folder / name).read_bytes()).hexdigest() for name in names]
         monkeypatch.setattr(published, part, list(map(list, zip(names, md5s, strict=True))))
         for name in names:
-            monkeypatch.setitem(pickles._SETS[0].nbytes, name, (folder / name).stat().st_size)
+            monkeypatch.setitem(cifar_batches._SETS[0].nbytes, name, (folder / name).stat().st_size)
     parts = [np.array_split(values, 5) for values in TRAIN]
     images, labels = (np.concatenate([values[batch - 1] for batch in (4, 3, 2, 5, 1)]) for values in parts)
     found = read(folder)
@@ -232,7 +232,7 @@ def test_damage_anywhere_is_told_in_a_sentence(folder: Path) -> None:
         (folder / "data_batch_1").write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         try:
             read(folder)
-        except pickles.Mistake as mistake:
+        except cifar_batches.UserError as mistake:
             assert "\n" not in str(mistake)
 
 
@@ -241,6 +241,6 @@ def test_the_identity_changes_with_the_files(folder: Path, tmp_path: Path) -> No
     sources = (folder, folder / "test_batch"), (folder.parent, folder / "test_batch"), (archive, archive)
     for time, (source, file) in enumerate(sources):
         data = Data(source=str(source))
-        first = pickles.identity(data)
+        first = cifar_batches.identity(data)
         os.utime(file, ns=(time, time))
-        assert pickles.identity(data) != first
+        assert cifar_batches.identity(data) != first

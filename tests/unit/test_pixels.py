@@ -12,7 +12,7 @@ from pictures import arrays, encoded
 from PIL import Image
 from torchvision.transforms import v2
 
-from resnet_cifar.data.sources.pixels import Unreadable, rgb
+from resnet_cifar.data.sources.image_io import Unreadable, rgb
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> dict[str, Any]:

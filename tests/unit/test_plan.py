@@ -14,15 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
-from resnet_cifar.data.plan import Plan, check_share
-from resnet_cifar.recipe import Mistake, Recipe, check_across, parse, row_unit
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.validation import check_across, parse, row_unit
+from resnet_cifar.training.plan import Plan, check_batch_size
 
 some = settings(deadline=None, derandomize=True, max_examples=60)
 many = settings(some, max_examples=300)
 
 
 def recipe_of(batch_size: int = 10, **values: Any) -> Recipe:
-    return parse({"batch_size": batch_size, "model": {"norm_batch": None}, **values})
+    return parse({"batch_size": batch_size, "model": {"ghost_batch_size": None}, **values})
 
 
 def plan_of(images: int = 100, batch_size: int = 10, world: int = 1, **phase: Any) -> Plan:
@@ -31,11 +33,11 @@ def plan_of(images: int = 100, batch_size: int = 10, world: int = 1, **phase: An
 
 
 def rates(plan: Plan) -> list[float]:
-    return [plan.rate(step) for step in range(plan.steps)]
+    return [plan.lr(step) for step in range(plan.steps)]
 
 
 def whole(plan: Plan, step: int) -> tuple[np.ndarray, np.ndarray]:
-    return plan.order(step, slice(0, plan.recipe.batch_size))
+    return plan.sample_indices(step, slice(0, plan.recipe.batch_size))
 
 
 # The stream
@@ -64,8 +66,8 @@ def test_the_ranks_rows_are_the_global_batch_in_order_whatever_the_world(
     images, pairs, world = shape
     recipe = recipe_of(2 * pairs * world)
     plan, alone = Plan(recipe, images, world), Plan(recipe, images, 1)
-    parts = [plan.order(step, plan.rows(rank)) for rank in range(world)]
-    assert {len(indices) for indices, _ in parts} == {plan.share}
+    parts = [plan.sample_indices(step, plan.rows(rank)) for rank in range(world)]
+    assert {len(indices) for indices, _ in parts} == {plan.per_rank_batch}
     for ours, theirs in zip(zip(*parts, strict=True), whole(alone, step), strict=True):
         np.testing.assert_array_equal(np.concatenate(ours), theirs)
 
@@ -87,13 +89,13 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 def test_norm_rows_are_training_images_that_do_not_depend_on_step_or_world() -> None:
     plan = plan_of(5000, 8)
-    rows = plan.norm_rows()
+    rows = plan.bn_rows()
     assert len(rows) == len(np.unique(rows)) == 500, "a tenth"
-    assert [len(plan_of(images).norm_rows()) for images in (100, 2000, 45_000)] == [100, 256, 2048]
+    assert [len(plan_of(images).bn_rows()) for images in (100, 2000, 45_000)] == [100, 256, 2048]
     assert rows.min() >= 0
     assert rows.max() < 5000
-    np.testing.assert_array_equal(rows, plan_of(5000, 8, world=4).norm_rows())
-    np.testing.assert_array_equal(plan_of(100).norm_rows(), np.arange(100))
+    np.testing.assert_array_equal(rows, plan_of(5000, 8, world=4).bn_rows())
+    np.testing.assert_array_equal(plan_of(100).bn_rows(), np.arange(100))
 
 
 # Steps and epochs
@@ -122,9 +124,9 @@ def test_phases_lie_end_to_end_each_with_a_step_and_rounding_does_not_add_up(len
 
 def test_each_phase_has_its_own_rate_from_its_own_first_step() -> None:
     phases = [
-        {"epochs": 1, "lr": 0.3, "decay": "constant"},
-        {"epochs": 2, "lr": 0.8, "warmup": 0.5, "decay": "linear"},
-        {"epochs": 0.5, "lr": 0.1, "decay": "constant"},
+        {"epochs": 1, "lr": 0.3, "schedule": "constant"},
+        {"epochs": 2, "lr": 0.8, "warmup_epochs": 0.5, "schedule": "linear"},
+        {"epochs": 0.5, "lr": 0.1, "schedule": "constant"},
     ]
     found = rates(Plan(recipe_of(10, phases=phases), 100, 1))
     second = [0.8 * step / 5 for step in range(5)] + [0.8 * (1 - step / 15) for step in range(15)]
@@ -151,7 +153,7 @@ def torch_rates(schedule: Callable[[torch.optim.Optimizer], Any], steps: int, pe
     return found
 
 
-DECAYS = {
+SCHEDULES = {
     "cosine": lambda steps: lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=steps),
     "linear": lambda steps: lambda o: lr_scheduler.LinearLR(o, start_factor=1, end_factor=0, total_iters=steps),
     "step": lambda steps: lambda o: lr_scheduler.MultiStepLR(o, [-(-steps // 2), -(-3 * steps // 4)], gamma=0.1),
@@ -160,11 +162,11 @@ DECAYS = {
 
 
 @pytest.mark.parametrize("steps", [1, 7, 40, 101])
-@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("decay", SCHEDULES)
 def test_a_decay_is_torchs_at_every_step(decay: str, steps: int) -> None:
     plan = plan_of(epochs=steps / 10, decay=decay)
     assert plan.steps == steps
-    np.testing.assert_allclose(rates(plan), torch_rates(DECAYS[decay](steps), steps, 0.5), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(rates(plan), torch_rates(SCHEDULES[decay](steps), steps, 0.5), rtol=1e-9, atol=1e-12)
 
 
 def test_one_cycle_is_torchs_curve() -> None:
@@ -184,12 +186,12 @@ def test_one_cycle_starts_peaks_and_ends_where_torchs_does() -> None:
     assert found[-1] < 0.5 * 1e-4
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("decay", SCHEDULES)
 def test_warm_up_starts_at_0_and_reaches_the_peak_at_its_end(decay: str) -> None:
     found = rates(plan_of(warmup=2, decay=decay))
     np.testing.assert_allclose(found[:20], 0.5 * np.arange(20) / 20, rtol=1e-12)
     assert found[20] == 0.5
-    np.testing.assert_allclose(found[20:], torch_rates(DECAYS[decay](80), 80, 0.5), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found[20:], torch_rates(SCHEDULES[decay](80), 80, 0.5), rtol=1e-9, atol=1e-12)
 
 
 def test_a_phase_may_be_all_warm_up() -> None:
@@ -231,7 +233,7 @@ def every_so_many_epochs(plan: Plan, epochs: float) -> set[int]:
 def lists(plan: Plan) -> tuple[list[int], list[int], list[int]]:
     """Scores, checkpoints and rows, written out."""
     settings, last = plan.recipe.checkpoint, plan.steps
-    scores = every_so_many_epochs(plan, plan.recipe.evaluate.every) | {last}
+    scores = every_so_many_epochs(plan, plan.recipe.evaluate.every_epochs) | {last}
     checkpoints = set(scores)
     if settings.every_steps:
         checkpoints |= set(range(settings.every_steps, last + 1, settings.every_steps))
@@ -258,9 +260,9 @@ def test_what_happens_after_a_step_is_what_the_written_out_lists_say(
     )
     plan = Plan(recipe, images, 1)
     scores, checkpoints, rows = lists(plan)
-    assert taken(plan.is_score, plan) == scores
-    assert taken(plan.is_checkpoint, plan) == checkpoints
-    assert taken(plan.is_row, plan) == rows
+    assert taken(plan.should_eval, plan) == scores
+    assert taken(plan.should_save, plan) == checkpoints
+    assert taken(plan.should_log, plan) == rows
     assert set(scores) <= set(checkpoints) <= set(rows)
     assert scores[-1] == plan.steps
 
@@ -270,7 +272,7 @@ def test_scores_come_every_so_many_epochs_and_at_the_end() -> None:
     seldom = replace(recipe, evaluate=replace(recipe.evaluate, every=9))
     for ours, steps in ((recipe, [15, 30, 32]), (seldom, [32])):
         plan = Plan(ours, 100, 1)
-        assert taken(plan.is_score, plan) == steps
+        assert taken(plan.should_eval, plan) == steps
 
 
 @pytest.mark.parametrize(
@@ -289,12 +291,12 @@ def test_checkpoints_come_every_so_many_steps_or_epochs_and_with_scores(
     settings: dict[str, Any], steps: list[int]
 ) -> None:
     plan = Plan(recipe_of(10, phases=[{"epochs": 2, "lr": 1}], checkpoint=settings), 100, 1)
-    assert taken(plan.is_checkpoint, plan) == steps
+    assert taken(plan.should_save, plan) == steps
 
 
 def test_there_are_about_twenty_rows_an_epoch() -> None:
     plan = Plan(recipe_of(10, phases=[{"epochs": 2, "lr": 1}]), 2000, 1)
-    assert taken(plan.is_row, plan) == list(range(10, 401, 10))
+    assert taken(plan.should_log, plan) == list(range(10, 401, 10))
 
 
 def test_a_longer_run_scores_and_saves_at_the_same_steps_before() -> None:
@@ -302,7 +304,7 @@ def test_a_longer_run_scores_and_saves_at_the_same_steps_before() -> None:
     short = recipe_of(10, phases=[{"epochs": 2.5, "lr": 1}], checkpoint={"every_epochs": 0.7})
     long = replace(short, phases=(*short.phases, *short.phases))
     ours, theirs = Plan(short, 100, 1), Plan(long, 100, 1)
-    for happens, extended in ((ours.is_score, theirs.is_score), (ours.is_checkpoint, theirs.is_checkpoint)):
+    for happens, extended in ((ours.should_eval, theirs.should_eval), (ours.should_save, theirs.should_save)):
         assert taken(happens, ours)[:-1] == [done for done in taken(extended, theirs) if done < ours.steps]
     assert [ours.rate(step) for step in range(ours.steps)] == [theirs.rate(step) for step in range(ours.steps)]
 
@@ -316,7 +318,7 @@ def batches(draw: st.DrawFn) -> tuple[Recipe, int]:
     unit = 2 if norm is None else norm if norm % 2 == 0 else 2 * norm
     batch = unit * draw(st.integers(1, 40))
     micro = draw(st.one_of(st.just(0), st.integers(1, batch)))
-    recipe = parse({"batch_size": batch, "micro_batch": micro, "model": {"norm_batch": norm}})
+    recipe = parse({"batch_size": batch, "micro_batch": micro, "model": {"ghost_batch_size": norm}})
     return recipe, draw(st.integers(1, 16))
 
 
@@ -325,15 +327,15 @@ shares = st.composite(batches)()
 
 def refusal(recipe: Recipe, world: int) -> str:
     try:
-        check_share(recipe, world)
-    except Mistake as mistake:
+        check_batch_size(recipe, world)
+    except UserError as mistake:
         return str(mistake)
     return ""
 
 
 def accept(recipe: Recipe, world: int) -> None:
     check_across(recipe)
-    check_share(recipe, world)
+    check_batch_size(recipe, world)
 
 
 @many
@@ -343,14 +345,14 @@ def test_what_is_accepted_divides(case: tuple[Recipe, int]) -> None:
     if refusal(recipe, world):
         return
     plan = Plan(recipe, 1000, world)
-    norm = recipe.model.norm_batch
-    assert plan.share * world == recipe.batch_size
-    assert plan.share % plan.micro_batch == 0
+    norm = recipe.model.ghost_batch_size
+    assert plan.per_rank_batch * world == recipe.batch_size
+    assert plan.per_rank_batch % plan.micro_batch == 0
     assert plan.micro_batch % 2 == 0, "Mixup's pairs stay together"
-    if norm and norm > plan.share:  # a group of whole processes
-        assert norm % plan.share == 0
-        assert world % (norm // plan.share) == 0
-        assert plan.micro_batch == plan.share
+    if norm and norm > plan.per_rank_batch:  # a group of whole processes
+        assert norm % plan.per_rank_batch == 0
+        assert world % (norm // plan.per_rank_batch) == 0
+        assert plan.micro_batch == plan.per_rank_batch
     elif norm:
         assert plan.micro_batch % norm == 0
 
@@ -384,28 +386,33 @@ def test_the_micro_batches_that_a_refusal_names_are_accepted(case: tuple[Recipe,
 def test_the_norm_batch_that_a_refusal_names_is_accepted(case: tuple[Recipe, int]) -> None:
     recipe, world = case
     text = refusal(recipe, world)
-    if text.startswith("model.norm_batch"):
-        for size in re.findall(r"--model.norm_batch (\d+)", text):
-            accept(replace(recipe, micro_batch=0, model=replace(recipe.model, norm_batch=int(size))), world)
+    if text.startswith("model.ghost_batch_size"):
+        for size in re.findall(r"--model.ghost_batch_size (\d+)", text):
+            accept(replace(recipe, micro_batch=0, model=replace(recipe.model, ghost_batch_size=int(size))), world)
 
 
 @pytest.mark.parametrize(
     ("batch", "norm", "world", "text"),
     [
-        (256, 32, 3, "batch_size 256 does not divide over 3 processes in groups of 32 rows (model.norm_batch 32): "),
+        (
+            256,
+            32,
+            3,
+            "batch_size 256 does not divide over 3 processes in groups of 32 rows (model.ghost_batch_size 32): ",
+        ),
         (10, None, 4, "batch_size 10 does not divide over 4 processes in groups of 2 rows"),
         (
             96,
             32,
             4,
-            "batch_size 96 does not divide over 4 processes in groups of 32 rows (model.norm_batch 32): take 128",
+            "batch_size 96 does not divide over 4 processes in groups of 32 rows (model.ghost_batch_size 32): take 128",
         ),
     ],
 )
 def test_a_refusal_names_field_value_and_processes(batch: int, norm: int | None, world: int, text: str) -> None:
-    recipe = parse({"batch_size": batch, "model": {"norm_batch": norm}})
+    recipe = parse({"batch_size": batch, "model": {"ghost_batch_size": norm}})
     assert refusal(recipe, world).startswith(text)
-    with pytest.raises(Mistake):
+    with pytest.raises(UserError):
         Plan(recipe, 1000, world)
 
 
@@ -443,16 +450,16 @@ def test_a_phase_has_its_own_image_size() -> None:
 @given(shares)
 def test_micro_batches_halve_down_to_a_norm_group(case: tuple[Recipe, int]) -> None:
     recipe, world = case
-    if recipe.model.norm_batch is None:
+    if recipe.model.ghost_batch_size is None:
         return
     recipe = replace(recipe, micro_batch="auto")
     if refusal(recipe, world):
         return
     plan = Plan(recipe, 1000, world)
-    assert plan.micro_batch == plan.share
+    assert plan.micro_batch == plan.per_rank_batch
     while (rows := plan.smaller_micro_batch) is not None:
         assert rows <= plan.micro_batch // 2
         plan = plan.with_micro_batch(rows)
         accept(replace(recipe, micro_batch=rows), world)
     unit = row_unit(recipe)
-    assert plan.micro_batch == unit or plan.micro_batch == plan.share < 2 * unit
+    assert plan.micro_batch == unit or plan.micro_batch == plan.per_rank_batch < 2 * unit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resnet_cifar.training.profile import device_waits
+from resnet_cifar.training.profiler import device_waits
 
 
 def kernel(start: float, duration: float, category: str = "kernel") -> dict:

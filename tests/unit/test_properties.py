@@ -19,13 +19,14 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from resnet_cifar.data import draws
-from resnet_cifar.data.batches import Batches, InputFormat
-from resnet_cifar.data.plan import Plan
-from resnet_cifar.data.resident import ImageSet
+from resnet_cifar import rng
+from resnet_cifar.config.schema import Augment, Recipe
+from resnet_cifar.config.validation import parse
+from resnet_cifar.data.image_dataset import ImageDataset
+from resnet_cifar.data.loader import Loader, Preprocess
 from resnet_cifar.data.trivial_augment import MAGNITUDES, OPERATIONS
-from resnet_cifar.recipe import Augment, Recipe, parse
-from resnet_cifar.training.evaluate import predict
+from resnet_cifar.evaluation.predict import predict
+from resnet_cifar.training.plan import Plan
 
 some = settings(deadline=None, derandomize=True, max_examples=40)
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -57,7 +58,7 @@ def runs(draw: st.DrawFn, augment: st.SearchStrategy[Augment]) -> Run:
             "seed": draw(st.integers(0, 1000)),
             "batch_size": unit * units * world,
             "micro_batch": micro,
-            "model": {"norm_batch": norm},
+            "model": {"ghost_batch_size": norm},
             "data": {"source": "synthetic", "image_size": draw(st.integers(8, 12))},
             "phases": [{"epochs": draw(st.floats(0.1, 2.5)), "lr": 0.1}],
         }
@@ -65,7 +66,7 @@ def runs(draw: st.DrawFn, augment: st.SearchStrategy[Augment]) -> Run:
     return Run(replace(recipe, augment=draw(augment)), draw(st.integers(1, 90)), world)
 
 
-NOTHING = st.just(Augment(crop=0, flip="none"))
+NOTHING = st.just(Augment(crop_padding=0, flip="none"))
 # What leaves an image of one colour as it is.
 UNSEEN = st.builds(Augment, crop=st.integers(0, 4), flip=st.sampled_from(["none", "random", "alternating"]))
 EVERYTHING = st.builds(
@@ -86,16 +87,16 @@ def plain_images(count: int) -> Tensor:
 
 
 def noise(count: int, height: int, width: int) -> Tensor:
-    words = draws.words(0, "test images", count=count * height * width * 3)
+    words = rng.words(0, "test images", count=count * height * width * 3)
     return torch.from_numpy((words >> np.uint64(56)).astype(np.uint8)).view(count, height, width, 3)
 
 
-def batches_of(recipe: Recipe, images: Tensor, world: int = 1, rank: int = 0, plain: bool = True) -> Batches:
+def batches_of(recipe: Recipe, images: Tensor, world: int = 1, rank: int = 0, plain: bool = True) -> Loader:
     """Every image is a class of its own; `plain`: pixels stay in 0..1. In float64, so that areas are exact."""
     mean, std = ((0.0,) * 3, (1.0,) * 3) if plain else (MEAN, STD)
-    form = InputFormat(recipe.data, *(torch.tensor(values, dtype=torch.float64) for values in (mean, std)))
-    data = ImageSet(images, torch.arange(len(images)), np.arange(len(images)))
-    return Batches(Plan(recipe, len(images), world), data, len(images), form, rank)
+    form = Preprocess(recipe.data, *(torch.tensor(values, dtype=torch.float64) for values in (mean, std)))
+    data = ImageDataset(images, torch.arange(len(images)), np.arange(len(images)))
+    return Loader(Plan(recipe, len(images), world), data, len(images), form, rank)
 
 
 def fed(run: Run, images: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -144,12 +145,12 @@ def test_a_run_that_starts_at_any_step_is_fed_what_it_would_have_been(run: Run, 
 @given(st.integers(0, 2**63), st.integers(0, 2**40), st.lists(st.integers(1, 20), min_size=1, max_size=6))
 def test_a_rows_draws_do_not_depend_on_who_shares_the_rows(seed: int, step: int, shares: list[int]) -> None:
     ends = np.cumsum([0, *shares]).tolist()
-    parts = [draws.table(seed, "augment", step, slice(*ends[at : at + 2])) for at in range(len(shares))]
-    whole = draws.table(seed, "augment", step, slice(0, ends[-1]))
+    parts = [rng.row_uniforms(seed, "augment", step, slice(*ends[at : at + 2])) for at in range(len(shares))]
+    whole = rng.row_uniforms(seed, "augment", step, slice(0, ends[-1]))
     np.testing.assert_array_equal(np.concatenate(parts), whole)
     for other in (
-        draws.table(seed, "augment", step + 1, slice(0, ends[-1])),
-        draws.table(seed + 1, "augment", step, slice(0, ends[-1])),
+        rng.row_uniforms(seed, "augment", step + 1, slice(0, ends[-1])),
+        rng.row_uniforms(seed + 1, "augment", step, slice(0, ends[-1])),
     ):
         assert not (other == whole).any()
 
@@ -197,13 +198,13 @@ def blanked(chw: Tensor, top: int, left: int, tall: int, wide: int) -> Tensor:
 @given(runs(EVERYTHING), st.integers(5, 15), st.integers(0, 4), st.integers(0, 9))
 def test_an_image_is_what_torchvision_makes_of_the_same_draws(run: Run, height: int, more: int, step: int) -> None:
     width = height + 2 * more  # both even or both odd, as test_trivial_augment says
-    recipe = replace(run.recipe, augment=replace(run.recipe.augment, mixup=0.0, cutmix=0.0))
+    recipe = replace(run.recipe, augment=replace(run.recipe.augment, mixup_alpha=0.0, cutmix_alpha=0.0))
     images = noise(run.images, height, width)
     ours = batches_of(recipe, images, run.world, run.world - 1, plain=False)
     rows = ours.plan.rows(run.world - 1)
-    indices, epochs = ours.plan.order(step, rows)
-    table = draws.table(recipe.seed, "augment", step, rows)
-    coins = draws.bits(recipe.seed, "flip", run.images)
+    indices, epochs = ours.plan.sample_indices(step, rows)
+    table = rng.row_uniforms(recipe.seed, "augment", step, rows)
+    coins = rng.bits(recipe.seed, "flip", run.images)
     flips = {
         "none": np.zeros(len(indices)),
         "random": table[:, 2] < 0.5,
@@ -220,7 +221,7 @@ def test_an_image_is_what_torchvision_makes_of_the_same_draws(run: Run, height: 
 @some
 @given(runs(UNSEEN), st.floats(0.05, 4), st.integers(0, 9))
 def test_cutmix_labels_are_the_areas_that_can_be_counted(run: Run, alpha: float, step: int) -> None:
-    run = replace(run, recipe=replace(run.recipe, augment=replace(run.recipe.augment, cutmix=alpha)))
+    run = replace(run, recipe=replace(run.recipe, augment=replace(run.recipe.augment, cutmix_alpha=alpha)))
     inputs, targets = fed(run, plain_images(run.images), step)
     values = (inputs[:, 0] * 255).round().long()
     counted = torch.stack([(values == image).double().mean((1, 2)) for image in range(run.images)], 1)
@@ -234,7 +235,9 @@ def test_mixed_labels_sum_to_one_and_give_the_mean_of_the_pixels(
     run: Run, mixup: float, cutmix: float, step: int
 ) -> None:
     """An image's value is its class, so that the labels' mean is the pixels'; a row holds its pair's classes only."""
-    run = replace(run, recipe=replace(run.recipe, augment=replace(run.recipe.augment, mixup=mixup, cutmix=cutmix)))
+    run = replace(
+        run, recipe=replace(run.recipe, augment=replace(run.recipe.augment, mixup_alpha=mixup, cutmix_alpha=cutmix))
+    )
     inputs, targets = fed(run, plain_images(run.images), step)
     values = torch.arange(run.images, dtype=torch.float64)
     torch.testing.assert_close(targets @ values, inputs.mean((1, 2, 3)) * 255, rtol=0, atol=1e-9)
@@ -251,8 +254,8 @@ def test_mixed_labels_sum_to_one_and_give_the_mean_of_the_pixels(
 @given(st.integers(1, 300), st.integers(1, 6))
 def test_every_image_is_scored_exactly_once_and_in_order_on_any_number_of_ranks(images: int, world: int) -> None:
     pixels = torch.arange(images, dtype=torch.int32)[:, None].expand(-1, 3 * 8 * 8).reshape(images, 8, 8, 3)
-    split = ImageSet(pixels, torch.arange(images), np.arange(images))
-    form = InputFormat(parse({"data": {"image_size": 8}}).data, torch.zeros(3).double(), torch.ones(3).double())
+    split = ImageDataset(pixels, torch.arange(images), np.arange(images))
+    form = Preprocess(parse({"data": {"image_size": 8}}).data, torch.zeros(3).double(), torch.ones(3).double())
     gathered: list[Tensor] = []
 
     def rank_of(rank: int) -> Any:

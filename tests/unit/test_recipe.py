@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from resnet_cifar import cli, recipe
-from resnet_cifar.recipe import Mistake, Phase, Recipe, Track, differences, field_paths, fingerprint, parse
+from resnet_cifar.config.diff import differences, field_paths, fingerprint, to_dict
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import read_recipe, recipe_names, write_recipe
+from resnet_cifar.config.schema import Phase, Recipe, Track
+from resnet_cifar.config.validation import parse
 
 KNOBS = [
     "seed",
@@ -20,61 +23,61 @@ KNOBS = [
     "deterministic",
     "rank_timeout",
     "data.source",
-    "data.name",
+    "data.config_name",
     "data.splits.train",
     "data.splits.test",
     "data.columns.image",
     "data.columns.label",
     "data.skip_broken",
-    "data.stored_size",
+    "data.decode_size",
     "data.storage",
     "data.test_fraction",
     "data.limit",
-    "data.validation",
-    "data.overfit",
+    "data.validation_fraction",
+    "data.overfit_images",
     "data.image_size",
     "data.interpolation",
     "data.normalize",
-    "augment.crop",
+    "augment.crop_padding",
     "augment.flip",
-    "augment.trivial",
+    "augment.trivial_augment",
     "augment.cutout",
-    "augment.erase",
-    "augment.mixup",
-    "augment.cutmix",
+    "augment.random_erasing",
+    "augment.mixup_alpha",
+    "augment.cutmix_alpha",
     "model.name",
     "model.pretrained",
-    "model.checkpoint",
+    "model.init_from",
     "model.stem",
     "model.head.pool",
-    "model.head.widths",
+    "model.head.hidden_dims",
     "model.head.norm",
     "model.head.dropout",
     "model.head.init",
-    "model.norm_batch",
+    "model.ghost_batch_size",
     "model.drop_path",
-    "model.ema",
+    "model.ema_decay",
     "optimizer.name",
     "optimizer.weight_decay",
-    "optimizer.clip",
-    "optimizer.head_lr",
+    "optimizer.clip_grad_norm",
+    "optimizer.head_lr_multiplier",
     "optimizer.layer_decay",
     "loss.label_smoothing",
     "phases.0.epochs",
     "phases.0.lr",
-    "phases.0.warmup",
-    "phases.0.decay",
-    "phases.0.train",
+    "phases.0.warmup_epochs",
+    "phases.0.schedule",
+    "phases.0.trainable",
     "phases.0.image_size",
-    "evaluate.every",
+    "evaluate.every_epochs",
     "early_stopping.patience",
     "early_stopping.metric",
-    "early_stopping.min_improvement",
+    "early_stopping.min_delta",
     "checkpoint.every_steps",
     "checkpoint.every_minutes",
     "checkpoint.every_epochs",
-    "checkpoint.keep",
-    "track.to",
+    "checkpoint.keep_last",
+    "track.trackers",
     "track.project",
     "track.report",
 ]
@@ -87,66 +90,66 @@ OTHER_VALUES: dict[str, Any] = {
     "micro_batch": 32,
     "deterministic": True,
     "data.source": "synthetic",
-    "data.name": "plain_text",
+    "data.config_name": "plain_text",
     "data.splits.train": "summer",
     "data.splits.test": "winter",
     "data.columns.image": "picture",
     "data.columns.label": "breed",
     "data.skip_broken": True,
-    "data.stored_size": 48,
+    "data.decode_size": 48,
     "data.test_fraction": 0.2,
     "data.limit": 100,
-    "data.validation": 0.2,
-    "data.overfit": 8,
+    "data.validation_fraction": 0.2,
+    "data.overfit_images": 8,
     "data.image_size": 32,
     "data.interpolation": "nearest",
     "data.normalize": "none",
-    "augment.crop": 2,
+    "augment.crop_padding": 2,
     "augment.flip": "alternating",
-    "augment.trivial": True,
+    "augment.trivial_augment": True,
     "augment.cutout": 4,
-    "augment.erase": 0.1,
-    "augment.mixup": 0.2,
-    "augment.cutmix": 0.5,
+    "augment.random_erasing": 0.1,
+    "augment.mixup_alpha": 0.2,
+    "augment.cutmix_alpha": 0.5,
     "model.name": "resnet18",
     "model.pretrained": False,
-    "model.checkpoint": "runs/other",
+    "model.init_from": "runs/other",
     "model.stem": "cifar",
     "model.head.pool": "flatten",
-    "model.head.widths": "128,64",
+    "model.head.hidden_dims": "128,64",
     "model.head.norm": True,
     "model.head.dropout": 0.5,
     "model.head.init": "glorot",
-    "model.norm_batch": 16,
+    "model.ghost_batch_size": 16,
     "model.drop_path": 0.1,
-    "model.ema": 0.99,
+    "model.ema_decay": 0.99,
     "optimizer.name": "adamw",
     "optimizer.weight_decay": 0.1,
-    "optimizer.clip": 1.0,
-    "optimizer.head_lr": 3.0,
+    "optimizer.clip_grad_norm": 1.0,
+    "optimizer.head_lr_multiplier": 3.0,
     "optimizer.layer_decay": 0.75,
     "loss.label_smoothing": 0.2,
     "phases.0.epochs": 7.0,
     "phases.0.lr": 0.3,
-    "phases.0.warmup": 2.0,
-    "phases.0.decay": "linear",
-    "phases.0.train": "head",
+    "phases.0.warmup_epochs": 2.0,
+    "phases.0.schedule": "linear",
+    "phases.0.trainable": "head",
     "phases.0.image_size": 128,
     "early_stopping.patience": 3,
     "early_stopping.metric": "loss",
-    "early_stopping.min_improvement": 0.01,
+    "early_stopping.min_delta": 0.01,
 }
 
 # Another valid value for every knob that may differ between two starts of one run.
 STARTS: dict[str, Any] = {
     "rank_timeout": 60.0,
     "data.storage": "host",
-    "evaluate.every": 3.0,
+    "evaluate.every_epochs": 3.0,
     "checkpoint.every_steps": 5,
     "checkpoint.every_minutes": 0.5,
     "checkpoint.every_epochs": 2.0,
-    "checkpoint.keep": 3,
-    "track.to": "none",
+    "checkpoint.keep_last": 3,
+    "track.trackers": "none",
     "track.project": "other",
     "track.report": False,
 }
@@ -169,7 +172,7 @@ def value_at(recipe: Recipe, path: str) -> Any:
 
 
 def sentence(values: dict[str, Any]) -> str:
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         parse(values)
     text = str(caught.value)
     assert "\n" not in text
@@ -180,19 +183,21 @@ def test_a_new_knob_is_a_decision_and_is_listed_here() -> None:
     assert field_paths() == KNOBS
 
 
-@pytest.mark.parametrize("name", cli.recipe_names())
+@pytest.mark.parametrize("name", recipe_names())
 def test_a_shipped_recipe_is_the_same_after_a_round_trip_through_yaml(name: str, tmp_path: Path) -> None:
-    shipped = cli.read_recipe(name)
-    cli.write_recipe(shipped, tmp_path / "again.yaml")
-    assert cli.read_recipe(str(tmp_path / "again.yaml")) == shipped
+    shipped = read_recipe(name)
+    write_recipe(shipped, tmp_path / "again.yaml")
+    assert read_recipe(str(tmp_path / "again.yaml")) == shipped
 
 
 def test_every_value_survives_a_round_trip_through_yaml(tmp_path: Path) -> None:
     """Words that YAML reads as something else (no, null) are the ones that could be lost."""
-    phases = [{"epochs": 0.1, "lr": 1e-7, "decay": "one-cycle"}, {"epochs": 3, "lr": 2, "warmup": 1}]
-    ours = parse({"precision": "no", "model": {"norm_batch": None}, "track": {"to": "none"}, "phases": phases})
-    cli.write_recipe(ours, tmp_path / "again.yaml")
-    assert cli.read_recipe(str(tmp_path / "again.yaml")) == ours
+    phases = [{"epochs": 0.1, "lr": 1e-7, "schedule": "one-cycle"}, {"epochs": 3, "lr": 2, "warmup_epochs": 1}]
+    ours = parse(
+        {"precision": "no", "model": {"ghost_batch_size": None}, "track": {"trackers": "none"}, "phases": phases}
+    )
+    write_recipe(ours, tmp_path / "again.yaml")
+    assert read_recipe(str(tmp_path / "again.yaml")) == ours
 
 
 def test_a_rate_without_a_point_is_a_number() -> None:
@@ -209,13 +214,13 @@ def test_precision_no_means_float32(word: str) -> None:
 
 @pytest.mark.parametrize("word", ["null", "'null'", "~", "None"])
 def test_norm_batch_null_is_none_in_yaml(word: str) -> None:
-    assert parse(yaml.safe_load(f"model: {{norm_batch: {word}}}")).model.norm_batch is None
+    assert parse(yaml.safe_load(f"model: {{ghost_batch_size: {word}}}")).model.ghost_batch_size is None
 
 
 def test_whole_numbers_of_the_command_line_are_words() -> None:
-    values = {"batch_size": "64", "model": {"norm_batch": "16", "pretrained": "False"}}
+    values = {"batch_size": "64", "model": {"ghost_batch_size": "16", "pretrained": "False"}}
     ours = parse(values)
-    assert (ours.batch_size, ours.model.norm_batch, ours.model.pretrained) == (64, 16, False)
+    assert (ours.batch_size, ours.model.ghost_batch_size, ours.model.pretrained) == (64, 16, False)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +242,7 @@ def test_an_unknown_field_is_named_with_its_path(values: dict[str, Any], path: s
         ({"batchsize": 4}, "batch_size"),
         ({"lr": 0.1}, "phases.0.lr"),
         ({"model": {"pretained": True}}, "model.pretrained"),
-        ({"phases": [{"epochs": 1, "lr": 1, "wramup": 1}]}, "phases.0.warmup"),
+        ({"phases": [{"epochs": 1, "lr": 1, "wramup": 1}]}, "phases.0.warmup_epochs"),
     ],
 )
 def test_an_unknown_field_suggests_the_one_that_was_meant(written: dict[str, Any], meant: str) -> None:
@@ -259,26 +264,26 @@ def test_a_suggestion_stays_in_the_phase_that_was_written() -> None:
         ("data.limit", "1e3"),
         ("data.source", ""),
         ("data.source", 5),
-        ("data.validation", True),
+        ("data.validation_fraction", True),
         ("data.interpolation", "lanczos"),
         ("model.pretrained", "maybe"),
-        ("model.norm_batch", "many"),
+        ("model.ghost_batch_size", "many"),
         ("model.head.pool", "mean"),
-        ("model.head.widths", "128;64"),
-        ("model.head.widths", [128, 0]),
-        ("model.head.widths", "65537"),
-        ("model.head.widths", True),
+        ("model.head.hidden_dims", "128;64"),
+        ("model.head.hidden_dims", [128, 0]),
+        ("model.head.hidden_dims", "65537"),
+        ("model.head.hidden_dims", True),
         ("model.head.init", "he"),
-        ("model.norm_batch", True),
+        ("model.ghost_batch_size", True),
         ("phases.0.lr", "fast"),
-        ("phases.0.decay", "exponential"),
-        ("track.to", "mlflow"),
-        ("track.to", "wandb,mlflow"),
-        ("track.to", ["wandb", "wandb"]),
-        ("track.to", "wandb,none"),
-        ("track.to", []),
-        ("track.to", ""),
-        ("track.to", True),
+        ("phases.0.schedule", "exponential"),
+        ("track.trackers", "mlflow"),
+        ("track.trackers", "wandb,mlflow"),
+        ("track.trackers", ["wandb", "wandb"]),
+        ("track.trackers", "wandb,none"),
+        ("track.trackers", []),
+        ("track.trackers", ""),
+        ("track.trackers", True),
         ("deterministic", "perhaps"),
         ("rank_timeout", True),
         ("early_stopping.patience", 1.5),
@@ -300,24 +305,24 @@ def test_a_wrong_type_is_answered_with_path_and_value(path: str, value: Any) -> 
         ("batch_size", 1),
         ("micro_batch", -1),
         ("data.limit", -1),
-        ("data.validation", 1.0),
-        ("data.validation", -0.1),
+        ("data.validation_fraction", 1.0),
+        ("data.validation_fraction", -0.1),
         ("data.image_size", 7),
         ("data.image_size", 1025),
-        ("augment.crop", 65),
-        ("augment.erase", 1.1),
-        ("augment.mixup", -1.0),
-        ("model.norm_batch", 1),
+        ("augment.crop_padding", 65),
+        ("augment.random_erasing", 1.1),
+        ("augment.mixup_alpha", -1.0),
+        ("model.ghost_batch_size", 1),
         ("model.head.dropout", 1.0),
         ("optimizer.weight_decay", float("nan")),
-        ("optimizer.head_lr", 0.0),
+        ("optimizer.head_lr_multiplier", 0.0),
         ("loss.label_smoothing", 1.0),
         ("phases.0.epochs", 0.0),
         ("phases.0.lr", float("inf")),
         ("phases.0.lr", -0.1),
-        ("phases.0.warmup", -1.0),
-        ("evaluate.every", 0.0),
-        ("checkpoint.keep", 0),
+        ("phases.0.warmup_epochs", -1.0),
+        ("evaluate.every_epochs", 0.0),
+        ("checkpoint.keep_last", 0),
         ("checkpoint.every_steps", -1),
         ("checkpoint.every_minutes", -0.5),
         ("checkpoint.every_minutes", float("inf")),
@@ -326,7 +331,7 @@ def test_a_wrong_type_is_answered_with_path_and_value(path: str, value: Any) -> 
         ("rank_timeout", -1.0),
         ("rank_timeout", float("nan")),
         ("early_stopping.patience", -1),
-        ("early_stopping.min_improvement", -0.1),
+        ("early_stopping.min_delta", -0.1),
     ],
 )
 def test_a_value_out_of_range_is_answered_with_path_and_value(path: str, value: Any) -> None:
@@ -349,44 +354,44 @@ def test_a_recipe_has_at_least_one_phase() -> None:
 def test_a_batch_that_norm_groups_do_not_divide_names_the_nearest_that_they_do(
     batch: int, norm: int, ending: str
 ) -> None:
-    text = sentence({"batch_size": batch, "model": {"norm_batch": norm}})
+    text = sentence({"batch_size": batch, "model": {"ghost_batch_size": norm}})
     assert text.startswith(f"batch_size {batch} is not a multiple of ")
-    assert f"model.norm_batch {norm}" in text
+    assert f"model.ghost_batch_size {norm}" in text
     assert text.endswith(f": {ending}")
 
 
 def test_an_odd_batch_names_its_neighbours() -> None:
-    text = sentence({"batch_size": 7, "model": {"norm_batch": None}})
+    text = sentence({"batch_size": 7, "model": {"ghost_batch_size": None}})
     assert text.startswith("batch_size 7 is ")
     assert text.endswith(": take 6 or 8")
 
 
 @pytest.mark.parametrize("word", ["none", "None", "no", "'no'", "null", "~", "[none]", "false"])
 def test_no_tracker_may_be_written_in_many_ways(word: str) -> None:
-    assert parse(yaml.safe_load(f"track: {{to: {word}}}")).track.to == "none"
+    assert parse(yaml.safe_load(f"track: {{to: {word}}}")).track.trackers == "none"
 
 
 @pytest.mark.parametrize("word", ["[wandb, tensorboard]", "'wandb,tensorboard'", "'wandb, tensorboard'"])
 def test_several_trackers_are_a_list_or_words_with_commas(word: str) -> None:
     ours = parse(yaml.safe_load(f"track: {{to: {word}}}"))
-    assert ours.track.to == "wandb,tensorboard"
-    assert parse(recipe.to_dict(ours)) == ours
+    assert ours.track.trackers == "wandb,tensorboard"
+    assert parse(to_dict(ours)) == ours
 
 
 def test_a_wrong_tracker_is_answered_with_those_that_there_are() -> None:
-    assert sentence({"track": {"to": "wandb,mlflow"}}) == (
-        "track.to cannot be 'wandb,mlflow': 'mlflow' is none of wandb, trackio, tensorboard and none"
+    assert sentence({"track": {"trackers": "wandb,mlflow"}}) == (
+        "track.trackers cannot be 'wandb,mlflow': 'mlflow' is none of wandb, trackio, tensorboard and none"
     )
-    assert sentence({"track": {"to": "wandb,wandb"}}).endswith(": wandb stands there twice: name it once")
-    assert sentence({"track": {"to": "none,wandb"}}).endswith(": name trackers, or none alone")
+    assert sentence({"track": {"trackers": "wandb,wandb"}}).endswith(": wandb stands there twice: name it once")
+    assert sentence({"track": {"trackers": "none,wandb"}}).endswith(": name trackers, or none alone")
 
 
 @pytest.mark.parametrize(("batch", "norm"), [(7, None), (9, 3), (10, 3), (45, 5), (100, 32), (104, 7)])
 def test_the_batches_that_are_named_are_accepted(batch: int, norm: int | None) -> None:
     """With an odd norm group the nearest multiple may be odd, and the nearest even number no multiple."""
-    text = sentence({"batch_size": batch, "model": {"norm_batch": norm}})
+    text = sentence({"batch_size": batch, "model": {"ghost_batch_size": norm}})
     for size in text.split("take ")[1].split(" or "):
-        parse({"batch_size": int(size), "model": {"norm_batch": norm}})
+        parse({"batch_size": int(size), "model": {"ghost_batch_size": norm}})
 
 
 def test_a_micro_batch_larger_than_the_batch_is_refused() -> None:
@@ -394,13 +399,13 @@ def test_a_micro_batch_larger_than_the_batch_is_refused() -> None:
 
 
 def test_a_warm_up_longer_than_its_phase_is_refused() -> None:
-    phases = [{"epochs": 5, "lr": 1}, {"epochs": 2, "lr": 1, "warmup": 2.5}]
-    assert sentence({"phases": phases}).startswith("phases.1.warmup 2.5 is longer than the phase's 2 epochs")
+    phases = [{"epochs": 5, "lr": 1}, {"epochs": 2, "lr": 1, "warmup_epochs": 2.5}]
+    assert sentence({"phases": phases}).startswith("phases.1.warmup_epochs 2.5 is longer than the phase's 2 epochs")
 
 
 def test_one_cycle_brings_its_own_warm_up() -> None:
-    phases = [{"epochs": 5, "lr": 1, "warmup": 1, "decay": "one-cycle"}]
-    assert sentence({"phases": phases}).startswith("phases.0.warmup 1: one-cycle has its own warm-up")
+    phases = [{"epochs": 5, "lr": 1, "warmup_epochs": 1, "schedule": "one-cycle"}]
+    assert sentence({"phases": phases}).startswith("phases.0.warmup_epochs 1: one-cycle has its own warm-up")
 
 
 @pytest.mark.parametrize("path", STARTS)
@@ -432,25 +437,25 @@ def stopping(patience: int, **values: Any) -> Recipe:
 def test_when_scores_are_taken_decides_only_where_they_end_training(patience: int) -> None:
     often, seldom = (stopping(patience, evaluate={"every": every}) for every in (1, 3))
     assert (fingerprint(often) == fingerprint(seldom)) == (patience == 0)
-    assert differences(often, seldom) == (["evaluate.every: 3.0, not 1.0"] if patience else [])
+    assert differences(often, seldom) == (["evaluate.every_epochs: 3.0, not 1.0"] if patience else [])
 
 
-@pytest.mark.parametrize("path", [path for path in STARTS if path != "evaluate.every"])
+@pytest.mark.parametrize("path", [path for path in STARTS if path != "evaluate.every_epochs"])
 def test_with_early_stopping_the_rest_still_does_not_decide(path: str) -> None:
     assert fingerprint(stopping(3, **nested(path, STARTS[path]))) == fingerprint(stopping(3))
 
 
 def test_early_stopping_needs_a_validation_split() -> None:
-    without = {"data": {"validation": 0}}
+    without = {"data": {"validation_fraction": 0}}
     assert sentence({"early_stopping": {"patience": 3}, **without}) == (
-        "early_stopping.patience 3 needs a validation split: set data.validation, or patience to 0"
+        "early_stopping.patience 3 needs a validation split: set data.validation_fraction, or patience to 0"
     )
     assert stopping(0, **without).data.validation == 0
-    assert stopping(3, data={"validation": 0, "overfit": 8}).early_stopping.patience == 3
+    assert stopping(3, data={"validation_fraction": 0, "overfit_images": 8}).early_stopping.patience == 3
 
 
 def test_two_checkpoints_are_kept_so_that_a_damaged_one_has_one_before_it() -> None:
-    assert Recipe().checkpoint.keep == 2
+    assert Recipe().checkpoint.keep_last == 2
 
 
 def test_the_fingerprint_is_eight_hex_digits_and_counts_the_phases() -> None:
@@ -469,9 +474,9 @@ def test_a_field_that_was_not_written_and_its_default_are_one_experiment() -> No
 
 
 def test_plain_values_read_back_to_the_same_recipe() -> None:
-    ours = parse({"phases": [{"epochs": 1, "lr": 1}, {"epochs": 2, "lr": 0.5}], "track": {"to": "none"}})
-    assert parse(recipe.to_dict(ours)) == ours
-    assert ours.track == Track(to="none")
+    ours = parse({"phases": [{"epochs": 1, "lr": 1}, {"epochs": 2, "lr": 0.5}], "track": {"trackers": "none"}})
+    assert parse(to_dict(ours)) == ours
+    assert ours.track == Track(trackers="none")
 
 
 @pytest.mark.parametrize(("word", "value"), [("auto", "auto"), ("64", 64), (0, 0)])
@@ -486,28 +491,30 @@ def test_another_micro_batch_is_refused(word: Any) -> None:
 
 
 def test_what_fits_may_not_decide_what_batchnorm_sees() -> None:
-    assert "micro_batch auto needs model.norm_batch" in sentence({"micro_batch": "auto", "model": {"norm_batch": None}})
+    assert "micro_batch auto needs model.ghost_batch_size" in sentence(
+        {"micro_batch": "auto", "model": {"ghost_batch_size": None}}
+    )
 
 
 @pytest.mark.parametrize("word", ["[128, 64]", "'128,64'", "'128, 64'"])
 def test_widths_are_a_list_or_words_with_commas(word: str) -> None:
-    ours = parse(yaml.safe_load(f"model: {{head: {{widths: {word}}}}}"))
-    assert (ours.model.head.widths, ours.model.head.units) == ("128,64", (128, 64))
-    assert parse(recipe.to_dict(ours)) == ours
+    ours = parse(yaml.safe_load(f"model: {{head: {{hidden_dims: {word}}}}}"))
+    assert (ours.model.head.hidden_dims, ours.model.head.units) == ("128,64", (128, 64))
+    assert parse(to_dict(ours)) == ours
 
 
 @pytest.mark.parametrize("word", ["[]", "''", "none", "null"])
 def test_no_widths_may_be_written_in_many_ways(word: str) -> None:
-    assert parse(yaml.safe_load(f"model: {{head: {{widths: {word}}}}}")).model.head.units == ()
+    assert parse(yaml.safe_load(f"model: {{head: {{hidden_dims: {word}}}}}")).model.head.units == ()
 
 
 def test_one_width_needs_no_list() -> None:
-    assert parse({"model": {"head": {"widths": 128}}}).model.head.units == (128,)
+    assert parse({"model": {"head": {"hidden_dims": 128}}}).model.head.units == (128,)
 
 
 def test_a_head_is_deep_where_timm_has_none_like_it() -> None:
     assert not parse({"model": {"head": {"init": "glorot"}}}).model.head.is_deep
-    for field, value in {"pool": "max", "widths": "8", "norm": True, "dropout": 0.1}.items():
+    for field, value in {"pool": "max", "hidden_dims": "8", "norm": True, "dropout": 0.1}.items():
         assert parse({"model": {"head": {field: value}}}).model.head.is_deep
 
 

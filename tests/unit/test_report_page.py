@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import reported
 
-from resnet_cifar import cli
-from resnet_cifar import report as command
-from resnet_cifar.recipe import Mistake
-from resnet_cifar.reporting import curves, ink, provenance, report
-from resnet_cifar.run_folder import read_json, write_json
+from resnet_cifar.atomic_io import read_json, write_json
+from resnet_cifar.cli import report as command
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.reporting import curves, reproducibility, run_report, style
 
 
 def said(page: Path) -> str:
@@ -29,7 +29,7 @@ def said(page: Path) -> str:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run and its page, which no test changes."""
     run = reported.finish(tmp_path_factory.mktemp("whole") / "run")
-    report.write(run)
+    run_report.write(run)
     return run
 
 
@@ -73,8 +73,8 @@ def test_a_class_may_be_called_anything(whole: Path) -> None:
 
 
 def test_curves_mark_phases_stops_and_the_best_score(whole: Path) -> None:
-    recipe = cli.read_recipe(str(whole / "recipe.yaml"))
-    found = curves.read(whole, recipe, provenance.starts(whole))
+    recipe = read_recipe(str(whole / "recipe.yaml"))
+    found = curves.read(whole, recipe, reproducibility.starts(whole))
     assert (found.phases, found.stops, found.best["step"]) == ([1.0], [1.4, 2.0], 30)
     assert [row["step"] for row in found.rows] == list(range(1, 41))
     extended = [{"from_step": 0, "state": "finished"}, {"from_step": 20, "state": "finished"}]
@@ -94,7 +94,7 @@ def test_a_long_run_is_drawn_with_means_of_rows_and_a_half_written_row_is_left_o
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those beside the page take most of the time."""
-    monkeypatch.setattr(ink, "save", lambda *_: None)
+    monkeypatch.setattr(style, "save", lambda *_: None)
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -102,11 +102,11 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_is_not_finished_has_a_page_of_how_far_it_is(state: str, tmp_path: Path) -> None:
     run = reported.start(tmp_path / "run", steps=25)
     if state == "claimed":
-        for name in ("status.json", "starts.json", "metrics.jsonl", "environment.json"):
+        for name in ("status.json", "attempts.json", "metrics.jsonl", "environment.json"):
             (run.path / name).unlink()
     elif state != "running":
         run.status(state, step=25, steps=40, why="SIGTERM")
-    text = said(report.write(run.path))
+    text = said(run_report.write(run.path))
     assert f"This run is not finished ({state} at step" in text
     assert ("There is no row in metrics.jsonl yet" in text) == (state == "claimed")
     assert ("running when last heard of, or killed" in text) == (state == "running")
@@ -119,20 +119,20 @@ def test_a_run_of_before_there_were_reports_has_one_without_pictures_and_starts(
     run = tmp_path / "old"
     shutil.copytree(whole, run)
     shutil.rmtree(run / "report")
-    (run / "starts.json").unlink()
-    text = said(report.write(run))
+    (run / "attempts.json").unlink()
+    text = said(run_report.write(run))
     assert f"so there is no gallery: python eval.py {run} makes it" in text
     assert "was not kept by the version that made it" in text
     assert "are recognised" in text and "finished 40 steps of 40 in 12 s" in text
     (run / "predictions-test.parquet").unlink()
-    assert "The predictions are gone" in said(report.write(run))
+    assert "The predictions are gone" in said(run_report.write(run))
 
 
 @pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize("count", [2, 1000])
 def test_few_and_many_classes(count: int, tmp_path: Path) -> None:
     run = reported.finish(tmp_path / "run", count=1500, classes=[f"class {n}" for n in range(count)], temperature=None)
-    page = report.write(run)
+    page = run_report.write(run)
     text = said(page)
     assert ("1000 classes are too many for a table" in text) == (count == 1000)
     assert "No temperature was fitted" in text
@@ -140,7 +140,7 @@ def test_few_and_many_classes(count: int, tmp_path: Path) -> None:
     assert "class 1 taken for class 0" in text or count == 1000
     assert 'data-count="' in page.read_text()
     shutil.rmtree(run / "report")
-    assert 'data-count="' not in report.write(run).read_text(), "nothing to press where there are no pictures"
+    assert 'data-count="' not in run_report.write(run).read_text(), "nothing to press where there are no pictures"
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -148,7 +148,7 @@ def test_another_scoring_has_a_page_of_its_own_and_a_line_in_the_index(whole: Pa
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     reported.score(run, "validation-flip", count=60, seed=1)
-    page = report.write_scoring(run, "validation-flip")
+    page = run_report.write_scoring(run, "validation-flip")
     assert page == run / "report" / "validation-flip.html"
     assert 'href="index.html"' in page.read_text() and "What was run" not in said(page)
     assert 'href="figures/validation-flip-confusion.svg"' in page.read_text()
@@ -160,7 +160,7 @@ def test_another_scoring_has_a_page_of_its_own_and_a_line_in_the_index(whole: Pa
 @pytest.mark.usefixtures("without_figures")
 def test_what_is_scored_outside_of_a_run_has_its_page_beside_its_scores(tmp_path: Path) -> None:
     reported.score(tmp_path / "model-scores", "test")
-    page = report.write_scoring(tmp_path / "model-scores", "test")
+    page = run_report.write_scoring(tmp_path / "model-scores", "test")
     assert page == tmp_path / "model-scores" / "report" / "test.html"
     assert "index.html" not in page.read_text() and "are recognised" in said(page)
 
@@ -176,7 +176,7 @@ def test_what_is_scored_outside_of_a_run_has_its_page_beside_its_scores(tmp_path
     ],
 )
 def test_the_recipe_that_a_command_names(words: str, name: str | None) -> None:
-    assert provenance.named_recipe({"command": words}) == name
+    assert reproducibility.named_recipe({"command": words}) == name
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -193,11 +193,11 @@ def test_the_command_writes_the_page_and_says_where(whole: Path, tmp_path: Path,
 def test_what_is_damaged_or_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     run = reported.start(tmp_path / "run", steps=22)
     (tmp_path / "run" / "report").write_text("a file")
-    with pytest.raises(Mistake, match=r"run cannot be written \(File exists\): make it writable"):
+    with pytest.raises(UserError, match=r"run cannot be written \(File exists\): make it writable"):
         command.main([str(run.path)])
     (tmp_path / "run" / "report").unlink()
-    (tmp_path / "run" / "starts.json").write_text("{")
-    with pytest.raises(Mistake, match=r"starts\.json is damaged"):
+    (tmp_path / "run" / "attempts.json").write_text("{")
+    with pytest.raises(UserError, match=r"starts\.json is damaged"):
         command.main([str(run.path)])
 
 
@@ -223,10 +223,10 @@ def test_one_page_compares_runs(whole: Path, tmp_path: Path, monkeypatch, capsys
     (other / "result.json").unlink()  # as when it is extended
     command.main([str(whole), str(other), "--out", "two.html"])
     assert "No test predictions of a result of their own: other." in said(tmp_path / "two.html")
-    with pytest.raises(Mistake, match="is named twice"):
+    with pytest.raises(UserError, match="is named twice"):
         command.main([str(whole), f"{whole}/"])
     (tmp_path / "notes.html").write_text("mine")
-    with pytest.raises(Mistake, match="is no page of this command"):
+    with pytest.raises(UserError, match="is no page of this command"):
         command.main([str(whole), str(other), "--out", "notes.html"])
 
 
@@ -236,11 +236,11 @@ def test_what_is_damaged_of_a_scoring_is_a_sentence_or_a_dash(whole: Path, tmp_p
     shutil.copytree(whole, run)
     (run / "predictions-test.parquet").write_bytes(b"PAR1, and then nothing")
     write_json(run / "eval-odd.json", {"accuracy": 0.5})
-    text = said(report.write(run))
+    text = said(run_report.write(run))
     assert f"gone or damaged: python eval.py '{run}' makes them" in text
     assert "odd - - - -" in text
     write_json(run / "eval-test.json", {"accuracy": 0.5})
-    assert "There is no whole eval-test.json any more" in said(report.write(run))
+    assert "There is no whole eval-test.json any more" in said(run_report.write(run))
 
 
 def test_figures_that_are_new_enough_stay_when_another_scoring_adds_its_line(whole: Path, tmp_path: Path) -> None:
@@ -250,6 +250,6 @@ def test_figures_that_are_new_enough_stay_when_another_scoring_adds_its_line(who
     drawn = {file: file.stat().st_mtime_ns for file in shown.iterdir()}
     reported.score(run, "validation", count=60)
     os.utime(shown / "curves.png", (0, 0))
-    report.write_scoring(run, "validation")
+    run_report.write_scoring(run, "validation")
     changed = {file.stem for file, when in drawn.items() if file.stat().st_mtime_ns != when}
     assert changed == {"curves"}

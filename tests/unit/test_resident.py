@@ -11,15 +11,23 @@ import psutil
 import pytest
 import torch
 
-from resnet_cifar.data import resident, store
-from resnet_cifar.data.batches import Batches, InputFormat
-from resnet_cifar.data.plan import Plan
-from resnet_cifar.data.resident import ImageSet, Mapped, choose_place
-from resnet_cifar.data.store import ImageData
-from resnet_cifar.recipe import Recipe, parse
+from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.validation import parse
+from resnet_cifar.data import image_data, image_dataset
+from resnet_cifar.data.image_data import ImageData
+from resnet_cifar.data.image_dataset import ImageDataset, MmapImages, choose_storage
+from resnet_cifar.data.loader import Loader, Preprocess
+from resnet_cifar.training.plan import Plan
 
 CPU = torch.device("cpu")
-AUGMENT = {"crop": 2, "flip": "alternating", "cutout": 3, "erase": 0.5, "mixup": 0.3, "cutmix": 1.0}
+AUGMENT = {
+    "crop_padding": 2,
+    "flip": "alternating",
+    "cutout": 3,
+    "random_erasing": 0.5,
+    "mixup_alpha": 0.3,
+    "cutmix_alpha": 1.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,25 +45,25 @@ def load(folder: Path, storage: str, **values: Any) -> tuple[Recipe, ImageData]:
     recipe = parse(
         {
             "batch_size": 16,
-            "model": {"norm_batch": None},
+            "model": {"ghost_batch_size": None},
             "augment": AUGMENT,
             "phases": [{"epochs": 3, "lr": 0.1}],
             "data": data,
             **values,
         }
     )
-    return recipe, store.load(store.ensure(recipe.data), recipe, CPU)
+    return recipe, image_data.load(image_data.prepare(recipe.data), recipe, CPU)
 
 
-def batches(folder: Path, storage: str, world: int = 1, rank: int = 0, **values: Any) -> Batches:
+def batches(folder: Path, storage: str, world: int = 1, rank: int = 0, **values: Any) -> Loader:
     recipe, data = load(folder, storage, **values)
-    form = InputFormat(recipe.data, torch.tensor((0.5,) * 3), torch.tensor((0.25,) * 3))
-    return Batches(Plan(recipe, len(data.train), world), data.train, 3, form, rank)
+    form = Preprocess(recipe.data, torch.tensor((0.5,) * 3), torch.tensor((0.25,) * 3))
+    return Loader(Plan(recipe, len(data.train), world), data.train, 3, form, rank)
 
 
 @pytest.mark.parametrize(
     "data",
-    [{}, {"limit": 60, "validation": 0.2}, {"overfit": 12}, {"validation": 0}],
+    [{}, {"limit": 60, "validation_fraction": 0.2}, {"overfit_images": 12}, {"validation_fraction": 0}],
     ids=["cut", "limit", "overfit", "all"],
 )
 @pytest.mark.parametrize(("world", "micro_batch"), [(1, 0), (1, 4), (2, 4), (4, 0)])
@@ -63,7 +71,7 @@ def test_batches_are_the_same_bit_for_bit(folder: Path, world: int, micro_batch:
     for rank in range(world):
         values = {"data": data, "micro_batch": micro_batch}
         ours, theirs = (batches(folder, storage, world, rank, **values) for storage in ("host", "device"))
-        assert isinstance(ours.images.images, Mapped)
+        assert isinstance(ours.images.images, MmapImages)
         assert isinstance(theirs.images.images, torch.Tensor)
         for start in (0, 1):
             count = 0
@@ -71,10 +79,10 @@ def test_batches_are_the_same_bit_for_bit(folder: Path, world: int, micro_batch:
                 for batch, expected in zip(step, other, strict=True):
                     torch.testing.assert_close(batch, expected, rtol=0, atol=0)
                     count += 1
-            assert count == (ours.plan.steps - start) * (ours.plan.share // ours.plan.micro_batch)
+            assert count == (ours.plan.steps - start) * (ours.plan.per_rank_batch // ours.plan.micro_batch)
 
 
-@pytest.mark.parametrize("data", [{}, {"limit": 60, "validation": 0.2}, {"overfit": 12}])
+@pytest.mark.parametrize("data", [{}, {"limit": 60, "validation_fraction": 0.2}, {"overfit_images": 12}])
 def test_every_split_holds_the_same_images_and_labels(folder: Path, data: dict[str, Any]) -> None:
     (_, ours), (_, theirs) = (load(folder, storage, data=data) for storage in ("host", "device"))
     for name in ("train", "validation", "test"):
@@ -96,13 +104,13 @@ def test_what_is_read_ahead_comes_in_order_and_whole(sizes: list[int], storage: 
     found = list(images.read(iter(batches)))
     assert len(found) == len(batches)
     for rows, pixels in zip(batches, found, strict=True):
-        assert torch.equal(pixels, images.take(rows))
+        assert torch.equal(pixels, images.gather(rows))
 
 
 def test_batches_are_asked_for_before_they_are_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    ask = ImageSet.ask
-    monkeypatch.setattr(ImageSet, "ask", lambda self, rows: asked.append(len(rows)) or ask(self, rows))
+    ask = ImageDataset.ask
+    monkeypatch.setattr(ImageDataset, "ask", lambda self, rows: asked.append(len(rows)) or ask(self, rows))
     images = load(folder, "host")[1].train
     reading = images.read(np.arange(size) for size in range(1, 7))
     next(reading)
@@ -117,11 +125,13 @@ def test_batches_are_asked_for_before_they_are_needed(folder: Path, monkeypatch:
 
 def test_what_cannot_be_read_is_said_where_it_is_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = load(folder, "host")[1].train
-    assert len(images.take(np.arange(3))) == 3
-    monkeypatch.setattr(resident.np, "take", lambda *arguments, **options: (_ for _ in ()).throw(OSError(5, "gone")))
-    later = images.ask(np.arange(3))
+    assert len(images.gather(np.arange(3))) == 3
+    monkeypatch.setattr(
+        image_dataset.np, "take", lambda *arguments, **options: (_ for _ in ()).throw(OSError(5, "gone"))
+    )
+    later = images.prefetch(np.arange(3))
     with pytest.raises(OSError, match="gone"):
-        later.images(resident.ALL)
+        later.images(image_dataset.ALL)
 
 
 FREE = 8 * 2**30
@@ -142,7 +152,7 @@ def test_the_place_follows_from_free_memory_and_says_why(
 ) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=FREE))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    found, said = choose_place(storage, nbytes, CPU)
+    found, said = choose_storage(storage, nbytes, CPU)
     assert found == place
     assert why in said
     assert ("on this machine's disk" in said) == (place == "host")
@@ -152,11 +162,11 @@ def test_the_place_follows_from_free_memory_and_says_why(
 def test_on_a_gpu_its_own_free_memory_counts(nbytes: int, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (FREE, 10 * FREE))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1))
-    assert choose_place("auto", nbytes, torch.device("cuda", 0))[0] == place
+    assert choose_storage("auto", nbytes, torch.device("cuda", 0))[0] == place
 
 
 def test_a_set_that_does_not_fit_is_mapped_by_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     data = load(folder, "auto")[1]
-    assert isinstance(data.train.images, Mapped)
+    assert isinstance(data.train.images, MmapImages)
     assert "read ahead" in data.place

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from resnet_cifar.reporting import significance
+from resnet_cifar.evaluation import significance
 
 
 def models(both: int, first_only: int, second_only: int, neither: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,9 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from resnet_cifar import optim
-from resnet_cifar.recipe import Mistake, Optimizer
-from resnet_cifar.training import checkpoint, snapshot
+from resnet_cifar.checkpoints import checkpoint, snapshot
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import Optimizer
+from resnet_cifar.optim.factory import OWN_OPTIMIZERS, check_optimizer_name, create_optimizer, set_lr
 
 CPU = torch.device("cpu")
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
@@ -27,13 +28,13 @@ FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
 def is_refused(name: str) -> bool:
     try:
-        optim.check_name(name)
-    except Mistake:
+        check_optimizer_name(name)
+    except UserError:
         return True
     return False
 
 
-KNOWN = [*timm.optim.list_optimizers(), *optim.OWN]
+KNOWN = [*timm.optim.list_optimizers(), *OWN_OPTIMIZERS]
 ACCEPTED = [name for name in KNOWN if not is_refused(name)]
 
 Pair = tuple[nn.Module, torch.optim.Optimizer]
@@ -48,14 +49,14 @@ def initial() -> nn.Module:
 def fresh(name: str, dtype: torch.dtype = torch.float32) -> Pair:
     """A model as the loop has it (channels_last) and its optimiser, in four groups."""
     model = copy.deepcopy(initial()).to(memory_format=torch.channels_last, dtype=dtype)
-    return model, optim.build(model, Optimizer(name=name, weight_decay=0.01, head_lr=3), 0.01, CPU)
+    return model, create_optimizer(model, Optimizer(name=name, weight_decay=0.01, head_lr_multiplier=3), 0.01, CPU)
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
     dtype = next(model.parameters()).dtype
     for step in range(first, last):
         inputs = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(step)).to(dtype)
-        optim.set_rate(optimizer, 0.01 / (step + 1))
+        set_lr(optimizer, 0.01 / (step + 1))
         optimizer.zero_grad()
         F.cross_entropy(model(inputs.contiguous(memory_format=torch.channels_last)), torch.arange(8)).backward()
         optimizer.step()
@@ -272,7 +273,7 @@ def broken(taken: snapshot.Snapshot, **parts: dict[str, Any]) -> snapshot.Snapsh
 
 
 def sentence(wrong: snapshot.Snapshot, pair: Pair) -> str:
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         snapshot.restore(wrong, *pair)
     assert "\n" not in str(caught.value)
     return str(caught.value)

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_cifar.data.plan import Plan
-from resnet_cifar.data.split import choose, stratified
-from resnet_cifar.recipe import Mistake, Recipe, parse
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.validation import parse
+from resnet_cifar.data.splits import split_indices, stratified
+from resnet_cifar.training.plan import Plan
 
 
 def recipe_of(seed: int = 0, **data: Any) -> Recipe:
@@ -42,7 +44,7 @@ def test_counts_are_those_of_the_largest_remainders(sizes: list[int], data: st.D
 
 
 def test_a_balanced_set_is_cut_evenly() -> None:
-    chosen = choose(labels_of(*[500] * 10), labels_of(*[100] * 10), 10, recipe_of(validation=0.1))
+    chosen = split_indices(labels_of(*[500] * 10), labels_of(*[100] * 10), 10, recipe_of(validation=0.1))
     assert np.bincount(labels_of(*[500] * 10)[chosen.validation]).tolist() == [50] * 10
     assert np.bincount(labels_of(*[500] * 10)[chosen.train]).tolist() == [450] * 10
     np.testing.assert_array_equal(chosen.test, np.arange(1000))
@@ -53,8 +55,8 @@ def test_a_balanced_set_is_cut_evenly() -> None:
 def test_train_and_validation_share_no_image_and_lose_none(seed: int, validation: float, limit: int) -> None:
     train, test = labels_of(80, 60, 40), labels_of(20, 20, 20)
     try:
-        chosen = choose(train, test, 3, recipe_of(seed, validation=validation, limit=limit))
-    except Mistake:
+        chosen = split_indices(train, test, 3, recipe_of(seed, validation=validation, limit=limit))
+    except UserError:
         return
     assert len(np.intersect1d(chosen.train, chosen.validation)) == 0
     both = np.union1d(chosen.train, chosen.validation)
@@ -68,7 +70,7 @@ def test_train_and_validation_share_no_image_and_lose_none(seed: int, validation
 
 def test_the_choice_follows_from_the_seed() -> None:
     train, test = labels_of(50, 50), labels_of(30, 30)
-    first, again, other = (choose(train, test, 2, recipe_of(seed, limit=40)) for seed in (1, 1, 2))
+    first, again, other = (split_indices(train, test, 2, recipe_of(seed, limit=40)) for seed in (1, 1, 2))
     for name in ("train", "validation", "test"):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
         assert not np.array_equal(getattr(first, name), getattr(other, name))
@@ -81,14 +83,14 @@ def test_the_choice_is_no_prefix() -> None:
 
 
 def test_without_validation_all_images_are_trained_on() -> None:
-    chosen = choose(labels_of(5, 5), labels_of(2, 2), 2, recipe_of(validation=0))
+    chosen = split_indices(labels_of(5, 5), labels_of(2, 2), 2, recipe_of(validation=0))
     np.testing.assert_array_equal(chosen.train, np.arange(10))
     assert len(chosen.validation) == 0
 
 
 def test_overfit_validates_on_what_it_trains_on() -> None:
     train = labels_of(50, 50)
-    chosen = choose(train, labels_of(5, 5), 2, recipe_of(overfit=8))
+    chosen = split_indices(train, labels_of(5, 5), 2, recipe_of(overfit=8))
     np.testing.assert_array_equal(chosen.train, chosen.validation)
     assert np.bincount(train[chosen.train]).tolist() == [4, 4]
     assert len(chosen.test) == 10
@@ -100,50 +102,54 @@ def test_overfit_validates_on_what_it_trains_on() -> None:
         ((50, 50, 50), {"limit": 2}, "data.limit 2 is less than one image for each of 3 classes"),
         (
             (50, 50),
-            {"validation": 0.995},
-            "data.limit 0 and data.validation 0.995 leave 2 of 2 classes no image to train on",
+            {"validation_fraction": 0.995},
+            "data.limit 0 and data.validation_fraction 0.995 leave 2 of 2 classes no image to train on",
         ),
-        ((50, 50, 50), {"validation": 0.01}, "data.validation 0.01 of 150 images leaves 1 of 3 classes out of the"),
+        (
+            (50, 50, 50),
+            {"validation_fraction": 0.01},
+            "data.validation_fraction 0.01 of 150 images leaves 1 of 3 classes out of the",
+        ),
     ],
 )
 def test_a_cut_that_cannot_be_made_is_answered(sizes: tuple[int, ...], data: dict[str, Any], start: str) -> None:
-    with pytest.raises(Mistake) as caught:
-        choose(labels_of(*sizes), labels_of(*sizes), len(sizes), recipe_of(**data))
+    with pytest.raises(UserError) as caught:
+        split_indices(labels_of(*sizes), labels_of(*sizes), len(sizes), recipe_of(**data))
     assert str(caught.value).startswith(start)
 
 
 @pytest.mark.parametrize(
     ("sizes", "data"),
     [
-        ((990, 10), {"limit": 20, "validation": 0}),  # a fifth of an image of class 1
-        ((2, 2, 2, 2), {"validation": 0.75}),  # six of eight images: two classes lose both theirs
+        ((990, 10), {"limit": 20, "validation_fraction": 0}),  # a fifth of an image of class 1
+        ((2, 2, 2, 2), {"validation_fraction": 0.75}),  # six of eight images: two classes lose both theirs
     ],
 )
 def test_no_class_is_left_without_training_images(sizes: tuple[int, ...], data: dict[str, Any]) -> None:
     """Either the cut keeps one image of every class to train on, or it is refused."""
     train = labels_of(*sizes)
     try:
-        chosen = choose(train, labels_of(*sizes), len(sizes), recipe_of(**data))
-    except Mistake:
+        chosen = split_indices(train, labels_of(*sizes), len(sizes), recipe_of(**data))
+    except UserError:
         return
     assert set(train[chosen.train].tolist()) == set(range(len(sizes)))
 
 
 def test_a_test_split_is_cut_before_all_else_and_does_not_depend_on_the_rest() -> None:
     labels = labels_of(60, 30, 10)
-    plain = choose(labels, None, 3, recipe_of(validation=0.2, test_fraction=0.2))
+    plain = split_indices(labels, None, 3, recipe_of(validation=0.2, test_fraction=0.2))
     assert np.bincount(labels[plain.test]).tolist() == [12, 6, 2]
     together = np.concatenate([plain.train, plain.validation, plain.test])
     assert sorted(together.tolist()) == list(range(100))
-    for data in ({"validation": 0}, {"validation": 0.5}, {"overfit": 8}):
-        assert choose(labels, None, 3, recipe_of(test_fraction=0.2, **data)).test.tolist() == plain.test.tolist()
-    limited = choose(labels, None, 3, recipe_of(validation=0, test_fraction=0.2, limit=10))
+    for data in ({"validation_fraction": 0}, {"validation_fraction": 0.5}, {"overfit_images": 8}):
+        assert split_indices(labels, None, 3, recipe_of(test_fraction=0.2, **data)).test.tolist() == plain.test.tolist()
+    limited = split_indices(labels, None, 3, recipe_of(validation=0, test_fraction=0.2, limit=10))
     assert set(limited.test.tolist()) < set(plain.test.tolist())
     assert (len(limited.test), len(limited.train) + len(limited.validation)) == (10, 10)
     assert not set(limited.train.tolist()) & set(plain.test.tolist())
-    other = choose(labels, None, 3, recipe_of(seed=1, validation=0.2, test_fraction=0.2))
+    other = split_indices(labels, None, 3, recipe_of(seed=1, validation=0.2, test_fraction=0.2))
     assert other.test.tolist() == plain.test.tolist(), "seeds are compared on one test split"
-    overfit = choose(labels, None, 3, recipe_of(overfit=30, test_fraction=0.2))
+    overfit = split_indices(labels, None, 3, recipe_of(overfit=30, test_fraction=0.2))
     assert not set(overfit.train.tolist()) & set(plain.test.tolist())
 
 
@@ -151,14 +157,14 @@ def test_a_test_split_is_cut_before_all_else_and_does_not_depend_on_the_rest() -
     ("fraction", "word"), [(0.05, "out of the test split.*raise"), (0.95, "out of training.*lower")]
 )
 def test_a_test_cut_that_leaves_a_class_empty_is_a_mistake(fraction: float, word: str) -> None:
-    with pytest.raises(Mistake, match=rf"data\.test_fraction {fraction} of 44 images leaves 1 of 3 classes {word}"):
-        choose(labels_of(20, 20, 4), None, 3, recipe_of(test_fraction=fraction))
+    with pytest.raises(UserError, match=rf"data\.test_fraction {fraction} of 44 images leaves 1 of 3 classes {word}"):
+        split_indices(labels_of(20, 20, 4), None, 3, recipe_of(test_fraction=fraction))
 
 
 def test_all_of_a_source_can_be_the_test_split() -> None:
     """To score a model on it; the plan of a training run refuses."""
     labels = labels_of(5, 1)
-    found = choose(labels, None, 2, recipe_of(test_fraction=1))
+    found = split_indices(labels, None, 2, recipe_of(test_fraction=1))
     assert (found.test.tolist(), len(found.train), len(found.validation)) == (list(range(6)), 0, 0)
-    with pytest.raises(Mistake, match=r"data\.test_fraction 1 leaves no image to train on"):
+    with pytest.raises(UserError, match=r"data\.test_fraction 1 leaves no image to train on"):
         Plan(recipe_of(test_fraction=1), 0, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resnet_cifar.reporting.spread import sentence, spread
+from resnet_cifar.reporting.seed_stats import sentence, spread
 
 
 def test_three_values_by_hand() -> None:

@@ -14,9 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_cifar.data import decode, sources, split, store
-from resnet_cifar.data.sources import Contents, Split
-from resnet_cifar.recipe import Data, Mistake, parse
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import Data
+from resnet_cifar.config.validation import parse
+from resnet_cifar.data import decoding, image_data, splits
+from resnet_cifar.data.paths import cache_root
+from resnet_cifar.data.sources.base import SourceData, Split
+from resnet_cifar.data.sources.registry import find_source
 
 CPU = torch.device("cpu")
 XY = Data(source="x/y")
@@ -40,10 +44,10 @@ class FakeSource:
     def identity(self, data: Data) -> str:
         return f"fake {data.source} {self.name}"
 
-    def read(self, data: Data) -> Contents:
+    def read(self, data: Data) -> SourceData:
         self.reads += 1
         train, test = (Split(name, self.images[name], self.labels[name]) for name in ("train", "test"))
-        return Contents(train, test if self.has_test else None, ("a", "b", "c", "d"))
+        return SourceData(train, test if self.has_test else None, ("a", "b", "c", "d"))
 
 
 @pytest.fixture
@@ -64,24 +68,24 @@ def contents(entry: Path) -> dict[str, bytes]:
 
 
 def test_an_entry_is_decoded_once_and_used_again(source: FakeSource, cache: Path) -> None:
-    entry = store.ensure(XY)
+    entry = image_data.prepare(XY)
     before = {file: file.stat().st_mtime_ns for file in entry.iterdir()}
-    assert store.ensure(XY) == entry
+    assert image_data.prepare(XY) == entry
     assert source.reads == 1
     assert {file: file.stat().st_mtime_ns for file in entry.iterdir()} == before
     assert [path.name for path in cache.iterdir()] == [entry.name]  # nothing half-built is left
 
 
 def test_other_contents_get_an_entry_of_their_own(source: FakeSource) -> None:
-    first = store.ensure(XY)
+    first = image_data.prepare(XY)
     source.name = "second"
-    assert store.ensure(XY) != first
-    assert store.ensure(Data(source="x/z")) not in (first, store.ensure(XY))
+    assert image_data.prepare(XY) != first
+    assert image_data.prepare(Data(source="x/z")) not in (first, image_data.prepare(XY))
     assert source.reads == 3
 
 
 def test_the_arrays_are_plain_numpy_files_with_their_checksums(source: FakeSource) -> None:
-    entry = store.ensure(XY)
+    entry = image_data.prepare(XY)
     for name, array in source.images.items():
         np.testing.assert_array_equal(np.load(entry / f"{name}-images.npy", allow_pickle=False), array)
     checksums = json.loads((entry / "meta.json").read_text())["checksums"]
@@ -98,7 +102,7 @@ FILES = ["train-images.npy", "train-labels.npy", "test-images.npy", "test-labels
 def test_a_damaged_entry_is_noticed_said_and_built_again(
     file: str, damage: str, source: FakeSource, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    entry = store.ensure(XY)
+    entry = image_data.prepare(XY)
     sound = contents(entry)
     whole = sound[file]
     changed = bytearray(whole)
@@ -109,7 +113,7 @@ def test_a_damaged_entry_is_noticed_said_and_built_again(
         (entry / file).unlink()
     else:
         (entry / file).write_bytes({"truncated": whole[:-20], "empty": b"", "changed": bytes(changed)}[damage])
-    assert store.ensure(XY) == entry
+    assert image_data.prepare(XY) == entry
     assert source.reads == 2
     assert "damaged" in capsys.readouterr().err
     assert contents(entry) == sound
@@ -118,9 +122,9 @@ def test_a_damaged_entry_is_noticed_said_and_built_again(
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"checksums": []}', "null"])
 def test_a_meta_file_of_another_shape_is_damage(text: str, source: FakeSource) -> None:
-    entry = store.ensure(XY)
+    entry = image_data.prepare(XY)
     (entry / "meta.json").write_text(text)
-    store.ensure(XY)
+    image_data.prepare(XY)
     assert source.reads == 2
 
 
@@ -128,26 +132,26 @@ def test_who_comes_second_discards(source: FakeSource, cache: Path) -> None:
     """Another process has built the entry while this one decoded."""
     entries: list[Path] = []
 
-    def slowly(data: Data) -> Contents:
+    def slowly(data: Data) -> SourceData:
         source.read = FakeSource.read.__get__(source)
-        entries.append(store.ensure(data))
+        entries.append(image_data.prepare(data))
         return source.read(data)
 
     source.read = slowly
-    entry = store.ensure(XY)
+    entry = image_data.prepare(XY)
     assert entries == [entry]
     assert source.reads == 2
     assert [path.name for path in cache.iterdir()] == [entry.name]
 
 
 def test_others_may_read_an_entry(source: FakeSource) -> None:
-    assert store.ensure(XY).stat().st_mode & 0o055 == 0o055
+    assert image_data.prepare(XY).stat().st_mode & 0o055 == 0o055
 
 
 def test_a_source_that_fails_leaves_nothing_behind(source: FakeSource, cache: Path) -> None:
-    source.read = lambda data: (_ for _ in ()).throw(Mistake("no such set"))
-    with pytest.raises(Mistake, match="no such set"):
-        store.ensure(XY)
+    source.read = lambda data: (_ for _ in ()).throw(UserError("no such set"))
+    with pytest.raises(UserError, match="no such set"):
+        image_data.prepare(XY)
     assert list(cache.iterdir()) == []
 
 
@@ -158,8 +162,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_behind(
     disk = mounted(f"size={size}")
     source.images = {name: array.repeat(6, 1).repeat(2, 2) for name, array in source.images.items()}
     monkeypatch.setenv("RESNET_CIFAR_CACHE", str(disk))
-    with pytest.raises(Mistake, match=r"No space left.*python -m resnet_cifar\.cache .*RESNET_CIFAR_CACHE"):
-        store.ensure(XY)
+    with pytest.raises(UserError, match=r"No space left.*python -m resnet_cifar\.cache .*RESNET_CIFAR_CACHE"):
+        image_data.prepare(XY)
     assert list(disk.iterdir()) == []
 
 
@@ -170,9 +174,9 @@ def test_a_write_that_fails_leaves_nothing_behind(
         Path(file).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(decode.np, "save", full)
-    with pytest.raises(Mistake, match="RESNET_CIFAR_CACHE"):
-        store.ensure(XY)
+    monkeypatch.setattr(decoding.np, "save", full)
+    with pytest.raises(UserError, match="RESNET_CIFAR_CACHE"):
+        image_data.prepare(XY)
     assert list(cache.iterdir()) == []
 
 
@@ -181,11 +185,11 @@ def test_a_cache_that_may_not_be_written_is_a_mistake_where_it_is_needed(
 ) -> None:
     disk = mounted("size=1m")
     monkeypatch.setenv("RESNET_CIFAR_CACHE", str(disk))
-    entry = store.ensure(XY)
+    entry = image_data.prepare(XY)
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    assert store.ensure(XY) == entry
-    with pytest.raises(Mistake, match="Read-only file system"):
-        store.ensure(Data(source="x/z"))
+    assert image_data.prepare(XY) == entry
+    with pytest.raises(UserError, match="Read-only file system"):
+        image_data.prepare(Data(source="x/z"))
 
 
 @pytest.mark.parametrize("below", ["", "deeper"])
@@ -194,36 +198,38 @@ def test_a_cache_that_cannot_be_made_is_a_mistake(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RESNET_CIFAR_CACHE", str(tmp_path / "file" / below))
-    with pytest.raises(Mistake, match=r"the cache folder .*file.* set RESNET_CIFAR_CACHE"):
-        store.ensure(XY)
+    with pytest.raises(UserError, match=r"the cache folder .*file.* set RESNET_CIFAR_CACHE"):
+        image_data.prepare(XY)
 
 
 def test_a_source_that_cannot_be_read_is_not_blamed_on_the_cache(source: FakeSource) -> None:
-    def unreadable(data: Data) -> Contents:
+    def unreadable(data: Data) -> SourceData:
         raise OSError(5, "Input/output error", "pictures/train.parquet")
 
     source.read = unreadable
-    with pytest.raises((OSError, Mistake)) as caught:
-        store.ensure(XY)
+    with pytest.raises((OSError, UserError)) as caught:
+        image_data.prepare(XY)
     assert "RESNET_CIFAR_CACHE" not in str(caught.value)
 
 
 def test_the_cache_follows_its_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESNET_CIFAR_CACHE", str(tmp_path / "own"))
-    assert sources.cache_root() == tmp_path / "own"
+    assert cache_root() == tmp_path / "own"
     monkeypatch.delenv("RESNET_CIFAR_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert sources.cache_root() == tmp_path / "xdg" / "resnet_cifar"
+    assert cache_root() == tmp_path / "xdg" / "resnet_cifar"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert sources.cache_root() == tmp_path / "home" / ".cache" / "resnet_cifar"
+    assert cache_root() == tmp_path / "home" / ".cache" / "resnet_cifar"
 
 
-@pytest.mark.parametrize("data", [{}, {"limit": 16, "validation": 0.25}, {"validation": 0}, {"overfit": 8}])
+@pytest.mark.parametrize(
+    "data", [{}, {"limit": 16, "validation_fraction": 0.25}, {"validation_fraction": 0}, {"overfit_images": 8}]
+)
 def test_every_split_holds_its_own_images_labels_and_indices(source: FakeSource, data: dict[str, float]) -> None:
-    recipe = parse({"data": {"source": "synthetic", "validation": 0.2, **data}})
-    loaded = store.load(store.ensure(XY), recipe, CPU)
-    chosen = split.choose(source.labels["train"], source.labels["test"], 4, recipe)
+    recipe = parse({"data": {"source": "synthetic", "validation_fraction": 0.2, **data}})
+    loaded = image_data.load(image_data.prepare(XY), recipe, CPU)
+    chosen = splits.split_indices(source.labels["train"], source.labels["test"], 4, recipe)
     for name, whole in (("train", "train"), ("validation", "train"), ("test", "test")):
         part, rows = getattr(loaded, name), getattr(chosen, name)
         assert len(part) == len(rows)
@@ -237,8 +243,8 @@ def test_every_split_holds_its_own_images_labels_and_indices(source: FakeSource,
 
 def test_a_source_without_a_test_split_has_one_cut_off_and_says_so(source: FakeSource) -> None:
     source.has_test = False
-    recipe = parse({"data": {"source": "synthetic", "validation": 0.25, "test_fraction": 0.2}})
-    loaded = store.load(store.ensure(XY), recipe, CPU)
+    recipe = parse({"data": {"source": "synthetic", "validation_fraction": 0.25, "test_fraction": 0.2}})
+    loaded = image_data.load(image_data.prepare(XY), recipe, CPU)
     parts = (loaded.train, loaded.validation, loaded.test)
     assert [len(part) for part in parts] == [24, 8, 8]
     assert sorted(np.concatenate([part.indices for part in parts])) == list(range(40))
@@ -254,7 +260,9 @@ def test_indices_are_the_sources_where_images_were_left_out(source: FakeSource) 
         source.labels[role] = source.labels[role].copy()
         source.labels[role][[3, 4, 17]] = -1
     data = replace(XY, skip_broken=True)
-    loaded = store.load(store.ensure(data), parse({"data": {"source": "synthetic", "validation": 0.25}}), CPU)
+    loaded = image_data.load(
+        image_data.prepare(data), parse({"data": {"source": "synthetic", "validation_fraction": 0.25}}), CPU
+    )
     for part, offset in ((loaded.train, 0), (loaded.validation, 0), (loaded.test, 100)):
         np.testing.assert_array_equal(part.images[:, 0, 0, 0], part.indices + offset)
         assert np.array_equal(part.indices % 4, part.labels)
@@ -264,28 +272,28 @@ def test_indices_are_the_sources_where_images_were_left_out(source: FakeSource) 
 
 def test_an_entry_is_named_after_what_was_done_and_not_after_what_was_allowed(source: FakeSource) -> None:
     """Sets of one size do not depend on image_size, nor whole ones on skip_broken."""
-    entry = store.ensure(XY)
-    assert {store.ensure(replace(XY, **more)) for more in ({"image_size": 32}, {"skip_broken": True})} == {entry}
-    square = store.ensure(replace(XY, stored_size=XY.image_size))
+    entry = image_data.prepare(XY)
+    assert {image_data.prepare(replace(XY, **more)) for more in ({"image_size": 32}, {"skip_broken": True})} == {entry}
+    square = image_data.prepare(replace(XY, decode_size=XY.image_size))
     assert square != entry
-    assert store.ensure(XY) == entry
+    assert image_data.prepare(XY) == entry
     assert source.reads == 2
 
     source.name = "broken"
     source.labels["train"] = np.where(np.arange(40) == 7, -1, source.labels["train"])
-    skipping = store.ensure(replace(XY, skip_broken=True))
-    assert store.ensure(replace(XY, skip_broken=True)) == skipping
+    skipping = image_data.prepare(replace(XY, skip_broken=True))
+    assert image_data.prepare(replace(XY, skip_broken=True)) == skipping
     assert source.reads == 3
-    with pytest.raises(Mistake, match="train 7"):
-        store.ensure(XY)
+    with pytest.raises(UserError, match="train 7"):
+        image_data.prepare(XY)
 
 
 def test_images_of_several_sizes_are_decoded_anew_for_another_image_size(source: FakeSource) -> None:
     source.images["test"] = source.images["test"][:, :5]
     sizes = {}
     for size in (8, 12, 8):
-        entry = store.ensure(replace(XY, image_size=size))
-        loaded = store.load(entry, parse({"data": {"source": "synthetic"}}), CPU)
+        entry = image_data.prepare(replace(XY, image_size=size))
+        loaded = image_data.load(entry, parse({"data": {"source": "synthetic"}}), CPU)
         sizes[entry] = (loaded.train.size, loaded.test.size)
     assert list(sizes.values()) == [((8, 8), (8, 8)), ((12, 12), (12, 12))]
     assert source.reads == 2
@@ -295,7 +303,7 @@ def test_the_fingerprint_is_of_the_images_and_not_of_where_they_came_from(source
     recipe = parse({"data": {"source": "synthetic"}})
 
     def fingerprint(name: str) -> str:
-        return store.load(store.ensure(Data(source=name)), recipe, CPU).fingerprint
+        return image_data.load(image_data.prepare(Data(source=name)), recipe, CPU).fingerprint
 
     first = fingerprint("x/y")
     assert fingerprint("elsewhere/y") == first
@@ -308,7 +316,7 @@ def test_a_source_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "owner" / "set").mkdir(parents=True)
 
     def kind(name: str) -> str:
-        module = sources.find(name)
+        module = find_source(name)
         assert isinstance(module, types.ModuleType)
         return module.__name__.rsplit(".", 1)[1]
 
@@ -320,5 +328,5 @@ def test_a_source_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
     assert kind("a.npz") == "npz"
     (tmp_path / "plain.txt").write_text("")
     for name in ("nothing", "a/b/c", "./a", "no/such/folder", "plain.txt", "gone.npz"):
-        with pytest.raises(Mistake, match=r"data\.source"):
-            sources.find(name)
+        with pytest.raises(UserError, match=r"data\.source"):
+            find_source(name)

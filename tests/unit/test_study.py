@@ -13,16 +13,17 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from resnet_cifar import cli, ranges
-from resnet_cifar.ranges import Search
-from resnet_cifar.recipe import Mistake
-from resnet_cifar.study import Outcome, Study, earlier, hopeless_at, propose
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.sweeps import search_space
+from resnet_cifar.sweeps.search_space import Search
+from resnet_cifar.sweeps.study import Outcome, Study, earlier, hopeless_at, propose
 
-WORDS = {"phases.0.lr": "1e-4..1e-1", "augment.crop": "0..8", "optimizer.name": "sgd,adamw"}
+WORDS = {"phases.0.lr": "1e-4..1e-1", "augment.crop_padding": "0..8", "optimizer.name": "sgd,adamw"}
 
 
 def search(**more: str) -> Search:
-    return ranges.read("debug", {**WORDS, **more})
+    return search_space.read("debug", {**WORDS, **more})
 
 
 def quality(values: dict[str, Any]) -> float:
@@ -56,7 +57,7 @@ def test_the_search_finds_what_is_good(tmp_path: Path) -> None:
     reached = [outcome.accuracy for _, outcome in study.trials() if outcome.accuracy]
     assert statistics.fmean(reached[-10:]) > statistics.fmean(reached[:8]) + 0.05
     importance = study.importance()
-    assert list(importance)[-1] == "augment.crop", "which decides nothing"
+    assert list(importance)[-1] == "augment.crop_padding", "which decides nothing"
     assert sum(importance.values()) == pytest.approx(1)
 
 
@@ -106,7 +107,7 @@ def test_how_trials_ended_is_kept(tmp_path: Path) -> None:
 
 def test_what_failed_is_tried_again_by_the_next_command(tmp_path: Path) -> None:
     for first in (0, 4):
-        study = Study(tmp_path, ranges.read("debug", {"optimizer.name": "sgd,adamw"}), 0)
+        study = Study(tmp_path, search_space.read("debug", {"optimizer.name": "sgd,adamw"}), 0)
         assert study.first == first
         seen = set()
         for _ in range(4):
@@ -118,7 +119,7 @@ def test_what_failed_is_tried_again_by_the_next_command(tmp_path: Path) -> None:
 
 
 def test_what_was_tried_is_not_trained_again(tmp_path: Path) -> None:
-    study = Study(tmp_path, ranges.read("debug", {"optimizer.name": "sgd,adamw"}), 0)
+    study = Study(tmp_path, search_space.read("debug", {"optimizer.name": "sgd,adamw"}), 0)
     seen: dict[str, Outcome] = {}
     for number in range(6):
         trial = study.take(6)
@@ -144,28 +145,28 @@ def test_what_was_tried_is_not_trained_again(tmp_path: Path) -> None:
         ({"phases.1.lr": "1e-4..1e-2"}, 0, "phases.1.lr: not searched, not 0.0001 to 0.01"),
         ({"optimizer.name": "sgd"}, 0, "optimizer.name: one of sgd; adamw, not a value"),
         ({}, 2, "--prune: 0, not 2"),
-        ({"evaluate.every": "0.25"}, 0, "evaluate.every: 0.5, not 0.25"),
+        ({"evaluate.every_epochs": "0.25"}, 0, "evaluate.every_epochs: 0.5, not 0.25"),
     ],
 )
 def test_a_folder_of_another_search_is_refused(
     other: dict[str, str], prune: int, sentence: str, tmp_path: Path
 ) -> None:
     Study(tmp_path, search(), 0)
-    with pytest.raises(Mistake, match=rf"--run .* belongs to another search \(.*{re.escape(sentence)}"):
+    with pytest.raises(UserError, match=rf"--run .* belongs to another search \(.*{re.escape(sentence)}"):
         Study(tmp_path, search(**other), prune)
 
 
 def test_what_decides_nothing_may_change_between_two_starts(tmp_path: Path) -> None:
     Study(tmp_path, search(), 0)
-    study = Study(tmp_path, search(**{"track.to": "none"}), 0)
-    assert cli.read_recipe(str(study.base)).track.to == "none"
+    study = Study(tmp_path, search(**{"track.trackers": "none"}), 0)
+    assert read_recipe(str(study.base)).track.trackers == "none"
 
 
 def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
     go_on(Study(tmp_path, search(), 0), 2)
     journal = tmp_path / "journal.log"
     journal.write_bytes(journal.read_bytes()[:-20] + b"\n")
-    with pytest.raises(Mistake, match=r"journal.log is damaged: remove its last line"):
+    with pytest.raises(UserError, match=r"journal.log is damaged: remove its last line"):
         Study(tmp_path, search(), 0)
 
 

@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 from sklearn.linear_model import RidgeClassifier
 
+from resnet_cifar.config.schema import Data
 from resnet_cifar.data.sources import synthetic
-from resnet_cifar.recipe import Data
 
 DIGESTS = {
     "train": "1058b92c25d9a46a18df0e66f35902495357d91ae8c6e8d0bf3d286bbe5fbee5",

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from resnet_cifar import cli, commands
-from resnet_cifar import target as targets
-from resnet_cifar.recipe import Mistake, to_dict
+from resnet_cifar.cli.scoring import eval_command, target_recipe
+from resnet_cifar.config.diff import to_dict
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import read_recipe, write_recipe
+from resnet_cifar.evaluation import target as targets
 
 CONFIG = {
     "architecture": "test_resnet",
@@ -27,8 +29,8 @@ def run(tmp_path: Path) -> Path:
     run = tmp_path / "runs" / "a"
     checkpoint = run / "checkpoints" / "step-00000004"
     checkpoint.mkdir(parents=True)
-    recipe = cli.read_recipe("debug")
-    cli.write_recipe(recipe, run / "recipe.yaml")
+    recipe = read_recipe("debug")
+    write_recipe(recipe, run / "recipe.yaml")
     (checkpoint / "state.json").write_text(json.dumps({"recipe": to_dict(recipe)}))
     export(run / "model")
     return run
@@ -61,22 +63,20 @@ def test_what_stands_alone_is_scored_beside_it(run: Path, tmp_path: Path) -> Non
 
 def test_a_checkpoint_brings_its_recipe_and_a_model_its_input(run: Path, tmp_path: Path) -> None:
     checkpoint = (run / "checkpoints" / "step-00000004").rename(tmp_path / "saved")
-    assert commands.target_recipe(targets.find(checkpoint), {"data.limit": "7"}) == cli.read_recipe(
-        "debug", {"data.limit": "7"}
-    )
-    data = commands.target_recipe(targets.find(run / "model")).data
+    assert target_recipe(targets.find(checkpoint), {"data.limit": "7"}) == read_recipe("debug", {"data.limit": "7"})
+    data = target_recipe(targets.find(run / "model")).data
     assert (data.source, data.image_size, data.interpolation) == ("synthetic", 48, "bilinear")
-    alone = commands.target_recipe(targets.find(export(tmp_path / "alone")), {"data.image_size": "64"})
+    alone = target_recipe(targets.find(export(tmp_path / "alone")), {"data.image_size": "64"})
     assert (alone.model.name, alone.model.pretrained, alone.data.image_size) == ("test_resnet", False, 64)
 
 
 def test_a_model_alone_needs_a_source_to_be_scored_and_none_to_label(tmp_path: Path) -> None:
     alone, picture = str(export(tmp_path / "alone")), tmp_path / "a.png"
     picture.write_text("")
-    with pytest.raises(Mistake, match=r"alone is a model without a recipe: say with --data.source"):
-        commands.eval_command([alone])
-    assert commands.eval_command([alone, "--data.source", "synthetic"])[1].data.source == "synthetic"
-    assert commands.eval_command([alone, "--images", str(picture)])[0].images == (str(picture),)
+    with pytest.raises(UserError, match=r"alone is a model without a recipe: say with --data.source"):
+        eval_command([alone])
+    assert eval_command([alone, "--data.source", "synthetic"])[1].data.source == "synthetic"
+    assert eval_command([alone, "--images", str(picture)])[0].images == (str(picture),)
 
 
 def test_names_of_classes_may_be_keyed_by_number_and_lie_where_older_timm_puts_them(tmp_path: Path) -> None:
@@ -100,14 +100,14 @@ def test_names_of_classes_may_be_keyed_by_number_and_lie_where_older_timm_puts_t
     ],
 )
 def test_an_export_that_is_none_says_what_it_lacks(changes: dict, sentence: str, tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match=re.escape(sentence)) as caught:
+    with pytest.raises(UserError, match=re.escape(sentence)) as caught:
         targets.export(export(tmp_path / "model", **changes))
     assert str(tmp_path / "model" / "config.json") in str(caught.value)
 
 
 def test_an_export_without_safetensors_is_told_how_to_get_them(tmp_path: Path) -> None:
     (export(tmp_path / "model") / "model.safetensors").unlink()
-    with pytest.raises(Mistake, match=r"has no model.safetensors: export with .*safe_serialization=True"):
+    with pytest.raises(UserError, match=r"has no model.safetensors: export with .*safe_serialization=True"):
         targets.export(tmp_path / "model")
 
 
@@ -116,13 +116,13 @@ def test_an_export_without_safetensors_is_told_how_to_get_them(tmp_path: Path) -
 )
 def test_a_checkpoint_that_is_none_is_a_sentence(content: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text(content)
-    with pytest.raises(Mistake, match=f"state.json is not a checkpoint's .*{sentence}"):
-        commands.eval_command([str(tmp_path)])
+    with pytest.raises(UserError, match=f"state.json is not a checkpoint's .*{sentence}"):
+        eval_command([str(tmp_path)])
 
 
 @pytest.mark.parametrize("name", ["nowhere", "a-file", "empty"])
 def test_what_is_no_folder_of_ours_is_a_sentence(name: str, tmp_path: Path) -> None:
     (tmp_path / "a-file").write_text("")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Mistake, match=r"is no run folder, checkpoint or exported model"):
+    with pytest.raises(UserError, match=r"is no run folder, checkpoint or exported model"):
         targets.find(tmp_path / name)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_cifar.data import resident
-from resnet_cifar.data.plan import Plan
-from resnet_cifar.data.resident import ImageSet, Mapped
-from resnet_cifar.data.store import ImageData
-from resnet_cifar.recipe import parse
+from resnet_cifar.checkpoints.run_dir import RunDir
+from resnet_cifar.config.validation import parse
+from resnet_cifar.data import image_dataset
+from resnet_cifar.data.image_data import ImageData
+from resnet_cifar.data.image_dataset import ImageDataset, MmapImages
 from resnet_cifar.reporting.console import Screen
-from resnet_cifar.run_folder import RunFolder
-from resnet_cifar.training import flops, loop, telemetry
+from resnet_cifar.training import flops, telemetry, trainer
+from resnet_cifar.training.plan import Plan
 from resnet_cifar.training.telemetry import Telemetry
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -29,7 +29,7 @@ RECIPE = parse(
         "model": {"name": "test_resnet", "pretrained": False},
         # Ten steps of the head, ten of everything, ten of it at 48 pixels.
         "phases": [
-            {"epochs": 1, "lr": 0.1, "train": "head"},
+            {"epochs": 1, "lr": 0.1, "trainable": "head"},
             {"epochs": 1, "lr": 0.1},
             {"epochs": 1, "lr": 0.1, "image_size": 48},
         ],
@@ -56,24 +56,26 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return found
 
 
-def world(device: torch.device = CPU, size: int = 1, precision: str = "no", uses_tf32: bool = False) -> SimpleNamespace:
+def context(
+    device: torch.device = CPU, size: int = 1, precision: str = "no", uses_tf32: bool = False
+) -> SimpleNamespace:
     return SimpleNamespace(
         device=device, size=size, precision=precision, uses_tf32=uses_tf32, sum_=lambda value: value * size
     )
 
 
-def images(held: torch.Tensor | Mapped, count: int = 320) -> ImageSet:
-    return ImageSet(held, torch.zeros(count, dtype=torch.int64), np.arange(count))
+def images(held: torch.Tensor | MmapImages, count: int = 320) -> ImageDataset:
+    return ImageDataset(held, torch.zeros(count, dtype=torch.int64), np.arange(count))
 
 
-def start(its_world: SimpleNamespace, train: ImageSet | None = None) -> Telemetry:
-    resident = images(torch.zeros(320, 8, 8, 3, dtype=torch.uint8))
-    data = ImageData(train or resident, resident, resident, tuple("abcdefghij"), "f00d")
+def start(its_world: SimpleNamespace, train: ImageDataset | None = None) -> Telemetry:
+    image_dataset = images(torch.zeros(320, 8, 8, 3, dtype=torch.uint8))
+    data = ImageData(train or image_dataset, image_dataset, image_dataset, tuple("abcdefghij"), "f00d")
     return Telemetry(Plan(RECIPE, 320, its_world.size), its_world, data)
 
 
 def test_on_a_cpu_a_row_has_its_speed_and_the_share_of_waiting(clock: SimpleNamespace) -> None:
-    measured = start(world())
+    measured = start(context())
     measured.start(4)
     clock.seconds += 2
     assert measured.row(6) == {"images_per_second": 2 * BATCH / 2, "wait_share": 0.0}
@@ -81,7 +83,7 @@ def test_on_a_cpu_a_row_has_its_speed_and_the_share_of_waiting(clock: SimpleName
 
 
 def test_scores_and_checkpoints_count_for_the_share_of_waiting_and_not_for_the_speed(clock: SimpleNamespace) -> None:
-    measured = start(world())
+    measured = start(context())
     clock.seconds += 1
     assert measured.row(1)["wait_share"] == 0.0
     with measured.waiting():
@@ -98,11 +100,11 @@ def test_waits_for_images_on_disk_count_and_reads_that_are_done_do_not(
     clock: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.save(tmp_path / "images.npy", np.zeros((320, 8, 8, 3), dtype=np.uint8))
-    train = images(Mapped(tmp_path / "images.npy", np.arange(320), CPU))
-    measured = start(world(), train)
+    train = images(MmapImages(tmp_path / "images.npy", np.arange(320), CPU))
+    measured = start(context(), train)
     asked = train.ask(np.arange(4))
-    resident.wait([asked.images._reading])
-    asked.images(resident.ALL)
+    image_dataset.wait([asked.images._reading])
+    asked.images(image_dataset.ALL)
     clock.seconds += 1
     assert measured.row(1)["wait_share"] == 0.0
 
@@ -112,15 +114,15 @@ def test_waits_for_images_on_disk_count_and_reads_that_are_done_do_not(
     asked = train.ask(np.arange(4))
     asked.images._reading.result()
     monkeypatch.setattr(asked.images._reading, "done", lambda: False)
-    monkeypatch.setattr(resident, "wait", take_three_seconds)
-    assert len(asked.images(resident.ALL)) == 4
+    monkeypatch.setattr(image_dataset, "wait", take_three_seconds)
+    assert len(asked.images(image_dataset.ALL)) == 4
     clock.seconds += 1
     assert measured.row(2)["wait_share"] == 3 / 4
 
 
 class TestOnAGpu:
     def test_mfu_is_that_of_all_devices(self, clock: SimpleNamespace, gpu: SimpleNamespace) -> None:
-        measured = start(world(GPU, size=4, precision="bf16"))
+        measured = start(context(GPU, size=4, precision="bf16"))
         measured.start(10)
         clock.seconds += 0.5
         row = measured.row(14)
@@ -131,7 +133,7 @@ class TestOnAGpu:
     def test_mfu_counts_what_trains_at_its_size_in_each_update(
         self, clock: SimpleNamespace, gpu: SimpleNamespace
     ) -> None:
-        measured = start(world(GPU, precision="bf16"))
+        measured = start(context(GPU, precision="bf16"))
         clock.seconds += 1
         row = measured.row(30)
         kinds = (32, "head"), (32, "all"), (48, "all")
@@ -146,7 +148,7 @@ class TestOnAGpu:
         clock: SimpleNamespace,
         gpu: SimpleNamespace,
     ) -> None:
-        measured = start(world(GPU, uses_tf32=is_on))
+        measured = start(context(GPU, uses_tf32=is_on))
         measured.start(10)
         clock.seconds += 1
         assert measured.row(11)["mfu"] == pytest.approx(BATCH * flops.flops_an_image(RECIPE, 10) / (teraflops * 1e12))
@@ -156,11 +158,11 @@ class TestOnAGpu:
     ) -> None:
         monkeypatch.setattr(flops, "flops_an_image", None)
         gpu.name = "A device of next year"
-        assert start(world(GPU)).row(1).keys() == {"images_per_second", "memory_gib", "wait_share"}
+        assert start(context(GPU)).row(1).keys() == {"images_per_second", "memory_gib", "wait_share"}
 
     def test_memory_is_the_peak_since_the_row_before(self, gpu: SimpleNamespace) -> None:
         gpu.peak = 7 * 2**30
-        measured = start(world(GPU))  # what was allocated before is not counted
+        measured = start(context(GPU))  # what was allocated before is not counted
         gpu.peak = 3 * 2**30
         assert measured.row(1)["memory_gib"] == 3.0
         gpu.peak = 2**29
@@ -193,7 +195,7 @@ class TestEnergy:
         nvml = Nvml(millijoules=5_000_000)
         monkeypatch.setattr(ctypes, "CDLL", lambda name: nvml)
         monkeypatch.setattr(torch, "tensor", lambda value, dtype, device: torch.full((), value, dtype=dtype))
-        measured = start(world(GPU, size=2))
+        measured = start(context(GPU, size=2))
         nvml.millijoules += 1_800_000_000  # on either GPU
         assert measured.energy_kwh() == pytest.approx(1.0)
         assert nvml.asked == b"GPU-1234-5678", "its own device, whatever number it has"
@@ -221,9 +223,9 @@ class TestCosts:
         now = SimpleNamespace(seconds=0.0)
         monkeypatch.setattr("time.time", lambda: now.seconds)
 
-        def run(gpus: int, hours: float, state: str, **energy: float) -> RunFolder:
-            folder = RunFolder(tmp_path / "run")
-            folder.claim(RECIPE, {})
+        def run(gpus: int, hours: float, state: str, **energy: float) -> RunDir:
+            folder = RunDir(tmp_path / "run")
+            folder.acquire(RECIPE, {})
             folder.status("running", gpus=gpus)
             now.seconds += 3600 * hours
             folder.status(state, gpus=gpus, **energy)
@@ -231,17 +233,17 @@ class TestCosts:
 
         run(4, 0.5, "interrupted", energy_kwh=1.0)
         folder = run(2, 1.5, "finished", energy_kwh=0.25)
-        assert telemetry.costs(folder.starts) == {"gpu_hours": 5.0, "energy_kwh": 1.25}
+        assert telemetry.costs(folder.attempts) == {"gpu_hours": 5.0, "energy_kwh": 1.25}
         run(1, 1.0, "running")  # killed
         folder = run(1, 1.0, "finished", energy_kwh=0.25)
-        assert telemetry.costs(folder.starts) == {"gpu_hours": 7.0}, "what the killed one used is not known"
+        assert telemetry.costs(folder.attempts) == {"gpu_hours": 7.0}, "what the killed one used is not known"
 
     def test_there_are_none_on_a_cpu(self, tmp_path: Path) -> None:
-        folder = RunFolder(tmp_path / "run")
-        folder.claim(RECIPE, {})
+        folder = RunDir(tmp_path / "run")
+        folder.acquire(RECIPE, {})
         folder.status("running")
         folder.status("finished")
-        assert telemetry.costs(folder.starts) == {}
+        assert telemetry.costs(folder.attempts) == {}
 
     @pytest.mark.parametrize(
         ("costs", "line"),
@@ -255,7 +257,7 @@ class TestCosts:
         self, costs: dict[str, float], line: str | None, tmp_path: Path, capsys: pytest.CaptureFixture
     ) -> None:
         result = {"test/accuracy": 0.9, "test/top5": 1.0, "seconds": 3.0, "stopped_early": False, **costs}
-        loop._closing_table(Screen(shown=True), RunFolder(tmp_path), result, [])
+        trainer._closing_table(Screen(shown=True), RunDir(tmp_path), result, [])
         said = capsys.readouterr().out.splitlines()
         assert [each for each in said if each.startswith("compute")] == ([line] if line else [])
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import TrivialAugmentWide
 
-from resnet_cifar.data import draws
+from resnet_cifar import rng
 from resnet_cifar.data.trivial_augment import MAGNITUDES, OPERATIONS, trivial_augment
 
 # Both sides even or both odd: a 32x33 image that is turned by 90 degrees takes its pixels from the edge between two,
@@ -80,7 +80,7 @@ def test_an_operation_is_torchvisions_bit_for_bit(name: str, size: tuple[int, in
 
 
 def test_images_of_one_batch_have_operations_of_their_own_and_micro_batches_change_nothing() -> None:
-    u = torch.from_numpy(draws.uniforms(0, "test trivial", count=600)).view(200, 3)
+    u = torch.from_numpy(rng.uniforms(0, "test trivial", count=600)).view(200, 3)
     images = pictures(20, 14).repeat(15, 1, 1, 1)[:200]
     whole = trivial_augment(images, u)
     for size in (1, 8, 50):
@@ -105,7 +105,7 @@ def test_every_operation_magnitude_and_sign_is_drawn_equally_often() -> None:
 
     shares = outcomes(everything)
     assert len(shares) > 500
-    u = torch.from_numpy(draws.uniforms(1, "test trivial", count=3 * 12 * len(everything))).view(-1, 3)
+    u = torch.from_numpy(rng.uniforms(1, "test trivial", count=3 * 12 * len(everything))).view(-1, 3)
     found = outcomes(u)
     assert found.keys() <= shares.keys()
     counts = [found[outcome] for outcome in shares]

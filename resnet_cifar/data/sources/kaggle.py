@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from resnet_cifar.data.sources import Contents, Split, archives, number, pixels, stamp
-from resnet_cifar.data.sources.archives.kept import Kept, Pictures
-from resnet_cifar.data.sources.tree import is_picture
-from resnet_cifar.recipe import Data, Mistake
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import Data
+from resnet_cifar.data.sources import archives, image_io
+from resnet_cifar.data.sources.archives.spool import MemberSpool, SpooledImages
+from resnet_cifar.data.sources.base import SourceData, Split, encode_labels, stamp
+from resnet_cifar.data.sources.image_folder import is_picture
 
 READS = ("columns",)
 _TABLE = "trainLabels.csv"
@@ -44,8 +46,8 @@ def identity(data: Data) -> str:
     return f"kaggle {stamp(pictures)} {stamp(table) if table.is_file() else ''}"
 
 
-def read(data: Data) -> Contents:
-    """All labelled pictures, in the order of their numbers; there is no test split. Raises Mistake."""
+def read(data: Data) -> SourceData:
+    """All labelled pictures, in the order of their numbers; there is no test split. Raises UserError."""
     source = Path(data.source).expanduser()
     place = source if source.is_file() else _place(source)
     beside = place.parent / _TABLE
@@ -56,9 +58,11 @@ def read(data: Data) -> Contents:
     with archives.opened(place, data) as archive:
         tables = [name for name in archive.sizes if PurePosixPath(name).name == _TABLE]
         if len(tables) > 1:
-            raise Mistake(f"{archive.where} holds {' and '.join(tables)}: pack one")
+            raise UserError(f"{archive.where} holds {' and '.join(tables)}: pack one")
         if not tables and not beside.is_file():
-            raise Mistake(f"{archive.where} holds no {_TABLE}, and none lies beside it: fetch it from the competition")
+            raise UserError(
+                f"{archive.where} holds no {_TABLE}, and none lies beside it: fetch it from the competition"
+            )
         pictures, loose = _pictures(archive)
         inner = [name for name in archive.sizes if PurePosixPath(name).name in _PLACES[1:]]
         pictures = pictures or ([] if inner else loose)
@@ -83,9 +87,9 @@ def _pictures(archive: archives.Archive) -> tuple[list[str], list[str]]:
     return [str(path) for path in ours if path.parent.name == "train"], [str(p) for p in ours if len(p.parts) == 1]
 
 
-def _kept(kept: Kept, pictures: list[str], root: Path, data: Data) -> tuple[list[str], Pictures]:
+def _kept(kept: MemberSpool, pictures: list[str], root: Path, data: Data) -> tuple[list[str], SpooledImages]:
     ids, names = _by_id(pictures, data)
-    return ids, Pictures(kept, names, root)
+    return ids, SpooledImages(kept, names, root)
 
 
 def _by_id(files: Iterable[Any], data: Data) -> tuple[list[str], list[Any]]:
@@ -93,19 +97,21 @@ def _by_id(files: Iterable[Any], data: Data) -> tuple[list[str], list[Any]]:
     found = sorted(((PurePosixPath(file).stem, file) for file in files), key=lambda pair: _natural(pair[0]))
     ids = [name for name, _ in found]
     if twice := _listed(name for name, count in Counter(ids).items() if count > 1):
-        raise Mistake(f"data.source {data.source!r} holds two pictures of the ids {twice}: keep one of each")
+        raise UserError(f"data.source {data.source!r} holds two pictures of the ids {twice}: keep one of each")
     return ids, [file for _, file in found]
 
 
-def _contents(table: bytes, found: tuple[list[str], Any], data: Data) -> Contents:
+def _contents(table: bytes, found: tuple[list[str], Any], data: Data) -> SourceData:
     (ids, pictures), named = found, _labels(table, data)
     if not ids:
-        raise Mistake(f"data.source {data.source!r} holds no pictures in train/: they should be there as 1.png, 2.png")
+        raise UserError(
+            f"data.source {data.source!r} holds no pictures in train/: they should be there as 1.png, 2.png"
+        )
     remarks = []
     if lost := sorted(named.keys() - set(ids), key=_natural):
         said = f"{len(lost)} of the ids in {_TABLE} have no picture in train/ ({_listed(lost)})"
         if not data.skip_broken:
-            raise Mistake(
+            raise UserError(
                 f"data.source {data.source!r}: {said}; bring them back or remove their rows, or leave them out with "
                 "--data.skip_broken True"
             )
@@ -113,26 +119,26 @@ def _contents(table: bytes, found: tuple[list[str], Any], data: Data) -> Content
     words = [named.get(name, "") for name in ids]
     is_numbers = all(re.fullmatch(r"-?\d{1,18}|", word) for word in words)
     values = np.array([int(word or -1) for word in words] if is_numbers else words)
-    classes, labels, _ = number(values, None)
+    classes, labels, _ = encode_labels(values, None)
     if classes == tuple("0123456789") and is_numbers and _has_cifars_size(pictures):
         classes = _CIFAR10
         remarks.append(f"labels 0 to 9 are taken for CIFAR-10's, {classes[0]} to {classes[-1]}: others, write as names")
-    return Contents(Split("train", pictures, labels), None, classes, "; ".join(remarks))
+    return SourceData(Split("train", pictures, labels), None, classes, "; ".join(remarks))
 
 
 def _labels(content: bytes, data: Data) -> dict[str, str]:
-    """Labels by id, as they are written; "" where there is none. Raises Mistake."""
+    """Labels by id, as they are written; "" where there is none. Raises UserError."""
     where, columns = f"data.source {data.source!r}: {_TABLE}", data.columns
     try:
         rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         names = {name.strip().lower(): name for name in rows.fieldnames or ()}
         table = [(rows.line_num, row) for row in rows]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise Mistake(f"{where} cannot be read ({error}): save it as CSV in UTF-8") from None
+        raise UserError(f"{where} cannot be read ({error}): save it as CSV in UTF-8") from None
     given = {"id": columns.image or names.get("id"), "label": columns.label or names.get("label")}
     for role, name in given.items():
         if name not in names.values():
-            raise Mistake(
+            raise UserError(
                 f"{where} has the columns {list(names.values())}, none of them {name or role!r}: it should have id and "
                 "label, or name its columns with --data.columns.image and --data.columns.label"
             )
@@ -141,19 +147,19 @@ def _labels(content: bytes, data: Data) -> dict[str, str]:
     for line, row in table:
         name, label = ((row[given[role]] or "").strip() for role in ("id", "label"))
         if not name or None in row:
-            raise Mistake(f"{where}, line {line}: {'too many columns' if name else 'no id'}: mend the row")
+            raise UserError(f"{where}, line {line}: {'too many columns' if name else 'no id'}: mend the row")
         name = PurePosixPath(name).stem if is_picture(name) else name
         twice += [name] if name in found else []
         found[name] = label
     if twice:
-        raise Mistake(f"{where} has two rows or more of the ids {_listed(dict.fromkeys(twice))}: keep one of each")
+        raise UserError(f"{where} has two rows or more of the ids {_listed(dict.fromkeys(twice))}: keep one of each")
     return found
 
 
 def _has_cifars_size(pictures: Any) -> bool:
     try:
-        return pixels.rgb(pictures[0]).shape == (32, 32, 3)
-    except pixels.Unreadable:
+        return image_io.rgb(pictures[0]).shape == (32, 32, 3)
+    except image_io.Unreadable:
         return False
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_cifar.data.sources import Contents, Split, number, stamp
-from resnet_cifar.recipe import Data, Mistake
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import Data
+from resnet_cifar.data.sources.base import SourceData, Split, encode_labels, stamp
 
 READS = ("columns",)
 # As Keras, MedMNIST and many scripts name them.
@@ -26,34 +27,34 @@ def identity(data: Data) -> str:
     return f"npz {stamp(Path(data.source))}"
 
 
-def read(data: Data) -> Contents:
-    """The file's arrays. Raises Mistake."""
+def read(data: Data) -> SourceData:
+    """The file's arrays. Raises UserError."""
     try:
         # Pickled objects could run code.
         with np.load(Path(data.source).expanduser(), allow_pickle=False) as arrays:
             return _contents(arrays, data)
-    except Mistake:
+    except UserError:
         raise
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise Mistake(
+        raise UserError(
             f"data.source {data.source!r} cannot be read ({error}): save plain arrays with np.savez"
         ) from None
 
 
-def _contents(arrays: np.lib.npyio.NpzFile, data: Data) -> Contents:
+def _contents(arrays: np.lib.npyio.NpzFile, data: Data) -> SourceData:
     x, y, x_test, y_test = _choose(arrays.files, data)
     has_test = x_test in arrays.files and y_test in arrays.files
     pictures = {name: _pictures(arrays[name], name, data) for name in (x, x_test)[: 1 + has_test]}
     labels = {name: _labels(arrays[name], name, data) for name in (y, y_test)[: 1 + has_test]}
     for image, label in zip(pictures, labels, strict=True):
         if len(pictures[image]) != len(labels[label]):
-            raise Mistake(
+            raise UserError(
                 f"data.source {data.source!r} has {len(pictures[image])} images in {image} and {len(labels[label])} "
                 f"labels in {label}: save one label for each image"
             )
-    classes, train_labels, test_labels = number(labels[y], labels[y_test] if has_test else None)
+    classes, train_labels, test_labels = encode_labels(labels[y], labels[y_test] if has_test else None)
     test = Split("test", pictures[x_test], test_labels) if has_test else None
-    return Contents(Split("train", pictures[x], train_labels), test, classes)
+    return SourceData(Split("train", pictures[x], train_labels), test, classes)
 
 
 def _choose(names: list[str], data: Data) -> tuple[str, str, str, str]:
@@ -61,13 +62,15 @@ def _choose(names: list[str], data: Data) -> tuple[str, str, str, str]:
     wanted = data.columns
     for role, name in (("image", wanted.image), ("label", wanted.label)):
         if name and name not in names:
-            raise Mistake(f"data.columns.{role} {name!r} is none of the arrays {names} of data.source {data.source!r}")
+            raise UserError(
+                f"data.columns.{role} {name!r} is none of the arrays {names} of data.source {data.source!r}"
+            )
     for x, y, x_test, y_test in _NAMES:
         if (wanted.image or x) in names and (wanted.label or y) in names:
             return (
                 (x, y, x_test, y_test) if wanted == type(wanted)() else (wanted.image or x, wanted.label or y, "", "")
             )
-    raise Mistake(
+    raise UserError(
         f"data.source {data.source!r} has the arrays {names}: name them x_train, y_train, x_test and y_test, or name "
         "the images with --data.columns.image and the labels with --data.columns.label"
     )
@@ -75,9 +78,9 @@ def _choose(names: list[str], data: Data) -> tuple[str, str, str, str]:
 
 def _pictures(array: np.ndarray, name: str, data: Data) -> np.ndarray:
     if array.dtype not in (np.uint8, np.uint16):
-        raise Mistake(f"data.source {data.source!r}: {name} is {array.dtype}: save it as uint8 (0..255) or uint16")
+        raise UserError(f"data.source {data.source!r}: {name} is {array.dtype}: save it as uint8 (0..255) or uint16")
     if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 2, 3, 4)):
-        raise Mistake(
+        raise UserError(
             f"data.source {data.source!r}: {name} has the shape {list(array.shape)}: save it as [n, height, width] or "
             "[n, height, width, channels]"
         )
@@ -89,7 +92,7 @@ def _labels(array: np.ndarray, name: str, data: Data) -> np.ndarray:
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or array.dtype.kind not in "iubU":
-        raise Mistake(
+        raise UserError(
             f"data.source {data.source!r}: {name} is {array.dtype} of the shape {list(array.shape)}: save one whole "
             "number or name for each image"
         )

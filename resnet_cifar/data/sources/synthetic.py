@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from resnet_cifar.data.sources import Contents, Split
-from resnet_cifar.recipe import Data
+from resnet_cifar.config.schema import Data
+from resnet_cifar.data.sources.base import SourceData, Split
 
 Array = np.ndarray
 Field = Callable[[Array, Array, Array], Array]
@@ -158,6 +158,6 @@ def identity(_data: Data) -> str:
     return "synthetic 1"
 
 
-def read(_data: Data) -> Contents:
+def read(_data: Data) -> SourceData:
     """Both splits, drawn."""
-    return Contents(*(Split(name, *draw(name)) for name in SIZES), CLASS_NAMES)
+    return SourceData(*(Split(name, *draw(name)) for name in SIZES), CLASS_NAMES)

@@ -171,7 +171,7 @@ def on_plan(module):
 
 
 def on_step(module):
-    update = module.Learner.update
+    update = module.TrainState.update
 
     def noted(self, step, micro_batches):
         parts = []
@@ -188,11 +188,11 @@ def on_step(module):
         update(self, step, seen())
         injector.write("update", step=step, order=injector.orders[step], batches=parts)
 
-    module.Learner.update = noted
+    module.TrainState.update = noted
 
 
 def on_evaluate(module):
-    for name in ("predict", "refresh_norms"):
+    for name in ("predict", "precise_bn"):
         setattr(module, name, ticked(getattr(module, name)))
 
 
@@ -202,13 +202,13 @@ def ticked(function):
     def noted(*arguments, **named):
         bound = signature.bind(*arguments, **named)
         bound.apply_defaults()
-        tick = bound.arguments["tick"]
+        check_stop = bound.arguments["check_stop"]
 
         def counted():
-            tick()
+            check_stop()
             injector.moment("scoring" if injector.is_scoring else "evaluation", function.__name__)
 
-        bound.arguments["tick"] = counted
+        bound.arguments["check_stop"] = counted
         return function(*bound.args, **bound.kwargs)
 
     return noted

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import Data
 from resnet_cifar.data.sources.archives.formats import Encrypted, Format, Member, Tar, Zip
-from resnet_cifar.data.sources.archives.kept import Kept
-from resnet_cifar.recipe import Data, Mistake
+from resnet_cifar.data.sources.archives.spool import MemberSpool
 
 _GIB = 2**30
 # An archive may unpack to so many bytes, or to so many times its size: pictures hardly shrink when they are packed,
@@ -40,12 +41,12 @@ class Archive:
         """The files in it, by name, in its order, bytes."""
         return {name: member.size for name, member in self._members.items()}
 
-    def keep(self, names: Iterable[str], largest: int = _LARGEST) -> Kept:
-        """These files' bytes. Raises Mistake where one is too large to be what it is taken for, or damaged."""
+    def keep(self, names: Iterable[str], largest: int = _LARGEST) -> MemberSpool:
+        """These files' bytes. Raises UserError where one is too large to be what it is taken for, or damaged."""
         wanted = {name: self._members[name] for name in names}
         if large := next((name for name, member in wanted.items() if member.size > largest), None):
-            raise Mistake(f"{self.where} holds {large!r} of {_size(wanted[large].size)}: unpack it by hand")
-        kept = Kept()
+            raise UserError(f"{self.where} holds {large!r} of {_size(wanted[large].size)}: unpack it by hand")
+        kept = MemberSpool()
         with contextlib.ExitStack() as undo:
             undo.callback(kept.close)
             with told(self.where):
@@ -66,7 +67,7 @@ class Archive:
 
 @contextlib.contextmanager
 def opened(path: Path, data: Data) -> Iterator[Archive]:
-    """An archive that is data.source, or lies in it. Raises Mistake, also for what the caller finds in it damaged."""
+    """An archive that is data.source, or lies in it. Raises UserError, also for what the caller finds in it damaged."""
     source = Path(data.source).expanduser()
     where = f"data.source {data.source!r}" + ("" if path == source else f": {path.name}")
     with told(where):
@@ -94,38 +95,38 @@ def _format(name: str) -> Callable[[BinaryIO], Format]:
 
 @contextlib.contextmanager
 def told(where: str) -> Iterator[None]:
-    """Around what reads a file of a user: raises Mistake for whatever goes wrong."""
+    """Around what reads a file of a user: raises UserError for whatever goes wrong."""
     try:
         yield
-    except Mistake:
+    except UserError:
         raise
     except Encrypted:
-        raise Mistake(f"{where} is encrypted: unpack it by hand") from None
+        raise UserError(f"{where} is encrypted: unpack it by hand") from None
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
-        raise Mistake(f"{where} cannot be read ({reason}): fetch it again, or unpack it by hand") from None
+        raise UserError(f"{where} cannot be read ({reason}): fetch it again, or unpack it by hand") from None
 
 
 def _checked(members: Iterable[Member], where: str, limit: int) -> dict[str, Member]:
-    """The files by their names. Raises Mistake."""
+    """The files by their names. Raises UserError."""
     found: dict[str, Member] = {}
     total = 0
     for count, member in enumerate(members):
         name = member.name.replace("\\", "/")
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
-            raise Mistake(f"{where} holds {member.name!r}, which would lie outside of it: do not trust it")
+            raise UserError(f"{where} holds {member.name!r}, which would lie outside of it: do not trust it")
         if member.kind not in ("file", "folder"):
-            raise Mistake(f"{where} holds {member.name!r}, a {member.kind}: pack files and folders only")
+            raise UserError(f"{where} holds {member.name!r}, a {member.kind}: pack files and folders only")
         total += member.size
         if total > limit or count >= _MEMBERS:
-            raise Mistake(
+            raise UserError(
                 f"{where} says that it unpacks to more than {_size(limit)} or {_MEMBERS:,} files, as bombs do: do not "
                 "trust it"
             )
         if member.kind == "file":
             if str(path) in found:
-                raise Mistake(f"{where} holds {str(path)!r} twice: pack it once")
+                raise UserError(f"{where} holds {str(path)!r} twice: pack it once")
             found[str(path)] = member
     return found
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
-from resnet_cifar.data.sources.archives.kept import Kept
+from resnet_cifar.data.sources.archives.spool import MemberSpool
 
 _CHUNK = 2**16
 
@@ -36,7 +36,7 @@ class Format(Protocol):
     def members(self) -> Iterable[Member]:
         """All of them, in the archive's order."""
 
-    def copy(self, members: dict[str, Member], kept: Kept) -> None:
+    def copy(self, members: dict[str, Member], kept: MemberSpool) -> None:
         """Fills `kept` with the content of these, by their names in it."""
 
 
@@ -60,7 +60,7 @@ class Zip:
             kind = "folder" if info.is_dir() else kind_of(info.external_attr >> 16)
             yield Member(info.filename, info.file_size, kind, info)
 
-    def copy(self, members: dict[str, Member], kept: Kept) -> None:
+    def copy(self, members: dict[str, Member], kept: MemberSpool) -> None:
         """Fills `kept` with the content of these, by their names in it."""
         for name, member in members.items():
             # Python unpacks a whole chunk of the others at once, whatever comes of it.
@@ -87,7 +87,7 @@ class Tar:
         while self._tar.fileobj.read(_CHUNK):  # the checksum is at the end, where tarfile does not go
             pass
 
-    def copy(self, members: dict[str, Member], kept: Kept) -> None:
+    def copy(self, members: dict[str, Member], kept: MemberSpool) -> None:
         """Fills `kept` with the content of these, by their names in it."""
         for name, member in sorted(members.items(), key=lambda item: item[1].handle.offset):
             kept.begin(name)

@@ -9,9 +9,9 @@ from typing import BinaryIO
 import py7zr
 from py7zr.compressor import SupportedMethods
 
-from resnet_cifar.data.sources import cache_root
+from resnet_cifar.data.paths import cache_root
 from resnet_cifar.data.sources.archives.formats import Encrypted, Member, kind_of
-from resnet_cifar.data.sources.archives.kept import Kept
+from resnet_cifar.data.sources.archives.spool import MemberSpool
 
 # py7zr takes what others have packed into memory, all that a chunk of them unpacks to, whatever the header says.
 _IN_CHUNKS = {"COPY", "LZMA", "LZMA2", "BZip2"}
@@ -37,7 +37,7 @@ class SevenZip:
                 kind = "symbolic link"
             yield Member(file.filename, file.uncompressed, kind, file.filename)
 
-    def copy(self, members: dict[str, Member], kept: Kept) -> None:
+    def copy(self, members: dict[str, Member], kept: MemberSpool) -> None:
         """Fills `kept` with the content of these, by their names in it."""
         if others := self._methods() - _IN_CHUNKS - _FILTERS:
             raise py7zr.UnsupportedCompressionMethodError(None, f"packed with {', '.join(others)}: pack it with LZMA2")
@@ -58,7 +58,7 @@ class SevenZip:
 class _Writers(py7zr.WriterFactory):
     """py7zr asks for a writer when it comes to a member; one follows another, as the archive is given as a file."""
 
-    def __init__(self, kept: Kept, root: PurePosixPath) -> None:
+    def __init__(self, kept: MemberSpool, root: PurePosixPath) -> None:
         self._kept, self._root = kept, root
 
     def create(self, filename: str) -> py7zr.Py7zIO:
@@ -69,7 +69,7 @@ class _Writers(py7zr.WriterFactory):
 class _Writer(py7zr.Py7zIO):
     """Takes bytes and gives none back: py7zr goes back to the start only so that others may read."""
 
-    def __init__(self, kept: Kept) -> None:
+    def __init__(self, kept: MemberSpool) -> None:
         self._kept = kept
 
     def write(self, s: bytes | bytearray) -> int:

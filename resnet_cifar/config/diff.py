@@ -1,0 +1,78 @@
+"""A recipe as nested and flat plain values, its fingerprint, and the differences between two recipes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from resnet_cifar.config.schema import Recipe
+
+# These may differ between two attempts at one run; with early stopping, `evaluate` may not.
+_NOT_DECISIVE = ("track.", "checkpoint.", "rank_timeout", "data.storage", "evaluate.")
+_NO_DEFAULT = object()
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Nested plain values, as YAML and JSON hold them; `parse` reads them back."""
+    return _plain(dataclasses.asdict(recipe))
+
+
+def flatten(recipe: Recipe) -> dict[str, Any]:
+    """Field path -> value, e.g. {"phases.0.lr": 0.1, ...}."""
+    return dict(_leaves(to_dict(recipe), ""))
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """Eight hex digits of the fields that decide the result and differ from their defaults.
+
+    A field that is added later therefore leaves the names of existing runs as they are.
+    """
+    defaults = flatten(Recipe())
+    for name in ("epochs", "lr"):
+        del defaults[f"phases.0.{name}"]  # every phase states them
+    chosen = {
+        path: value
+        for path, value in _decisive(recipe).items()
+        if value != defaults.get(re.sub(r"^phases\.\d+", "phases.0", path), _NO_DEFAULT)
+    }
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def differences(ours: Recipe, theirs: Recipe) -> list[str]:
+    """What decides the result and differs, as `field: theirs, not ours`."""
+    a, b = flatten(ours), flatten(theirs)
+    paths = sorted(_decisive(ours).keys() | _decisive(theirs).keys())
+    return [f"{p}: {b.get(p, 'absent')}, not {a.get(p, 'absent')}" for p in paths if a.get(p) != b.get(p)]
+
+
+def _decisive(recipe: Recipe) -> dict[str, Any]:
+    ignored = _NOT_DECISIVE[:-1] if recipe.early_stopping.patience else _NOT_DECISIVE
+    return {path: value for path, value in flatten(recipe).items() if not path.startswith(ignored)}
+
+
+def field_paths() -> list[str]:
+    """Every field a recipe with one phase has."""
+    return list(flatten(Recipe()))
+
+
+def _plain(value: Any) -> Any:
+    """The same with lists for tuples."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list) and value and isinstance(value[0], dict):  # phases; other lists are values
+        items = list(enumerate(value))
+    else:
+        yield path, value
+        return
+    for key, each in items:
+        yield from _leaves(each, f"{path}.{key}" if path else str(key))

@@ -1,0 +1,64 @@
+"""Errors that are the user's to fix, and what an unknown name was probably meant to be."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+
+class UserError(ValueError):
+    """An error the user can fix, in one sentence: the field, its value and the fix. Shown without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback."""
+        return [f"error: {self}"]
+
+
+class NodeError(UserError):
+    """An error that other nodes may not have: the first process of each affected node prints it."""
+
+
+# Names of earlier versions.
+RENAMED = {
+    "model.norm_batch": "model.ghost_batch_size",
+    "model.ema": "model.ema_decay",
+    "model.checkpoint": "model.init_from",
+    "model.head.widths": "model.head.hidden_dims",
+    "data.name": "data.config_name",
+    "data.stored_size": "data.decode_size",
+    "data.overfit": "data.overfit_images",
+    "data.validation": "data.validation_fraction",
+    "augment.trivial": "augment.trivial_augment",
+    "augment.erase": "augment.random_erasing",
+    "augment.crop": "augment.crop_padding",
+    "augment.mixup": "augment.mixup_alpha",
+    "augment.cutmix": "augment.cutmix_alpha",
+    "optimizer.clip": "optimizer.clip_grad_norm",
+    "optimizer.head_lr": "optimizer.head_lr_multiplier",
+    "phases.0.train": "phases.0.trainable",
+    "phases.0.warmup": "phases.0.warmup_epochs",
+    "phases.0.decay": "phases.0.schedule",
+    "early_stopping.min_improvement": "early_stopping.min_delta",
+    "evaluate.every": "evaluate.every_epochs",
+    "checkpoint.keep": "checkpoint.keep_last",
+    "track.to": "track.trackers",
+    "fetch": "download_only",
+    "fresh": "restart",
+    "extend": "extend_epochs",
+    "profile": "profile_steps",
+    "check": "verify_export",
+}
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """`: it is now called ...` or `; did you mean ...?` or nothing, for the end of a sentence."""
+    phase = re.match(r"phases\.\d+", word)
+    renamed = RENAMED.get(re.sub(r"^phases\.\d+", "phases.0", word))
+    if renamed in known:
+        return f": it is now called {renamed.replace('phases.0', phase[0]) if phase else renamed}"
+    close = difflib.get_close_matches(re.sub(r"^phases\.\d+", "phases.0", word), known, n=1, cutoff=0.5)
+    if not close:  # the last part alone: `lr` for `phases.0.lr`
+        close = [name for name in known if name.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]][:1]
+    if not close:
+        return ""
+    return f"; did you mean {close[0].replace('phases.0', phase[0]) if phase else close[0]}?"

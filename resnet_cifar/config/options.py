@@ -1,0 +1,40 @@
+"""What a start of training is asked for besides its recipe: the options of train.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from resnet_cifar.config.schema import Recipe
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train a recipe, evaluate it, and write everything to one run directory. Rerun the same command to resume."""
+
+    recipe: str = "finetune"
+    """A shipped recipe, a YAML file, or `list`."""
+    run: str = ""
+    """The run directory [default: runs/RECIPE-<8 hex digits of the recipe>]."""
+    dry_run: bool = False
+    """Print the plan (steps, learning rates, shares, memory and time), then exit."""
+    download_only: bool = False
+    """Download and decode the dataset and weights, then exit."""
+    restart: bool = False
+    """Start from scratch; an existing run directory is moved aside."""
+    extend_epochs: float = 0.0
+    """Append a phase of this many epochs, like the last one without its warm-up, and continue the run."""
+    max_minutes: float = 0.0
+    """Save and exit after this many minutes, as if interrupted [default: never]."""
+    profile_steps: int = 0
+    """Trace this many steps to RUN/profile and print what takes the time [default: none]. Changes no result."""
+    compile: str = ""
+    """torch.compile's mode: default, reduce-overhead, max-autotune, max-autotune-no-cudagraphs [the launcher's]."""
+
+
+def extended(recipe: Recipe, epochs: float) -> Recipe:
+    """The recipe with one more phase, of `epochs`: like its last one, without a warm-up. 0 epochs: unchanged."""
+    if not epochs:
+        return recipe
+    phase = dataclasses.replace(recipe.phases[-1], epochs=epochs, warmup_epochs=0.0)
+    return dataclasses.replace(recipe, phases=(*recipe.phases, phase))

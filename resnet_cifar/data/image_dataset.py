@@ -1,0 +1,167 @@
+"""Where images live while they are used: in the device's memory, or in a file on this machine's disk that is mapped.
+
+What is mapped is asked for before it is needed: a thread gathers the rows, into pinned memory for a GPU, and a stream
+of its own copies them there, beside the computation. Both give the same images to the bit.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+_AHEAD = 2  # batches asked for before they are needed
+_SHARE = 0.5  # of a device's free memory that images may take: weights and activations need the rest
+_GIB = 2**30
+
+ALL = slice(None)
+
+
+class MmapImages:
+    """Rows `rows` (int64 [n]) of a uint8 .npy file [m, height, width, 3], read by a thread and sent to `device`.
+
+    `seconds_waited`: how long whoever asked has waited for the thread so far.
+    """
+
+    def __init__(self, file: Path, rows: np.ndarray, device: torch.device) -> None:
+        self._whole, self._rows, self._device = np.load(file, mmap_mode="r"), rows, device
+        self.seconds_waited = 0.0
+        self.shape = (len(rows), *self._whole.shape[1:])
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="images")
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def prefetch(self, rows: np.ndarray) -> Callable[[slice], Tensor]:
+        """Sends for images; what it returns waits for them to be on the device, and not for the device."""
+        return _PendingImages(self, self._reader.submit(self._read, self._rows[rows]))
+
+    def _read(self, rows: np.ndarray) -> tuple[Tensor, torch.cuda.Event | None]:
+        images = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8, pin_memory=self._stream is not None)
+        np.take(self._whole, rows, axis=0, out=images.numpy(), mode="clip")  # "raise" would go through a copy
+        if self._stream is None:
+            return images, None
+        with torch.cuda.stream(self._stream):
+            # torch keeps the pinned memory from being used again until the copy is done.
+            there = images.to(self._device, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        return there, arrived
+
+
+class _PendingImages:
+    """Images that a thread reads and a stream copies."""
+
+    def __init__(self, source: MmapImages, reading: Future[tuple[Tensor, torch.cuda.Event | None]]) -> None:
+        self._source, self._reading = source, reading
+
+    def __call__(self, part: slice) -> Tensor:
+        if not self._reading.done():
+            began = time.perf_counter()
+            wait([self._reading])
+            self._source.seconds_waited += time.perf_counter() - began
+        images, arrived = self._reading.result()
+        if arrived is not None:
+            computing = torch.cuda.current_stream(images.device)
+            computing.wait_event(arrived)  # the device waits, not the host
+            images.record_stream(computing)  # its memory is the copying stream's, which may not take it back too early
+        return images[part]
+
+
+@dataclass(frozen=True)
+class PendingBatch:
+    """Images and labels on their way: `images(part)`, uint8 [n, height, width, 3], and `labels(part)`, int64 [n]."""
+
+    images: Callable[[slice], Tensor]
+    labels: Callable[[slice], Tensor]
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """Images, uint8 [n, height, width, 3], on a device or mapped, and their labels, int64 [n], on the device.
+
+    `indices` (int64 [n], on the host) says which image of the source's split each one is.
+    """
+
+    images: Tensor | MmapImages
+    labels: Tensor
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are made."""
+        return self.labels.device
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the stored images."""
+        return tuple(self.images.shape[1:3])
+
+    @property
+    def side(self) -> int:
+        """Side of the stored images where they are squares, else 0."""
+        height, width = self.size
+        return height if height == width else 0
+
+    @property
+    def resident_bytes(self) -> int:
+        """What the images take of the device's memory."""
+        return self.images.nbytes if isinstance(self.images, Tensor) else 0
+
+    @property
+    def seconds_waited(self) -> float:
+        """How long the host has waited so far for images to be read from disk."""
+        return self.images.seconds_waited if isinstance(self.images, MmapImages) else 0.0
+
+    def prefetch(self, rows: np.ndarray) -> PendingBatch:
+        """Sends for the images `rows` (int64 [k], on the host), so that they are there when they are needed."""
+        here = to_device(rows, self.device)
+        resident = self.images
+        images = resident.prefetch(rows) if isinstance(resident, MmapImages) else lambda part: resident[here[part]]
+        return PendingBatch(images, lambda part: self.labels[here[part]])
+
+    def gather(self, rows: np.ndarray) -> Tensor:
+        """The images `rows`, uint8 [k, height, width, 3] on the device."""
+        return self.prefetch(rows).images(ALL)
+
+    def read(self, batches: Iterable[np.ndarray]) -> Iterator[Tensor]:
+        """The images of one batch of rows after the other, each asked for before the ones ahead of it are used."""
+        coming: deque[PendingBatch] = deque()
+        for rows in batches:
+            coming.append(self.prefetch(rows))
+            if len(coming) > _AHEAD:
+                yield coming.popleft().images(ALL)
+        while coming:
+            yield coming.popleft().images(ALL)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array on the device; the host does not wait for the copy."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def choose_storage(storage: str, nbytes: int, device: torch.device) -> tuple[str, str]:
+    """(`device` or `host`, where that is and why) for images of `nbytes` and the recipe's `data.storage`."""
+    if device.type == "cuda":
+        free, memory = torch.cuda.mem_get_info(device)[0], "the GPU's memory"
+    else:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each holds the images
+        free, memory = psutil.virtual_memory().available // processes, "memory"
+    place = storage
+    if storage == "auto":
+        place = "device" if nbytes <= _SHARE * free else "host"
+    where = f"in {memory}" if place == "device" else "on this machine's disk, read ahead"
+    limit = "at most" if nbytes <= _SHARE * free else "more than"
+    why = "data.storage" if storage == place else f"{limit} half of the {free / _GIB:.1f} GiB that are free in {memory}"
+    return place, f"{nbytes / _GIB:.2f} GiB {where} ({why})"

@@ -1,0 +1,185 @@
+"""CIFAR-10 and CIFAR-100 as their authors publish them and torchvision keeps them: a folder of pickles, or its .tar.gz.
+
+The folder is cifar-10-batches-py or cifar-100-python, or one that contains it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import Data
+from resnet_cifar.data.sources import archives
+from resnet_cifar.data.sources.base import SourceData, Split, stamp
+from resnet_cifar.data.sources.unpickle import text, unpickle
+
+READS = ("columns",)
+
+
+@dataclass(frozen=True)
+class _Set:
+    """One of the two: its class in torchvision, which knows the checksums, and its files.
+
+    `nbytes`: sizes of published files. `order`: in which their archive has them, and so the hub's copy.
+    """
+
+    name: str
+    folder: str
+    train: tuple[str, ...]
+    test: str
+    meta: str
+    nbytes: dict[str, int]
+    order: tuple[str, ...]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (*self.train, self.test, self.meta)
+
+
+_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
+_SIZES = dict(zip(_BATCHES, (31035704, 31035320, 31035999, 31035696, 31035623), strict=True))
+_SETS = (
+    _Set(
+        "CIFAR10",
+        "cifar-10-batches-py",
+        _BATCHES,
+        "test_batch",
+        "batches.meta",
+        {**_SIZES, "test_batch": 31035526},
+        tuple(f"data_batch_{number}" for number in (4, 3, 2, 5, 1)),
+    ),
+    _Set("CIFAR100", "cifar-100-python", ("train",), "test", "meta", {"train": 155249918}, ("train",)),
+)
+
+
+def holds(folder: Path) -> bool:
+    """Whether the folder is such a one, or contains one or its archive."""
+    return bool(_places(folder))
+
+
+def identity(data: Data) -> str:
+    """Every file's path, size and time of change."""
+    source = Path(data.source).expanduser()
+    return f"pickles {' '.join(map(stamp, _places(source) if source.is_dir() else [source]))}"
+
+
+def read(data: Data) -> SourceData:
+    """Both splits; CIFAR-100 has its fine labels, or those that data.columns.label names. Raises UserError."""
+    if data.columns.image:
+        raise UserError(f"data.columns.image {data.columns.image!r} says nothing about pickles of CIFAR: leave it out")
+    kind, files = _files(data)
+    is_published = _is_published(kind, files, data)
+    loaded = {name: _loaded(files.pop(name), name, data) for name in kind.files}
+    label = _label(loaded[kind.test], data)
+    try:
+        classes = tuple(text(word) for word in loaded[kind.meta][f"{label.removesuffix('s')}_names"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"data.source {data.source!r}: {kind.meta} does not name the classes: fetch it again") from None
+    train = [_arrays(loaded.pop(name), name, label, data) for name in (kind.order if is_published else kind.train)]
+    pictures, labels = (np.concatenate(parts) for parts in zip(*train, strict=True))
+    test = Split("test", *_arrays(loaded[kind.test], kind.test, label, data))
+    return SourceData(Split("train", pictures, labels), test, classes)
+
+
+def _places(folder: Path) -> list[Path]:
+    """The folder itself where it holds batches, else what it contains: their folders or, without these, archives."""
+    if any((folder / kind.train[0]).is_file() and (folder / kind.meta).is_file() for kind in _SETS):
+        return [folder]
+    inside = [folder / kind.folder for kind in _SETS if (folder / kind.folder).is_dir()]
+    packed = ("cifar-10-python.tar.gz", "cifar-100-python.tar.gz")
+    return inside or [folder / name for name in packed if (folder / name).is_file()]
+
+
+def _files(data: Data) -> tuple[_Set, dict[str, bytes]]:
+    """Which of the two sets it is, and what its files hold."""
+    source = Path(data.source).expanduser()
+    places = _places(source) if source.is_dir() else [source]
+    if len(places) > 1:
+        raise UserError(f"data.source {data.source!r} holds {' and '.join(place.name for place in places)}: name one")
+    if places[0].is_dir():
+        kind = _kind({path.name for path in places[0].iterdir()}, data)
+        with archives.told(f"data.source {data.source!r}"):
+            return kind, {name: (places[0] / name).read_bytes() for name in kind.files}
+    with archives.opened(places[0], data) as archive:
+        members: dict[str, str] = {}
+        for member in archive.sizes:
+            if members.setdefault(PurePosixPath(member).name, member) != member:
+                raise UserError(f"data.source {data.source!r} holds {PurePosixPath(member).name} twice: remove one")
+        kind = _kind(set(members), data)
+        kept = archive.keep([members[name] for name in kind.files])
+        return kind, {name: kept.read(members[name]) for name in kind.files}
+
+
+def _kind(names: set[str], data: Data) -> _Set:
+    for kind in _SETS:
+        if lacking := [name for name in kind.files if name not in names]:
+            if len(lacking) < len(kind.files):
+                raise UserError(
+                    f"data.source {data.source!r} lacks {', '.join(lacking)} of {kind.name}: fetch it again"
+                )
+            continue
+        return kind
+    raise UserError(
+        f"data.source {data.source!r} holds no pickles of CIFAR-10 or CIFAR-100 (data_batch_1, ... or train, test and "
+        "meta): unpack it, and name its folder"
+    )
+
+
+def _is_published(kind: _Set, files: dict[str, bytes], data: Data) -> bool:
+    """Whether these are the published files. Raises UserError where one has their size and another checksum."""
+    import torchvision
+
+    known = getattr(torchvision.datasets, kind.name)
+    same = 0
+    for name, md5 in known.train_list + known.test_list:
+        if len(files[name]) == kind.nbytes.get(name):
+            same += 1
+            if hashlib.md5(files[name], usedforsecurity=False).hexdigest() != md5:
+                raise UserError(
+                    f"data.source {data.source!r}: {name} is damaged (it has the size of the published file and "
+                    f"another checksum): fetch it again from {known.url}"
+                )
+    return same == len(kind.nbytes)
+
+
+def _loaded(content: bytes, name: str, data: Data) -> dict[str, Any]:
+    with archives.told(f"data.source {data.source!r}: {name}"):
+        return unpickle(content)
+
+
+def _label(batch: dict[str, Any], data: Data) -> str:
+    """The key of the labels, as the files have it; the hub's copy has it without the s."""
+    known = [key for key in ("labels", "fine_labels", "coarse_labels") if key in batch]
+    wanted = data.columns.label
+    if wanted and wanted not in known and f"{wanted}s" not in known:
+        raise UserError(f"data.columns.label {wanted!r} is none of the labels {known} of data.source {data.source!r}")
+    if not known:
+        raise UserError(f"data.source {data.source!r} has no labels, only {sorted(batch)}: fetch it again")
+    return next((key for key in known if wanted in (key, key.removesuffix("s"))), known[0])
+
+
+def _arrays(batch: dict[str, Any], name: str, label: str, data: Data) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures, uint8 [n, 32, 32, 3], and labels, int64 [n], of a file that has the channels one after the other."""
+    pictures = batch.get("data")
+    if not (isinstance(pictures, np.ndarray) and pictures.dtype == np.uint8 and pictures.shape[1:] == (3072,)):
+        held = (
+            f"{pictures.dtype} of the shape {list(pictures.shape)}" if isinstance(pictures, np.ndarray) else "no array"
+        )
+        raise UserError(
+            f"data.source {data.source!r}: the data of {name} is {held}, not uint8 [n, 3072]: fetch it again"
+        )
+    try:
+        labels = np.array(batch[label], dtype=np.int64)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        labels = np.array([])
+    if labels.shape != (len(pictures),):
+        raise UserError(
+            f"data.source {data.source!r}: {name} has {len(pictures)} images and {labels.size} {label} that are whole "
+            "numbers: fetch it again"
+        )
+    return np.ascontiguousarray(pictures.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels

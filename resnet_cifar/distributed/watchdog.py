@@ -1,0 +1,278 @@
+"""What processes tell each other beside training: where to stop together, and who no longer answers.
+
+Each process has a thread that writes a heartbeat into rank 0's store and reads rank 0's board there. No collective and
+no wait for the device is involved, so it works while the main threads sit in one.
+
+To stop, rank 0 puts the request on the board; every process then freezes (its main thread begins no more units of work,
+a step or an evaluation batch) and reports how many it has begun; the largest of these numbers is where all stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from resnet_cifar.distributed.context import DistributedContext
+from resnet_cifar.distributed.signals import Interrupted, StopSignals, end_process, exit_code
+
+_BEAT = 0.5  # seconds between heartbeats
+_HASTE = 0.05  # while an agreement is sought
+_FIRST = 1.5  # seconds to end the first unit of work, or to lose it
+_SILENCE = 3.0  # seconds after which a process that others lost the connection to counts as dead
+_VERDICT = 10.0  # seconds to find out who died
+_PARTING = 15.0  # seconds for rank 0 to finish the tracker
+RESUME_HINT = f"the same command{' without --restart' * ('--restart' in sys.argv)} goes on from the newest checkpoint"
+
+
+class Watchdog:
+    """One process's part. `check_stop` is the main thread's, once before every unit of work, the same on all ranks.
+
+    `leaving(state, reason)` is called on rank 0, in the watch's thread, before the process ends without the main one.
+    """
+
+    def __init__(self, context: DistributedContext, requests: StopSignals, timeout: float) -> None:
+        self.rank, self.size, self.timeout = context.rank, context.size, timeout
+        self.leaving: Callable[[str, str], None] = lambda state, reason: None
+        self._world = context
+        self._store = context.connect()
+        self._changed = threading.Condition()
+        self._begun, self._step = 0, 0
+        self._wish: str | None = None
+        self._reason: str | None = None
+        self._stop: int | None = None
+        self._frozen = self._stopped = self._broken = self._ended = self._done = self._training = False
+        self._decided = 0.0  # when rank 0 knew where to stop
+        self._failed: str | None = None
+        self._beats = 0
+        self._board: dict[str, Any] = {"beats": 0, "step": 0, "asked": None, "stop": None, "leave": False}
+        self._board |= {"failed": None, "over": False}
+        now = time.monotonic()
+        self._heard = [(-1, now)] * context.size  # of each rank: its last heartbeat's number, and when it came
+        self._progress: tuple[list[int], float] = ([], now)
+        if self._store is not None:
+            self._store.set(f"beat {self.rank}", self._beat())
+            context.run_on_main(lambda: self._store.set("board", json.dumps(self._board)) or "")
+        self._thread = threading.Thread(target=self._serve, name="watch", daemon=True)
+        self._thread.start()
+        requests.hand_over(self._ask)
+
+    def check_stop(self, step: int | None = None) -> None:
+        """Before a unit of work (of update `step`). Raises Interrupted, on every rank before the same unit."""
+        with self._changed:
+            while self._frozen and self._stop is None:
+                self._changed.wait()
+            if self._stop is not None and self._begun >= self._stop:
+                self._stopped = True
+                raise Interrupted(self._reason)
+            self._begun += 1
+            if step is not None:
+                self._step, self._training = step, True
+
+    def training_done(self) -> None:
+        """Training is over: what follows on rank 0 alone (scores, export) may take its time."""
+        self._training = False
+
+    def fail(self, sentence: str, everywhere: bool) -> None:
+        """Tells the others that this process ends and why, so that they end too; returns when they have had the time.
+
+        `everywhere`: the others find the same by themselves, and rank 0 says it.
+        """
+        if self._store is None:
+            return
+        if everywhere and self.rank != 0:
+            time.sleep(_SILENCE)
+        with self._changed:
+            self._failed = sentence
+            self._changed.notify_all()
+        time.sleep(4 * _BEAT)
+        with self._changed:
+            self._done = True
+            self._changed.notify_all()
+        self._thread.join(_BEAT)  # Python aborts where its end finds a thread inside torch
+
+    def blame(self) -> None:
+        """After a lost connection: ends this process when it is known who died. Returns where nobody did in 10 s."""
+        with self._changed:
+            self._broken = True
+            self._changed.notify_all()
+        self._thread.join(_VERDICT)
+
+    def close(self) -> None:
+        """This process has done its part; returns when all have, or when rank 0, who holds the store, is gone."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    # The thread
+
+    def _serve(self) -> None:
+        if self.rank != 0:
+            threading.Thread(target=self._guard, name="guard", daemon=True).start()
+        while True:
+            with self._changed:
+                seeking = (self._wish or self._frozen) and self._stop is None
+                self._changed.wait(_HASTE if seeking or self._broken or self._ended else _BEAT)
+            if self._done:
+                return
+            try:
+                over = self._exchange()
+            except RuntimeError:  # torch's DistError is one: rank 0's process and its store are gone
+                if not self._ended:
+                    self._lose_main()
+                over = True
+            except BaseException:  # this thread is the one that can end the process
+                traceback.print_exc()
+                os._exit(1)
+            if over:
+                return
+
+    def _exchange(self) -> bool:
+        """Writes the heartbeat and does what the board says; whether there is nothing more to watch."""
+        beat = self._beat()
+        if self._store is None:
+            board = self._judge([json.loads(beat)])
+        else:
+            self._store.set(f"beat {self.rank}", beat)
+            if self.rank == 0:
+                keys = [f"beat {rank}" for rank in range(self.size)]
+                if not self._store.check(keys):  # another one is on its way here
+                    return False
+                board = self._judge([json.loads(beat) for beat in self._store.multi_get(keys)])
+                self._store.set("board", json.dumps(board))
+            else:
+                board = json.loads(self._store.get("board"))
+                if board["beats"] != self._heard[0][0]:
+                    self._heard[0], self._board = (board["beats"], time.monotonic()), board
+        if not self._failed:
+            self._obey(board)
+        return board["over"]
+
+    def _beat(self) -> str:
+        self._beats += 1
+        with self._changed:
+            beat = {
+                "number": self._beats,
+                "begun": self._begun,
+                "step": self._step,
+                "waiting": self._world.waiting,
+                "training": self._training,
+                "wish": self._wish,
+                "frozen": self._frozen,
+                "stopped": self._stopped,
+                "broken": self._broken,
+                "failed": self._failed,
+                "ended": self._ended,
+            }
+        return json.dumps(beat)
+
+    def _judge(self, beats: list[dict[str, Any]]) -> dict[str, Any]:
+        """Rank 0's decisions, from every rank's last heartbeat."""
+        board, now = self._board, time.monotonic()
+        board["beats"], board["step"] = self._beats, self._step
+        board["over"] = all(beat["ended"] for beat in beats)
+        board["asked"] = board["asked"] or next((beat["wish"] for beat in beats if beat["wish"]), None)
+        if board["asked"] and board["stop"] is None and all(beat["frozen"] for beat in beats):
+            board["stop"], self._decided = max(beat["begun"] for beat in beats), now
+        if board["stop"] in (0, 1) and not any(beat["stopped"] for beat in beats):
+            # Nothing is done yet, and the first unit may be a long compilation.
+            board["leave"] = board["stop"] == 0 or now - self._decided > _FIRST
+        if self.size > 1 and not board["failed"]:
+            board["failed"] = self._failure(beats, now)
+        return board
+
+    def _failure(self, beats: list[dict[str, Any]], now: float) -> tuple[str, str] | None:
+        """How the run ends, `failed` or `lost`, and the sentence; None while all is well."""
+        for rank, beat in enumerate(beats):
+            if beat["number"] != self._heard[rank][0]:
+                self._heard[rank] = (beat["number"], now)
+        patience = _SILENCE if any(beat["broken"] for beat in beats) else self.timeout
+        silent = [r for r, (_, heard) in enumerate(self._heard) if now - heard > patience and not beats[r]["ended"]]
+        if silent:
+            return "lost", f"{_named(silent, beats)} died or lost the network: {RESUME_HINT}"
+        for rank, beat in enumerate(beats):
+            if beat["failed"]:
+                return "failed", f"rank {rank} failed at step {beat['step']}: {beat['failed']}"
+        begun = [beat["begun"] for beat in beats]
+        # The first unit may hold a compilation.
+        if begun != self._progress[0] or min(begun) < 2 or not all(beat["training"] for beat in beats):
+            self._progress = (begun, now)
+        elif now - self._progress[1] > self.timeout:
+            stuck = [r for r, beat in enumerate(beats) if not beat["waiting"]] or list(range(self.size))
+            return (
+                "lost",
+                f"{_named(stuck, beats)} made no progress for {self.timeout:g} s (rank_timeout): {RESUME_HINT}",
+            )
+        return None
+
+    def _guard(self) -> None:
+        """Gives rank 0 up where its board no longer changes: a call to a store that is frozen never returns."""
+        while self._thread.is_alive():
+            time.sleep(_BEAT)
+            if time.monotonic() - self._heard[0][1] > (_SILENCE if self._broken else self.timeout):
+                self._lose_main()
+
+    def _lose_main(self) -> None:
+        if self._ended:  # this process has done its part
+            end_process(0 if self._stop is None else exit_code())
+        if not self._failed:  # who failed says so by itself
+            sentence = f"rank 0 (last heard of at step {self._board['step']}) died or lost the network: {RESUME_HINT}"
+            end_process(1, f"error: {sentence}" if self.rank == 1 else "")
+
+    def _obey(self, board: dict[str, Any]) -> None:
+        if board["failed"]:
+            self._give_up(*board["failed"])
+        if board["leave"]:
+            self._leave(board["asked"])
+        with self._changed:
+            if board["asked"]:
+                self._frozen, self._reason = True, board["asked"]
+            if board["stop"] is not None:
+                self._stop = board["stop"]
+                self._changed.notify_all()
+
+    def _ask(self, reason: str) -> None:
+        with self._changed:
+            self._wish = reason
+            self._changed.notify_all()
+
+    def _give_up(self, state: str, sentence: str) -> None:
+        """Ends this process, whose main thread may wait for ever."""
+        try:
+            self._part(state, sentence)
+        finally:
+            end_process(1, f"error: {sentence}" if self.rank == 0 else "")
+
+    def _leave(self, reason: str) -> None:
+        """Ends this process, which has done nothing since its start."""
+        try:
+            self._part("interrupted", reason)
+        finally:
+            end_process(exit_code())
+
+    def _part(self, state: str, why: str) -> None:
+        """Rank 0 leaves its last word, and time for others to read the board; they stay until it is gone.
+
+        Its main thread may be in a collective with theirs, and would take their end for a failure.
+        """
+        if self.rank == 0:
+            self.leaving(state, why)
+            time.sleep(2 * _BEAT * (self.size > 1))
+            return
+        end = time.monotonic() + _PARTING
+        with contextlib.suppress(RuntimeError):
+            while time.monotonic() < end:
+                self._store.check(["board"])
+                time.sleep(_HASTE)
+
+
+def _named(ranks: list[int], beats: list[dict[str, Any]]) -> str:
+    """`rank 2 (last heard of at step 41)`, or several."""
+    return ", ".join(f"rank {rank} (last heard of at step {beats[rank]['step']})" for rank in ranks)

@@ -1,0 +1,124 @@
+"""Exact scores over any number of processes, and the check that all ranks hold the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from resnet_cifar.data.image_data import ImageData
+from resnet_cifar.data.image_dataset import ImageDataset
+from resnet_cifar.data.preprocess import Preprocess
+from resnet_cifar.distributed.context import DistributedContext
+from resnet_cifar.evaluation import calibration
+from resnet_cifar.models.factory import in_mode
+from resnet_cifar.models.precise_bn import estimate_bn_stats
+
+_PIXELS = 1 << 23  # of one batch
+_BATCHES = 32  # at the least, so that many ranks share the work
+_NORM_ROWS = 32  # of a batch that BatchNorm's statistics are estimated on, at the least
+_FULL = 128  # images: a smaller batch costs more an image (1.4 times at 32, ResNet-50 at 32 pixels on one core)
+
+
+class Predictions(NamedTuple):
+    """logits float32 or float64 [n, classes] and labels int64 [n], both on the CPU, in the split's order."""
+
+    logits: Tensor
+    labels: Tensor
+
+
+def _go_on() -> None:
+    """Nobody asks a run that is only scored to stop."""
+
+
+@torch.no_grad()
+def predict(
+    context: DistributedContext,
+    model: nn.Module,
+    images: ImageDataset,
+    preprocess: Preprocess,
+    check_stop: Callable[[], None] = _go_on,
+) -> Predictions:
+    """Scores every image exactly once, whatever the world size; all ranks get all predictions.
+
+    Batches are cut from the global index range, all of one size, and dealt to ranks in blocks; what lies beyond the
+    end is filled up with the last image and dropped. `check_stop` is called before each, on all ranks equally often.
+    """
+    size = batch_size(len(images), preprocess.data.image_size, least=_FULL)
+    batches = -(-len(images) // size)
+    each = -(-batches // context.size)
+    logits = []
+    mine = range(context.rank * each, (context.rank + 1) * each)
+    with in_mode(model, training=False):
+        for pixels in images.read(np.arange(n * size, (n + 1) * size).clip(max=len(images) - 1) for n in mine):
+            check_stop()
+            logits.append(model(preprocess(pixels)))
+    gathered = context.gather(torch.cat(logits))[: len(images)]
+    return Predictions(gathered.to("cpu"), images.labels.to("cpu"))
+
+
+def fit_temperature_on_validation(
+    context: DistributedContext,
+    model: nn.Module,
+    data: ImageData,
+    preprocess: Preprocess,
+    check_stop: Callable[[], None] = _go_on,
+    known: Predictions | None = None,
+) -> float | None:
+    """The temperature that suits the images held out from training; None without such images, or without an optimum.
+
+    `known`: the model's predictions of these images, on every rank or on none, where they have been made before.
+    """
+    if not len(data.validation) or preprocess.data.overfit_images:
+        return None
+    return calibration.fit_temperature(*(known or predict(context, model, data.validation, preprocess, check_stop)))
+
+
+def precise_bn(
+    context: DistributedContext,
+    model: nn.Module,
+    images: ImageDataset,
+    preprocess: Preprocess,
+    rows: np.ndarray,
+    check_stop: Callable[[], None] = _go_on,
+) -> None:
+    """Precise BN of `model` (not wrapped) on the training images `rows`, shared by the ranks; `check_stop`: see `predict`."""
+    size = batch_size(len(rows), preprocess.data.image_size, least=_NORM_ROWS)
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    if len(batches) > 1 and len(batches[-1]) < size:
+        batches.pop()  # every batch weighs the same
+    mine = batches[context.rank :: context.size]
+
+    def inputs() -> Iterator[Tensor]:
+        pixels = images.read(mine)
+        for turn in range(-(-len(batches) // context.size)):
+            check_stop()
+            if turn < len(mine):
+                yield preprocess(next(pixels))
+
+    estimate_bn_stats(model, inputs(), lambda statistics: context.weighted_mean(statistics, float(len(mine))))
+
+
+def batch_size(images: int, image_size: int, least: int) -> int:
+    """A power of two that suits the number and size of images; the world size has no say, so that scores are equal.
+
+    It is `least` where that leaves fewer than 32 batches, and less where the images are few or large.
+    """
+    fits = _PIXELS // image_size**2
+    shared = max(images // _BATCHES, min(least, 1 << (images - 1).bit_length()))
+    return 1 << (min(fits, shared, 1024).bit_length() - 1)
+
+
+@torch.no_grad()
+def check_same_weights(context: DistributedContext, model: nn.Module) -> None:
+    """Raises RuntimeError where ranks hold different weights, naming the ranks."""
+    kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = [p.detach().view(kinds[p.element_size()]).sum(dtype=torch.int64) for p in model.parameters()]
+    weights = torch.arange(1, 2 * len(sums), 2, device=sums[0].device)  # order matters too
+    checksums = context.gather((torch.stack(sums) * weights).sum()[None]).tolist()
+    strays = [rank for rank, checksum in enumerate(checksums) if checksum != checksums[0]]
+    if strays:
+        raise RuntimeError(f"the weights of ranks {strays} differ from rank 0's: this run is not to be trusted")

@@ -1,0 +1,124 @@
+"""What eval.py is given: a run, a checkpoint or an exported model, told apart by their files. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from resnet_cifar.config.errors import UserError
+
+
+@dataclass(frozen=True)
+class Target:
+    """A folder with weights, as the user named it."""
+
+    path: Path
+    kind: Literal["run", "checkpoint", "model"]
+
+    @property
+    def run(self) -> Path | None:
+        """The run folder that it is or lies in; None where it stands alone, copied from there or never part of one."""
+        here = self.path.resolve()
+        if self.kind == "run":
+            return self.path
+        if self.kind == "checkpoint":
+            lies_in_one = here.parent.name == "checkpoints"
+            folder = here.parent.parent
+        else:
+            lies_in_one = here.name == "model"
+            folder = here.parent
+        return folder if lies_in_one and (folder / "recipe.yaml").is_file() else None
+
+    @property
+    def results(self) -> Path:
+        """Where scores are written: in its run, or else in a folder beside it, for nothing is added to a checkpoint."""
+        here = self.path.resolve()
+        return self.run or here.with_name(f"{here.name}-scores")
+
+
+def find(path: Path) -> Target:
+    """The run (recipe.yaml), checkpoint (state.json) or exported model (config.json) that `path` is. Raises UserError."""
+    for kind, file in (("run", "recipe.yaml"), ("checkpoint", "state.json"), ("model", "config.json")):
+        if (path / file).is_file():
+            return Target(path, kind)
+    raise UserError(
+        f"{path} is no run folder, checkpoint or exported model (it has no recipe.yaml, state.json or config.json): "
+        "name RUN, RUN/checkpoints/step-... or RUN/model"
+    )
+
+
+def checkpoint_recipe(path: Path) -> dict[str, Any]:
+    """The nested fields of the recipe that the checkpoint was trained by. Raises UserError."""
+    recipe = _object(path / "state.json", "is not a checkpoint's").get("recipe")
+    if not isinstance(recipe, dict):
+        raise UserError(
+            f"{path / 'state.json'} is not a checkpoint's (it holds no recipe): take one that train.py wrote"
+        )
+    return recipe
+
+
+@dataclass(frozen=True)
+class Export:
+    """What config.json says of a model that train.py or timm's `save_for_hf` has written, besides its mean and std."""
+
+    architecture: str
+    classes: tuple[str, ...]
+    image_size: int
+    interpolation: str
+    crop: float
+    temperature: float | None
+    decode_size: int
+    fingerprint: str | None
+
+
+def export(path: Path) -> Export:
+    """Reads config.json of the exported model in `path`. Raises UserError, naming what is missing."""
+    file = path / "config.json"
+    config = _object(file, "is not that of a timm model")
+    if not (path / "model.safetensors").is_file():
+        raise UserError(
+            f"{path} has no model.safetensors: export with timm.models.save_for_hf(..., safe_serialization=True)"
+        )
+    data = config.get("pretrained_cfg", config)
+    try:
+        names = config.get("label_names") or data.get("label_names")
+        names = [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) else names
+        count, size = config.get("num_classes", data.get("num_classes")), data["input_size"]
+        found = Export(
+            architecture=config.get("architecture") or data["architecture"],
+            classes=tuple(map(str, names or ())),
+            image_size=size[-1],
+            interpolation=data.get("interpolation") or "bicubic",
+            crop=data.get("crop_pct") or 1.0,
+            temperature=config.get("temperature"),
+            decode_size=config.get("decode_size", 0),
+            fingerprint=config.get("fingerprint"),
+        )
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file} is not that of a timm model ({type(error).__name__}: {error}): export it again"
+        ) from None
+    if count == 1:
+        raise UserError(f"{file} has one output: take a model that tells classes apart")
+    if len(set(found.classes)) != count:
+        raise UserError(
+            f"{file} names {len(set(found.classes))} classes for {count} outputs, and classes are matched by name: "
+            "give it label_names, a different one for each output"
+        )
+    if list(size) != [3, found.image_size, found.image_size]:
+        raise UserError(f"{file} has input_size {size}: only squares of three colours can be scored")
+    return found
+
+
+def _object(file: Path, otherwise: str) -> dict[str, Any]:
+    """The JSON object in `file`. Raises UserError: the file `otherwise`."""
+    try:
+        values = json.loads(file.read_text())
+    except (ValueError, OSError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"{file} {otherwise} ({reason}): take an undamaged one") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file} {otherwise} (it holds no object): take an undamaged one")
+    return values

@@ -1,0 +1,136 @@
+"""timm models: weights, stem, head, precise BatchNorm statistics, export in timm's own format."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import timm
+import timm.data
+import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from torch import nn
+
+from resnet_cifar import rng
+from resnet_cifar.config.errors import UserError, did_you_mean
+from resnet_cifar.config.schema import Model, Recipe
+from resnet_cifar.models import mlp_head
+from resnet_cifar.models.cifar_stem import SUFFIX, replace_stem
+from resnet_cifar.models.mlp_head import head_module
+
+
+def check_model_name(name: str) -> None:
+    """Raises UserError where timm has no model of that name, or no weights of that tag."""
+    architecture, _, tag = name.partition(".")
+    if architecture.endswith(SUFFIX):
+        raise UserError(f"model.name {name!r}: take {architecture.removesuffix(SUFFIX)} with --model.stem cifar")
+    if architecture == mlp_head.NAME:
+        raise UserError(
+            f"model.name {name!r}: take the model itself, such as resnet50, with --model.head.hidden_dims 128,64"
+        )
+    if not timm.is_model(architecture):
+        mend = did_you_mean(architecture, timm.list_models()) or "; timm.list_models() has all"
+        raise UserError(f"model.name {name!r} is not one of timm's models{mend}")
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tagged:
+        raise UserError(
+            f"model.name {name!r} has no weights of that tag{did_you_mean(name, tagged) or f'; take {architecture}'}"
+        )
+
+
+def check_pretrained(settings: Model) -> None:
+    """Raises UserError where timm has no pretrained weights of the model, and the recipe would start from them."""
+    if settings.pretrained and not settings.init_from and not timm.is_model_pretrained(settings.name):
+        raise UserError(f"model.name {settings.name!r} has no pretrained weights: take --model.pretrained False")
+
+
+def create_model(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
+    """The recipe's model with `classes` outputs, on the CPU, float32, in train mode.
+
+    Random weights follow from the seed. `pretrained`: whether timm's weights are loaded where the recipe asks for
+    them; ranks that get their weights from another rank spare themselves the download. Raises UserError.
+    """
+    settings = recipe.model
+    check_model_name(settings.name)
+    if pretrained:
+        check_pretrained(settings)
+    torch.random.default_generator.manual_seed(rng.torch_seed(recipe.seed, "init"))
+    pretrained = pretrained and settings.pretrained and not settings.init_from
+    options = {**_input_size(recipe), **({"drop_path_rate": settings.drop_path} if settings.drop_path else {})}
+    own = 0 if settings.head.is_deep else classes  # of timm's classifier
+    try:
+        model = timm.create_model(settings.name, pretrained=pretrained, num_classes=own, **options)
+    except (LocalEntryNotFoundError, OSError, HfHubHTTPError.__bases__[0]) as error:  # the last: httpx's or httpx2's
+        raise UserError(
+            f"the pretrained weights of model.name {settings.name!r} are not on this machine yet and cannot be fetched "
+            f"({type(error).__name__}): take --model.pretrained False, or a run's weights with --model.init_from"
+        ) from None
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise UserError(
+            f"model.drop_path {settings.drop_path:g}: model.name {settings.name!r} has no residual branches to drop; "
+            "set it to 0"
+        ) from None
+    if resolve_stem(settings) == "cifar":
+        if not _has_cifar_form(settings.name):
+            raise UserError(
+                f"model.stem cifar is for timm's ResNets, not for model.name {settings.name!r}: take imagenet"
+            )
+        replace_stem(model)
+    if settings.head.is_deep:
+        layers = (settings.head.pool, settings.head.hidden_dims, settings.head.norm, settings.head.dropout)
+        mlp_head.attach(model, recipe.data.image_size, *layers, classes)
+    if settings.head.init == "glorot":
+        _glorot(head_module(model))
+    elif pretrained:  # a classifier that starts at zero leaves the features alone until it knows something (BiT, ViT)
+        last = model.mlp_head.classifier if settings.head.is_deep else head_module(model)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+    return model.train()
+
+
+def resolve_stem(settings: Model) -> str:
+    """`imagenet` or `cifar`: what `auto` means for the model."""
+    if settings.stem == "auto":
+        return "cifar" if _has_cifar_form(settings.name) else "imagenet"
+    return settings.stem
+
+
+def _has_cifar_form(name: str) -> bool:
+    return timm.is_model(name.partition(".")[0] + SUFFIX)
+
+
+def _glorot(layers: nn.Module) -> None:
+    """Keras's first weights (Glorot & Bengio 2010)."""
+    for layer in layers.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def _input_size(recipe: Recipe) -> dict[str, int]:
+    """What models of a fixed input size (most transformers) want to be told."""
+    fixed = timm.get_pretrained_cfg(recipe.model.name).fixed_input_size
+    return {"img_size": recipe.data.image_size} if fixed else {}
+
+
+@contextlib.contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """A context in which the whole model is in train or eval mode; every module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def normalization(model: nn.Module, recipe: Recipe) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of the inputs, each of three numbers for pixels in 0..1."""
+    if recipe.data.normalize == "none":
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    config = timm.data.resolve_model_data_config(model)
+    return tuple(config["mean"]), tuple(config["std"])

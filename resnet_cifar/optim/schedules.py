@@ -1,0 +1,50 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from resnet_cifar.config.schema import Phase
+
+
+def phase_lr(phase: Phase, step: int, steps: int, steps_per_epoch: float) -> float:
+    """The rate of update `step` of a phase of `steps`: linear warm-up from 0, then the phase's decay from its peak."""
+    warmup = min(round(phase.warmup_epochs * steps_per_epoch), steps)
+    if step < warmup:
+        return phase.lr * step / warmup
+    return phase.lr * SCHEDULES[phase.schedule]((step - warmup) / (steps - warmup))
+
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _linear(progress: float) -> float:
+    return 1 - progress
+
+
+def _step(progress: float) -> float:
+    return 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
+
+
+def _one_cycle(progress: float) -> float:
+    """Smith & Topin 2019 with torch's default shape: cosine from 1/25 to 1 over 30 %, then to 1/250,000."""
+    rise, start, end = 0.3, 1 / 25, 1 / 250_000
+    if progress < rise:
+        return start + (1 - start) * (1 - _cosine(progress / rise))
+    return end + (1 - end) * _cosine((progress - rise) / (1 - rise))
+
+
+def _constant(progress: float) -> float:
+    return 1.0
+
+
+# The share of the peak rate as a function of progress in 0..1 (timm has neither linear nor one-cycle).
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": _cosine,
+    "linear": _linear,
+    "step": _step,
+    "one-cycle": _one_cycle,
+    "constant": _constant,
+}

@@ -1,0 +1,63 @@
+"""What training makes of an image in its first epochs: through the real batches, with the recipe's own draws.
+
+An image's position in the stream of an epoch gives its step and row. Augmentations do not depend on the number of
+processes, so one pair of rows (the unit of Mixup and CutMix) is loaded as if it were all of a rank's share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from resnet_cifar.config.schema import Recipe
+from resnet_cifar.data.image_data import ImageData
+from resnet_cifar.data.loader import Loader, check_crop_padding
+from resnet_cifar.data.preprocess import Preprocess
+from resnet_cifar.data.sampling import epoch_permutation
+from resnet_cifar.models.factory import create_model, normalization
+
+_NAMED = 0.005  # a label's smallest share that is written
+
+
+@dataclass(frozen=True)
+class View:
+    """One image in one epoch, as the network sees it but for the normalisation: uint8 [side, side, 3].
+
+    `shares`: (class, share of the label), the largest first.
+    """
+
+    epoch: int
+    step: int
+    image: np.ndarray
+    shares: list[tuple[int, float]]
+
+
+class Training:
+    """The recipe's training, asked for single images."""
+
+    def __init__(self, data: ImageData, recipe: Recipe) -> None:
+        check_crop_padding(recipe, data.train)
+        with torch.device("meta"):  # the model without its numbers tells how its inputs are normalised
+            model = create_model(recipe, len(data.classes), pretrained=False)
+        self.mean, self.std = normalization(model, recipe)
+        self._recipe, self._data = recipe, data
+        self._format = Preprocess(recipe.data, torch.tensor(self.mean), torch.tensor(self.std))
+
+    def views(self, row: int, epochs: int) -> list[View]:
+        """What training makes of training image `row` in each of the first `epochs` epochs."""
+        return [self._view(row, epoch) for epoch in range(epochs)]
+
+    def _view(self, row: int, epoch: int) -> View:
+        recipe, images = self._recipe, len(self._data.train)
+        place = int(np.flatnonzero(epoch_permutation(recipe.seed, epoch, images) == row)[0])
+        step, position = divmod(epoch * images + place, recipe.batch_size)
+        inside = position % 2
+        pair = slice(position - inside, position - inside + 2)
+        loader = Loader(recipe, self._data.train, len(self._data.classes), self._format, pair)
+        [(inputs, targets)] = loader.batch(step)
+        pixels = inputs[inside].permute(1, 2, 0) * self._format.std + self._format.mean
+        shares = sorted(enumerate(targets[inside].tolist()), key=lambda pair: -pair[1])
+        named = [(label, share) for label, share in shares if share >= _NAMED]
+        return View(epoch, step, (255 * pixels).round().clamp(0, 255).to(torch.uint8).numpy(), named)

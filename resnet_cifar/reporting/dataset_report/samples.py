@@ -1,0 +1,48 @@
+"""Which images stand for a class, and how they are put on a page: always the same, and of bounded size."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from resnet_cifar.data.image_dataset import ImageDataset
+from resnet_cifar.reporting import html_page
+
+MOST_CLASSES = 80  # that are shown with pictures
+_MOST_IMAGES, _FEWEST, _LINE = 320, 3, 15  # in the grid; of a class, at least; in a line of a wide screen
+_LOSSLESS = 40 * 40  # pixels up to which a picture is shown as it is: larger ones would make the page heavy
+LONGEST = 64
+
+
+def shown_classes(labels: np.ndarray, classes: int) -> list[int]:
+    """The classes with pictures: all that have images or, of very many, evenly spaced ones."""
+    present = np.flatnonzero(np.bincount(labels, minlength=classes))
+    kept = min(len(present), MOST_CLASSES)
+    return present[np.arange(kept) * len(present) // kept].tolist()
+
+
+def rows(labels: np.ndarray, label: int, shown: int) -> np.ndarray:
+    """Evenly spaced images of a class, as rows; `shown`: how many classes share the grid."""
+    inside = np.flatnonzero(labels == label)
+    share = _MOST_IMAGES // shown
+    wanted = max(_FEWEST, share if share < _LINE else min(share // _LINE, 2) * _LINE)
+    count = min(len(inside), wanted)
+    return inside[np.arange(count) * len(inside) // count]
+
+
+def thumbnail(image: np.ndarray, longest: int = LONGEST) -> str:
+    """A data: address of uint8 [height, width, 3]: small images to the pixel, others reduced, as JPEG."""
+    if image.shape[0] * image.shape[1] <= _LOSSLESS:
+        return html_page.picture(image)
+    small = Image.fromarray(image)
+    small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=85, subsampling=0, optimize=True)
+    return html_page.address(stream.getvalue(), "jpeg")
+
+
+def pictures(images: ImageDataset, rows: np.ndarray) -> list[str]:
+    """Thumbnails of the images `rows`."""
+    return [thumbnail(image) for image in images.gather(rows).numpy()] if len(rows) else []

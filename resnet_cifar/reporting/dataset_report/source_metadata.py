@@ -1,0 +1,105 @@
+"""The pictures as they lie in their source, before they are brought to one size: sizes, modes, formats, bytes.
+
+Only headers are read, which is quick and enough for that; whether a picture decodes, `data.decode` tells.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from resnet_cifar.data.sources import image_io
+from resnet_cifar.data.sources.base import Split
+
+MOST = 100_000  # pictures of a split whose headers are read
+_CHUNK = 1024
+_ENDS = 5  # largest and smallest files that are named
+_TURNED, _ORIENTATION = range(2, 9), 0x0112  # EXIF
+
+
+@dataclass(frozen=True)
+class Header:
+    """A picture's: `nbytes` as it is stored, 0 for an element of an array; size is (width, height), (0, 0) where the
+    header cannot be read; `turned`: whether EXIF says that it is to be turned or mirrored.
+    """
+
+    index: int
+    file: str
+    nbytes: int
+    format: str = "unreadable"
+    mode: str = "-"
+    size: tuple[int, int] = (0, 0)
+    turned: bool = False
+
+
+@dataclass
+class Originals:
+    """What the headers of a split say: counts, and the largest and smallest files (none for arrays)."""
+
+    name: str
+    pictures: int
+    read: int = 0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    formats: Counter[tuple[str, str]] = field(default_factory=Counter)
+    turned: int = 0
+    nbytes: int = 0
+    largest: list[Header] = field(default_factory=list)
+    smallest: list[Header] = field(default_factory=list)
+
+
+def survey(split: Split) -> Originals:
+    """Reads the headers of a split's pictures, of evenly spaced ones where there are more than MOST."""
+    found = Originals(split.name, len(split.pictures))
+    for header in _headers(split):
+        found.read += 1
+        found.sizes[header.size] += header.size != (0, 0)
+        found.formats[header.format, header.mode] += 1
+        found.turned += header.turned
+        found.nbytes += header.nbytes
+        if header.nbytes:
+            found.largest = sorted([*found.largest, header], key=lambda one: -one.nbytes)[:_ENDS]
+            found.smallest = sorted([*found.smallest, header], key=lambda one: one.nbytes)[:_ENDS]
+    found.sizes = +found.sizes
+    return found
+
+
+def _headers(split: Split) -> Iterator[Header]:
+    step = -(-len(split.pictures) // MOST)
+    with ThreadPoolExecutor() as threads:
+        for start in range(0, len(split.pictures), _CHUNK * step):
+            part = split.pictures[start : start + _CHUNK * step][::step]
+            yield from threads.map(header, range(start, start + len(part) * step, step), part)
+
+
+def header(index: int, picture: Any) -> Header:
+    """What is known of a picture (see `pixels.rgb`) without decoding it."""
+    if isinstance(picture, np.ndarray):
+        return _of_array(index, picture)
+    stored = picture["bytes"] if isinstance(picture, dict) else None
+    file = image_io.file(picture)
+    try:
+        nbytes = len(stored) if stored is not None else Path(file).stat().st_size
+        with Image.open(io.BytesIO(stored) if stored is not None else file) as image:
+            turned = image.getexif().get(_ORIENTATION) in _TURNED
+            return Header(index, file, nbytes, image.format or "-", _mode(image), image.size, turned)
+    except Exception:  # Pillow raises nearly everything where a file is broken
+        return Header(index, file, len(stored) if stored is not None else 0)
+
+
+def _of_array(index: int, picture: np.ndarray) -> Header:
+    channels = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[picture.shape[2] if picture.ndim == 3 else 1]
+    mode = channels if picture.dtype == np.uint8 else f"{channels}, 16 bits"
+    return Header(index, "", 0, "array", mode, (picture.shape[1], picture.shape[0]))
+
+
+def _mode(image: Image.Image) -> str:
+    """Pillow's mode, and whether a mode that does not say so has transparent pixels."""
+    return f"{image.mode}, transparent" if "transparency" in image.info else image.mode

@@ -1,0 +1,88 @@
+"""A run while it trains, as a piece of HTML that stands in a notebook: a bar, what it has reached, curves."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from resnet_cifar.reporting import html_page
+from resnet_cifar.reporting.console import duration
+
+_COLOURS = {"finished": "#1a7f4b", "failed": "#b3261e"}
+_TRAINING, _VALIDATION, _INK = "#3b7ddd", "#e08a1e", "#7f8791"  # on white and on black alike
+
+
+def panel(
+    run: str, state: str, steps: int, rows: Sequence[dict[str, Any]], warnings: Sequence[str], curves: str
+) -> str:
+    """The HTML of a run of `steps` updates (0: not known yet) that is in `state` and has written `rows`.
+
+    `curves`: the address of a picture, empty where there is none.
+    """
+    done = rows[-1]["step"] if rows else 0
+    return html_page.render(
+        "live.html",
+        run=run,
+        state=state,
+        percent=round(100 * done / steps, 1) if steps else 0,
+        colour=_COLOURS.get(state, _TRAINING),
+        facts=list(_facts(steps, rows)),
+        warnings=warnings,
+        curves=curves,
+    )
+
+
+def _facts(steps: int, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    if not rows:
+        return
+    last = rows[-1]
+    steps = max(steps, last["step"])
+    yield f"step {last['step']:,} of {steps:,}"
+    yield f"epoch {last['epoch']:.2f} of {last['epoch'] * steps / last['step']:.2f}"
+    yield f"{last['images_per_second']:,.0f} images/s"
+    left = steps - last["step"]
+    if left and last["images_per_second"]:
+        yield f"{duration(left / last['step'] * last['images'] / last['images_per_second'])} left"
+    yield f"training loss {last['train/loss']:.3f}"
+    if scores := [row for row in rows if "val/accuracy" in row]:
+        best = max(scores, key=lambda row: row["val/accuracy"])
+        yield f"validation accuracy {scores[-1]['val/accuracy']:.4f} (best {best['val/accuracy']:.4f})"
+
+
+def curves(rows: Sequence[dict[str, Any]]) -> str:
+    """A data: address of loss and accuracy over epochs, training and validation, as SVG; empty without rows."""
+    if not rows:
+        return ""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}):
+        figure = Figure(figsize=(8.6, 2.7), layout="constrained")
+        for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+            scored = [row for row in rows if f"val/{name}" in row]
+            axes.plot(_epochs(rows), [row[f"train/{name}"] for row in rows], color=_TRAINING, label="training")
+            marker = "o" if len(scored) <= 40 else ""
+            axes.plot(
+                _epochs(scored),
+                [row[f"val/{name}"] for row in scored],
+                color=_VALIDATION,
+                marker=marker,
+                markersize=3.5,
+                label="validation",
+            )
+            axes.set_title(name, loc="left", color=_INK)
+            axes.set_xlabel("epoch", color=_INK)
+            axes.tick_params(colors=_INK, length=3)
+            axes.grid(color=_INK, alpha=0.2, linewidth=0.6)
+            for side, spine in axes.spines.items():
+                spine.set_visible(side in ("left", "bottom"))
+                spine.set_color(_INK)
+            axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    return html_page.address(stream.getvalue(), "svg+xml")
+
+
+def _epochs(rows: Sequence[dict[str, Any]]) -> list[float]:
+    return [row["epoch"] for row in rows]

@@ -1,0 +1,51 @@
+"""TensorBoard: event files in RUN/tensorboard."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from resnet_cifar.config.diff import to_dict
+from resnet_cifar.config.schema import Recipe
+from resnet_cifar.tracking.base import Tracker
+
+
+class TensorBoard(Tracker):
+    """Every start writes its files anew, from metrics.jsonl: what an earlier start wrote would be drawn twice."""
+
+    def __init__(self, recipe: Recipe, run: Path, environment: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = run / "tensorboard"
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        # A TensorBoard that is open forgets what it has read.
+        self._writer = SummaryWriter(str(folder), purge_step=0)
+        for name, values in (("recipe", to_dict(recipe)), ("environment", environment)):
+            text = yaml.safe_dump(values, sort_keys=False)
+            self._writer.add_text(name, "\n".join(f"    {line}" for line in text.splitlines()))  # Markdown's code
+        self.commands = (("curves", f"tensorboard --logdir {shlex.quote(str(folder))}"),)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Adds a row of metrics.jsonl, on disk at once."""
+        for name, value in row.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, row["step"])
+        self._writer.flush()
+
+    def summary(self, step: int, values: dict[str, Any], figures: dict[str, Path], files: list[Path]) -> None:
+        """Numbers and figures at the last step; it has no place for files."""
+        import numpy as np
+        from PIL import Image
+
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        for name, file in figures.items():
+            self._writer.add_image(name, np.asarray(Image.open(file).convert("RGB")), step, dataformats="HWC")
+
+    def finish(self, state: str) -> None:
+        """Closes the file."""
+        self._writer.close()

@@ -1,0 +1,64 @@
+"""`micro_batch: auto`: the largest micro-batch that fits the device, found by trying.
+
+RUN/micro_batch.json keeps what was found, so that a resumed run sums in the same order as before.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from resnet_cifar.atomic_io import read_json, write_json
+from resnet_cifar.checkpoints.run_dir import RunDir
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.distributed.context import DistributedContext
+from resnet_cifar.training.plan import Plan
+from resnet_cifar.training.train_state import TrainState
+
+_FILE = "micro_batch.json"
+
+
+def fit(plan: Plan, state: TrainState, context: DistributedContext, folder: RunDir) -> Plan:
+    """`plan` with the micro-batch that fits every rank, from what was found before or the whole share on.
+
+    Raises UserError where not even one norm group fits.
+    """
+
+    def known() -> str:
+        found = read_json(folder.path / _FILE) or {}
+        is_ours = found.items() >= {"share": plan.per_rank_batch, "device": context.describe()}.items()
+        return str(found["micro_batch"] if is_ours else plan.per_rank_batch)
+
+    plan = plan.with_micro_batch(int(context.run_on_main(known)))
+    size = max(plan.image_size(end - 1) for end in plan.phase_ends)
+    # Passes through groups that span processes would wait for ranks that have given up.
+    while plan.recipe.model.ghost_batch_size <= plan.per_rank_batch and not _all_fit(
+        state, context, plan.micro_batch, size
+    ):
+        plan = smaller(plan)
+    if context.is_main:
+        note(plan, context, folder)
+    return plan
+
+
+def smaller(plan: Plan) -> Plan:
+    """`plan` with the next smaller micro-batch. Raises UserError where there is none."""
+    rows = plan.smaller_micro_batch
+    if rows is None:
+        raise UserError(
+            f"micro_batch auto: not even {plan.micro_batch} images of {plan.recipe.data.image_size} pixels fit the "
+            "device's memory: lower model.ghost_batch_size or data.image_size, or take a smaller model"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # in pieces of the wrong size
+    return plan.with_micro_batch(rows)
+
+
+def note(plan: Plan, context: DistributedContext, folder: RunDir) -> None:
+    """Writes down what fits."""
+    found = {"share": plan.per_rank_batch, "device": context.describe(), "micro_batch": plan.micro_batch}
+    write_json(folder.path / _FILE, found)
+
+
+def _all_fit(state: TrainState, context: DistributedContext, rows: int, image_size: int) -> bool:
+    fits = torch.tensor([state.fits(rows, image_size)], dtype=torch.int64, device=context.device)
+    return bool(context.all_reduce_min_(fits))

@@ -1,0 +1,136 @@
+"""The end of a run: the best model is evaluated once on the test split, exported and reported."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from resnet_cifar.atomic_io import write_json
+from resnet_cifar.checkpoints import checkpoint
+from resnet_cifar.checkpoints.run_dir import RunDir
+from resnet_cifar.data.image_data import ImageData
+from resnet_cifar.evaluation import metrics, results_io
+from resnet_cifar.evaluation.predict import Predictions, fit_temperature_on_validation, predict
+from resnet_cifar.models.export import export_model, needs_package
+from resnet_cifar.reporting import artifacts, environment, model_card
+from resnet_cifar.reporting.console import Screen, duration
+from resnet_cifar.training.run_writer import RunWriter
+from resnet_cifar.training.telemetry import Telemetry
+from resnet_cifar.training.train_state import TrainState
+
+_COSTS = {"gpu_hours": "GPU-hours", "energy_kwh": "kWh"}  # of result.json: unit
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """How training ended. `best`: step and scores of the best model, None where nothing is held out.
+
+    `validated`: its step and validation predictions where this process made them; `bn_stats_step`: the step that
+    BatchNorm's statistics in memory belong to; `began`: time.perf_counter() when this attempt began.
+    """
+
+    best: dict[str, Any] | None
+    validated: tuple[int, Predictions] | None
+    bn_stats_step: int
+    stopped_early: bool
+    began: float
+
+
+def test_and_export(
+    state: TrainState,
+    data: ImageData,
+    writer: RunWriter,
+    telemetry: Telemetry,
+    outcome: TrainingOutcome,
+    check_stop: Callable[[], None],
+) -> None:
+    """Evaluates the chosen checkpoint on the test split, once; rank 0 writes the result, the model and the report."""
+    context, folder, recipe, part = state.context, writer.folder, state.plan.recipe, writer.timings.part
+    best = outcome.best
+    step = best["step"] if best else writer.done
+    chosen = folder.checkpoints / checkpoint.name(step)
+    is_in_memory = step == writer.done == outcome.bn_stats_step  # its checkpoint is written during the evaluation
+    if context.is_main and not is_in_memory:
+        with part("checkpoint"):
+            checkpoint.read_state(chosen)
+            state.scored.load_state_dict(checkpoint.weights(chosen))
+    context.broadcast_(state.scored)
+    scored = state.wrapped_for_eval
+    with part("evaluation"):
+        predictions = predict(context, scored, data.test, state.preprocess, check_stop)
+        known = outcome.validated[1] if outcome.validated and outcome.validated[0] == step else None
+        temperature = fit_temperature_on_validation(context, scored, data, state.preprocess, check_stop, known)
+    writer.energy_kwh = telemetry.energy_kwh()
+    if not context.is_main:
+        return
+    with part("checkpoint"):
+        writer.wait()
+        if is_in_memory:
+            checkpoint.read_state(chosen)  # a result never names a damaged checkpoint
+    with part("evaluation"):
+        found = {
+            **results_io.facts("test", recipe, data.fingerprint, str(chosen.relative_to(folder.path))),
+            **metrics.full(*predictions, data.classes, temperature),
+        }
+        results_io.write(folder.path, "test", found, *predictions, data.test.indices)
+    result = {
+        **({"val/accuracy": best["val/accuracy"], "val/loss": best["val/loss"]} if best else {}),
+        "test/accuracy": found["accuracy"],
+        "test/top5": found["top5"],
+        "test/loss": found["loss"],
+        "checkpoint": found["checkpoint"],
+        "step": step,
+        "steps": writer.done,
+        "stopped_early": outcome.stopped_early,
+        "seconds": time.perf_counter() - outcome.began,
+        "world_size": context.size,
+        **writer.costs(),
+    }
+    facts = {"temperature": temperature, "decode_size": data.train.side, "fingerprint": data.fingerprint}
+    with part("export"):
+        card = artifacts.card(lambda: _card(state, found, {**result, **facts}), writer.screen.warn)
+        export_model(state.scored, folder.model, recipe, data.classes, state.scored.state_dict(), facts, card)
+    write_json(folder.path / "result.json", result)
+    summary = {f"best/{name}": value for name, value in result.items() if name == "step" or name.startswith("val/")}
+    costs = {name: result[name] for name in _COSTS if name in result}
+    summary |= {"test/accuracy": result["test/accuracy"], "test/loss": result["test/loss"], **costs}
+    writer.status("finished")
+    writer.screen.end()
+    page = None
+    if recipe.track.report:
+        warn = writer.screen.warn
+        with part("report"):
+            artifacts.keep_pictures(folder.path, "test", predictions, data.test, temperature, warn)
+            page = artifacts.write_page(folder.path, "test", warn)
+    writer.summary(summary, with_figures=page is not None)
+    writer.report_timings()
+    closing_table(writer.screen, folder, result, writer.tracker.commands)
+
+
+def _card(state: TrainState, found: dict[str, Any], result: dict[str, Any]) -> str:
+    config = state.scored.pretrained_cfg
+    here = {**environment.describe(), "world_size": state.context.size}
+    return model_card.text(state.plan.recipe, config, found, result, here, needs_package(config["architecture"]))
+
+
+def closing_table(screen: Screen, folder: RunDir, result: dict[str, Any], curves: list[tuple[str, str]]) -> None:
+    """What a finished run reached, where everything is, and what to do with it."""
+    validation = f"{result['val/accuracy']:.4f}" if "val/accuracy" in result else "none held out; the last model counts"
+    early = f", stopped early at step {result['steps']}" if result["stopped_early"] else ""
+    page = folder.path / "report" / "index.html"
+    costs = [f"{result[name]:.3g} {unit}" for name, unit in _COSTS.items() if name in result]
+    screen.table(
+        f"Finished in {duration(result['seconds'])}{early}",
+        [
+            ("validation", f"accuracy {validation}"),
+            ("test", f"accuracy {result['test/accuracy']:.4f}, top-5 {result['test/top5']:.4f}, evaluated once"),
+            *([("compute", ", ".join(costs))] if costs else []),
+            ("load model", f'timm.create_model("local-dir:{folder.model}", pretrained=True)'),
+            ("evaluate", f"python eval.py {folder.path}"),
+            ("metrics", str(folder.path / "metrics.jsonl")),
+            *curves,
+            ("report", str(page) if page.is_file() else f"none yet: resnet-cifar report {folder.path}"),
+        ],
+    )

@@ -1,0 +1,157 @@
+"""Steps, epochs and phases, learning rates, and each rank's share of a batch. Pure arithmetic, no state."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import Phase, Recipe
+from resnet_cifar.config.validation import nearest_multiples, row_unit
+from resnet_cifar.optim.schedules import phase_lr
+
+LOGS_PER_EPOCH = 20  # of metrics.jsonl: enough for a curve, few enough for a file
+SMALL_PER_RANK_BATCH = 32  # images; below, a device is mostly waiting
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole run as a function of the step. `images` is the number of training images, `world_size` of processes.
+
+    `fitted_micro_batch`: the size found where the recipe says `auto`; 0: the per-rank batch, until another is found.
+    """
+
+    recipe: Recipe
+    images: int
+    world_size: int
+    fitted_micro_batch: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise UserError(
+                f"data.test_fraction {self.recipe.data.test_fraction:g} leaves no image to train on: lower it"
+            )
+        check_batch_size(self.recipe, self.world_size)
+
+    @property
+    def per_rank_batch(self) -> int:
+        """Rows of every step on one process."""
+        return self.recipe.batch_size // self.world_size
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows of one backward pass on one process."""
+        asked = self.recipe.micro_batch
+        return (self.fitted_micro_batch if asked == "auto" else asked) or self.per_rank_batch
+
+    def with_micro_batch(self, rows: int) -> Plan:
+        """The same plan, in micro-batches of `rows`."""
+        return replace(self, fitted_micro_batch=rows)
+
+    @property
+    def smaller_micro_batch(self) -> int | None:
+        """The largest micro-batch of whole norm groups that is at most half as large; None where there is none."""
+        unit, half = row_unit(self.recipe), self.micro_batch // 2
+        return next((rows for rows in range(half - half % unit, 0, -unit) if self.per_rank_batch % rows == 0), None)
+
+    @cached_property
+    def phase_ends(self) -> list[int]:
+        """The step at which each phase is over; every phase has at least one step."""
+        ends: list[int] = []
+        epochs = 0.0
+        for phase in self.recipe.phases:
+            epochs += phase.epochs
+            ends.append(max(self.step_at(epochs), (ends[-1] if ends else 0) + 1))
+        return ends
+
+    @cached_property
+    def steps(self) -> int:
+        """Updates of the whole run."""
+        return self.phase_ends[-1]
+
+    def step_at(self, epochs: float) -> int:
+        """The number of updates that is nearest to so many epochs."""
+        return round(epochs * self.images / self.recipe.batch_size)
+
+    def epoch(self, step: int) -> float:
+        """Epochs seen after `step` updates."""
+        return step * self.recipe.batch_size / self.images
+
+    def lr(self, step: int) -> float:
+        """The learning rate of update `step` (the first is 0)."""
+        start = 0
+        for phase, end in zip(self.recipe.phases, self.phase_ends, strict=True):
+            if step < end:
+                return phase_lr(phase, step - start, end - start, self.images / self.recipe.batch_size)
+            start = end
+        raise IndexError(f"step {step} of {self.steps}")
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase of update `step`; of what would come after the last one, the last."""
+        return self.recipe.phases[min(bisect_right(self.phase_ends, step), len(self.phase_ends) - 1)]
+
+    def image_size(self, step: int) -> int:
+        """Side of the square that the network is trained at in update `step`."""
+        return self.phase_at(step).image_size or self.recipe.data.image_size
+
+    def begins_stage(self, step: int) -> bool:
+        """Whether update `step` is the first of a stage: a stretch of phases in which the same weights learn."""
+        return step == 0 or (step < self.steps and self.phase_at(step).trainable != self.phase_at(step - 1).trainable)
+
+    def stages(self, start: int) -> list[tuple[int, int]]:
+        """(first update, end) of every stage that is left from update `start` on."""
+        ends = [end for end in self.phase_ends if end > start and (end == self.steps or self.begins_stage(end))]
+        return list(pairwise([start, *ends]))
+
+    def rows(self, rank: int) -> slice:
+        """The rows of every step that are rank `rank`'s."""
+        return slice(rank * self.per_rank_batch, (rank + 1) * self.per_rank_batch)
+
+    def should_eval(self, done: int) -> bool:
+        """Whether the model is scored after `done` updates: every so many epochs, and at the end of the run."""
+        return done == self.steps or self._is_multiple(done, self.recipe.evaluate.every_epochs)
+
+    def should_save(self, done: int) -> bool:
+        """Whether a checkpoint is written after `done` updates, whatever the time."""
+        settings = self.recipe.checkpoint
+        return (
+            self.should_eval(done)
+            or (settings.every_steps > 0 and done % settings.every_steps == 0)
+            or (settings.every_epochs > 0 and self._is_multiple(done, settings.every_epochs))
+        )
+
+    def should_log(self, done: int) -> bool:
+        """Whether metrics.jsonl gets a row after `done` updates; checkpoints are rows, for the finite check."""
+        return done % max(1, self.step_at(1 / LOGS_PER_EPOCH)) == 0 or self.should_save(done)
+
+    def _is_multiple(self, done: int, epochs: float) -> bool:
+        """Whether `done` updates are nearest to a multiple of so many epochs."""
+        near = int(self.epoch(done) / epochs)
+        return any(k > 0 and self.step_at(epochs * k) == done for k in range(near - 1, near + 3))
+
+
+def check_batch_size(recipe: Recipe, world_size: int) -> None:
+    """Raises UserError where a batch does not divide over `world_size` processes, naming sizes that do."""
+    batch, norm = recipe.batch_size, recipe.model.ghost_batch_size
+    micro = 0 if recipe.micro_batch == "auto" else recipe.micro_batch
+    unit = row_unit(recipe)
+    share, left = divmod(batch, world_size)
+    if norm and share and not left and norm > share and norm % share == 0 and share % 2 == 0:
+        # A group spans the shares of several processes.
+        if micro and micro != share:
+            raise UserError(f"micro_batch {micro} cuts BatchNorm's groups of {norm} rows: set it to 0 or {share}")
+        return
+    if batch % (world_size * unit):
+        raise UserError(
+            f"batch_size {batch} does not divide over {world_size} process{'es' * (world_size > 1)} in groups of {unit} rows "
+            f"(model.ghost_batch_size {norm}): take {nearest_multiples(batch, world_size * unit)}"
+        )
+    if micro and (share % micro or micro % unit):
+        fitting = [size for size in range(unit, share + 1, unit) if share % size == 0]
+        nearest = sorted(sorted(fitting, key=lambda size: abs(size - micro))[:2])
+        raise UserError(
+            f"micro_batch {micro} does not divide a process's {share} rows in groups of {unit}: take "
+            + " or ".join(map(str, nearest))
+        )
