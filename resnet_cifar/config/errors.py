@@ -56,8 +56,11 @@ def did_you_mean(word: str, known: list[str]) -> str:
     renamed = RENAMED.get(re.sub(r"^phases\.\d+", "phases.0", word))
     if renamed in known:
         return f": it is now called {renamed.replace('phases.0', phase[0]) if phase else renamed}"
-    close = difflib.get_close_matches(re.sub(r"^phases\.\d+", "phases.0", word), known, n=1, cutoff=0.5)
-    if not close:  # the last part alone: `lr` for `phases.0.lr`
+    # `warmup_epochs` is also found by a misspelled `warmup`, and `phases.0.lr` by its last part alone.
+    forms = {name[: end or None]: name for name in known for end in (*(m.start() for m in re.finditer("_", name)), 0)}
+    close = difflib.get_close_matches(re.sub(r"^phases\.\d+", "phases.0", word), forms, n=1, cutoff=0.5)
+    close = [forms[form] for form in close]
+    if not close:
         close = [name for name in known if name.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]][:1]
     if not close:
         return ""
