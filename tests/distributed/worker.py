@@ -6,6 +6,7 @@ gradients, the sums, the final weights and the scores.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -14,15 +15,19 @@ import numpy as np
 import torch
 
 from resnet_cifar import rng
+from resnet_cifar.config.schema import Augment
 from resnet_cifar.config.validation import parse
 from resnet_cifar.data.image_dataset import ImageDataset
-from resnet_cifar.data.loader import Loader, Preprocess
+from resnet_cifar.data.loader import Loader
+from resnet_cifar.data.preprocess import Preprocess
+from resnet_cifar.data.sampling import bn_indices, sample_indices
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.evaluation import metrics
 from resnet_cifar.evaluation.predict import check_same_weights, precise_bn, predict
 from resnet_cifar.models.factory import create_model
 from resnet_cifar.training.plan import Plan
 from resnet_cifar.training.train_state import TrainState
+from resnet_cifar.training.train_step import train_step
 
 CLASSES, IMAGES, BATCH, STEPS = 10, 150, 96, 5  # they cross the epoch's end three times
 PLAIN = {
@@ -36,16 +41,11 @@ RESNET = {"model": {"name": "test_resnet", "pretrained": False, "ghost_batch_siz
 VIT = {"model": {"name": "test_vit", "pretrained": False, "ghost_batch_size": 8}}
 MICRO = {"micro_batch": 8}
 DEEP = {"model": {**RESNET["model"], "head": {"pool": "flatten", "hidden_dims": "24,16", "norm": True, "dropout": 0.5}}}
+# Every augmentation: a new one fails here until it has a value.
+_VALUES = {"crop_padding": 4, "flip": "random", "trivial_augment": True, "cutout": 8, "random_erasing": 0.5}
+_VALUES |= {"mixup_alpha": 0.3, "cutmix_alpha": 1.0}
 MIXED = {
-    "augment": {
-        "crop_padding": 4,
-        "flip": "random",
-        "trivial_augment": True,
-        "cutout": 8,
-        "random_erasing": 0.5,
-        "mixup_alpha": 0.3,
-        "cutmix_alpha": 1.0,
-    },
+    "augment": {field.name: _VALUES[field.name] for field in dataclasses.fields(Augment)},
     "loss": {"label_smoothing": 0.1},
 }
 CLIPPED = {
@@ -54,17 +54,17 @@ CLIPPED = {
 }
 CASES = {
     "resnet": {**PLAIN, **RESNET},
-    "resnet micro-batches": {**PLAIN, **RESNET, **MICRO},
+    "resnet micro-loader": {**PLAIN, **RESNET, **MICRO},
     "resnet mixed": {**PLAIN, **RESNET, **MIXED},
-    "resnet mixed micro-batches clipped": {**PLAIN, **RESNET, **MIXED, **MICRO, **CLIPPED},
-    "deep head micro-batches": {**PLAIN, **DEEP, **MICRO},
+    "resnet mixed micro-loader clipped": {**PLAIN, **RESNET, **MIXED, **MICRO, **CLIPPED},
+    "deep head micro-loader": {**PLAIN, **DEEP, **MICRO},
     "vit": {**PLAIN, **VIT},
-    "vit mixed micro-batches clipped": {**PLAIN, **VIT, **MIXED, **MICRO, **CLIPPED},
+    "vit mixed micro-loader clipped": {**PLAIN, **VIT, **MIXED, **MICRO, **CLIPPED},
 }
 # Everything is on in one of these.
-COMBINED = ("resnet", "resnet mixed micro-batches clipped", "vit mixed micro-batches clipped")
+COMBINED = ("resnet", "resnet mixed micro-loader clipped", "vit mixed micro-loader clipped")
 SCORED = ("test_resnet", "test_vit")
-# Of the splits that are scored: every remainder of a batch of 32 and of the world's sizes, and around more batches;
+# Of the splits that are scored: every remainder of a batch of 32 and of the world's sizes, and around more loader;
 # from 2,048 images on a batch is of 64.
 SPLITS = [*range(1, 71), 95, 96, 97, 127, 128, 129, 159, 160, 161, 257, 2047, 2048, 2049, 2113]
 MEASURED = (1, 33, 97, 2113)  # metrics are functions of predictions, which are compared for every split
@@ -86,27 +86,28 @@ def train(
     context.precision = precision  # a process has one world, and without autocast it takes either
     training, validation = images(IMAGES, 0), images(70, 1)
     plan = Plan(recipe, IMAGES, context.size)
-    learner = TrainState(plan, context, CLASSES)
-    batches = Loader(plan, training, CLASSES, learner.preprocess, context.rank)
+    state = TrainState(plan, context, CLASSES)
+    loader = Loader(recipe, training, CLASSES, state.preprocess, plan.rows(context.rank))
     first: dict[str, torch.Tensor] = {}
-    step_of = learner._optimizer.step
+    step_of = state.wrapped_optimizer.step
 
     def remember_gradients() -> None:
         if not first:
-            first.update({name: p.grad.clone() for name, p in learner.model.named_parameters()})
+            first.update({name: p.grad.clone() for name, p in state.model.named_parameters()})
         step_of()
 
-    learner._optimizer.step = remember_gradients
+    state.wrapped_optimizer.step = remember_gradients
     rows: dict[str, list[np.ndarray]] = {"indices": [], "uniforms": []}
-    for step, micro_batches in enumerate(batches.steps()):
-        rows["indices"].append(plan.sample_indices(step, plan.rows(context.rank))[0])
+    for step in range(plan.steps):
+        indices, _ = sample_indices(recipe.seed, IMAGES, BATCH, step, plan.rows(context.rank))
+        rows["indices"].append(indices)
         rows["uniforms"].append(rng.row_uniforms(recipe.seed, "augment", step, plan.rows(context.rank)))
-        learner.update(step, micro_batches)
-        learner.tally.flush_async(step + 1)
-    sums = list(learner.tally.poll(wait=True))
-    check_same_weights(context, learner.model)
-    precise_bn(context, learner.model, training, learner.preprocess, plan.bn_rows())
-    scores = predict(context, learner.wrapped, validation, learner.preprocess)
+        train_step(state, step, loader.batch(step, micro_batch=plan.micro_batch), plan.lr(step))
+        state.metrics.flush_async(step + 1)
+    sums = list(state.metrics.poll(wait=True))
+    check_same_weights(context, state.model)
+    precise_bn(context, state.model, training, state.preprocess, bn_indices(recipe.seed, IMAGES))
+    scores = predict(context, state.wrapped, validation, state.preprocess)
     shared = {
         "rates": np.array([plan.lr(step) for step in range(plan.steps)]),
         "loss": np.array([s.loss for s in sums]),
@@ -114,7 +115,7 @@ def train(
         **({"norms": np.array([s.gradient_norm for s in sums])} if recipe.optimizer.clip_grad_norm else {}),
         "logits": scores.logits.numpy(),
         **{f"gradient {name}": gradient.numpy() for name, gradient in first.items()},
-        **{f"weight {name}": p.detach().numpy() for name, p in learner.model.state_dict().items()},
+        **{f"weight {name}": p.detach().numpy() for name, p in state.model.state_dict().items()},
     }
     return {name: np.stack(values) for name, values in rows.items()}, shared
 

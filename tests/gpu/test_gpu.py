@@ -7,7 +7,7 @@ is skipped, and said so, without a GPU.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +21,13 @@ from resnet_cifar.checkpoints import snapshot
 from resnet_cifar.config.validation import parse
 from resnet_cifar.data.image_data import ImageData
 from resnet_cifar.data.image_dataset import ImageDataset, MmapImages
-from resnet_cifar.data.loader import Batch, Loader, Preprocess
+from resnet_cifar.data.loader import Batch, Loader
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.evaluation.predict import predict
 from resnet_cifar.training.plan import Plan
 from resnet_cifar.training.telemetry import Telemetry, total_energy
 from resnet_cifar.training.train_state import TrainState
+from resnet_cifar.training.train_step import train_step
 
 ON_GPU = torch.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="no GPU on this machine")
@@ -44,9 +45,16 @@ def random_images(device: torch.device) -> ImageDataset:
 
 
 def start(precision: str, **values: object) -> tuple[TrainState, Loader]:
-    """A learner and its batches, with every augmentation and two micro-batches a step."""
+    """A state and its loader, with every augmentation and two micro-batches per step."""
     AcceleratorState._reset_state(True)
-    everything = {"trivial": True, "cutout": 8, "erase": 0.5, "mixup": 0.2, "cutmix": 1.0, "flip": "alternating"}
+    everything = {
+        "trivial_augment": True,
+        "cutout": 8,
+        "random_erasing": 0.5,
+        "mixup_alpha": 0.2,
+        "cutmix_alpha": 1.0,
+        "flip": "alternating",
+    }
     defaults = {
         "batch_size": 128,
         "micro_batch": 64,
@@ -58,14 +66,23 @@ def start(precision: str, **values: object) -> tuple[TrainState, Loader]:
     context = DistributedContext(precision)
     recipe = parse({**defaults, **values, "precision": precision})
     plan = Plan(recipe, IMAGES, context.size)
-    learner = TrainState(plan, context, classes=10)
+    state = TrainState(plan, context, classes=10)
     if context.scaler is not None:
         context.scaler.load_state_dict({**context.scaler.state_dict(), "scale": LOSS_SCALE})
-    return learner, Loader(plan, random_images(context.device), 10, learner.preprocess, rank=0)
+    return state, Loader(recipe, random_images(context.device), 10, state.preprocess, plan.rows(0))
 
 
-def gradients(learner: TrainState) -> list[Tensor]:
-    return [p.grad for p in learner.model.parameters() if p.grad is not None]
+def update(state: TrainState, loader: Loader, step: int) -> None:
+    train_step(state, step, loader.batch(step, micro_batch=state.plan.micro_batch), state.plan.lr(step))
+
+
+def before_update(state: TrainState, look: Callable[[], object]) -> None:
+    """Calls `look` when the gradients are complete and clipped."""
+    state.optimizer.register_step_pre_hook(lambda *_: look())
+
+
+def gradients(state: TrainState) -> list[Tensor]:
+    return [p.grad for p in state.model.parameters() if p.grad is not None]
 
 
 def updates_to_try() -> list[tuple[str, str, float]]:
@@ -77,24 +94,22 @@ def updates_to_try() -> list[tuple[str, str, float]]:
 @needs_gpu
 @pytest.mark.parametrize(("precision", "optimizer", "clip"), updates_to_try())
 def test_the_step_never_waits_for_the_device(precision: str, optimizer: str, clip: float) -> None:
-    learner, batches = start(precision, optimizer={"name": optimizer, "clip_grad_norm": clip})
-    stream = enumerate(batches.steps())
-    for _ in range(2):  # cuDNN and the scaler set themselves up
-        learner.update(*next(stream))
-    images = batches.images
-    measured = Telemetry(learner.plan, learner.context, ImageData(images, images, images, tuple("0123456789"), ""))
+    state, loader = start(precision, optimizer={"name": optimizer, "clip_grad_norm": clip})
+    for step in range(2):  # cuDNN and the scaler set themselves up
+        update(state, loader, step)
+    images = loader.images
+    measured = Telemetry(state.plan, state.context, ImageData(images, images, images, tuple("0123456789"), ""))
     measured.start(2)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for _ in range(6):
-            number, micro_batches = next(stream)
-            learner.update(number, micro_batches)
-            learner.tally.flush_async(number + 1)
-            list(learner.tally.poll())
-            row = measured.row(number + 1)
+        for step in range(2, 8):
+            update(state, loader, step)
+            state.metrics.flush_async(step + 1)
+            list(state.metrics.poll())
+            row = measured.row(step + 1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for sums in learner.tally.poll(wait=True):
+    for sums in state.metrics.poll(wait=True):
         assert np.isfinite(sums.loss)
         assert (sums.gradient_norm is not None) == (clip > 0)
     assert 0 < row["memory_gib"] < torch.cuda.get_device_properties(0).total_memory / 2**30
@@ -109,13 +124,13 @@ class TestPrecisions:
 
     @staticmethod
     def first_step(precision: str, tf32: bool) -> tuple[float, float]:
-        learner, batches = start(precision)
+        state, loader = start(precision)
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         norms: list[Tensor] = []
-        learner._before_update.append(lambda: norms.append(torch.nn.utils.get_total_norm(gradients(learner))))
-        learner.update(0, batches.step(0))
-        learner.tally.flush_async(1)
-        (sums,) = learner.tally.poll(wait=True)
+        before_update(state, lambda: norms.append(torch.nn.utils.get_total_norm(gradients(state))))
+        update(state, loader, 0)
+        state.metrics.flush_async(1)
+        (sums,) = state.metrics.poll(wait=True)
         return sums.loss, norms[0].item()
 
     @pytest.mark.parametrize(
@@ -140,23 +155,23 @@ def test_a_run_compiles_once_for_each_image_size_and_mode(monkeypatch: pytest.Mo
     counts = torch._dynamo.utils.counters["stats"]
     counts.clear()
     small = {"batch_size": 64, "micro_batch": 32, "model": {"name": "test_resnet", "pretrained": False}}
-    learner, _ = start("bf16", **small, data={"image_size": 32})
-    scored = random_images(learner.context.device)
+    state, _ = start("bf16", **small, data={"image_size": 32})
+    scored = random_images(state.context.device)
     compiled = []
     for step, image_size in enumerate([32, 32, 48, 48, 32]):
-        inputs = torch.zeros(32, 3, image_size, image_size, device=learner.context.device)
+        inputs = torch.zeros(32, 3, image_size, image_size, device=state.context.device)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        targets = torch.zeros(32, 10, device=learner.context.device)
-        learner.update(step, [(inputs, targets)] * 2)
-        data = dataclasses.replace(learner.preprocess.data, image_size=image_size)
-        predict(learner.context, learner.wrapped, scored, dataclasses.replace(learner.preprocess, data=data))
+        targets = torch.zeros(32, 10, device=state.context.device)
+        train_step(state, step, [(inputs, targets)] * 2, 0.01)
+        data = dataclasses.replace(state.preprocess.data, image_size=image_size)
+        predict(state.context, state.wrapped, scored, dataclasses.replace(state.preprocess, data=data))
         compiled.append(counts["unique_graphs"])
     assert compiled == [2, 2, 4, 4, 4]
 
 
 def test_channels_last_holds_through_the_step() -> None:
     """A tensor that falls out of it is copied back and forth before and after every convolution."""
-    learner, batches = start("bf16")
+    state, loader = start("bf16")
     strays: list[str] = []
 
     def look(name: str, tensor: Tensor) -> None:
@@ -168,18 +183,18 @@ def test_channels_last_holds_through_the_step() -> None:
         look(f"output of {module}", output)
 
     def look_at_gradients() -> None:
-        for name, parameter in learner.model.named_parameters():
+        for name, parameter in state.model.named_parameters():
             look(f"gradient {name}", parameter.grad)
 
-    for module in learner.model.modules():
+    for module in state.model.modules():
         if isinstance(module, (torch.nn.Conv2d, torch.nn.BatchNorm2d)):
             module.register_forward_hook(look_at_both)
-    learner._before_update.append(look_at_gradients)
+    before_update(state, look_at_gradients)
     for step in range(2):
-        learner.update(step, batches.step(step))
-    for name, parameter in learner.model.named_parameters():
+        update(state, loader, step)
+    for name, parameter in state.model.named_parameters():
         look(f"weight {name}", parameter)
-        for key, value in learner.optimizer.state[parameter].items():
+        for key, value in state.optimizer.state[parameter].items():
             if isinstance(value, Tensor):
                 look(f"{key} {name}", value)
     assert strays == []
@@ -188,8 +203,8 @@ def test_channels_last_holds_through_the_step() -> None:
 @needs_gpu
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_updates_are_fused(optimizer: str) -> None:
-    learner, _ = start("no", optimizer={"name": optimizer})
-    assert learner.optimizer.defaults["fused"]
+    state, _ = start("no", optimizer={"name": optimizer})
+    assert state.optimizer.defaults["fused"]
 
 
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=needs_gpu)])
@@ -197,15 +212,15 @@ def test_a_clipped_update_is_that_of_float32(precision: str) -> None:
     """Unscaled once, then clipped, then taken by the fused update as it is."""
     moved = []
     for kind in ("no", precision):
-        learner, batches = start(kind, optimizer={"name": "sgd", "clip_grad_norm": 0.1})
-        before = [p.detach().clone() for p in learner.model.parameters()]
+        state, loader = start(kind, optimizer={"name": "sgd", "clip_grad_norm": 0.1})
+        before = [p.detach().clone() for p in state.model.parameters()]
         norms: list[Tensor] = []
-        learner._before_update.append(
-            lambda norms=norms, learner=learner: norms.append(torch.nn.utils.get_total_norm(gradients(learner)))
+        before_update(
+            state, lambda norms=norms, state=state: norms.append(torch.nn.utils.get_total_norm(gradients(state)))
         )
-        learner.update(0, batches.step(0))
+        update(state, loader, 0)
         assert norms[0].item() == pytest.approx(0.1, rel=1e-3)
-        moved.append(torch.cat([(p - b).flatten() for p, b in zip(learner.model.parameters(), before, strict=True)]))
+        moved.append(torch.cat([(p - b).flatten() for p, b in zip(state.model.parameters(), before, strict=True)]))
     assert ((moved[1] - moved[0]).norm() / moved[0].norm()).item() < 0.3, "16 % in bfloat16"
 
 
@@ -214,19 +229,19 @@ def test_a_deterministic_run_goes_on_from_a_snapshot_bit_for_bit(
     precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    learner, batches = start(precision, optimizer={"name": "adamw"})
-    scaler = learner.context.scaler
+    state, loader = start(precision, optimizer={"name": "adamw"})
+    scaler = state.context.scaler
 
     def train(first: int, last: int) -> tuple[dict[str, Tensor], dict | None]:
         for step in range(first, last):
-            learner.update(step, batches.step(step))
-        weights = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+            update(state, loader, step)
+        weights = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
         return weights, scaler.state_dict() if scaler else None
 
     _, scale = train(0, 3)
-    kept = snapshot.take(learner.model, learner.optimizer)
+    kept = snapshot.take(state.model, state.optimizer)
     expected, scale_after = train(3, 6)
-    snapshot.restore(kept, learner.model, learner.optimizer)
+    snapshot.restore(kept, state.model, state.optimizer)
     if scaler:
         scaler.load_state_dict(scale)
     weights, scale = train(3, 6)
@@ -238,24 +253,25 @@ def test_a_deterministic_run_goes_on_from_a_snapshot_bit_for_bit(
 @needs_gpu
 def test_images_on_disk_make_the_same_batches_and_nobody_waits(tmp_path: Path) -> None:
     """Gathered by a thread, copied by a stream of their own while the default one is busy."""
-    _, resident = start("no")
-    device, everything = resident.device, resident.images
+    state, resident = start("no")
+    everything = resident.images
+    device = everything.device
     np.save(tmp_path / "images.npy", everything.images.cpu().numpy())
     mapped = MmapImages(tmp_path / "images.npy", np.arange(IMAGES), device)
     host = ImageDataset(mapped, everything.labels, everything.indices)
-    on_disk = Loader(resident.plan, host, 10, resident.format, rank=0)
+    on_disk = Loader(state.plan.recipe, host, 10, state.preprocess, state.plan.rows(0))
     busy = torch.rand(4096, 4096, device=device)
 
-    def joined(batches: Loader) -> list[torch.Tensor]:
+    def joined(loader: Loader) -> list[torch.Tensor]:
         found = []
-        for micro_batches in batches.steps():
-            for inputs, _ in micro_batches:
+        for step in range(state.plan.steps):
+            for inputs, _ in loader.batch(step, micro_batch=state.plan.micro_batch):
                 busy.copy_(busy @ busy / 4096)
                 found.append(inputs.clone())
         return found
 
     expected = joined(resident)
-    next(next(on_disk.steps()))  # pinned memory is found
+    next(on_disk.batch(0))  # pinned memory is found
     torch.cuda.set_sync_debug_mode("error")
     try:
         found = joined(on_disk)
@@ -285,20 +301,18 @@ class TestCheckpoints:
     """Copied on the device in the step, and to the host by a stream of its own."""
 
     def test_taking_one_does_not_wait_and_later_updates_do_not_change_it(self) -> None:
-        learner, batches = start("bf16", optimizer={"name": "adamw"}, model={"name": "resnet18", "ema_decay": 0.9})
-        steps = enumerate(batches.steps())
-        for _ in range(2):
-            learner.update(*next(steps))
-        state = learner.model, learner.optimizer, learner.average
+        state, loader = start("bf16", optimizer={"name": "adamw"}, model={"name": "resnet18", "ema_decay": 0.9})
+        for step in range(2):
+            update(state, loader, step)
         expected = [
             {key: tensor.cpu() for key, tensor in part.items()}
-            for part in (learner.model.state_dict(), learner.average.state_dict())
+            for part in (state.model.state_dict(), state.average.state_dict())
         ]
         torch.cuda.set_sync_debug_mode("error")
         try:
-            taken = snapshot.take(*state)
-            for _ in range(2):
-                learner.update(*next(steps))
+            taken = state.snapshot()
+            for step in range(2, 4):
+                update(state, loader, step)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert all(tensor.is_cuda for tensor in taken.weights.values())
@@ -306,23 +320,23 @@ class TestCheckpoints:
         for found, wanted in zip((there.weights, there.average), expected, strict=True):
             assert all(tensor.is_pinned() and tensor.is_contiguous() for tensor in found.values())
             torch.testing.assert_close(found, wanted, rtol=0, atol=0)
-        assert not torch.equal(there.weights["fc.weight"], learner.model.fc.weight.cpu()), "training went on"
+        assert not torch.equal(there.weights["fc.weight"], state.model.fc.weight.cpu()), "training went on"
 
     def test_pinned_memory_is_used_again(self) -> None:
-        learner, _ = start("no")
-        snapshot.take(learner.model, learner.optimizer).on_host()
+        state, _ = start("no")
+        snapshot.take(state.model, state.optimizer).on_host()
         before = torch.cuda.host_memory_stats()["allocated_bytes.current"]
         for _ in range(3):
-            snapshot.take(learner.model, learner.optimizer).on_host()
+            snapshot.take(state.model, state.optimizer).on_host()
         assert torch.cuda.host_memory_stats()["allocated_bytes.current"] == before
 
 
 class TestInputs:
     def test_pixels_are_resized_outside_autocast_and_in_full_precision(self) -> None:
         """As on a CPU in float64, although the network multiplies in bfloat16 or TensorFloat-32."""
-        settings = {"crop": 4, "trivial": True, "mixup": 0.2, "cutmix": 1.0}
+        settings = {"crop_padding": 4, "trivial_augment": True, "mixup_alpha": 0.2, "cutmix_alpha": 1.0}
         data = {"image_size": 64, "interpolation": "bicubic"}
-        learner, batches = start("bf16", data=data, augment=settings)
+        state, loader = start("bf16", data=data, augment=settings)
         seen: list[tuple[bool, Tensor]] = []
 
         def recorded(micro_batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -330,10 +344,12 @@ class TestInputs:
                 seen.append((torch.is_autocast_enabled(inputs.device.type), inputs))
                 yield inputs, targets
 
-        learner.update(0, recorded(batches.step(0)))
-        form = Preprocess(batches.format.data, batches.format.mean.double().cpu(), batches.format.std.double().cpu())
-        exact = Loader(batches.plan, random_images(torch.device("cpu")), 10, form, rank=0)
-        for (autocast, inputs), (expected, _) in zip(seen, exact.step(0), strict=True):
+        parts = {"micro_batch": state.plan.micro_batch}
+        train_step(state, 0, recorded(loader.batch(0, **parts)), 0.01)
+        mean, std = (values.double().cpu() for values in (state.preprocess.mean, state.preprocess.std))
+        exact_form = dataclasses.replace(state.preprocess, mean=mean, std=std)
+        exact = Loader(loader.recipe, random_images(torch.device("cpu")), 10, exact_form, loader.rows)
+        for (autocast, inputs), (expected, _) in zip(seen, exact.batch(0, **parts), strict=True):
             assert not autocast
             assert inputs.dtype == torch.float32
             torch.testing.assert_close(inputs.double().cpu(), expected, rtol=0, atol=1e-5)

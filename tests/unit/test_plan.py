@@ -17,6 +17,7 @@ from torch.optim import lr_scheduler
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.validation import check_across, parse, row_unit
+from resnet_cifar.data.sampling import bn_indices, sample_indices
 from resnet_cifar.training.plan import Plan, check_batch_size
 
 some = settings(deadline=None, derandomize=True, max_examples=60)
@@ -36,8 +37,12 @@ def rates(plan: Plan) -> list[float]:
     return [plan.lr(step) for step in range(plan.steps)]
 
 
+def rows_of(plan: Plan, step: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+    return sample_indices(plan.recipe.seed, plan.images, plan.recipe.batch_size, step, rows)
+
+
 def whole(plan: Plan, step: int) -> tuple[np.ndarray, np.ndarray]:
-    return plan.sample_indices(step, slice(0, plan.recipe.batch_size))
+    return rows_of(plan, step, slice(0, plan.recipe.batch_size))
 
 
 # The stream
@@ -66,7 +71,7 @@ def test_the_ranks_rows_are_the_global_batch_in_order_whatever_the_world(
     images, pairs, world = shape
     recipe = recipe_of(2 * pairs * world)
     plan, alone = Plan(recipe, images, world), Plan(recipe, images, 1)
-    parts = [plan.sample_indices(step, plan.rows(rank)) for rank in range(world)]
+    parts = [rows_of(plan, step, plan.rows(rank)) for rank in range(world)]
     assert {len(indices) for indices, _ in parts} == {plan.per_rank_batch}
     for ours, theirs in zip(zip(*parts, strict=True), whole(alone, step), strict=True):
         np.testing.assert_array_equal(np.concatenate(ours), theirs)
@@ -87,15 +92,13 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert np.arange(50).tobytes() not in orders
 
 
-def test_norm_rows_are_training_images_that_do_not_depend_on_step_or_world() -> None:
-    plan = plan_of(5000, 8)
-    rows = plan.bn_rows()
-    assert len(rows) == len(np.unique(rows)) == 500, "a tenth"
-    assert [len(plan_of(images).bn_rows()) for images in (100, 2000, 45_000)] == [100, 256, 2048]
+def test_batchnorm_statistics_use_a_tenth_of_the_training_images_always_the_same() -> None:
+    rows = bn_indices(0, 5000)
+    assert len(rows) == len(np.unique(rows)) == 500
+    assert [len(bn_indices(0, images)) for images in (100, 2000, 45_000)] == [100, 256, 2048]
     assert rows.min() >= 0
     assert rows.max() < 5000
-    np.testing.assert_array_equal(rows, plan_of(5000, 8, world=4).bn_rows())
-    np.testing.assert_array_equal(plan_of(100).bn_rows(), np.arange(100))
+    np.testing.assert_array_equal(bn_indices(0, 100), np.arange(100))
 
 
 # Steps and epochs
@@ -136,7 +139,7 @@ def test_each_phase_has_its_own_rate_from_its_own_first_step() -> None:
 @pytest.mark.parametrize("step", [100, 101])
 def test_there_is_no_rate_after_the_end(step: int) -> None:
     with pytest.raises(IndexError):
-        plan_of().rate(step)
+        plan_of().lr(step)
 
 
 # The rate against torch's schedulers
@@ -164,7 +167,7 @@ SCHEDULES = {
 @pytest.mark.parametrize("steps", [1, 7, 40, 101])
 @pytest.mark.parametrize("decay", SCHEDULES)
 def test_a_decay_is_torchs_at_every_step(decay: str, steps: int) -> None:
-    plan = plan_of(epochs=steps / 10, decay=decay)
+    plan = plan_of(epochs=steps / 10, schedule=decay)
     assert plan.steps == steps
     np.testing.assert_allclose(rates(plan), torch_rates(SCHEDULES[decay](steps), steps, 0.5), rtol=1e-9, atol=1e-12)
 
@@ -172,14 +175,14 @@ def test_a_decay_is_torchs_at_every_step(decay: str, steps: int) -> None:
 def test_one_cycle_is_torchs_curve() -> None:
     """Torch's peak falls a step earlier (it counts to the last step), so a long run is compared, to a thousandth."""
     steps = 5000
-    plan = plan_of(epochs=steps / 10, decay="one-cycle")
+    plan = plan_of(epochs=steps / 10, schedule="one-cycle")
     expected = torch_rates(lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.5, total_steps=steps), steps, 0.5)
     np.testing.assert_allclose(rates(plan), expected, rtol=0, atol=0.5e-3)
 
 
 def test_one_cycle_starts_peaks_and_ends_where_torchs_does() -> None:
     """By the formula: a 25th of the peak at first, the peak after 30 %, near nothing at the end."""
-    found = rates(plan_of(epochs=100, decay="one-cycle"))
+    found = rates(plan_of(epochs=100, schedule="one-cycle"))
     assert found[0] == pytest.approx(0.5 / 25)
     assert max(found) == pytest.approx(0.5, rel=1e-4)
     assert int(np.argmax(found)) in (299, 300)
@@ -188,14 +191,14 @@ def test_one_cycle_starts_peaks_and_ends_where_torchs_does() -> None:
 
 @pytest.mark.parametrize("decay", SCHEDULES)
 def test_warm_up_starts_at_0_and_reaches_the_peak_at_its_end(decay: str) -> None:
-    found = rates(plan_of(warmup=2, decay=decay))
+    found = rates(plan_of(warmup_epochs=2, schedule=decay))
     np.testing.assert_allclose(found[:20], 0.5 * np.arange(20) / 20, rtol=1e-12)
     assert found[20] == 0.5
     np.testing.assert_allclose(found[20:], torch_rates(SCHEDULES[decay](80), 80, 0.5), rtol=1e-9, atol=1e-12)
 
 
 def test_a_phase_may_be_all_warm_up() -> None:
-    np.testing.assert_allclose(rates(plan_of(epochs=1, warmup=1)), 0.5 * np.arange(10) / 10)
+    np.testing.assert_allclose(rates(plan_of(epochs=1, warmup_epochs=1)), 0.5 * np.arange(10) / 10)
 
 
 @some
@@ -209,7 +212,7 @@ def test_a_phase_may_be_all_warm_up() -> None:
 def test_the_rate_lies_between_0_and_the_peak(
     images: int, half_batch: int, epochs: float, part: float, decay: str
 ) -> None:
-    found = rates(plan_of(images, 2 * half_batch, epochs=epochs, warmup=part * epochs, decay=decay))
+    found = rates(plan_of(images, 2 * half_batch, epochs=epochs, warmup_epochs=part * epochs, schedule=decay))
     assert min(found) >= 0
     assert max(found) <= 0.5
 
@@ -255,7 +258,7 @@ def test_what_happens_after_a_step_is_what_the_written_out_lists_say(
     recipe = recipe_of(
         2 * half_batch,
         phases=[{"epochs": epochs, "lr": 1}],
-        evaluate={"every": every},
+        evaluate={"every_epochs": every},
         checkpoint={"every_steps": every_steps, "every_epochs": every_epochs},
     )
     plan = Plan(recipe, images, 1)
@@ -268,8 +271,8 @@ def test_what_happens_after_a_step_is_what_the_written_out_lists_say(
 
 
 def test_scores_come_every_so_many_epochs_and_at_the_end() -> None:
-    recipe = recipe_of(10, phases=[{"epochs": 3.2, "lr": 1}], evaluate={"every": 1.5})
-    seldom = replace(recipe, evaluate=replace(recipe.evaluate, every=9))
+    recipe = recipe_of(10, phases=[{"epochs": 3.2, "lr": 1}], evaluate={"every_epochs": 1.5})
+    seldom = replace(recipe, evaluate=replace(recipe.evaluate, every_epochs=9))
     for ours, steps in ((recipe, [15, 30, 32]), (seldom, [32])):
         plan = Plan(ours, 100, 1)
         assert taken(plan.should_eval, plan) == steps
@@ -306,7 +309,7 @@ def test_a_longer_run_scores_and_saves_at_the_same_steps_before() -> None:
     ours, theirs = Plan(short, 100, 1), Plan(long, 100, 1)
     for happens, extended in ((ours.should_eval, theirs.should_eval), (ours.should_save, theirs.should_save)):
         assert taken(happens, ours)[:-1] == [done for done in taken(extended, theirs) if done < ours.steps]
-    assert [ours.rate(step) for step in range(ours.steps)] == [theirs.rate(step) for step in range(ours.steps)]
+    assert [ours.lr(step) for step in range(ours.steps)] == [theirs.lr(step) for step in range(ours.steps)]
 
 
 # Shares
@@ -426,7 +429,7 @@ def test_the_nearest_batch_sizes_are_named() -> None:
 
 def staged(*phases: tuple[float, str, int | None]) -> Plan:
     """Ten steps an epoch."""
-    values = [{"epochs": epochs, "lr": 1, "train": train, "image_size": size} for epochs, train, size in phases]
+    values = [{"epochs": epochs, "lr": 1, "trainable": train, "image_size": size} for epochs, train, size in phases]
     return Plan(recipe_of(10, phases=values, data={"image_size": 32}), 100, 1)
 
 

@@ -16,7 +16,7 @@ from resnet_cifar.data import image_dataset
 from resnet_cifar.data.image_data import ImageData
 from resnet_cifar.data.image_dataset import ImageDataset, MmapImages
 from resnet_cifar.reporting.console import Screen
-from resnet_cifar.training import flops, telemetry, trainer
+from resnet_cifar.training import finalize, flops, telemetry
 from resnet_cifar.training.plan import Plan
 from resnet_cifar.training.telemetry import Telemetry
 
@@ -60,7 +60,7 @@ def context(
     device: torch.device = CPU, size: int = 1, precision: str = "no", uses_tf32: bool = False
 ) -> SimpleNamespace:
     return SimpleNamespace(
-        device=device, size=size, precision=precision, uses_tf32=uses_tf32, sum_=lambda value: value * size
+        device=device, size=size, precision=precision, uses_tf32=uses_tf32, all_reduce_sum_=lambda value: value * size
     )
 
 
@@ -102,7 +102,7 @@ def test_waits_for_images_on_disk_count_and_reads_that_are_done_do_not(
     np.save(tmp_path / "images.npy", np.zeros((320, 8, 8, 3), dtype=np.uint8))
     train = images(MmapImages(tmp_path / "images.npy", np.arange(320), CPU))
     measured = start(context(), train)
-    asked = train.ask(np.arange(4))
+    asked = train.prefetch(np.arange(4))
     image_dataset.wait([asked.images._reading])
     asked.images(image_dataset.ALL)
     clock.seconds += 1
@@ -111,7 +111,7 @@ def test_waits_for_images_on_disk_count_and_reads_that_are_done_do_not(
     def take_three_seconds(reading: list) -> None:
         clock.seconds += 3
 
-    asked = train.ask(np.arange(4))
+    asked = train.prefetch(np.arange(4))
     asked.images._reading.result()
     monkeypatch.setattr(asked.images._reading, "done", lambda: False)
     monkeypatch.setattr(image_dataset, "wait", take_three_seconds)
@@ -257,7 +257,7 @@ class TestCosts:
         self, costs: dict[str, float], line: str | None, tmp_path: Path, capsys: pytest.CaptureFixture
     ) -> None:
         result = {"test/accuracy": 0.9, "test/top5": 1.0, "seconds": 3.0, "stopped_early": False, **costs}
-        trainer._closing_table(Screen(shown=True), RunDir(tmp_path), result, [])
+        finalize.closing_table(Screen(shown=True), RunDir(tmp_path), result, [])
         said = capsys.readouterr().out.splitlines()
         assert [each for each in said if each.startswith("compute")] == ([line] if line else [])
 

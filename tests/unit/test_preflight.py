@@ -67,5 +67,5 @@ def test_weights_that_timm_does_not_have_are_refused_where_they_are_wanted() -> 
     wanted = {"data": {"source": "synthetic"}, "model": {"name": "seresnet18"}}
     with pytest.raises(UserError, match=r"'seresnet18' has no pretrained weights: take --model\.pretrained False"):
         preflight.check_names(parse(wanted))
-    wanted["model"]["checkpoint"] = "a/run"
+    wanted["model"]["init_from"] = "a/run"
     preflight.check_names(parse(wanted))
