@@ -12,15 +12,15 @@ import pytest
 from accelerate.state import AcceleratorState
 from metric_rows import rows_of
 
-from resnet_cifar.cli.train import TrainCommand
+from resnet_cifar.config.options import TrainOptions
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.distributed.watchdog import Watchdog
 from resnet_cifar.evaluation import predict
 from resnet_cifar.training import trainer
 
 
-class Requests:
-    """In place of interrupts.Requests, which would take this process's signals."""
+class FakeStopSignals:
+    """In place of StopSignals, which would handle the signals of this process."""
 
     def __init__(self) -> None:
         self.ask: Callable[[str], None] = lambda reason: None
@@ -29,32 +29,32 @@ class Requests:
         self.ask = answer
 
 
-def train(command: TrainCommand, recipe: Recipe, requests: Requests | None = None) -> None:
+def train(options: TrainOptions, recipe: Recipe, stop: FakeStopSignals | None = None) -> None:
     """What train.py does after it has read its words, with small batches of an evaluation, to be stopped between."""
     AcceleratorState._reset_state(True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predict, "_FULL", 32)
-        trainer.train(command, recipe, requests or Requests())
+        trainer.train(recipe, options, stop or FakeStopSignals())
 
 
-def interrupt(command: TrainCommand, recipe: Recipe, kind: str, number: int) -> dict[str, Any]:
+def interrupt(options: TrainOptions, recipe: Recipe, kind: str, number: int) -> dict[str, Any]:
     """The same, asked to stop in `update` NUMBER or in the NUMBER-th batch of `evaluation`; returns status.json."""
-    requests, check_stop, batches = Requests(), Watchdog.check_stop, itertools.count(1)
+    stop, check_stop, batches = FakeStopSignals(), Watchdog.check_stop, itertools.count(1)
 
     def stopping(self: Watchdog, step: int | None = None) -> None:
         check_stop(self, step)
         where = ("evaluation", next(batches)) if step is None else ("update", step)
         if where == (kind, number):
-            requests.ask("SIGTERM")
+            stop.ask("SIGTERM")
             with self._changed:
                 self._changed.wait_for(lambda: self._stop is not None)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Watchdog, "check_stop", stopping)
         with pytest.raises(SystemExit) as ended:
-            train(command, recipe, requests)
+            train(options, recipe, stop)
     assert ended.value.code == 75
-    status = json.loads((Path(command.run) / "status.json").read_text())
+    status = json.loads((Path(options.run) / "status.json").read_text())
     assert (status["state"], status["why"]) == ("interrupted", "SIGTERM")
     return status
 

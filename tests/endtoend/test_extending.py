@@ -10,12 +10,12 @@ import pytest
 from metric_rows import rows_of
 from starting import assert_same_weights, interrupt, train
 
-from resnet_cifar.cli.train import TrainCommand
+from resnet_cifar.config.options import TrainOptions
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
 
-RUN = TrainCommand(recipe="debug", run="run")
-MORE = dataclasses.replace(RUN, extend=1.0)
+RUN = TrainOptions(recipe="debug", run="run")
+MORE = dataclasses.replace(RUN, extend_epochs=1.0)
 WORDS = {
     "data.limit": "200",
     "data.image_size": "16",
@@ -60,7 +60,7 @@ def test_a_finished_run_goes_on_to_what_a_recipe_with_all_phases_gives(capsys: p
     with pytest.raises(UserError, match=r"phases\.2\.epochs.*give the same --extend-epochs again"):
         train(RUN, recipe)
     with pytest.raises(UserError, match=r"phases\.2\.epochs: 1\.0, not 2\.0|phases\.2\.epochs: 2\.0, not 1\.0"):
-        train(dataclasses.replace(MORE, extend=2.0), recipe)
+        train(dataclasses.replace(MORE, extend_epochs=2.0), recipe)
     assert {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")} == written
 
     train(dataclasses.replace(RUN, run="at-once"), read_recipe("debug", {**WORDS, **THIRD}))

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from starting import assert_same_run, assert_same_weights, interrupt, train
 
 from resnet_cifar.checkpoints import checkpoint
-from resnet_cifar.cli.train import TrainCommand
+from resnet_cifar.config.options import TrainOptions
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.training.trainer import Trainer
 
-RUN = TrainCommand(recipe="phases.yaml", run="run")
+RUN = TrainOptions(recipe="phases.yaml", run="run")
 NORMS = 8  # batches of a score on which norms are estimated
 PHASES = """
 phases:
@@ -123,14 +123,14 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, rows: int, from_step: int =
         return forward(self, inputs)
 
     def counting(self: Trainer) -> None:
-        check_stop = self.watch.check_stop
+        check_stop = self.watchdog.check_stop
 
         def ticking(step: int | None = None) -> None:
             check_stop(step)
             if step is not None and step >= from_step:
                 now[0] = -1
 
-        self.watch.check_stop = ticking
+        self.watchdog.check_stop = ticking
         train_steps(self)
 
     monkeypatch.setattr(ResNet, "forward_features", refusing)
@@ -157,7 +157,7 @@ def test_a_micro_batch_that_fits_is_found_printed_kept_and_gives_the_same_run(
         assert interrupt(RUN, automatic(), "update", 4)["step"] == 5
     assert tried[:3] == [32, 16, 8]
     assert set(tried[3:]) == {8}, "once it is found, no pass fails"
-    assert "micro_batch auto: 8 images a backward pass fit the device" in capsys.readouterr().out
+    assert "micro_batch auto: 8 images per backward pass fit the device" in capsys.readouterr().out
     assert json.loads(Path("run/micro_batch.json").read_text())["micro_batch"] == 8
     train(RUN, automatic())  # memory is free again, but the sums stay in the order of before
     assert json.loads(Path("run/micro_batch.json").read_text())["micro_batch"] == 8
@@ -185,7 +185,7 @@ def test_a_model_of_which_not_even_a_norm_group_fits_is_refused(monkeypatch: pyt
 
 def test_memory_that_a_given_micro_batch_lacks_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     short_of_memory(monkeypatch, rows=2)
-    with pytest.raises(UserError, match=r"ran out of memory in update 0, with micro_batch 8: take .*_batch 4 or auto"):
+    with pytest.raises(UserError, match=r"ran out of memory in update 0, with micro_batch 8: set .*_batch 4 or auto"):
         train(RUN, recipe(**{"model.ghost_batch_size": "4"}))
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from starting import assert_same_run, train
 
-from resnet_cifar.cli.train import TrainCommand
+from resnet_cifar.config.options import TrainOptions
+from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.training.profiler import SKIPPED
 
@@ -22,7 +23,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_accelerat
     monkeypatch.chdir(tmp_path)
 
 
-def recipe(**words: str) -> cli.Recipe:
+def recipe(**words: str) -> Recipe:
     small = {
         "data.limit": "200",
         "data.image_size": "16",
@@ -38,10 +39,10 @@ def recipe(**words: str) -> cli.Recipe:
 
 
 def test_a_traced_run_is_the_same_run_and_leaves_a_trace(capsys: pytest.CaptureFixture) -> None:
-    train(TrainCommand(recipe="debug", run="plain"), recipe())
+    train(TrainOptions(recipe="debug", run="plain"), recipe())
     assert not Path("plain/profile").exists()
     capsys.readouterr()
-    train(TrainCommand(recipe="debug", run="traced", profile=STEPS), recipe())
+    train(TrainOptions(recipe="debug", run="traced", profile_steps=STEPS), recipe())
     assert_same_run("traced", "plain")
     summary = Path("traced/profile/summary.txt").read_text()
     assert "aten::convolution_backward" in summary
@@ -58,7 +59,7 @@ def test_a_traced_run_is_the_same_run_and_leaves_a_trace(capsys: pytest.CaptureF
 
 def test_a_run_that_is_too_short_says_so(capsys: pytest.CaptureFixture) -> None:
     words = {"phases.0.epochs": "0.2", "phases.0.warmup_epochs": "0", "phases.1.epochs": "0.1"}
-    train(TrainCommand(recipe="debug", run="run", profile=STEPS), recipe(**words))
+    train(TrainOptions(recipe="debug", run="run", profile_steps=STEPS), recipe(**words))
     assert "no step was traced" in capsys.readouterr().out
     assert not Path("run/profile").exists()
     assert Path("run/result.json").exists()

@@ -12,7 +12,8 @@ from metric_rows import rows_of
 from starting import train
 
 from resnet_cifar.checkpoints.run_dir import default_run_path
-from resnet_cifar.cli.train import TrainCommand
+from resnet_cifar.config.options import TrainOptions
+from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe, recipe_names
 from resnet_cifar.training import preflight
@@ -35,7 +36,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_accelerat
     monkeypatch.chdir(tmp_path)
 
 
-def tiny(name: str, **overrides: str) -> cli.Recipe:
+def tiny(name: str, **overrides: str) -> Recipe:
     """The recipe with model, images and batch made small: two steps."""
     words = {
         "data.source": "synthetic",
@@ -59,7 +60,7 @@ def tiny(name: str, **overrides: str) -> cli.Recipe:
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_runs_two_steps(name: str) -> None:
     recipe = tiny(name)
-    train(TrainCommand(recipe=name, run="run"), recipe)
+    train(TrainOptions(recipe=name, run="run"), recipe)
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 2
     names = {"step", "epoch", "images", "lr", "train/loss", "train/accuracy", "images_per_second", "wait_share"}
@@ -91,7 +92,7 @@ def test_the_shipped_values_give_this_plan(name: str) -> None:
 
 def test_the_default_recipe_fits_one_to_eight_devices() -> None:
     recipe = read_recipe("finetune")
-    assert [Plan(recipe, TRAINING_IMAGES, world).share for world in (1, 2, 4, 8)] == [256, 128, 64, 32]
+    assert [Plan(recipe, TRAINING_IMAGES, world).per_rank_batch for world in (1, 2, 4, 8)] == [256, 128, 64, 32]
     assert recipe.model.name == "resnet50.a1_in1k" and recipe.model.pretrained and recipe.data.image_size == 224
 
 
@@ -102,32 +103,32 @@ def test_a_model_can_learn_a_few_images_by_heart() -> None:
         "evaluate.every_epochs": "40",
         "model.ghost_batch_size": "16",
     }
-    train(TrainCommand(recipe="debug", run="run"), tiny("debug", **words))
+    train(TrainOptions(recipe="debug", run="run"), tiny("debug", **words))
     assert json.loads(Path("run/result.json").read_text())["val/accuracy"] == 1.0
 
 
 def test_a_finished_run_is_reported_and_not_trained_again(capsys: pytest.CaptureFixture) -> None:
     recipe = tiny("debug")
-    train(TrainCommand(recipe="debug"), recipe)
+    train(TrainOptions(recipe="debug"), recipe)
     (folder,) = Path("runs").iterdir()
     assert folder == default_run_path("debug", replace(recipe, precision="no"))
     written = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     capsys.readouterr()
-    train(TrainCommand(recipe="debug"), recipe)
+    train(TrainOptions(recipe="debug"), recipe)
     assert "this run is finished" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == written
-    train(TrainCommand(recipe="debug", fresh=True), recipe)
+    train(TrainOptions(recipe="debug", restart=True), recipe)
     assert sorted(path.name for path in Path("runs").iterdir()) == [folder.name, folder.name + ".before-1"]
 
 
 def test_a_folder_of_another_recipe_is_refused_naming_the_fields() -> None:
-    train(TrainCommand(recipe="debug", run="run"), tiny("debug"))
+    train(TrainOptions(recipe="debug", run="run"), tiny("debug"))
     with pytest.raises(UserError, match=r"seed: 1, not 0.*--restart"):
-        train(TrainCommand(recipe="debug", run="run"), tiny("debug", seed="1"))
+        train(TrainOptions(recipe="debug", run="run"), tiny("debug", seed="1"))
 
 
 def test_the_plan_is_printed_and_nothing_is_left_behind(capsys: pytest.CaptureFixture) -> None:
-    train(TrainCommand(recipe="debug", dry_run=True), tiny("debug"))
+    train(TrainOptions(recipe="debug", dry_run=True), tiny("debug"))
     printed = capsys.readouterr().out
     for word in ("steps 0 to 2", "micro-batches of 16", "BatchNorm over 8 rows", "GiB a device", "images/s a device"):
         assert word in printed
@@ -137,16 +138,16 @@ def test_the_plan_is_printed_and_nothing_is_left_behind(capsys: pytest.CaptureFi
 def test_a_loss_that_is_not_finite_ends_the_run_naming_the_step() -> None:
     words = {"optimizer.name": "sgd", "optimizer.clip_grad_norm": "0", "phases.0.lr": "1e30", "phases.0.epochs": "1"}
     with pytest.raises(UserError, match=r"the loss of step 1 is not finite"):
-        train(TrainCommand(recipe="debug", run="run"), tiny("debug", **words))
+        train(TrainOptions(recipe="debug", run="run"), tiny("debug", **words))
     assert json.loads(Path("run/status.json").read_text())["state"] == "failed"
 
 
 def test_a_run_goes_on_from_its_newest_checkpoint_to_the_same_weights() -> None:
     """The short form: the same process count, an exception in mid-epoch; kills come with the checkpoint's own tests."""
     recipe = tiny("debug", **{"phases.0.epochs": "1", "checkpoint.every_steps": "2"})
-    train(TrainCommand(recipe="debug", run="whole"), recipe)
+    train(TrainOptions(recipe="debug", run="whole"), recipe)
     _stop_after(3, recipe)
-    train(TrainCommand(recipe="debug", run="stopped"), recipe)
+    train(TrainOptions(recipe="debug", run="stopped"), recipe)
     assert rows_of("whole") == rows_of("stopped")
     from safetensors.torch import load_file
 
@@ -154,23 +155,23 @@ def test_a_run_goes_on_from_its_newest_checkpoint_to_the_same_weights() -> None:
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
 
 
-def _stop_after(steps: int, recipe: cli.Recipe) -> None:
+def _stop_after(steps: int, recipe: Recipe) -> None:
     from accelerate.state import AcceleratorState
 
-    from resnet_cifar.training.train_state import TrainState
+    from resnet_cifar.training import trainer
 
     AcceleratorState._reset_state(True)
-    update = TrainState.update
+    train_step = trainer.train_step
 
-    def stop(self: TrainState, step: int, *rest: object) -> None:
+    def stop(state: object, step: int, *rest: object) -> None:
         if step == steps:
             raise InterruptedError
-        update(self, step, *rest)
+        train_step(state, step, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainState, "update", stop)
+        patch.setattr(trainer, "train_step", stop)
         with pytest.raises(InterruptedError):
-            train(TrainCommand(recipe="debug", run="stopped"), recipe)
+            train(TrainOptions(recipe="debug", run="stopped"), recipe)
     AcceleratorState._reset_state(True)
 
 
@@ -192,14 +193,14 @@ def _stop_after(steps: int, recipe: cli.Recipe) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 works on this machine")
 def test_mistakes_leave_no_folder(words: dict[str, str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        train(TrainCommand(recipe="debug", run="run"), tiny("debug", **words))
+        train(TrainOptions(recipe="debug", run="run"), tiny("debug", **words))
     assert not Path("run").exists()
 
 
 def test_warm_start_takes_another_runs_weights() -> None:
-    train(TrainCommand(recipe="debug", run="first"), tiny("debug"))
+    train(TrainOptions(recipe="debug", run="first"), tiny("debug"))
     recipe = tiny("debug", **{"model.init_from": "first", "phases.0.lr": "1e-12", "seed": "5"})
-    train(TrainCommand(recipe="debug", run="second"), recipe)
+    train(TrainOptions(recipe="debug", run="second"), recipe)
     from safetensors.torch import load_file
 
     first, second = (load_file(f"{run}/model/model.safetensors") for run in ("first", "second"))

@@ -16,14 +16,14 @@ from datasets import ClassLabel, Dataset, Features, Image
 from metric_rows import rows_of
 from starting import assert_same_run, interrupt, train
 
-from resnet_cifar.cli.train import TrainCommand
+from resnet_cifar.config.options import TrainOptions
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.data import image_data
 from resnet_cifar.training.trainer import Trainer
 
-RUN = TrainCommand(recipe="debug", run="run")
+RUN = TrainOptions(recipe="debug", run="run")
 NORMS, VALIDATION = 8, 2  # evaluated batches of a score
 
 
@@ -74,12 +74,12 @@ def test_saves_at_the_start_and_right_after_a_resume_change_nothing(whole: str, 
     go_on = Trainer._train
 
     def save_first(self: Trainer) -> None:
-        self._save(self.learner.tally.pending_sums(self.recorder.done))
+        self._save(self.state.metrics.pending_sums(self.writer.done))
         go_on(self)
 
     def save_and_die(self: Trainer) -> None:
-        self._save(self.learner.tally.pending_sums(self.recorder.done))
-        self.recorder.wait()
+        self._save(self.state.metrics.pending_sums(self.writer.done))
+        self.writer.wait()
         raise ConnectionAbortedError
 
     def die_after_a_save() -> None:
@@ -119,7 +119,7 @@ def test_a_run_that_has_stopped_early_is_finished(capsys: pytest.CaptureFixture)
     printed = capsys.readouterr().out
     assert "this run is finished" in printed and "stopped early at step" in printed
     with pytest.raises(UserError, match=r"--extend-epochs: the run in run stopped early"):
-        train(dataclasses.replace(RUN, extend=1.0), recipe)
+        train(dataclasses.replace(RUN, extend_epochs=1.0), recipe)
 
 
 def test_other_images_under_the_same_recipe_are_refused_with_both_fingerprints() -> None:
@@ -168,5 +168,5 @@ def test_an_extension_that_is_refused_leaves_the_finished_run_as_it_was() -> Non
     kept = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
     write_images(1)
     with pytest.raises(UserError, match="is not what this run was trained on"):
-        train(dataclasses.replace(RUN, extend=1.0), recipe)
+        train(dataclasses.replace(RUN, extend_epochs=1.0), recipe)
     assert {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()} == kept
