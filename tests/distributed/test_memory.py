@@ -39,7 +39,7 @@ def weights(run: Path) -> dict[str, np.ndarray]:
 def test_ranks_agree_on_what_fits_all(start, tmp_path: Path) -> None:
     agreed = start("auto", SHORT, 1, 12, 0)
     assert agreed.returncode == 0, agreed.stderr[-3000:]
-    assert agreed.stdout.count("micro_batch auto: 12 images a backward pass fit the device") == 1
+    assert agreed.stdout.count("micro_batch auto: 12 images per backward pass fit the device") == 1
     assert found(tmp_path / "run") == 12
 
 
