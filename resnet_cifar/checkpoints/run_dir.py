@@ -150,9 +150,9 @@ class RunDir:
         if now is None:
             raise UserError(f"--run {self.path} has been moved or removed: stopping")
         if now.get("token") != self._lease["token"]:
-            where = f"start {now.get('start')} (pid {now.get('pid')} on {now.get('host')})"
+            where = f"attempt {now.get('attempt')} (pid {now.get('pid')} on {now.get('host')})"
             raise UserError(
-                f"--run {self.path} was taken over by {where}; this is start {self._lease['start']}: stopping"
+                f"--run {self.path} was taken over by {where}; this is attempt {self._lease['attempt']}: stopping"
             )
 
     def status(self, state: str, **facts: Any) -> None:

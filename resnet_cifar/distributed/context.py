@@ -23,43 +23,42 @@ from torch import Tensor, nn
 from resnet_cifar.config.errors import NodeError, UserError
 from resnet_cifar.distributed import launcher_env
 
-_READING = 30.0  # seconds that rank 0 waits for others to read their last word
-_worlds = itertools.count()  # every process makes them in the same order
+_READING = 30.0  # seconds that rank 0 waits for the other ranks to read a final message
+_contexts = itertools.count()  # every process creates them in the same order
 _FOREVER = timedelta(days=30)
-_COLLECTIVE = timedelta(hours=1)  # the watch gives a lost process up long before
+_COLLECTIVE = timedelta(hours=1)  # the watchdog gives up on a lost process long before
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _marks_waiting(
-    verb: Callable[Concatenate[DistributedContext, P], T],
+def _may_wait(
+    method: Callable[Concatenate[DistributedContext, P], T],
 ) -> Callable[Concatenate[DistributedContext, P], T]:
-    """Marks the time that a verb may spend waiting for other processes: who waits is not who hangs."""
+    """Sets `waiting` while a method may wait for other processes: the watchdog blames those that are not waiting."""
 
-    @functools.wraps(verb)
-    def marked(self: DistributedContext, *arguments: P.args, **named: P.kwargs) -> T:
+    @functools.wraps(method)
+    def wrapper(self: DistributedContext, *args: P.args, **kwargs: P.kwargs) -> T:
         self.waiting = True
         try:
-            return verb(self, *arguments, **named)
+            return method(self, *args, **kwargs)
         finally:
             self.waiting = False
 
-    return marked
+    return wrapper
 
 
 class DistributedContext:
-    """What the launcher started: this process's place, its device, and Accelerate behind a few plain verbs.
+    """This process's rank, device and precision, and Accelerate behind a few methods.
 
-    `precision` is a recipe's; `auto` is resolved (`launched.resolve_precision`). `compile_mode`: torch.compile's mode,
-    whatever the launcher says of it; "" leaves it to the launcher. Raises UserError where what was found is not what was
-    asked for.
+    `precision` is the recipe's; `auto` is resolved (`launcher_env.resolve_precision`). `compile_mode` overrides the
+    launcher's torch.compile mode unless it is "". Raises UserError where the launcher or the hardware does not match.
     """
 
     def __init__(self, precision: str, deterministic: bool = False, compile_mode: str = "") -> None:
         self.waiting = False
         if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is initialized
             torch.use_deterministic_algorithms(True)
         self.precision, self.precision_reason = launcher_env.resolve_precision(precision)
         on_cpu = launcher_env.on_cpu()
@@ -71,24 +70,24 @@ class DistributedContext:
                 raise NodeError(f"precision bf16 is not supported by {torch.cuda.get_device_name()}: take fp16 or no")
             _set_up_gpu_arithmetic(deterministic)
         mixed = self.precision if self.precision in ("bf16", "fp16") else "no"
-        # Buffers are not broadcast (running statistics do not steer training) and gradients live in the buckets.
+        # Running statistics do not influence training, so buffers are not broadcast; gradients are views of the buckets.
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         group = InitProcessGroupKwargs(timeout=_COLLECTIVE)
         options = {
             "mixed_precision": mixed,
             "kwargs_handlers": [ddp, group],
-            "dynamo_plugin": _compilation(compile_mode),
+            "dynamo_plugin": _dynamo_plugin(compile_mode),
         }
         try:
-            _join_again("gloo" if on_cpu else "nccl")
+            _init_restarted_group("gloo" if on_cpu else "nccl")
             self._accelerator = Accelerator(cpu=on_cpu, **options)
-        except dist.DistNetworkError as error:  # no launcher has looked at the port before
+        except dist.DistNetworkError as error:  # the launcher did not check the port
             place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise NodeError(
-                f"the processes cannot meet at {place} ({str(error).splitlines()[0]}): set MASTER_PORT to a free port"
+                f"the processes cannot connect at {place} ({str(error).splitlines()[0]}): set MASTER_PORT to a free port"
             ) from None
         self.device: torch.device = self._accelerator.device
-        if self.device.type == "cuda" and self.device.index is None:  # what Accelerate gives a process that is alone
+        if self.device.type == "cuda" and self.device.index is None:  # from Accelerate with a single process
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.rank: int = self._accelerator.process_index
         self.size: int = self._accelerator.num_processes
@@ -101,7 +100,7 @@ class DistributedContext:
             self._check_same_precision()
 
     def _check_same_precision(self) -> None:
-        """Raises NodeError where `auto` means something else on this process's GPU than on rank 0's."""
+        """Raises NodeError where `auto` resolves differently on this process's GPU and on rank 0's."""
         first = self.run_on_main(lambda: self.precision)
         if first != self.precision:
             raise NodeError(
@@ -111,12 +110,12 @@ class DistributedContext:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of weights and inputs."""
+        """The data type of weights and inputs."""
         return torch.float64 if self.precision == "fp64" else torch.float32
 
     def _host_store(self) -> tuple[dist.TCPStore | None, int]:
-        """(rank 0's store, its port). The process group's own store dies with the launcher, and this one must not."""
-        default, key = dist.distributed_c10d._get_default_store(), f"resnet_cifar {next(_worlds)}"
+        """(rank 0's store, its port). The process group's store ends with the launcher; this one must outlive it."""
+        default, key = dist.distributed_c10d._get_default_store(), f"resnet_cifar {next(_contexts)}"
         if not self.is_main:
             return None, int(default.get(key))
         hosted = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)
@@ -124,14 +123,14 @@ class DistributedContext:
         return hosted, hosted.port
 
     def connect(self) -> dist.TCPStore | None:
-        """A connection of its own to rank 0's store, for one thread; None where there is one process."""
+        """A new connection to rank 0's store, for use by one thread; None with a single process."""
         if self.size == 1:
             return None
         host = "localhost" if self.is_main else os.environ["MASTER_ADDR"]
         return dist.TCPStore(host, self._port, None, False, _FOREVER, wait_for_workers=False)
 
     def describe(self) -> str:
-        """The device, and whether models are compiled."""
+        """The device and, if models are compiled, how."""
         plugin = self._accelerator.state.dynamo_plugin
         backend, mode = plugin.backend.value.lower(), f" ({plugin.mode})" if plugin.mode != "default" else ""
         compiled = f", compiled with {backend}{mode}" if backend != "no" else ""
@@ -141,104 +140,104 @@ class DistributedContext:
         return f"CPU ({threads} thread{'s' * (threads > 1)}){compiled}"
 
     def idle_threads_warning(self) -> str | None:
-        """A warning where the launcher left most cores of a CPU run idle."""
+        """A warning where the launcher leaves cores of a CPU run idle."""
         cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
         if self.device.type == "cuda" or self.size > 1 or threads >= cores or not launcher_env.by_accelerate():
             return None
         return (
-            f"OMP_NUM_THREADS={threads} leaves {cores - threads} of {cores} cores idle, and accelerate launch sets 1 "
-            f"unless told otherwise: set OMP_NUM_THREADS={cores}, or leave it to accelerate_configs/cpu.yaml"
+            f"OMP_NUM_THREADS={threads} leaves {cores - threads} of {cores} cores idle (accelerate launch sets 1 by "
+            f"default): set OMP_NUM_THREADS={cores}, or use accelerate_configs/cpu.yaml"
         )
 
     def describe_precision(self) -> str:
-        """The precision, what it means for float32, and why it was taken."""
+        """The precision, whether float32 uses TF32, and why it was chosen."""
         words = {"no": "float32", "fp64": "float64"}.get(self.precision, self.precision)
         tf32 = " with TF32" if self.precision == "no" and self.uses_tf32 else ""
         return f"{words}{tf32} ({self.precision_reason})"
 
     @property
     def uses_tf32(self) -> bool:
-        """Whether float32 matrix products and convolutions run in TF32."""
+        """Whether float32 matrix products and convolutions use TF32."""
         is_capable = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (8, 0)
         return is_capable and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
-        """fp16's loss scaler."""
+        """The loss scaler of fp16; None in other precisions."""
         return self._accelerator.scaler
 
-    @_marks_waiting
+    @_may_wait
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        """Autocast, DDP and compile around `model`, anew where it had them; rank 0's weights and buffers everywhere."""
+        """Wraps `model` in autocast, DDP and torch.compile, replacing earlier wrappers; every rank gets rank 0's weights."""
         self._accelerator.free_memory()
         for mark in ("forward", "_original_forward", "_is_accelerate_prepared"):
             model.__dict__.pop(mark, None)
         model.to(self.device)
         self.broadcast_(model)
-        with warnings.catch_warnings():  # Accelerate knows DDP's older name of the argument only
+        with warnings.catch_warnings():  # Accelerate uses the old name of the argument
             warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
             return self._accelerator.prepare(model, optimizer)
 
     def prepare_for_eval(self, model: nn.Module) -> nn.Module:
-        """Autocast and compile around `model`, which will not be trained."""
+        """Wraps a `model` that is not trained in autocast and torch.compile."""
         model.to(self.device)
         self.broadcast_(model)
         return self._accelerator.prepare_model(model, evaluation_mode=True)
 
-    @_marks_waiting
+    @_may_wait
     def broadcast_(self, model: nn.Module) -> None:
-        """Gives every rank rank 0's weights and buffers."""
+        """Broadcasts rank 0's weights and buffers to every rank."""
         if self.size > 1:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
-    @_marks_waiting
+    @_may_wait
     def backward(self, loss: Tensor) -> None:
-        """Adds the loss's gradients, scaled where fp16 wants it."""
+        """Backpropagates `loss`, scaled in fp16."""
         self._accelerator.backward(loss)
 
     def grad_sync(self, model: nn.Module, now: bool) -> AbstractContextManager[Any]:
-        """A context for forward and backward in which gradients are reduced over ranks only if `now`."""
+        """A context for forward and backward passes that reduces gradients over ranks only if `now`."""
         return nullcontext() if now else self._accelerator.no_sync(model)
 
-    @_marks_waiting
+    @_may_wait
     def weighted_mean(self, value: Tensor, weight: float) -> Tensor:
-        """The mean of every rank's `value`, weighted by each rank's `weight`; the same on every rank."""
+        """The mean of all ranks' `value`, weighted by their `weight`; the same on every rank."""
         if self.size == 1:
             return value
         total = torch.cat([value.flatten() * weight, torch.tensor([weight], dtype=value.dtype, device=value.device)])
         dist.all_reduce(total)
         return (total[:-1] / total[-1]).view_as(value)
 
-    @_marks_waiting
+    @_may_wait
     def all_reduce_sum_(self, value: Tensor) -> Tensor:
-        """Sums over ranks in place, on the device, without waiting for it."""
+        """Sums over ranks, in place and without waiting for the device."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
 
-    @_marks_waiting
+    @_may_wait
     def all_reduce_min_(self, value: Tensor) -> Tensor:
-        """The minimum over ranks, in place."""
+        """Takes the minimum over ranks, in place."""
         if self.size > 1:
             dist.all_reduce(value, op=dist.ReduceOp.MIN)
         return value
 
-    @_marks_waiting
+    @_may_wait
     def gather(self, value: Tensor) -> Tensor:
-        """Every rank's `value` (of one shape) one after the other: [world * n, ...]."""
+        """All ranks' `value` (of equal shapes), concatenated: [size * n, ...]."""
         if self.size == 1:
             return value
         parts = [torch.empty_like(value) for _ in range(self.size)]
         dist.all_gather(parts, value.contiguous())
         return torch.cat(parts)
 
-    @_marks_waiting
+    @_may_wait
     def run_on_main(self, work: Callable[[], str], per_node: bool = False) -> str:
-        """Runs `work` on rank 0 (or on each node's first rank) and tells the others what it returned.
+        """Runs `work` on rank 0 (or on each node's first rank) and returns its result on every rank.
 
-        The others wait at the process group's store, however long it takes: no collective is open that could time
-        out. Where `work` raises UserError, every process raises it.
+        The other ranks wait at the store, for as long as it takes: no collective is open that could time out. Where
+        `work` raises UserError, every rank raises it.
         """
         if self._store is None:
             return work()
@@ -259,15 +258,15 @@ class DistributedContext:
         return told[1:]
 
     def _await_readers(self, occasion: str, processes: int) -> None:
-        """Rank 0, who may end now and with it the store, waits until so many processes have read what they need."""
+        """Rank 0, whose exit closes the store, waits until this many `processes` have read what they need."""
         count, end = self._store.add(f"{occasion} read", 1), time.monotonic() + _READING
         while self.is_main and count < processes and time.monotonic() < end:
             time.sleep(0.02)
             count = self._store.add(f"{occasion} read", 0)
 
-    @_marks_waiting
+    @_may_wait
     def broadcast_tensors(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
-        """Rank 0's tensors on the host of every rank; the others bring None."""
+        """Rank 0's tensors, on the CPU of every rank; the other ranks pass None."""
         if self.size == 1:
             return tensors
         layout = {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in (tensors or {}).items()}
@@ -281,30 +280,27 @@ class DistributedContext:
         return shared
 
     def batchnorm_group(self, processes: int) -> Any:
-        """The process group of this rank among groups of `processes` consecutive ranks."""
+        """The process group of this rank, out of groups of `processes` consecutive ranks."""
         groups = [dist.new_group(list(range(first, first + processes))) for first in range(0, self.size, processes)]
         return groups[self.rank // processes]
 
     def close(self) -> None:
-        """Leaves the process group, at the end of what went well: after an error other ranks may wait in a collective,
-        and the launcher ends them."""
+        """Leaves the process group after success. After an error, other ranks may wait in a collective; the launcher
+        ends them."""
         if self._store is not None:
             self._await_readers("the end", self.size)
         self._accelerator.end_training()
 
 
 def _set_up_gpu_arithmetic(deterministic: bool) -> None:
-    """TF32 for products of float32 matrices and convolutions, and cuDNN's fastest algorithms, found by trying.
-
-    What is fastest may differ from start to start, so neither is on where results must repeat to the bit.
-    """
+    """Enables TF32 for float32 products and convolutions and cuDNN's autotuner, unless results must repeat bit for bit."""
     torch.backends.cuda.matmul.allow_tf32 = not deterministic
     torch.backends.cudnn.allow_tf32 = not deterministic
     torch.backends.cudnn.benchmark = not deterministic
 
 
-def _compilation(mode: str) -> TorchDynamoPlugin:
-    """torch.compile as `--compile MODE` or the launcher asks for it; a second image size compiles again, for itself."""
+def _dynamo_plugin(mode: str) -> TorchDynamoPlugin:
+    """torch.compile as `--compile MODE` or the launcher requests it; every image size is compiled separately."""
     if mode:
         plugin = TorchDynamoPlugin(backend="inductor", mode=mode, dynamic=False)
     else:
@@ -318,11 +314,11 @@ def _compilation(mode: str) -> TorchDynamoPlugin:
     return plugin
 
 
-def _join_again(backend: str) -> None:
-    """After torch's launcher has started all processes over: the process group, in a part of the store of its own.
+def _init_restarted_group(backend: str) -> None:
+    """After torch's elastic launcher has restarted all processes: creates the process group with a prefixed store.
 
-    The launcher keeps one store for all attempts, and a process that is early would find the addresses of the last one
-    there (torch 2.15; the group that Accelerate makes has no part of its own).
+    The launcher keeps one store for all restarts, and an early process would find the addresses of the previous one
+    there (torch 2.15; the group that Accelerate creates has no prefix).
     """
     attempt = launcher_env.restart_count()
     if not attempt or dist.is_initialized():
@@ -334,10 +330,10 @@ def _join_again(backend: str) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or the host, had no memory left."""
+    """Whether the device or the host ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether a collective failed because another process went away, as far as its error tells."""
+    """Whether a collective failed because another process ended, as far as the error tells."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -1,4 +1,4 @@
-"""What the launcher asked for, as its environment says, and whether that is what it started."""
+"""What the launcher asked for, read from the environment, and whether it started that."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import psutil
 
 from resnet_cifar.config.errors import NodeError, UserError
 
-# In the environment: HOST:PID of the process that follows this run, a notebook's or that of a search.
+# Environment variable: HOST:PID of the process that monitors this run (a notebook or a search).
 FOLLOWER = "RESNET_CIFAR_FOLLOWER"
 _SEVERAL = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
@@ -20,23 +20,23 @@ def by_accelerate() -> bool:
 
 
 def by_elastic() -> bool:
-    """Whether torch's elastic launcher did, by itself or for `accelerate launch`."""
+    """Whether torch's elastic launcher started this process, directly or for `accelerate launch`."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def follower_env() -> dict[str, str]:
-    """What a run's environment says of this process, which follows it."""
+    """The environment variable that names this process as the one that monitors a run."""
     return {FOLLOWER: f"{socket.gethostname()}:{os.getpid()}"}
 
 
 def follower_is_gone() -> bool:
-    """Whether the process that started this run to follow it has ended, as far as this machine can see."""
+    """Whether the process that monitors this run has ended, if it runs on this machine."""
     host, _, number = os.environ.get(FOLLOWER, "").rpartition(":")
     return host == socket.gethostname() and not psutil.pid_exists(int(number))
 
 
 def restart_count() -> int:
-    """How often the elastic launcher has started all processes over (--max_restarts)."""
+    """How often the elastic launcher has restarted all processes (--max_restarts)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
@@ -46,8 +46,8 @@ def wants_cpu() -> bool:
 
 
 def on_cpu() -> bool:
-    """Whether this process computes on the CPU: the launcher asks for it, or there is no GPU that torch can use."""
-    import torch  # it takes a second, and most of this module's users do without
+    """Whether this process uses the CPU: the launcher asks for it, or torch finds no GPU."""
+    import torch  # takes a second, which most callers do not need
 
     return wants_cpu() or not torch.cuda.is_available()
 
@@ -55,7 +55,7 @@ def on_cpu() -> bool:
 def resolve_precision(precision: str) -> tuple[str, str]:
     """(the precision, why) for a recipe's `precision`; `auto` is the launcher's, or else what suits the device.
 
-    `accelerate launch` says `no` where nobody asked it for anything, so that word asks for nothing. Raises UserError.
+    `accelerate launch` passes `no` by default, so `no` counts as not asking for anything. Raises UserError.
     """
     if precision != "auto":
         return precision, "as the recipe says"
@@ -74,7 +74,7 @@ def resolve_precision(precision: str) -> tuple[str, str]:
 
 
 def check_environment(on_cpu: bool) -> None:
-    """Raises UserError where the launcher's environment cannot give what it says."""
+    """Raises UserError where the launcher's settings contradict each other or the machine."""
     accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if accumulation != "1":
         raise UserError(
@@ -99,7 +99,7 @@ def check_environment(on_cpu: bool) -> None:
 
 
 def check_world_size(size: int) -> None:
-    """Raises UserError where several processes were started and each believes that it is alone."""
+    """Raises UserError where several processes were started without knowing of each other."""
     for variable in _SEVERAL:
         asked = int(os.environ.get(variable) or 1)
         if asked > 1 and size == 1:

@@ -1,10 +1,10 @@
-"""What processes tell each other beside training: where to stop together, and who no longer answers.
+"""Agreement between processes outside of training: where to stop together, and which rank no longer responds.
 
-Each process has a thread that writes a heartbeat into rank 0's store and reads rank 0's board there. No collective and
-no wait for the device is involved, so it works while the main threads sit in one.
+Each process has a thread that writes a heartbeat to rank 0's store and reads rank 0's board there. It uses no collective
+and never waits for the device, so it works while the main threads are blocked.
 
-To stop, rank 0 puts the request on the board; every process then freezes (its main thread begins no more units of work,
-a step or an evaluation batch) and reports how many it has begun; the largest of these numbers is where all stop.
+To stop, rank 0 puts the request on the board; every process then freezes (its main thread begins no further unit of
+work: a step or an evaluation batch) and reports how many it has begun; all stop at the largest of these numbers.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.distributed.signals import Interrupted, StopSignals, end_process, exit_code
 
 _BEAT = 0.5  # seconds between heartbeats
-_HASTE = 0.05  # while an agreement is sought
-_FIRST = 1.5  # seconds to end the first unit of work, or to lose it
-_SILENCE = 3.0  # seconds after which a process that others lost the connection to counts as dead
-_VERDICT = 10.0  # seconds to find out who died
-_PARTING = 15.0  # seconds for rank 0 to finish the tracker
-RESUME_HINT = f"the same command{' without --restart' * ('--restart' in sys.argv)} goes on from the newest checkpoint"
+_FAST_BEAT = 0.05  # while an agreement is pending
+_FIRST = 1.5  # seconds that the first unit of work may take before it is abandoned
+_SILENCE = 3.0  # seconds without a heartbeat after which a disconnected process counts as dead
+_VERDICT = 10.0  # seconds to find out which process died
+_FINISHING = 15.0  # seconds for rank 0 to finish the trackers
+_WITHOUT = " without --restart" if "--restart" in sys.argv else ""
+RESUME_HINT = f"rerun the same command{_WITHOUT} to resume from the latest checkpoint"
 
 
 class Watchdog:
-    """One process's part. `check_stop` is the main thread's, once before every unit of work, the same on all ranks.
+    """One process's part. The main thread calls `check_stop` before every unit of work, equally often on all ranks.
 
-    `leaving(state, reason)` is called on rank 0, in the watch's thread, before the process ends without the main one.
+    `leaving(state, reason)` is called on rank 0, in the watchdog's thread, before it ends the process.
     """
 
     def __init__(self, context: DistributedContext, requests: StopSignals, timeout: float) -> None:
@@ -44,27 +45,27 @@ class Watchdog:
         self._store = context.connect()
         self._changed = threading.Condition()
         self._begun, self._step = 0, 0
-        self._wish: str | None = None
+        self._request: str | None = None
         self._reason: str | None = None
         self._stop: int | None = None
         self._frozen = self._stopped = self._broken = self._ended = self._done = self._training = False
-        self._decided = 0.0  # when rank 0 knew where to stop
+        self._decided = 0.0  # when rank 0 decided where to stop
         self._failed: str | None = None
         self._beats = 0
         self._board: dict[str, Any] = {"beats": 0, "step": 0, "asked": None, "stop": None, "leave": False}
         self._board |= {"failed": None, "over": False}
         now = time.monotonic()
-        self._heard = [(-1, now)] * context.size  # of each rank: its last heartbeat's number, and when it came
+        self._heard = [(-1, now)] * context.size  # per rank: number and time of the last heartbeat
         self._progress: tuple[list[int], float] = ([], now)
         if self._store is not None:
             self._store.set(f"beat {self.rank}", self._beat())
             context.run_on_main(lambda: self._store.set("board", json.dumps(self._board)) or "")
-        self._thread = threading.Thread(target=self._serve, name="watch", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="watchdog", daemon=True)
         self._thread.start()
-        requests.hand_over(self._ask)
+        requests.hand_over(self._request_stop)
 
     def check_stop(self, step: int | None = None) -> None:
-        """Before a unit of work (of update `step`). Raises Interrupted, on every rank before the same unit."""
+        """Call before a unit of work (of update `step`). Raises Interrupted, on every rank before the same unit."""
         with self._changed:
             while self._frozen and self._stop is None:
                 self._changed.wait()
@@ -76,13 +77,13 @@ class Watchdog:
                 self._step, self._training = step, True
 
     def training_done(self) -> None:
-        """Training is over: what follows on rank 0 alone (scores, export) may take its time."""
+        """Training is over: progress is no longer required, since rank 0 evaluates and exports alone."""
         self._training = False
 
     def fail(self, sentence: str, everywhere: bool) -> None:
-        """Tells the others that this process ends and why, so that they end too; returns when they have had the time.
+        """Reports that this process ends and why, so that the others end too; returns when they had time to do so.
 
-        `everywhere`: the others find the same by themselves, and rank 0 says it.
+        `everywhere`: all ranks have the same error, and rank 0 prints it.
         """
         if self._store is None:
             return
@@ -95,17 +96,17 @@ class Watchdog:
         with self._changed:
             self._done = True
             self._changed.notify_all()
-        self._thread.join(_BEAT)  # Python aborts where its end finds a thread inside torch
+        self._thread.join(_BEAT)  # Python aborts if it exits while a thread is inside torch
 
     def blame(self) -> None:
-        """After a lost connection: ends this process when it is known who died. Returns where nobody did in 10 s."""
+        """After a lost connection: ends this process once it is known which rank died; returns if none did in 10 s."""
         with self._changed:
             self._broken = True
             self._changed.notify_all()
         self._thread.join(_VERDICT)
 
     def close(self) -> None:
-        """This process has done its part; returns when all have, or when rank 0, who holds the store, is gone."""
+        """This process is done; returns when all are, or when rank 0, which holds the store, has ended."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
@@ -118,24 +119,24 @@ class Watchdog:
             threading.Thread(target=self._guard, name="guard", daemon=True).start()
         while True:
             with self._changed:
-                seeking = (self._wish or self._frozen) and self._stop is None
-                self._changed.wait(_HASTE if seeking or self._broken or self._ended else _BEAT)
+                seeking = (self._request or self._frozen) and self._stop is None
+                self._changed.wait(_FAST_BEAT if seeking or self._broken or self._ended else _BEAT)
             if self._done:
                 return
             try:
                 over = self._exchange()
-            except RuntimeError:  # torch's DistError is one: rank 0's process and its store are gone
+            except RuntimeError:  # includes torch's DistError: rank 0 and its store have ended
                 if not self._ended:
                     self._lose_main()
                 over = True
-            except BaseException:  # this thread is the one that can end the process
+            except BaseException:  # no other thread could end the process
                 traceback.print_exc()
                 os._exit(1)
             if over:
                 return
 
     def _exchange(self) -> bool:
-        """Writes the heartbeat and does what the board says; whether there is nothing more to watch."""
+        """Writes the heartbeat and acts on the board; returns whether all processes are done."""
         beat = self._beat()
         if self._store is None:
             board = self._judge([json.loads(beat)])
@@ -143,7 +144,7 @@ class Watchdog:
             self._store.set(f"beat {self.rank}", beat)
             if self.rank == 0:
                 keys = [f"beat {rank}" for rank in range(self.size)]
-                if not self._store.check(keys):  # another one is on its way here
+                if not self._store.check(keys):  # some process has not started yet
                     return False
                 board = self._judge([json.loads(beat) for beat in self._store.multi_get(keys)])
                 self._store.set("board", json.dumps(board))
@@ -152,7 +153,7 @@ class Watchdog:
                 if board["beats"] != self._heard[0][0]:
                     self._heard[0], self._board = (board["beats"], time.monotonic()), board
         if not self._failed:
-            self._obey(board)
+            self._act_on(board)
         return board["over"]
 
     def _beat(self) -> str:
@@ -164,7 +165,7 @@ class Watchdog:
                 "step": self._step,
                 "waiting": self._world.waiting,
                 "training": self._training,
-                "wish": self._wish,
+                "request": self._request,
                 "frozen": self._frozen,
                 "stopped": self._stopped,
                 "broken": self._broken,
@@ -174,22 +175,22 @@ class Watchdog:
         return json.dumps(beat)
 
     def _judge(self, beats: list[dict[str, Any]]) -> dict[str, Any]:
-        """Rank 0's decisions, from every rank's last heartbeat."""
+        """Rank 0's decisions, from the latest heartbeats of all ranks."""
         board, now = self._board, time.monotonic()
         board["beats"], board["step"] = self._beats, self._step
         board["over"] = all(beat["ended"] for beat in beats)
-        board["asked"] = board["asked"] or next((beat["wish"] for beat in beats if beat["wish"]), None)
+        board["asked"] = board["asked"] or next((beat["request"] for beat in beats if beat["request"]), None)
         if board["asked"] and board["stop"] is None and all(beat["frozen"] for beat in beats):
             board["stop"], self._decided = max(beat["begun"] for beat in beats), now
         if board["stop"] in (0, 1) and not any(beat["stopped"] for beat in beats):
-            # Nothing is done yet, and the first unit may be a long compilation.
+            # There is nothing to save yet, and the first unit may include a long compilation.
             board["leave"] = board["stop"] == 0 or now - self._decided > _FIRST
         if self.size > 1 and not board["failed"]:
             board["failed"] = self._failure(beats, now)
         return board
 
     def _failure(self, beats: list[dict[str, Any]], now: float) -> tuple[str, str] | None:
-        """How the run ends, `failed` or `lost`, and the sentence; None while all is well."""
+        """How the run ends, `failed` or `lost`, and the error message; None while all is well."""
         for rank, beat in enumerate(beats):
             if beat["number"] != self._heard[rank][0]:
                 self._heard[rank] = (beat["number"], now)
@@ -201,7 +202,7 @@ class Watchdog:
             if beat["failed"]:
                 return "failed", f"rank {rank} failed at step {beat['step']}: {beat['failed']}"
         begun = [beat["begun"] for beat in beats]
-        # The first unit may hold a compilation.
+        # The first unit may include a compilation.
         if begun != self._progress[0] or min(begun) < 2 or not all(beat["training"] for beat in beats):
             self._progress = (begun, now)
         elif now - self._progress[1] > self.timeout:
@@ -213,20 +214,20 @@ class Watchdog:
         return None
 
     def _guard(self) -> None:
-        """Gives rank 0 up where its board no longer changes: a call to a store that is frozen never returns."""
+        """Gives up on rank 0 when its board no longer changes: a call to a frozen store never returns."""
         while self._thread.is_alive():
             time.sleep(_BEAT)
             if time.monotonic() - self._heard[0][1] > (_SILENCE if self._broken else self.timeout):
                 self._lose_main()
 
     def _lose_main(self) -> None:
-        if self._ended:  # this process has done its part
+        if self._ended:  # this process is done
             end_process(0 if self._stop is None else exit_code())
-        if not self._failed:  # who failed says so by itself
+        if not self._failed:  # a failed process prints its own error
             sentence = f"rank 0 (last heard of at step {self._board['step']}) died or lost the network: {RESUME_HINT}"
             end_process(1, f"error: {sentence}" if self.rank == 1 else "")
 
-    def _obey(self, board: dict[str, Any]) -> None:
+    def _act_on(self, board: dict[str, Any]) -> None:
         if board["failed"]:
             self._give_up(*board["failed"])
         if board["leave"]:
@@ -238,39 +239,39 @@ class Watchdog:
                 self._stop = board["stop"]
                 self._changed.notify_all()
 
-    def _ask(self, reason: str) -> None:
+    def _request_stop(self, reason: str) -> None:
         with self._changed:
-            self._wish = reason
+            self._request = reason
             self._changed.notify_all()
 
     def _give_up(self, state: str, sentence: str) -> None:
-        """Ends this process, whose main thread may wait for ever."""
+        """Ends this process, whose main thread may wait forever."""
         try:
-            self._part(state, sentence)
+            self._sign_off(state, sentence)
         finally:
             end_process(1, f"error: {sentence}" if self.rank == 0 else "")
 
     def _leave(self, reason: str) -> None:
-        """Ends this process, which has done nothing since its start."""
+        """Ends this process, which has nothing to save."""
         try:
-            self._part("interrupted", reason)
+            self._sign_off("interrupted", reason)
         finally:
             end_process(exit_code())
 
-    def _part(self, state: str, why: str) -> None:
-        """Rank 0 leaves its last word, and time for others to read the board; they stay until it is gone.
+    def _sign_off(self, state: str, why: str) -> None:
+        """Rank 0 writes the final state and gives the others time to read the board; they stay until it has ended.
 
-        Its main thread may be in a collective with theirs, and would take their end for a failure.
+        Its main thread may be in a collective with theirs, and their end would look like a failure to it.
         """
         if self.rank == 0:
             self.leaving(state, why)
             time.sleep(2 * _BEAT * (self.size > 1))
             return
-        end = time.monotonic() + _PARTING
+        end = time.monotonic() + _FINISHING
         with contextlib.suppress(RuntimeError):
             while time.monotonic() < end:
                 self._store.check(["board"])
-                time.sleep(_HASTE)
+                time.sleep(_FAST_BEAT)
 
 
 def _named(ranks: list[int], beats: list[dict[str, Any]]) -> str:

@@ -1,6 +1,6 @@
-"""`micro_batch: auto`: the largest micro-batch that fits the device, found by trying.
+"""`micro_batch: auto`: the largest micro-batch that fits the device, found by trial.
 
-RUN/micro_batch.json keeps what was found, so that a resumed run sums in the same order as before.
+RUN/micro_batch.json keeps the result, so that a resumed run sums gradients in the same order.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _FILE = "micro_batch.json"
 
 
 def fit(plan: Plan, state: TrainState, context: DistributedContext, folder: RunDir) -> Plan:
-    """`plan` with the micro-batch that fits every rank, from what was found before or the whole share on.
+    """`plan` with the largest micro-batch that fits every rank, starting from an earlier result or the whole share.
 
-    Raises UserError where not even one norm group fits.
+    Raises UserError where not even one ghost batch fits.
     """
 
     def known() -> str:
@@ -30,31 +30,31 @@ def fit(plan: Plan, state: TrainState, context: DistributedContext, folder: RunD
 
     plan = plan.with_micro_batch(int(context.run_on_main(known)))
     size = max(plan.image_size(end - 1) for end in plan.phase_ends)
-    # Passes through groups that span processes would wait for ranks that have given up.
+    # With BatchNorm groups that span processes, a pass would wait for ranks that ran out of memory.
     while plan.recipe.model.ghost_batch_size <= plan.per_rank_batch and not _all_fit(
         state, context, plan.micro_batch, size
     ):
         plan = smaller(plan)
     if context.is_main:
-        note(plan, context, folder)
+        save(plan, context, folder)
     return plan
 
 
 def smaller(plan: Plan) -> Plan:
-    """`plan` with the next smaller micro-batch. Raises UserError where there is none."""
+    """`plan` with the next smaller micro-batch. Raises UserError if there is none."""
     rows = plan.smaller_micro_batch
     if rows is None:
         raise UserError(
             f"micro_batch auto: not even {plan.micro_batch} images of {plan.recipe.data.image_size} pixels fit the "
-            "device's memory: lower model.ghost_batch_size or data.image_size, or take a smaller model"
+            "device's memory: lower model.ghost_batch_size or data.image_size, or use a smaller model"
         )
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # in pieces of the wrong size
+        torch.cuda.empty_cache()  # cached blocks have the wrong sizes
     return plan.with_micro_batch(rows)
 
 
-def note(plan: Plan, context: DistributedContext, folder: RunDir) -> None:
-    """Writes down what fits."""
+def save(plan: Plan, context: DistributedContext, folder: RunDir) -> None:
+    """Records the result in the run directory."""
     found = {"share": plan.per_rank_batch, "device": context.describe(), "micro_batch": plan.micro_batch}
     write_json(folder.path / _FILE, found)
 

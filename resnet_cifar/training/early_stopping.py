@@ -1,4 +1,4 @@
-"""Ending training when the validation split no longer gains."""
+"""Early stopping: ends training when the validation metric no longer improves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from resnet_cifar.config import schema
 
 
 class EarlyStopping:
-    """Counts scores in a row that were no improvement. Checkpoints hold its state: a resumed run stops alike."""
+    """Counts consecutive evaluations without an improvement. Checkpoints hold the state, so resumed runs stop alike."""
 
     def __init__(self, settings: schema.EarlyStopping) -> None:
         self.settings = settings
@@ -17,11 +17,11 @@ class EarlyStopping:
 
     @property
     def over(self) -> bool:
-        """Whether training ends here."""
+        """Whether training stops here."""
         return 0 < self.settings.patience <= self._waited
 
-    def see(self, scores: dict[str, float]) -> None:
-        """The next scores: {"val/accuracy": ..., "val/loss": ...}."""
+    def update(self, scores: dict[str, float]) -> None:
+        """Adds an evaluation: {"val/accuracy": ..., "val/loss": ...}."""
         value = scores["val/accuracy"] if self.settings.metric == "accuracy" else -scores["val/loss"]
         if value > self._best + self.settings.min_delta:
             self._best, self._waited = value, 0
@@ -33,6 +33,6 @@ class EarlyStopping:
         return {"best": self._best if math.isfinite(self._best) else None, "waited": self._waited}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Takes a saved state up."""
+        """Restores a saved state."""
         self._best = -math.inf if state["best"] is None else state["best"]
         self._waited = state["waited"]

@@ -1,4 +1,4 @@
-"""What steps have seen, summed on the device: the host reads it steps later, and nothing waits."""
+"""Training metrics summed on the device; the host reads them steps later, without waiting."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from resnet_cifar.config.errors import UserError
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.training.plan import Plan
 
-_SKIPS = 20  # fp16 updates in a row that the scaler may skip
+_MAX_SKIPS = 20  # consecutive fp16 updates that the scaler may skip
 _NEVER = torch.iinfo(torch.int64).max
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What happened since the sums were taken before: over all ranks, after `step` updates.
+    """Means over all ranks and all images since the previous flush, after `step` updates.
 
-    `gradient_norm`: the mean over these updates of the gradient's norm before it was clipped, without those that were
-    not finite, which fp16's scaler skips; None where gradients are not clipped.
+    `gradient_norm`: the mean norm of the gradients before clipping, without the infinite ones that fp16's scaler skips;
+    None where gradients are not clipped.
     """
 
     step: int
@@ -34,52 +34,52 @@ class StepMetrics:
 
 
 class MetricAccumulator:
-    """The sums since they were taken last, the first step whose loss was not finite, and fp16's skipped updates."""
+    """Sums since the previous flush, the first step whose loss was not finite, and the number of skipped fp16 updates."""
 
     def __init__(self, plan: Plan, context: DistributedContext) -> None:
         self.plan, self.context = plan, context
         self._sums = torch.zeros(2, dtype=torch.float64, device=context.device)
-        self._norms = torch.zeros(2, dtype=torch.float64, device=context.device)  # their sum and count
+        self._norms = torch.zeros(2, dtype=torch.float64, device=context.device)  # sum and count
         self._first_bad = torch.full((1,), _NEVER, dtype=torch.int64, device=context.device)
         self._skipped = torch.zeros(1, dtype=torch.int64, device=context.device)
         self._pending: deque[tuple[int, int, Tensor, Tensor, torch.cuda.Event | None]] = deque()
         self._summed_to = 0
 
     def add(self, step: int, counts: Tensor) -> None:
-        """What this rank has seen in update `step`: float64 [loss, right answers], summed over its images."""
+        """Adds this rank's share of update `step`: float64 [sum of losses, number of correct predictions]."""
         self._sums += counts
         bad = torch.where(torch.isfinite(counts[0]), _NEVER, step)
         self._first_bad = torch.minimum(self._first_bad, bad)
 
     def add_grad_norm(self, norm: Tensor) -> None:
-        """The norm ([]) of the global batch's gradient before it is clipped; every rank has the same."""
+        """Adds the norm ([]) of the global batch's gradient before clipping; it is the same on every rank."""
         finite = norm < math.inf  # and not NaN
         self._norms += torch.stack([torch.where(finite, norm, 0.0), finite])
 
     def add_finite(self, finite: Tensor) -> None:
-        """Whether the gradients were `finite` (bool []); fp16's scaler skips the update where they were not."""
+        """Notes whether the gradients were `finite` (bool []); fp16's scaler skips the update where they were not."""
         self._skipped = torch.where(finite, 0, self._skipped + 1)
 
     @property
     def skipped(self) -> int:
-        """fp16 updates in a row that the scaler has skipped. Waits for the device."""
+        """The number of consecutive fp16 updates that the scaler has skipped. Waits for the device."""
         return int(self._skipped)
 
     def resume(self, step: int, begun: dict[str, float] | None, skipped: int) -> None:
-        """Counts from `step` updates on; `begun`: what `pending_sums` said of the row that was begun by then."""
+        """Continues after `step` updates; `begun`: `pending_sums` of the incomplete row at that point."""
         self._summed_to = step
         self._skipped.fill_(skipped)
         if begun:
             self._summed_to -= int(begun["steps"])
             norms = [begun.get("norms", 0.0), begun.get("norms_count", 0.0)]  # older checkpoints have none
-            self._norms += torch.tensor(norms, dtype=torch.float64).to(self._norms.device)  # a sum over no ranks
+            self._norms += torch.tensor(norms, dtype=torch.float64).to(self._norms.device)  # the same on all ranks
             if self.context.is_main:
                 self._sums += torch.tensor([begun["loss"], begun["correct"]], dtype=torch.float64).to(self._sums.device)
 
     def pending_sums(self, done: int) -> dict[str, float] | None:
-        """The sums since they were taken last, after `done` updates, over all ranks; None where there are none.
+        """The sums over all ranks since the previous flush, after `done` updates; None if there were no updates.
 
-        Raises UserError where a loss among them was not finite.
+        Raises UserError where a loss was not finite.
         """
         if done == self._summed_to:
             return None
@@ -95,7 +95,7 @@ class MetricAccumulator:
         }
 
     def flush_async(self, done: int) -> None:
-        """After `done` updates: sends the sums since the last time to the host, where `poll` finds them later."""
+        """After `done` updates: starts copying the sums since the previous flush to the host, for `poll`."""
         sums, first_bad = (
             self.context.all_reduce_sum_(self._sums.clone()),
             self.context.all_reduce_min_(self._first_bad.clone()),
@@ -106,14 +106,14 @@ class MetricAccumulator:
         facts = torch.cat([first_bad, skipped])
         event = None
         if self.context.device.type == "cuda":
-            sums, facts = _copied_aside(sums), _copied_aside(facts)
+            sums, facts = _copy_to_host(sums), _copy_to_host(facts)
             event = torch.cuda.Event()
             event.record()
         self._pending.append((done, done - self._summed_to, sums, facts, event))
         self._summed_to = done
 
     def poll(self, wait: bool = False) -> Iterable[StepMetrics]:
-        """The sums that have arrived; all that were taken, if `wait`. Raises UserError where a loss was not finite."""
+        """The metrics that have arrived, or all that were flushed if `wait`. Raises UserError for a loss not finite."""
         while self._pending and (wait or self._pending[0][-1] is None or self._pending[0][-1].query()):
             done, steps, sums, facts, event = self._pending.popleft()
             if event is not None:
@@ -128,13 +128,15 @@ class MetricAccumulator:
     def _check(self, first_bad: int, skipped: int) -> None:
         if first_bad != _NEVER:
             raise UserError(
-                f"the loss of step {first_bad} is not finite: lower the rate (--phases.0.lr), add warm-up, or set "
+                f"the loss of step {first_bad} is not finite: lower the learning rate (--phases.0.lr), add warm-up, or set "
                 "--optimizer.clip_grad_norm 1"
             )
-        if skipped >= _SKIPS:
-            raise UserError(f"fp16 overflowed in {skipped} updates in a row: take --precision bf16, or lower the rate")
+        if skipped >= _MAX_SKIPS:
+            raise UserError(
+                f"fp16 overflowed in {skipped} updates in a row: use --precision bf16, or lower the learning rate"
+            )
 
 
-def _copied_aside(tensor: Tensor) -> Tensor:
-    """A copy in pinned memory of the host, on its way when this returns."""
+def _copy_to_host(tensor: Tensor) -> Tensor:
+    """A copy in pinned host memory, which is under way when this returns."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

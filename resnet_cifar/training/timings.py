@@ -1,4 +1,4 @@
-"""Where the seconds of a start go: wall-clock time by part, as status.json keeps it."""
+"""Wall-clock time of an attempt by part, for status.json."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import psutil
 
 
 class Timings:
-    """Adds up the main thread's seconds, from the start of the process on. Every second belongs to exactly one part.
+    """Sums the main thread's time by part, from the start of the process. Every second belongs to exactly one part.
 
-    The time until this is constructed is `imports`; what no `part` covers is `other`. Work that a GPU has yet to do
-    counts where the host waits for it.
+    The time before construction is `imports`; time outside of any `part` is `other`. GPU work counts where the host
+    waits for it.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Timings:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """A context whose time belongs to the part `name`, except for what a part inside it takes."""
+        """A context whose time belongs to the part `name`, except for nested parts."""
         outer = self._enter(name)
         try:
             yield

@@ -225,7 +225,7 @@ class Trainer:
         while True:
             plan = auto_micro_batch.smaller(self.plan)
             with contextlib.suppress(OSError):  # of a rank that does not see the directory: rank 0 will find it again
-                auto_micro_batch.note(plan, self.context, self.writer.folder)
+                auto_micro_batch.save(plan, self.context, self.writer.folder)
             if self.context.size > 1:
                 smaller = f"{RESUME_HINT}, with smaller ones"
                 raise _RankOutOfMemory(f"{failed}, with micro-batches of {self.plan.micro_batch}: {smaller}")
@@ -310,7 +310,7 @@ class Trainer:
         with self.writer.timings.part("evaluation"):
             predictions = predict(context, state.wrapped_for_eval, validation, state.preprocess, check_stop)
             scores = {f"val/{key}": value for key, value in metrics.summary(*predictions).items()}
-        self.stopping.see(scores)
+        self.stopping.update(scores)
         if self.best is None or scores["val/accuracy"] > self.best["val/accuracy"]:  # the earlier of equals
             self.best = {"step": self.writer.done, **scores}
             self.validated = self.writer.done, predictions

@@ -48,5 +48,5 @@ def test_a_run_whose_notebook_is_killed_stops_saved(hurt_run) -> None:
     run = hurt_run()
     follow(run, fault("update", 20, "SIGKILL launcher"))
     status = run.status
-    assert (status["state"], status["why"]) == ("interrupted", "the end of what started it")
+    assert (status["state"], status["why"]) == ("interrupted", "the end of the process that monitors it")
     assert status["step"] >= 20

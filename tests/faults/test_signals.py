@@ -95,7 +95,7 @@ def test_a_process_alone_ends_at_its_limit_and_at_a_second_signal(hurt_run, undi
 
     start = run.start(options=("--max_minutes", 0.0001))
     assert start.wait() == TRY_AGAIN
-    assert start.stderr == "stopped by --max-minutes 0.0001 before training began: the same command starts again\n"
+    assert start.stderr == "stopped by --max-minutes 0.0001 before training began: rerun the same command to start again\n"
     assert not run.folder.exists()
 
     code, start = run.hurt(fault("update", 6, "an hour passes"), options=("--max_minutes", 30))
@@ -106,7 +106,7 @@ def test_a_process_alone_ends_at_its_limit_and_at_a_second_signal(hurt_run, undi
     start = run.start(fault("update", 2, "block"))
     start.wait_until_fired()
     assert keep_sending(start, signal.SIGTERM) == 128 + signal.SIGTERM
-    assert start.stderr == "SIGTERM again: ending at once\n"
+    assert start.stderr == "SIGTERM again: exiting immediately\n"
 
     run.finish()
     undisturbed().check_equal(run)
@@ -144,7 +144,7 @@ def test_a_signal_before_anything_is_saved_costs_nothing_but_the_start(hurt_run,
         code, start = run.hurt(moment, env=empty_cache)
         name = moment["then"].split()[0]
         assert code == TRY_AGAIN
-        assert start.stderr == f"stopped by {name} before training began: the same command starts again\n"
+        assert start.stderr == f"stopped by {name} before training began: rerun the same command to start again\n"
         assert not run.folder.exists()
 
     code, start = run.hurt(fault("claim", 5, "SIGKILL self"), env=empty_cache)

@@ -373,7 +373,7 @@ def taken() -> Iterator[int]:
 
 
 def test_a_port_in_use_where_no_launcher_looks(tmp_path: Path, hub_root: Path, taken: int):
-    case = Case("port", HUB, ("cannot meet at 127.0.0.1", str(taken), "in use", "set MASTER_PORT"), "download")
+    case = Case("port", HUB, ("cannot connect at 127.0.0.1", str(taken), "in use", "set MASTER_PORT"), "download")
     place = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}
     env = {**{name: str(value) for name, value in place.items()}, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken)}
     (tmp_path / "home").mkdir()

@@ -111,18 +111,18 @@ class TestCompilation:
     def test_a_mode_of_ours_wins_and_sizes_are_never_symbolic(
         self, monkeypatch: pytest.MonkeyPatch, fresh_accelerator: None
     ) -> None:
-        assert context_module._compilation("").to_kwargs()["dynamic"] is False
+        assert context_module._dynamo_plugin("").to_kwargs()["dynamic"] is False
         monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
         assert DistributedContext("no").describe().endswith("compiled with eager")
-        asked = context_module._compilation("max-autotune-no-cudagraphs").to_kwargs()
+        asked = context_module._dynamo_plugin("max-autotune-no-cudagraphs").to_kwargs()
         assert (asked["backend"], asked["mode"], asked["dynamic"]) == ("inductor", "max-autotune-no-cudagraphs", False)
 
     @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
     def test_cuda_graphs_and_several_processes_are_refused(self, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        context_module._compilation(mode)
+        context_module._dynamo_plugin(mode)
         monkeypatch.setenv("WORLD_SIZE", "2")
         with pytest.raises(UserError, match=rf"mode {mode} uses CUDA graphs.*max-autotune-no-cudagraphs"):
-            context_module._compilation(mode)
+            context_module._dynamo_plugin(mode)
 
 
 @pytest.mark.parametrize(

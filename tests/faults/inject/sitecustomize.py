@@ -35,7 +35,7 @@ from types import SimpleNamespace
 
 FILES = {
     "decode": re.compile(r"\.building-"),
-    "claim": re.compile(r"/(owner\.json|recipe\.yaml|environment\.json|metrics\.jsonl)"),
+    "claim": re.compile(r"/(lease\.json|recipe\.yaml|environment\.json|metrics\.jsonl)"),
     "save": re.compile(r"/checkpoints/step-|^(model\.safetensors|optimizer\.safetensors|state\.json)$"),
     "export": re.compile(r"/(eval-test|predictions-test|model(\.writing)?$|model\.writing/|result\.json)"),
 }
@@ -149,7 +149,7 @@ def digest(*arrays):
     return found.hexdigest()[:16]
 
 
-def on_interrupts(module):
+def on_signals(module):
     import psutil
 
     injector.clock = module
@@ -159,25 +159,25 @@ def on_interrupts(module):
         atexit.register(injector.arrive)
 
 
-def on_plan(module):
-    order = module.Plan.order
+def on_sampling(module):
+    sample_indices = module.sample_indices
 
-    def noted(self, step, rows):
-        indices, epochs = order(self, step, rows)
+    def noted(seed, images, batch_size, step, rows):
+        indices, epochs = sample_indices(seed, images, batch_size, step, rows)
         injector.orders[step] = digest(indices, epochs)
         return indices, epochs
 
-    module.Plan.order = noted
+    module.sample_indices = noted
 
 
-def on_step(module):
-    update = module.TrainState.update
+def on_train_step(module):
+    train_step = module.train_step
 
-    def noted(self, step, micro_batches):
+    def noted(state, step, batch, lr):
         parts = []
 
         def seen():
-            for inputs, targets in micro_batches:
+            for inputs, targets in batch:
                 if len(parts) == 1:
                     injector.moment("update", f"step {step}")
                 parts.append(digest(inputs.cpu().numpy(), targets.cpu().numpy()))
@@ -185,13 +185,13 @@ def on_step(module):
 
         if injector.is_slow:
             time.sleep(SLOW)
-        update(self, step, seen())
+        train_step(state, step, seen(), lr)
         injector.write("update", step=step, order=injector.orders[step], batches=parts)
 
-    module.TrainState.update = noted
+    module.train_step = noted
 
 
-def on_evaluate(module):
+def on_predict(module):
     for name in ("predict", "precise_bn"):
         setattr(module, name, ticked(getattr(module, name)))
 
@@ -214,17 +214,17 @@ def ticked(function):
     return noted
 
 
-def on_watch(module):
-    trained = module.Watch.trained
+def on_watchdog(module):
+    training_done = module.Watchdog.training_done
 
     def noted(self):
         injector.is_scoring = True
-        trained(self)
+        training_done(self)
 
-    module.Watch.trained = noted
+    module.Watchdog.training_done = noted
 
 
-def on_store(module):
+def on_image_data(module):
     load = module.load
 
     def noted(*arguments):
@@ -251,13 +251,13 @@ if "FAULTS" in os.environ:
 
     injector = Injector(json.loads(os.environ["FAULTS"]))
     for place, hook in {
-        "training.interrupts": on_interrupts,
-        "training.checkpoint": on_checkpoint,
-        "training.evaluate": on_evaluate,
-        "training.step": on_step,
-        "training.watch": on_watch,
-        "data.plan": on_plan,
-        "data.store": on_store,
+        "distributed.signals": on_signals,
+        "distributed.watchdog": on_watchdog,
+        "checkpoints.checkpoint": on_checkpoint,
+        "evaluation.predict": on_predict,
+        "training.train_step": on_train_step,
+        "data.sampling": on_sampling,
+        "data.image_data": on_image_data,
     }.items():
         wrapt.register_post_import_hook(hook, f"resnet_cifar.{place}")
     wrapt.register_post_import_hook(lambda module: injector.moment("import"), "torch")
