@@ -275,7 +275,7 @@ def _built(variant: Variant, rehearse: bool) -> tuple[TrainState, Loader]:
         os.environ["ACCELERATE_DYNAMO_MODE"] = variant.compile_mode
     context = DistributedContext(variant.precision)
     torch.backends.cudnn.benchmark = variant.cudnn_benchmark
-    recipe = preflight.resolved(_recipe(variant, rehearse))
+    recipe = preflight.resolve(_recipe(variant, rehearse))
     count = 512 if rehearse else 50_000
     images = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, device=context.device)
     labels = torch.randint(0, CLASSES, (count,), device=context.device)

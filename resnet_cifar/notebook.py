@@ -95,7 +95,7 @@ def _default_folder(name: str, base: Recipe) -> Path:
     from resnet_cifar.training import preflight
 
     precision, _ = launcher_env.resolve_precision(base.precision)
-    resolved = preflight.resolved(dataclasses.replace(base, precision=precision))
+    resolved = preflight.resolve(dataclasses.replace(base, precision=precision))
     return default_run_path(name, resolved)
 
 

@@ -17,7 +17,7 @@ _NO_DEFAULT = object()
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Nested plain values, as YAML and JSON hold them; `parse` reads them back."""
+    """Nested plain values for YAML and JSON; `parse` reads them back."""
     return _plain(dataclasses.asdict(recipe))
 
 
@@ -43,7 +43,7 @@ def fingerprint(recipe: Recipe) -> str:
 
 
 def differences(ours: Recipe, theirs: Recipe) -> list[str]:
-    """What decides the result and differs, as `field: theirs, not ours`."""
+    """Decisive fields that differ, as `field: theirs, not ours`."""
     a, b = flatten(ours), flatten(theirs)
     paths = sorted(_decisive(ours).keys() | _decisive(theirs).keys())
     return [f"{p}: {b.get(p, 'absent')}, not {a.get(p, 'absent')}" for p in paths if a.get(p) != b.get(p)]
@@ -55,7 +55,7 @@ def _decisive(recipe: Recipe) -> dict[str, Any]:
 
 
 def field_paths() -> list[str]:
-    """Every field a recipe with one phase has."""
+    """The fields of a recipe with one phase."""
     return list(flatten(Recipe()))
 
 

@@ -18,7 +18,7 @@ class NodeError(UserError):
     """An error that other nodes may not have: the first process of each affected node prints it."""
 
 
-# Names of earlier versions.
+# Fields and flags of earlier versions.
 RENAMED = {
     "model.norm_batch": "model.ghost_batch_size",
     "model.ema": "model.ema_decay",

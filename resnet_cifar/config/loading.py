@@ -31,13 +31,13 @@ def read_recipe(name: str, overrides: dict[str, str] | None = None) -> Recipe:
 def with_overrides(values: dict[str, Any], overrides: dict[str, str] | None) -> Recipe:
     """The recipe of nested plain values, with `overrides` (field path -> word). Raises UserError."""
     if "data.source" in (overrides or {}) and isinstance(values.get("data"), dict):
-        described = ("config_name", "splits", "columns")  # of the source that is overridden
+        described = ("config_name", "splits", "columns")  # describe the source that is overridden
         values = {**values, "data": {name: value for name, value in values["data"].items() if name not in described}}
     for path, word in (overrides or {}).items():
         _set(values, path, word)
     recipe = parse(values)
     source = Path(recipe.data.source).expanduser()
-    if recipe.data.source != "synthetic" and source.exists():  # a run folder must mean the same from anywhere
+    if recipe.data.source != "synthetic" and source.exists():  # a run directory must mean the same from anywhere
         values = to_dict(recipe)
         values["data"]["source"] = str(source.resolve())
         recipe = parse(values)
@@ -63,7 +63,7 @@ def read_yaml(name: str) -> dict[str, Any]:
         with file.open() as stream:
             values = yaml.load(stream, _Yaml)
     except OSError as error:
-        raise UserError(f"{name} cannot be read ({error.strerror}): name another recipe") from None
+        raise UserError(f"{name} cannot be read ({error.strerror}): use another recipe") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -72,7 +72,7 @@ def read_yaml(name: str) -> dict[str, Any]:
 
 
 class _Yaml(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which PyYAML would silently take the last."""
+    """Refuses duplicate keys, of which PyYAML would silently use the last."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -86,16 +86,17 @@ class _Yaml(yaml.SafeLoader):
 
 
 def recipe_summary(name: str) -> str:
-    """What the shipped recipe says of itself."""
+    """The first comment of a shipped recipe."""
     return (_shipped() / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ")
 
 
 def is_digits(word: str) -> bool:
-    """Whether the word is a whole number, written in plain digits."""
+    """Whether the word is a whole number in plain digits."""
     return word.isascii() and word.isdigit()
 
 
 def is_field(path: str) -> bool:
+    """Whether `path`, such as phases.1.lr, is a field of a recipe."""
     parts = path.split(".")
     return ".".join("0" if is_digits(part) else part for part in parts) in field_paths()
 

@@ -1,7 +1,7 @@
 """The fields of a recipe: frozen dataclasses, one documented line per field.
 
-The recipe determines the result of a run; processes and machines (accelerate_configs/) only determine its speed. Nothing
-heavy is imported here, so that an invalid recipe is reported immediately.
+The recipe determines the result of a run; processes and machines (accelerate_configs/) only determine its speed.
+Nothing heavy is imported here, so that an invalid recipe is reported immediately.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _trackers(value: Any) -> str:
         if name not in (*TRACKERS, "none"):
             raise ValueError(f"{name!r} is none of {', '.join(TRACKERS)} and none")
         if names.count(name) > 1:
-            raise ValueError(f"{name} stands there twice: name it once")
+            raise ValueError(f"{name} is listed twice: name it once")
     if not names or ("none" in names and len(names) > 1):
         raise ValueError("name trackers, or none alone")
     return ",".join(names)
@@ -87,92 +87,92 @@ _STRICT = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True)
 class SplitNames:
-    """What a source calls its splits, where that is not found."""
+    """The names of a source's splits, where they are not detected."""
 
     __pydantic_config__ = _STRICT
 
     train: str = ""
-    """The split to train on [found: train, or the only one there is]."""
+    """Training split [detected: train, or the only split]."""
     test: str = ""
-    """The split to test on [found: test or validation, the first with labels; else data.test_fraction cuts one]."""
+    """Test split [detected: test or validation, the first with labels; else data.test_fraction cuts one off]."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What a source calls its images and labels, where that is not found."""
+    """The names of a source's image and label columns, where they are not detected."""
 
     __pydantic_config__ = _STRICT
 
     image: str = ""
-    """The column (or array of an .npz file, or ids of a CSV) that holds the images [found: the only image column]."""
+    """Column (array of an .npz file, id column of a CSV file) of images [detected: the only image column]."""
     label: str = ""
-    """The column that holds the labels: numbers or names [found: the one with most classes]."""
+    """Column of labels, numbers or names [detected: the one with the most classes]."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """The images: where they come from and how large the network sees them."""
+    """The dataset, and the size at which the network sees it."""
 
     __pydantic_config__ = _STRICT
 
     source: Name = "uoft-cs/cifar10"
-    """The hub's OWNER/NAME; a folder of pictures, tables or CIFAR's batches; .npz, .zip, .7z, .tar.gz; `synthetic`."""
+    """Hub id OWNER/NAME; a folder of images, tables or CIFAR's batches; .npz, .zip, .7z, .tar.gz; or `synthetic`."""
     config_name: str = ""
-    """The hub set's configuration [its default one]."""
+    """Configuration of a hub dataset [its default]."""
     splits: SplitNames = field(default_factory=SplitNames)
     columns: Columns = field(default_factory=Columns)
     skip_broken: bool = False
-    """Leave out, and name, images that do not decode or have no valid label, instead of ending there."""
+    """Skip (and name) images that cannot be decoded or have no valid label, instead of stopping."""
     decode_size: Annotated[Whole, Field(ge=0, le=1024)] = 0
-    """Side of the stored images, pixels; 0: their own where all have one size, else image_size (resized, cropped)."""
+    """Side of the stored images, pixels; 0: their own if all have one size, else image_size (resized, cropped)."""
     storage: Literal["auto", "device", "host"] = "auto"
-    """Images in the device's memory, or read ahead from disk; `auto`: the device, up to half of its free memory."""
+    """Keep images in device memory, or read them ahead from disk; `auto`: device, up to half of its free memory."""
     test_fraction: Annotated[Number, Field(gt=0, le=1)] = 0.1
-    """Fraction cut off as test split where the source has none with labels, stratified; 1: all, to be scored on."""
+    """Stratified fraction cut off as the test split where the source has none with labels; 1: all, evaluation only."""
     limit: Annotated[Whole, Field(ge=0)] = 0
-    """Images kept of each split, stratified by class, before the validation cut; 0 keeps all."""
+    """Images per split, stratified by class, before the validation cut; 0: all."""
     validation_fraction: Annotated[Number, Field(ge=0, lt=1)] = 0.1
-    """Fraction of the training images held out, stratified, to choose the best checkpoint; 0: the last one counts."""
+    """Stratified fraction of the training images held out to select the best checkpoint; 0: the last one is used."""
     overfit_images: Annotated[Whole, Field(ge=0)] = 0
-    """N > 0: train on N images without augmentation and validate on the same N, to prove that the model can learn."""
+    """N > 0: train on N images without augmentation and validate on the same N, to check that the model can learn."""
     image_size: Annotated[Whole, Field(ge=8, le=1024)] = 224
-    """Side of the square the network sees, pixels; images are resized on the device."""
+    """Side of the square that the network sees, pixels; images are resized on the device."""
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bicubic"
-    """How images are resized."""
+    """Interpolation for resizing."""
     normalize: Literal["model", "none"] = "model"
-    """`model`: the mean and standard deviation of the model's pretraining; `none`: pixels stay in 0..1."""
+    """`model`: mean and standard deviation of the model's pretraining; `none`: pixels stay in 0..1."""
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes of training images, drawn from (seed, step, row) on every device alike."""
+    """Random augmentations of training images, drawn from (seed, step, row), the same on every device."""
 
     __pydantic_config__ = _STRICT
 
     crop_padding: Annotated[Whole, Field(ge=0, le=64)] = 4
-    """Random crop after reflect-padding by this many pixels (at the stored size); 0 is off."""
+    """Random crop after reflect padding by this many pixels (at the stored size); 0: off."""
     flip: Literal["none", "random", "alternating"] = "random"
-    """Horizontal flip: in half of the cases, or alternating from epoch to epoch (airbench)."""
+    """Horizontal flip: at random, or alternating from epoch to epoch (airbench)."""
     trivial_augment: bool = False
-    """TrivialAugment Wide (Mueller & Hutter 2021): one random operation an image, after the flip, before cutout."""
+    """TrivialAugment Wide (Mueller & Hutter 2021): one random operation per image."""
     cutout: Annotated[Whole, Field(ge=0)] = 0
-    """Side of the square that is blanked, pixels at the stored size (DeVries & Taylor 2017); 0 is off."""
+    """Side of the square that is blanked, pixels at the stored size (DeVries & Taylor 2017); 0: off."""
     random_erasing: Annotated[Number, Field(ge=0, le=1)] = 0.0
-    """Probability of random erasing (Zhong et al. 2017); 0 is off."""
+    """Probability of random erasing (Zhong et al. 2017); 0: off."""
     mixup_alpha: Annotated[Number, Field(ge=0)] = 0.0
-    """Beta's alpha of Mixup (Zhang et al. 2017), 0 is off; with CutMix on too, each pair draws one of the two."""
+    """Alpha of Mixup's Beta distribution (Zhang et al. 2017); 0: off. With CutMix, each pair uses one of the two."""
     cutmix_alpha: Annotated[Number, Field(ge=0)] = 0.0
-    """Beta's alpha of CutMix (Yun et al. 2019), 0 is off."""
+    """Alpha of CutMix's Beta distribution (Yun et al. 2019); 0: off."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """What makes classes of the model's last features."""
+    """The layers between the features and the classes."""
 
     __pydantic_config__ = _STRICT
 
     pool: Literal["model", "avg", "max", "flatten"] = "model"
-    """`model`: as timm's model pools (the mean of the last feature map, a ViT's class token); `flatten`: not at all."""
+    """`model`: as the timm model pools (mean of the last feature map, class token of a ViT); `flatten`: no pooling."""
     hidden_dims: Annotated[tuple[int, ...], PlainValidator(_dims)] = ()
     """Units of dense layers with ReLU before the classifier, such as `128,64` [none: the classifier alone]."""
     norm: bool = False
@@ -184,7 +184,7 @@ class Head:
 
     @property
     def is_deep(self) -> bool:
-        """Whether it is more than the classifier that timm gives its model."""
+        """Whether it is more than timm's classifier."""
         return dataclasses.replace(self, init="auto") != Head()
 
 
@@ -197,36 +197,36 @@ class Model:
     name: Name = "resnet50.a1_in1k"
     """Any timm classifier, with or without a weight tag (`timm.list_models()`)."""
     pretrained: bool = True
-    """Start from timm's pretrained weights, with a new head that starts at zero."""
+    """Start from timm's pretrained weights, with a new zero-initialized head."""
     init_from: str = ""
-    """Start from the model of this run folder, whatever `pretrained` says; a head of other classes starts anew."""
+    """Start from the model of this run directory instead; a head for other classes is reinitialized."""
     stem: Literal["imagenet", "cifar", "auto"] = "imagenet"
-    """`cifar`: a 3x3 first convolution of stride 1 and no max-pool, for ResNets on small images; `auto`: for them."""
+    """`cifar`: 3x3 first convolution, stride 1, no max-pool (ResNets only); `auto`: `cifar` for ResNets."""
     head: Head = field(default_factory=Head)
     ghost_batch_size: Annotated[Annotated[Whole, Field(ge=2)] | None, BeforeValidator(_word_null)] = 32
-    """BatchNorm sees groups of exactly this many rows, on any number of devices; null: the device's share."""
+    """BatchNorm statistics cover groups of this many rows on any number of devices; null: the device's share."""
     drop_path: Annotated[Number, Field(ge=0, lt=1)] = 0.0
-    """Highest probability of dropping a residual branch (stochastic depth, Huang et al. 2016), timm's; 0 is off."""
+    """Largest probability of dropping a residual branch (stochastic depth, Huang et al. 2016); 0: off."""
     ema_decay: Annotated[Number, Field(ge=0, lt=1)] = 0.0
-    """Decay of the weights' moving average, which is then what is scored and exported; 0 is off."""
+    """Decay of the moving average of the weights, which is then evaluated and exported; 0: off."""
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """How weights are updated."""
+    """The optimizer."""
 
     __pydantic_config__ = _STRICT
 
     name: Name = "sgd"
     """One of `timm.optim.list_optimizers()` (`sgd` is Nesterov with momentum 0.9), or `rmsprop_keras`."""
     weight_decay: Annotated[Number, Field(ge=0)] = 5e-5
-    """Weight decay; norms and biases have none."""
+    """Weight decay; not applied to norms and biases."""
     clip_grad_norm: Annotated[Number, Field(ge=0)] = 0.0
-    """Largest global gradient norm; 0 is off."""
+    """Largest norm of the global gradient; 0: off."""
     head_lr_multiplier: Annotated[Number, Field(gt=0)] = 1.0
-    """The head learns at this multiple of the rate."""
+    """Multiplier of the learning rate of the head."""
     layer_decay: Annotated[Number, Field(gt=0, le=1)] = 1.0
-    """Each layer learns at this multiple of the rate of the one after it (ELECTRA, BEiT); 1 is off."""
+    """Multiplier of the learning rate from one layer to the layer before it (ELECTRA, BEiT); 1: off."""
 
 
 @dataclass(frozen=True)
@@ -236,109 +236,108 @@ class Loss:
     __pydantic_config__ = _STRICT
 
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
-    """Share of the label spread over all classes."""
+    """Share of the label that is spread over all classes."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training with a rate of its own."""
+    """A stretch of training with its own learning rate schedule."""
 
     __pydantic_config__ = _STRICT
 
     epochs: Annotated[Number, Field(gt=0)]
-    """Passes over the training images; steps are rounded and printed."""
+    """Epochs; rounded to whole steps, which are printed."""
     lr: Annotated[Number, Field(gt=0)]
     """Peak learning rate."""
     warmup_epochs: Annotated[Number, Field(ge=0)] = 0.0
     """Epochs of linear warm-up from 0 to the peak."""
     schedule: Literal["cosine", "linear", "step", "one-cycle", "constant"] = "cosine"
-    """From the peak over the rest of the phase; `step`: a tenth at 1/2 and 3/4; `one-cycle` has its own warm-up."""
+    """Learning rate after the warm-up; `step`: a tenth at 1/2 and 3/4; `one-cycle` has its own warm-up."""
     trainable: Literal["all", "head"] = "all"
-    """What learns; `head`: the head alone, and the rest, its BatchNorm too, stays as it is."""
+    """`all` weights, or the `head` alone; the rest, including its BatchNorm, is frozen."""
     image_size: Annotated[Annotated[Whole, Field(ge=8, le=1024)] | None, BeforeValidator(_word_null)] = None
-    """Side of the square in this phase's training; null: data.image_size, at which scores are always taken."""
+    """Image size of this phase's training, pixels; null: data.image_size, which evaluations always use."""
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """When the model is scored on the validation split."""
+    """When the model is evaluated on the validation split."""
 
     __pydantic_config__ = _STRICT
 
     every_epochs: Annotated[Number, Field(ge=0.01)] = 1.0
-    """Epochs between scores; the end of training is always scored."""
+    """Epochs between evaluations; the end of training is always evaluated."""
 
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Ending training when the validation split no longer gains."""
+    """Stopping when the validation metric no longer improves."""
 
     __pydantic_config__ = _STRICT
 
     patience: Annotated[Whole, Field(ge=0)] = 0
-    """Scores in a row without an improvement after which training ends; 0: it never ends early."""
+    """Consecutive evaluations without improvement after which training stops; 0: never."""
     metric: Literal["accuracy", "loss"] = "accuracy"
-    """What should improve on the validation split."""
+    """The validation metric that should improve."""
     min_delta: Annotated[Number, Field(ge=0)] = 0.0
-    """An improvement is more than this, in the metric's unit (accuracy is 0..1)."""
+    """The smallest improvement that counts, in the metric's unit (accuracy is 0..1)."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is kept on disk while training."""
+    """When checkpoints are written."""
 
     __pydantic_config__ = _STRICT
 
     every_steps: Annotated[Whole, Field(ge=0)] = 0
-    """Steps between checkpoints, besides those at every score; 0 is off."""
+    """Steps between checkpoints, in addition to those at every evaluation; 0: off."""
     every_minutes: Annotated[Number, Field(ge=0)] = 10.0
-    """Minutes between checkpoints, at the next row of metrics.jsonl; 0 is off."""
+    """Minutes between checkpoints, at the next row of metrics.jsonl; 0: off."""
     every_epochs: Annotated[Number, Field(ge=0)] = 0.0
-    """Epochs between checkpoints; 0 is off."""
+    """Epochs between checkpoints; 0: off."""
     keep_last: Annotated[Whole, Field(ge=1)] = 2
-    """Newest checkpoints kept; the best one is kept besides. Two, so that a damaged one has one before it."""
+    """Latest checkpoints to keep, in addition to the best. With two, a damaged one has a predecessor."""
 
 
 @dataclass(frozen=True)
 class Track:
-    """Where curves are drawn."""
+    """Experiment tracking and the report."""
 
     __pydantic_config__ = _STRICT
 
     trackers: Annotated[str, BeforeValidator(_trackers)] = "wandb"
-    """`wandb` (offline in the run folder where there is no account), `trackio`, `tensorboard`, several, or `none`."""
+    """`wandb` (offline in the run directory without an account), `trackio`, `tensorboard`, several, or `none`."""
     project: Name = "resnet-cifar"
     """The trackers' project."""
     report: bool = True
-    """Write RUN/report/index.html when training is over; `python -m resnet_cifar.cli.report RUN` does so at any time."""
+    """Write RUN/report/index.html when training ends; `resnet-cifar report RUN` does so at any time."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run is. Everything but `track`, `checkpoint`, `evaluate`, `rank_timeout` and `data.storage` decides how it
-    trains."""
+    """A run. All fields but `track`, `checkpoint`, `evaluate`, `rank_timeout` and `data.storage` decide its result."""
 
     __pydantic_config__ = _STRICT
 
     seed: Annotated[Whole, Field(ge=0)] = 0
-    """Of everything random: weights, order, augmentation, splits."""
+    """Seed of everything random: weights, order, augmentation, splits."""
     precision: Annotated[Literal["auto", "no", "bf16", "fp16", "fp64"], BeforeValidator(_word_no)] = "auto"
-    """`auto`: what the launcher asks for, else bf16 on GPUs that have it; `no` is float32; `fp64` is for proofs."""
+    """`auto`: the launcher's, else bf16 on GPUs that support it; `no`: float32; `fp64`: for exactness tests."""
     batch_size: Annotated[Whole, Field(ge=2)] = 256
-    """The global batch: images one optimiser step learns from, on any number of devices."""
+    """The global batch: images per optimizer step, on any number of devices."""
     micro_batch: Annotated[int | Literal["auto"], PlainValidator(_rows_or_auto)] = 0
-    """Images of one backward pass on one device, to fit its memory; 0: the device's whole share; `auto`: what fits."""
+    """Images per backward pass on one device; 0: the whole share of a device; `auto`: the most that fit its memory."""
     deterministic: bool = False
-    """Only operations that repeat to the bit, on GPUs too (slower; an operation that has no such form is refused)."""
+    """Use only operations that repeat bit for bit, on GPUs too (slower; others are refused)."""
     rank_timeout: Annotated[Number, Field(ge=2)] = 300.0
-    """Seconds without a sign of life, or without progress in training, after which other processes give a rank up."""
+    """Seconds without a heartbeat or progress after which the other processes give up on a rank."""
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     model: Model = field(default_factory=Model)
     optimizer: Optimizer = field(default_factory=Optimizer)
     loss: Loss = field(default_factory=Loss)
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)] = (Phase(epochs=20.0, lr=0.02),)
-    """Trained one after the other."""
+    """Trained one after another."""
     evaluate: Evaluate = field(default_factory=Evaluate)
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

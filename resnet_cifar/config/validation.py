@@ -15,7 +15,7 @@ _ADAPTER = TypeAdapter(Recipe)
 
 
 def parse(values: dict[str, Any]) -> Recipe:
-    """A checked recipe from nested plain values (of YAML, or words of the command line).
+    """A checked recipe from nested plain values (from YAML or the command line).
 
     Raises UserError for the first unknown field, wrong type or impossible value, with the field's path.
     """
@@ -33,7 +33,7 @@ def check_across(recipe: Recipe) -> None:
     if batch % unit:
         raise UserError(
             f"batch_size {batch} is not a multiple of {unit} (whole groups of model.ghost_batch_size "
-            f"{recipe.model.ghost_batch_size}, even for Mixup's pairs): take {nearest_multiples(batch, unit)}"
+            f"{recipe.model.ghost_batch_size}, even for Mixup's pairs): use {nearest_multiples(batch, unit)}"
         )
     if recipe.micro_batch == "auto":
         if recipe.model.ghost_batch_size is None:
@@ -53,7 +53,7 @@ def check_across(recipe: Recipe) -> None:
         if recipe.model.head.pool == "flatten" and phase.image_size not in (None, recipe.data.image_size):
             raise UserError(
                 f"phases.{index}.image_size {phase.image_size}: model.head.pool flatten takes images of one size, "
-                f"data.image_size {recipe.data.image_size}; leave it null, or take another pool"
+                f"data.image_size {recipe.data.image_size}; leave it null, or use another pool"
             )
         if phase.warmup_epochs > phase.epochs:
             raise UserError(f"{warmup} is longer than the phase's {phase.epochs:g} epochs: lower it")
@@ -62,7 +62,7 @@ def check_across(recipe: Recipe) -> None:
 
 
 def row_unit(recipe: Recipe) -> int:
-    """Rows that must stay together: whole norm groups and whole Mixup pairs."""
+    """Rows that must stay together: whole ghost batches and whole Mixup pairs."""
     return math.lcm(2, recipe.model.ghost_batch_size or 1)
 
 
@@ -72,7 +72,7 @@ def nearest_multiples(number: int, unit: int) -> str:
 
 
 def _example_under(path: str) -> str:
-    """A field under `path`, as an example."""
+    """An example of a field under `path`."""
     return next((name for name in field_paths() if name.startswith(path + ".")), "phases.0.lr")
 
 

@@ -70,7 +70,7 @@ class DistributedContext:
                 raise NodeError(f"precision bf16 is not supported by {torch.cuda.get_device_name()}: take fp16 or no")
             _set_up_gpu_arithmetic(deterministic)
         mixed = self.precision if self.precision in ("bf16", "fp16") else "no"
-        # Running statistics do not influence training, so buffers are not broadcast; gradients are views of the buckets.
+        # Running statistics do not influence training: buffers are not broadcast. Gradients are views of the buckets.
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         group = InitProcessGroupKwargs(timeout=_COLLECTIVE)
         options = {
@@ -84,7 +84,8 @@ class DistributedContext:
         except dist.DistNetworkError as error:  # the launcher did not check the port
             place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise NodeError(
-                f"the processes cannot connect at {place} ({str(error).splitlines()[0]}): set MASTER_PORT to a free port"
+                f"the processes cannot connect at {place} ({str(error).splitlines()[0]}): "
+                "set MASTER_PORT to a free port"
             ) from None
         self.device: torch.device = self._accelerator.device
         if self.device.type == "cuda" and self.device.index is None:  # from Accelerate with a single process
@@ -168,7 +169,7 @@ class DistributedContext:
 
     @_may_wait
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        """Wraps `model` in autocast, DDP and torch.compile, replacing earlier wrappers; every rank gets rank 0's weights."""
+        """Wraps `model` in autocast, DDP and torch.compile instead of earlier wrappers, with rank 0's weights."""
         self._accelerator.free_memory()
         for mark in ("forward", "_original_forward", "_is_accelerate_prepared"):
             model.__dict__.pop(mark, None)
@@ -293,7 +294,7 @@ class DistributedContext:
 
 
 def _set_up_gpu_arithmetic(deterministic: bool) -> None:
-    """Enables TF32 for float32 products and convolutions and cuDNN's autotuner, unless results must repeat bit for bit."""
+    """Enables TF32 in float32 products and convolutions and cuDNN's autotuner, unless results must be exact."""
     torch.backends.cuda.matmul.allow_tf32 = not deterministic
     torch.backends.cudnn.allow_tf32 = not deterministic
     torch.backends.cudnn.benchmark = not deterministic

@@ -1,7 +1,7 @@
 """Agreement between processes outside of training: where to stop together, and which rank no longer responds.
 
-Each process has a thread that writes a heartbeat to rank 0's store and reads rank 0's board there. It uses no collective
-and never waits for the device, so it works while the main threads are blocked.
+In each process a thread writes a heartbeat to rank 0's store and reads rank 0's board there. It uses no collective and
+never waits for the device, so it works while the main threads are blocked.
 
 To stop, rank 0 puts the request on the board; every process then freezes (its main thread begins no further unit of
 work: a step or an evaluation batch) and reports how many it has begun; all stop at the largest of these numbers.

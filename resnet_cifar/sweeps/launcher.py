@@ -42,7 +42,7 @@ def finished(run: RunDir, recipe: Recipe, extends: bool = False) -> dict[str, An
     if file.is_file():
         from resnet_cifar.training import preflight  # timm takes seconds, and a new run does not need it here
 
-        recipe = preflight.resolved(recipe)
+        recipe = preflight.resolve(recipe)
         if recipe.precision == "auto":  # what the launcher made of it is the launcher's to compare
             recipe = dataclasses.replace(recipe, precision=read_recipe(str(file)).precision)
     run.check(recipe, extends)

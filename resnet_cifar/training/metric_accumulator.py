@@ -34,7 +34,7 @@ class StepMetrics:
 
 
 class MetricAccumulator:
-    """Sums since the previous flush, the first step whose loss was not finite, and the number of skipped fp16 updates."""
+    """Sums since the previous flush, the first step with a loss that was not finite, and skipped fp16 updates."""
 
     def __init__(self, plan: Plan, context: DistributedContext) -> None:
         self.plan, self.context = plan, context
@@ -128,8 +128,8 @@ class MetricAccumulator:
     def _check(self, first_bad: int, skipped: int) -> None:
         if first_bad != _NEVER:
             raise UserError(
-                f"the loss of step {first_bad} is not finite: lower the learning rate (--phases.0.lr), add warm-up, or set "
-                "--optimizer.clip_grad_norm 1"
+                f"the loss of step {first_bad} is not finite: lower the learning rate (--phases.0.lr), add warm-up, or "
+                "set --optimizer.clip_grad_norm 1"
             )
         if skipped >= _MAX_SKIPS:
             raise UserError(

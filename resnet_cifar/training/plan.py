@@ -12,8 +12,8 @@ from resnet_cifar.config.schema import Phase, Recipe
 from resnet_cifar.config.validation import nearest_multiples, row_unit
 from resnet_cifar.optim.schedules import phase_lr
 
-LOGS_PER_EPOCH = 20  # of metrics.jsonl: enough for a curve, few enough for a file
-SMALL_PER_RANK_BATCH = 32  # images; below, a device is mostly waiting
+LOGS_PER_EPOCH = 20  # rows of metrics.jsonl
+SMALL_PER_RANK_BATCH = 32  # images; with fewer, a device mostly waits
 
 
 @dataclass(frozen=True)
@@ -31,34 +31,34 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.images:
             raise UserError(
-                f"data.test_fraction {self.recipe.data.test_fraction:g} leaves no image to train on: lower it"
+                f"data.test_fraction {self.recipe.data.test_fraction:g} leaves no training images: lower it"
             )
         check_batch_size(self.recipe, self.world_size)
 
     @property
     def per_rank_batch(self) -> int:
-        """Rows of every step on one process."""
+        """Images per step and process."""
         return self.recipe.batch_size // self.world_size
 
     @property
     def micro_batch(self) -> int:
-        """Rows of one backward pass on one process."""
+        """Images per backward pass and process."""
         asked = self.recipe.micro_batch
         return (self.fitted_micro_batch if asked == "auto" else asked) or self.per_rank_batch
 
     def with_micro_batch(self, rows: int) -> Plan:
-        """The same plan, in micro-batches of `rows`."""
+        """The same plan with micro-batches of `rows` images."""
         return replace(self, fitted_micro_batch=rows)
 
     @property
     def smaller_micro_batch(self) -> int | None:
-        """The largest micro-batch of whole norm groups that is at most half as large; None where there is none."""
+        """The largest micro-batch of whole ghost batches that is at most half as large; None if there is none."""
         unit, half = row_unit(self.recipe), self.micro_batch // 2
         return next((rows for rows in range(half - half % unit, 0, -unit) if self.per_rank_batch % rows == 0), None)
 
     @cached_property
     def phase_ends(self) -> list[int]:
-        """The step at which each phase is over; every phase has at least one step."""
+        """The step at which each phase ends; every phase has at least one step."""
         ends: list[int] = []
         epochs = 0.0
         for phase in self.recipe.phases:
@@ -68,11 +68,11 @@ class Plan:
 
     @cached_property
     def steps(self) -> int:
-        """Updates of the whole run."""
+        """The number of updates of the whole run."""
         return self.phase_ends[-1]
 
     def step_at(self, epochs: float) -> int:
-        """The number of updates that is nearest to so many epochs."""
+        """The number of updates that is nearest to `epochs`."""
         return round(epochs * self.images / self.recipe.batch_size)
 
     def epoch(self, step: int) -> float:
@@ -89,15 +89,15 @@ class Plan:
         raise IndexError(f"step {step} of {self.steps}")
 
     def phase_at(self, step: int) -> Phase:
-        """The phase of update `step`; of what would come after the last one, the last."""
+        """The phase of update `step`; the last phase for steps beyond the end."""
         return self.recipe.phases[min(bisect_right(self.phase_ends, step), len(self.phase_ends) - 1)]
 
     def image_size(self, step: int) -> int:
-        """Side of the square that the network is trained at in update `step`."""
+        """The image size of update `step`, pixels."""
         return self.phase_at(step).image_size or self.recipe.data.image_size
 
     def begins_stage(self, step: int) -> bool:
-        """Whether update `step` is the first of a stage: a stretch of phases in which the same weights learn."""
+        """Whether update `step` is the first of a stage: consecutive phases that train the same weights."""
         return step == 0 or (step < self.steps and self.phase_at(step).trainable != self.phase_at(step - 1).trainable)
 
     def stages(self, start: int) -> list[tuple[int, int]]:
@@ -106,15 +106,15 @@ class Plan:
         return list(pairwise([start, *ends]))
 
     def rows(self, rank: int) -> slice:
-        """The rows of every step that are rank `rank`'s."""
+        """The rows of every global batch that belong to `rank`."""
         return slice(rank * self.per_rank_batch, (rank + 1) * self.per_rank_batch)
 
     def should_eval(self, done: int) -> bool:
-        """Whether the model is scored after `done` updates: every so many epochs, and at the end of the run."""
+        """Whether the model is evaluated after `done` updates: every `evaluate.every_epochs`, and at the end."""
         return done == self.steps or self._is_multiple(done, self.recipe.evaluate.every_epochs)
 
     def should_save(self, done: int) -> bool:
-        """Whether a checkpoint is written after `done` updates, whatever the time."""
+        """Whether a checkpoint is written after `done` updates; `checkpoint.every_minutes` adds others."""
         settings = self.recipe.checkpoint
         return (
             self.should_eval(done)
@@ -123,35 +123,35 @@ class Plan:
         )
 
     def should_log(self, done: int) -> bool:
-        """Whether metrics.jsonl gets a row after `done` updates; checkpoints are rows, for the finite check."""
+        """Whether metrics.jsonl gets a row after `done` updates; every checkpoint does, so that its loss is checked."""
         return done % max(1, self.step_at(1 / LOGS_PER_EPOCH)) == 0 or self.should_save(done)
 
     def _is_multiple(self, done: int, epochs: float) -> bool:
-        """Whether `done` updates are nearest to a multiple of so many epochs."""
+        """Whether `done` is the number of updates nearest to a multiple of `epochs`."""
         near = int(self.epoch(done) / epochs)
         return any(k > 0 and self.step_at(epochs * k) == done for k in range(near - 1, near + 3))
 
 
 def check_batch_size(recipe: Recipe, world_size: int) -> None:
-    """Raises UserError where a batch does not divide over `world_size` processes, naming sizes that do."""
+    """Raises UserError where the batch does not divide over `world_size` processes, naming sizes that do."""
     batch, norm = recipe.batch_size, recipe.model.ghost_batch_size
     micro = 0 if recipe.micro_batch == "auto" else recipe.micro_batch
     unit = row_unit(recipe)
     share, left = divmod(batch, world_size)
     if norm and share and not left and norm > share and norm % share == 0 and share % 2 == 0:
-        # A group spans the shares of several processes.
+        # A ghost batch spans several processes.
         if micro and micro != share:
             raise UserError(f"micro_batch {micro} cuts BatchNorm's groups of {norm} rows: set it to 0 or {share}")
         return
     if batch % (world_size * unit):
         raise UserError(
-            f"batch_size {batch} does not divide over {world_size} process{'es' * (world_size > 1)} in groups of {unit} rows "
-            f"(model.ghost_batch_size {norm}): take {nearest_multiples(batch, world_size * unit)}"
+            f"batch_size {batch} does not divide over {world_size} process{'es' * (world_size > 1)} in groups of {unit} "
+            f"rows (model.ghost_batch_size {norm}): use {nearest_multiples(batch, world_size * unit)}"
         )
     if micro and (share % micro or micro % unit):
         fitting = [size for size in range(unit, share + 1, unit) if share % size == 0]
         nearest = sorted(sorted(fitting, key=lambda size: abs(size - micro))[:2])
         raise UserError(
-            f"micro_batch {micro} does not divide a process's {share} rows in groups of {unit}: take "
+            f"micro_batch {micro} does not divide the {share} rows of a process in groups of {unit}: use "
             + " or ".join(map(str, nearest))
         )

@@ -1,4 +1,4 @@
-"""What can be answered before images or weights are fetched: the names, the shapes and the batch of a recipe."""
+"""Checks before anything is downloaded: names, shapes and batch sizes of a recipe; and downloading ahead of time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from resnet_cifar.training.train_state import check_ghost_batch_size
 
 
 def check(recipe: Recipe, context: DistributedContext) -> None:
-    """Raises UserError, the same on every process."""
+    """Raises UserError, the same one on every process, where the recipe cannot be trained here."""
     check_names(recipe)
     check_trackers(recipe)
     check_batch_size(recipe, context.size)
@@ -32,76 +32,76 @@ def check(recipe: Recipe, context: DistributedContext) -> None:
     _check_input(recipe)
 
 
-def resolved(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> Recipe:
-    """The recipe with what its model decides: the stem that `auto` means, and the least size that it can take.
+def resolve(recipe: Recipe, warn: Callable[[str], None] = lambda text: None) -> Recipe:
+    """The recipe with the stem that `auto` stands for, and an image size that the model accepts.
 
-    A recipe's images are made larger where the model could not see them, up to the size of its pretraining, and `say`
-    is told: they are resized anyway. Raises UserError where timm has no such model.
+    A size that is too small for the model is raised, up to that of its pretraining, with a warning. Raises UserError
+    where timm has no such model.
     """
     check_model_name(recipe.model.name)
     recipe = replace(recipe, model=replace(recipe.model, stem=resolve_stem(recipe.model)))
-    size, least = recipe.data.image_size, _least_size(recipe)
+    size, least = recipe.data.image_size, _smallest_size(recipe)
     if least == size:
         return recipe
-    say(f"data.image_size {size} is raised to {least}, the least that model.name {recipe.model.name!r} can take")
+    warn(f"data.image_size {size} is raised to {least}, the smallest that model.name {recipe.model.name!r} accepts")
     return replace(recipe, data=replace(recipe.data, image_size=least))
 
 
-def _least_size(recipe: Recipe) -> int:
-    """The first size from data.image_size on that the model's features take; that itself where none is found.
+def _smallest_size(recipe: Recipe) -> int:
+    """The smallest size >= data.image_size that the model's features accept; data.image_size itself if none is found.
 
-    It is looked for up to the size of pretraining: by halves, or one by one where a model is built for its size, since
-    such a model may take multiples of something.
+    Sizes up to that of pretraining are searched: by bisection, or one by one for models that are built for a fixed
+    size, which may require multiples of something.
     """
     config, size = timm.get_pretrained_cfg(recipe.model.name), recipe.data.image_size
     plain = replace(recipe, model=replace(recipe.model, head=Head()))
 
-    def takes(size: int) -> bool:
+    def accepts(size: int) -> bool:
         asked = replace(plain, data=replace(plain.data, image_size=size)) if config.fixed_input_size else plain
         return _refusal(asked, size) is None
 
     sizes = range(size, max(config.input_size[1:]) + 1)
-    if not sizes or takes(size):
+    if not sizes or accepts(size):
         return size
     if config.fixed_input_size:
-        return next(filter(takes, sizes), size)
-    place = bisect_left(sizes, True, key=takes)
+        return next(filter(accepts, sizes), size)
+    place = bisect_left(sizes, True, key=accepts)
     return sizes[place] if place < len(sizes) else size
 
 
 def check_names(recipe: Recipe) -> None:
-    """Raises UserError where timm has no such model, weights or optimiser."""
+    """Raises UserError where timm has no such model, weights or optimizer."""
     check_model_name(recipe.model.name)
     check_pretrained(recipe.model)
     check_optimizer_name(recipe.optimizer.name)
 
 
-def check_start(recipe: Recipe) -> None:
-    """Raises UserError where `model.init_from` is no model, or another one. For rank 0, who alone reads it."""
+def check_init_from(recipe: Recipe) -> None:
+    """Raises UserError where the weights of `model.init_from` do not exist or do not fit. Only rank 0 reads them."""
     if recipe.model.init_from:
-        check_init_weights(_outline(recipe), recipe.model.init_from)
+        check_init_weights(_meta_model(recipe), recipe.model.init_from)
 
 
 def _check_input(recipe: Recipe) -> None:
-    """Raises UserError where the model cannot take images of one of the recipe's sizes."""
+    """Raises UserError where the model does not accept one of the recipe's image sizes."""
     sizes = {"data.image_size": recipe.data.image_size}
     sizes |= {f"phases.{n}.image_size": p.image_size for n, p in enumerate(recipe.phases) if p.image_size}
     name = recipe.model.name
     for field, size in sizes.items():
         reason = _refusal(recipe, size)
         if reason is not None:
-            raise UserError(f"{field} {size} does not suit model.name {name!r} ({reason}): take another")
+            raise UserError(f"{field} {size} does not fit model.name {name!r} ({reason}): use another size")
 
 
 def _refusal(recipe: Recipe, size: int) -> str | None:
-    """Why the recipe's model cannot take images of `size` pixels, in its own words; None where it can."""
+    """The model's error message for images of `size` pixels; None if it accepts them."""
     try:
-        model = _outline(recipe)
+        model = _meta_model(recipe)
         with torch.no_grad():
             model(torch.empty(2, 3, size, size, device="meta"))
     except UserError:
         raise
-    except NotImplementedError:  # an operation that asks for numbers: training will show
+    except NotImplementedError:  # an operation without a meta implementation: training will tell
         return None
     except (RuntimeError, AssertionError, ValueError) as error:
         return str(error).splitlines()[0].rstrip(".")
@@ -109,8 +109,8 @@ def _refusal(recipe: Recipe, size: int) -> str | None:
 
 
 @lru_cache(maxsize=2)
-def _outline(recipe: Recipe) -> nn.Module:
-    """The model without its numbers, which takes neither memory nor arithmetic."""
+def _meta_model(recipe: Recipe) -> nn.Module:
+    """The model on the meta device, without memory or computation."""
     with torch.device("meta"):
         return create_model(recipe, classes=2, pretrained=False).eval()
 
@@ -118,10 +118,10 @@ def _outline(recipe: Recipe) -> nn.Module:
 def download(recipe: Recipe) -> None:
     """Downloads and decodes the images, and downloads pretrained weights, into this machine's caches.
 
-    Where many processes start at once, run it before, so that they do not all ask. Raises UserError.
+    Useful before many processes start at once. Raises UserError.
     """
     check_names(recipe)
-    recipe = resolved(recipe)
+    recipe = resolve(recipe)
     entry = image_data.prepare(recipe.data)
     print(f"images are in {entry}", flush=True)
     if recipe.model.pretrained and not recipe.model.init_from:

@@ -1,4 +1,4 @@
-"""A run before it starts, as a person reads it; and what it will take, from a few images' forward and backward pass."""
+"""The plan of a run in words, and an estimate of its memory and time from a forward and backward pass of few images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PROBE = {"cpu": 8, "cuda": 64}  # images
 
 
 def describe(plan: Plan, context: DistributedContext, data: ImageData, run: Path) -> list[tuple[str, str]]:
-    """The plan's facts, named."""
+    """(name, value) pairs of the plan."""
     recipe = plan.recipe
     size = "x".join(map(str, data.train.size))
     splits = f"{len(data.train):,} to train on, {len(data.validation):,} to validate, {len(data.test):,} to test"
@@ -32,32 +32,29 @@ def describe(plan: Plan, context: DistributedContext, data: ImageData, run: Path
         (
             "model",
             f"{recipe.model.name}, {recipe.model.stem} stem, at {recipe.data.image_size} pixels"
-            + f"; scored with the moving average of its weights, decay {recipe.model.ema_decay:g}"
+            + f"; evaluated with the moving average of its weights, decay {recipe.model.ema_decay:g}"
             * (recipe.model.ema_decay > 0),
         ),
-        *(
-            ("", f"with a head of its own: {describe_head(recipe.model.head)}")
-            for _ in range(recipe.model.head.is_deep)
-        ),
+        *(("", f"with an MLP head: {describe_head(recipe.model.head)}") for _ in range(recipe.model.head.is_deep)),
         ("devices", f"{context.size} x {context.describe()}"),
         ("precision", context.describe_precision()),
         (
             "batch",
-            f"{recipe.batch_size} = {context.size} x {plan.per_rank_batch}, in micro-batches of {plan.micro_batch}; BatchNorm "
-            "over " + (f"{norm} rows" if norm else "the micro-batch (the result depends on the machines)"),
+            f"{recipe.batch_size} = {context.size} x {plan.per_rank_batch}, in micro-batches of {plan.micro_batch}; "
+            "BatchNorm over " + (f"{norm} rows" if norm else "the micro-batch (the result depends on the hardware)"),
         ),
     ]
     start = 0
     for number, (phase, end) in enumerate(zip(recipe.phases, plan.phase_ends, strict=True)):
-        rates = " -> ".join(f"{plan.lr(step):.3g}" for step in sorted({start, (start + end) // 2, end - 1}))
+        lrs = " -> ".join(f"{plan.lr(step):.3g}" for step in sorted({start, (start + end) // 2, end - 1}))
         facts.append(
             (
                 f"phase {number}",
                 f"steps {start} to {end} ({plan.epoch(end - start):.2f} epochs), "
                 + "the head alone, " * (phase.trainable == "head")
                 + f"at {phase.image_size} pixels, " * (phase.image_size is not None)
-                + f"{recipe.optimizer.name}, peak {phase.lr:g}, {phase.warmup_epochs:g} epochs of warm-up, {phase.schedule}: "
-                + rates,
+                + f"{recipe.optimizer.name}, peak {phase.lr:g}, {phase.warmup_epochs:g} epochs of warm-up, "
+                + f"{phase.schedule}: {lrs}",
             )
         )
         start = end
@@ -65,7 +62,7 @@ def describe(plan: Plan, context: DistributedContext, data: ImageData, run: Path
 
 
 def describe_head(settings: Head) -> str:
-    """A deep head's layers in words: `flatten, norm, 128, dropout 0.5, norm, classes`."""
+    """The layers of an MLP head: `flatten, norm, 128, dropout 0.5, norm, classes`."""
     norm = ["norm"] * settings.norm
     dropout = [f"dropout {settings.dropout:g}"] * (settings.dropout > 0)
     words = [{"model": "the model's pooling"}.get(settings.pool, settings.pool)]
@@ -75,17 +72,17 @@ def describe_head(settings: Head) -> str:
 
 
 def small_batch_warning(plan: Plan) -> str | None:
-    """The strong-scaling warning, where one is due."""
+    """A warning where the share of a process is too small for strong scaling."""
     if plan.world_size == 1 or plan.per_rank_batch >= SMALL_PER_RANK_BATCH:
         return None
     return (
-        f"{plan.per_rank_batch} images a process ({plan.recipe.batch_size} on {plan.world_size}) keep a device busy for too short a "
-        "time: more processes will not be faster (strong scaling)"
+        f"{plan.per_rank_batch} images per process ({plan.recipe.batch_size} on {plan.world_size}) do not keep a device "
+        "busy: more processes will not be faster (strong scaling)"
     )
 
 
 def estimate(state: TrainState, data: ImageData) -> list[tuple[str, str]]:
-    """Memory of one device and time of the run, measured on a few images and scaled up."""
+    """Memory per device and training time, extrapolated from a few images."""
     plan, found, total, start = state.plan, {}, 0.0, 0
     images = min(plan.micro_batch, _PROBE[state.context.device.type])
     for phase, end in zip(plan.recipe.phases, plan.phase_ends, strict=True):
@@ -97,21 +94,21 @@ def estimate(state: TrainState, data: ImageData) -> list[tuple[str, str]]:
         start = end
     activations = max(size for size, _ in found.values()) * plan.micro_batch
     weights = sum(p.numel() * p.element_size() for p in state.model.parameters())
-    # Weights, gradients and two states of the optimiser, their average, and the images.
+    # Weights, gradients and two optimizer states, the moving average, and the images.
     resident = (4 + (state.average is not None)) * weights
     resident += sum(each.resident_bytes for each in (data.train, data.validation, data.test))
     gib, speeds = 2**30, " and ".join(f"{speed:,.0f}" for _, speed in found.values())
     return [
         (
             "memory",
-            f"about {(activations + resident) / gib:.1f} GiB a device, {activations / gib:.1f} for activations",
+            f"about {(activations + resident) / gib:.1f} GiB per device, {activations / gib:.1f} for activations",
         ),
-        ("time", f"about {duration(total)} of training ({speeds} images/s a device, measured on {images} images)"),
+        ("time", f"about {duration(total)} of training ({speeds} images/s per device, measured on {images} images)"),
     ]
 
 
 def _measure(state: TrainState, images: int, size: int) -> tuple[float, float]:
-    """Bytes of activations an image, and images/s, of a forward and backward pass of so many images."""
+    """(bytes of activations per image, images/s) of a forward and backward pass of `images` images."""
     saved: dict[int, int] = {}
     weights = {p.untyped_storage().data_ptr() for p in state.model.parameters()}
 

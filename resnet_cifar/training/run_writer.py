@@ -1,4 +1,4 @@
-"""What a run leaves behind while it trains: rows, checkpoints, status, curves. Rank 0 writes, others are silent."""
+"""What a run writes while it trains: metrics, checkpoints, status, trackers and console. Only rank 0 writes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from resnet_cifar.training.timings import Timings
 
 
 class RunWriter:
-    """One start's part of a run folder, and its tracker and screen."""
+    """Writes one attempt's part of the run directory, and its trackers and console output."""
 
     def __init__(
         self, plan: Plan, context: DistributedContext, data: ImageData, folder: RunDir, screen: Screen, timings: Timings
@@ -34,17 +34,17 @@ class RunWriter:
         self.plan, self.context, self.data = plan, context, data
         self.folder, self.screen, self.timings = folder, screen, timings
         self.tracker = MultiTracker({}, folder.path, 0, screen.warn)
-        self.done, self.seconds_to_first_step = 0, 0.0  # what status.json says beside the state
-        self.energy_kwh: float | None = None  # that this start has used, where it is known
-        self.saved = 0  # updates that the newest checkpoint has seen; rank 0's
+        self.done, self.seconds_to_first_step = 0, 0.0  # also written to status.json
+        self.energy_kwh: float | None = None  # used by this attempt, if known
+        self.saved = 0  # the step of the latest checkpoint; on rank 0
         self._writer = checkpoint.Writer(folder.checkpoints, plan.recipe.checkpoint.keep_last, before=folder.sync)
         self._saved_at = time.monotonic()
         self._ending, self._has_ended = threading.Lock(), False
 
     def open(self) -> tuple[Snapshot | None, dict[str, Any] | None]:
-        """Claims the folder and finds the newest checkpoint in it: its tensors on rank 0, its state on every rank.
+        """Acquires the run directory and reads its latest checkpoint: tensors on rank 0, plain values on every rank.
 
-        (None, None) where there is none. Raises UserError where the folder cannot be written or the images have changed.
+        (None, None) without a checkpoint. Raises UserError where the directory cannot be written or the images changed.
         """
         recipe, tensors = self.plan.recipe, None
 
@@ -52,7 +52,7 @@ class RunWriter:
             nonlocal tensors
             facts = {**environment.describe(), "world_size": self.context.size, "data": self.data.fingerprint}
             if before := read_json(self.folder.path / "environment.json"):
-                self._check_data(before["data"])  # a start that is refused leaves the folder as it was
+                self._check_data(before["data"])  # before anything is changed
             self.folder.acquire(recipe, facts)
             newest = checkpoint.newest(self.folder.checkpoints, self.screen.warn)
             tensors, state = checkpoint.read(newest) if newest else (None, None)
@@ -60,8 +60,8 @@ class RunWriter:
                 self.done = self.saved = state["step"]
                 self._check_data(state["data"])
                 self._check_best(state)
-            self.status("running")  # a compilation may come before the first step
-            # The row of a score that was cut short is written when that is done.
+            self.status("running")  # compilation may precede the first step
+            # The row of an unfinished evaluation is written when that is repeated.
             step = state["step"] - bool(state["pending_row"]) if state else 0
             self.folder.resume_metrics(step)
             identity = state["tracker"] if state else None
@@ -72,7 +72,7 @@ class RunWriter:
         return tensors, state
 
     def row(self, row: dict[str, Any], is_best: bool) -> None:
-        """A row of metrics.jsonl. Raises UserError where the checkpoint before it could not be written."""
+        """Writes a row of metrics.jsonl. Raises UserError where the previous checkpoint could not be written."""
         if not self.context.is_main:
             return
         self._writer.check()
@@ -83,19 +83,19 @@ class RunWriter:
             self.screen.score(row, is_best)
 
     def summary(self, values: dict[str, float], with_figures: bool) -> None:
-        """Final numbers for the trackers and, if the report was written, what is confused, in two of its figures."""
+        """Sends the final numbers to the trackers and, if the report was written, two of its figures."""
         run, names = self.folder.path, ("confusion", "mistakes") if with_figures else ()
         drawn = {name: run / "report" / "figures" / f"{name}.png" for name in names}
         kept = ("recipe.yaml", "eval-test.json", "predictions-test.parquet", "model/config.json")
         self.tracker.summary(self.done, values, drawn, [run / name for name in kept])
 
     def is_time_to_save(self) -> bool:
-        """Whether rank 0, which alone saves, last did so checkpoint.every_minutes ago."""
+        """Whether the last checkpoint is checkpoint.every_minutes old; only on rank 0, which saves."""
         minutes = self.plan.recipe.checkpoint.every_minutes
         return self.context.is_main and minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
 
     def save(self, snapshot: Snapshot, state: dict[str, Any]) -> None:
-        """Begins to write the checkpoint of `done` updates, in the background."""
+        """Starts writing the checkpoint of `done` updates in the background."""
         self._saved_at = time.monotonic()
         facts = {
             "tracker": self.tracker.identity,
@@ -109,7 +109,7 @@ class RunWriter:
         self.saved = self.done
 
     def wait(self) -> None:
-        """Returns when the last checkpoint is on disk. Raises UserError where it could not be written."""
+        """Waits until the last checkpoint is on disk. Raises UserError where it could not be written."""
         self._writer.wait()
 
     def status(self, state: str, **facts: Any) -> None:
@@ -123,17 +123,17 @@ class RunWriter:
             self.folder.status(state, step=self.done, steps=self.plan.steps, seconds_to_first_step=seconds, **facts)
 
     def costs(self) -> dict[str, float]:
-        """What the run has cost on GPUs in all its starts: see `telemetry.costs`. Rank 0's."""
+        """The cost of all attempts on GPUs: see `telemetry.costs`. On rank 0."""
         *earlier, this = self.folder.attempts
         return telemetry.costs([*earlier, {**this, "ended": time.time(), "energy_kwh": self.energy_kwh}])
 
     def report_timings(self) -> None:
-        """Adds `seconds_by_part` to the status of a finished run, which stays finished where that cannot be written."""
+        """Adds `seconds_by_part` to the status of a finished run, if it can be written."""
         with contextlib.suppress(UserError, OSError):
             self.status("finished", seconds_by_part=self.timings.seconds())
 
     def end(self, state: str, why: str) -> None:
-        """Leaves a last word in the folder and with the tracker; what ends the run already is not hidden by another."""
+        """Writes the final state to the run directory and the trackers; never hides the error that ends the run."""
         with self._ending:
             if self._has_ended:
                 return
@@ -146,7 +146,7 @@ class RunWriter:
             self.tracker.finish(state)
 
     def leave(self, state: str, why: str) -> None:
-        """The same from the watch's thread, before the process ends without its main thread."""
+        """The same, called from the watchdog's thread before it ends the process."""
         if state == "interrupted":
             self.done = self.saved
         self.end(state, why)
@@ -154,12 +154,12 @@ class RunWriter:
             self.screen.say(f"interrupted by {why} at step {self.done}, with nothing new to save: {RESUME_HINT}")
 
     def _check_best(self, state: dict[str, Any]) -> None:
-        """Forgets a best checkpoint that is no longer whole: the best from here on counts."""
+        """Forgets the best checkpoint if it is damaged: only later ones count."""
         if state["best"] and state["best"]["step"] != state["step"]:
             try:
                 checkpoint.read_state(self.folder.checkpoints / checkpoint.name(state["best"]["step"]))
             except checkpoint.Damage as damage:
-                self.screen.warn(f"{damage}: it was the best so far, and the best from here on counts instead")
+                self.screen.warn(f"{damage}: it was the best so far; only later checkpoints can become the best now")
                 state["best"] = None
 
     def _check_data(self, fingerprint: str) -> None:

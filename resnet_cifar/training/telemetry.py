@@ -1,6 +1,6 @@
-"""How well a run uses its hardware, between two rows, and what it costs in the end.
+"""How well a run uses its hardware, and what it costs.
 
-Everything comes from the host's clock and counters: nothing here waits for the device while it trains.
+Everything is measured by the host's clock and counters: nothing here waits for the device during training.
 """
 
 from __future__ import annotations
@@ -24,16 +24,14 @@ _JOULES_PER_KWH = 3.6e6
 
 
 class Telemetry:
-    """The measured fields of rows, on this rank; those that have no meaning on its device are absent.
+    """The measured fields of a row of metrics.jsonl; those without a meaning on this device are absent.
 
-    images_per_second  of all ranks, without the time of scores and checkpoints
+    images_per_second  of all ranks, excluding the time of evaluations and checkpoints
     mfu                model FLOPs utilisation: the model's FLOPs per second over the peak of all devices in the
                        precision of the run (Chowdhery et al. 2022, PaLM, appendix B); only for GPUs with a known peak
-    memory_gib         this rank's peak of allocated device memory since the row before; a maximum over ranks would be
-                       one more collective, and ranks have equal shares; only on GPUs
-    wait_share         of the time since the row before, scores and checkpoints included, the share in which this
-                       rank's host waited for images to be read from disk, or copied a checkpoint off the device and
-                       waited for the writing of the one before; 0 to 1
+    memory_gib         rank 0's peak of allocated device memory since the previous row (ranks are alike); GPUs only
+    wait_share         the share of the time since the previous row, evaluations and checkpoints included, in which
+                       rank 0's host waited for images from disk or for a checkpoint; 0 to 1
     """
 
     def __init__(self, plan: Plan, context: DistributedContext, data: ImageData) -> None:
@@ -43,20 +41,20 @@ class Telemetry:
         if self._on_gpu:
             name = torch.cuda.get_device_name(context.device)
             self._peak = flops.peak(name, context.precision, context.uses_tf32)
-        self._flops: dict[tuple[str, int], float] = {}  # an image's, by what trains and the image size
+        self._flops: dict[tuple[str, int], float] = {}  # per image, by trainable part and image size
         self._joules = total_energy(context.device)
         self._waited = 0.0
         self.start(0)
 
     def start(self, step: int) -> None:
-        """The first row begins now, after `step` updates."""
+        """Starts a new row now, after `step` updates."""
         self._step, self._excluded = step, 0.0
         self._began, self._waited_before = time.perf_counter(), self._seconds_waited()
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats(self.context.device)
 
     def exclude(self, seconds: float) -> None:
-        """Leaves time in which nothing was trained out of the row's images_per_second and mfu."""
+        """Excludes time without training from the row's images_per_second and mfu."""
         self._excluded += seconds
 
     @contextlib.contextmanager
@@ -69,7 +67,7 @@ class Telemetry:
             self._waited += time.perf_counter() - began
 
     def row(self, step: int) -> dict[str, float]:
-        """The fields of the row after `step` updates; the next row begins now."""
+        """The fields of the row after `step` updates; starts the next row."""
         steps, seconds = step - self._step, time.perf_counter() - self._began
         speed = steps * self.plan.recipe.batch_size / (seconds - self._excluded)
         found = {"images_per_second": speed}
@@ -83,9 +81,9 @@ class Telemetry:
         return found
 
     def energy_kwh(self) -> float | None:
-        """The energy that all ranks' GPUs have used since construction; None where NVML does not tell all of it.
+        """The energy that the GPUs of all ranks have used since construction; None where NVML cannot tell.
 
-        Every rank takes part, and waits for the device. Whatever else uses the same GPUs is included.
+        Collective: every rank takes part and waits for the device. Other users of the same GPUs are included.
         """
         if not self._on_gpu:
             return None
@@ -100,7 +98,7 @@ class Telemetry:
         return self._waited + self._data.train.seconds_waited + self._data.validation.seconds_waited
 
     def _flops_at(self, step: int) -> float:
-        """An image's FLOPs in update `step`. The count takes the host a moment, once for each kind of phase."""
+        """FLOPs per image in update `step`; counted once for each kind of phase."""
         kind = self.plan.phase_at(step).trainable, self.plan.image_size(step)
         if kind not in self._flops:
             trains, size = kind
@@ -109,38 +107,38 @@ class Telemetry:
 
 
 def total_energy(device: torch.device) -> float | None:
-    """Joules that a GPU has used since its driver was loaded, as NVML counts them.
+    """Joules that a GPU has used since its driver was loaded, counted by NVML.
 
-    None on CPUs, where NVML is missing, and where it does not count: slices of a GPU (MIG), and GPUs before Volta.
+    None on CPUs, without NVML, and where it does not count: slices of a GPU (MIG), and GPUs before Volta.
     """
     if device.type != "cuda":
         return None
     uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()  # whatever CUDA_VISIBLE_DEVICES hides
     handle, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
     try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")  # a part of every driver
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")  # part of every driver
         failed = (
             nvml.nvmlInit_v2()
             or nvml.nvmlDeviceGetHandleByUUID(uuid, ctypes.byref(handle))
             or nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules))
         )
-    except (OSError, AttributeError):  # no library, or one that is older than the function
+    except (OSError, AttributeError):  # no library, or a version without the function
         return None
     return None if failed else millijoules.value / 1000
 
 
-def costs(starts: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """gpu_hours and energy_kwh of a run, from its starts in attempts.json; what is not known is absent.
+def costs(attempts: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """gpu_hours and energy_kwh of a run, summed over the attempts in attempts.json; unknown values are absent.
 
-    GPU-hours are those of all starts, from where each took the run folder to its end, or to when it was last heard of.
-    Energy is absent where a start has not left its own: killed, it cannot.
+    An attempt lasts from when it acquired the run directory to its end or its last sign of life. Energy is absent if an
+    attempt did not record it, for example because it was killed.
     """
-    on_gpus = [start for start in starts if start.get("gpus")]
+    on_gpus = [attempt for attempt in attempts if attempt.get("gpus")]
     if not on_gpus:
         return {}
-    gpu_seconds = sum(start["gpus"] * (start["ended"] - start["began"]) for start in on_gpus)
+    gpu_seconds = sum(attempt["gpus"] * (attempt["ended"] - attempt["began"]) for attempt in on_gpus)
     found = {"gpu_hours": gpu_seconds / 3600}
-    energies = [start.get("energy_kwh") for start in on_gpus]
+    energies = [attempt.get("energy_kwh") for attempt in on_gpus]
     if None not in energies:
         found["energy_kwh"] = sum(energies)
     return found

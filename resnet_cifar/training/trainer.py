@@ -47,14 +47,14 @@ def train(recipe: Recipe, options: TrainOptions, stop: StopSignals) -> None:
     timings = Timings()
     context = DistributedContext(recipe.precision, recipe.deterministic, options.compile)
     screen = Screen(shown=context.is_main)
-    base = preflight.resolved(dataclasses.replace(recipe, precision=context.precision), screen.warn)
+    base = preflight.resolve(dataclasses.replace(recipe, precision=context.precision), screen.warn)
     recipe = extended(base, options.extend_epochs)
     folder = RunDir(Path(options.run) if options.run else run_dir.default_run_path(options.recipe, base))
     preflight.check(recipe, context)
     if not options.dry_run and context.run_on_main(lambda: _existing_run(folder, options, recipe, screen)):
         context.close()
         return
-    context.run_on_main(lambda: preflight.check_start(recipe) or "")
+    context.run_on_main(lambda: preflight.check_init_from(recipe) or "")
     with timings.part("data"):
         entry = context.run_on_main(lambda: str(image_data.prepare(recipe.data)), per_node=True)
         data = image_data.load(Path(entry), recipe, context.device)

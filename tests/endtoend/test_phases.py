@@ -192,7 +192,7 @@ def test_memory_that_a_given_micro_batch_lacks_is_one_sentence(monkeypatch: pyte
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ({"model.name": "test_vit"}, r"phases.0.image_size 24 does not suit model.name 'test_vit' \(.*16"),
+        ({"model.name": "test_vit"}, r"phases.0.image_size 24 does not fit model.name 'test_vit' \(.*16"),
         ({"model.name": "vgg11", "model.drop_path": "0.1"}, r"model.drop_path 0.1: model.name 'vgg11' has no residual"),
         ({"phases.0.trainable": "body"}, r"phases.0.trainable cannot be 'body': it should be 'all' or 'head'"),
         ({"phases.0.image_size": "4"}, r"phases.0.image_size cannot be '4': it should be greater than or equal to 8"),

@@ -77,7 +77,7 @@ def test_every_recipe_runs_two_steps(name: str) -> None:
     assert status["state"] == "finished"
     parts = "imports data model first_step steps precise_bn evaluation checkpoint export other"  # and report
     assert status["seconds_by_part"].keys() == set(parts.split())
-    expected = preflight.resolved(replace(recipe, precision="no"))
+    expected = preflight.resolve(replace(recipe, precision="no"))
     assert read_recipe("run/recipe.yaml") == expected, "the resolved recipe runs again"
 
 

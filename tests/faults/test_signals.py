@@ -95,7 +95,9 @@ def test_a_process_alone_ends_at_its_limit_and_at_a_second_signal(hurt_run, undi
 
     start = run.start(options=("--max_minutes", 0.0001))
     assert start.wait() == TRY_AGAIN
-    assert start.stderr == "stopped by --max-minutes 0.0001 before training began: rerun the same command to start again\n"
+    assert (
+        start.stderr == "stopped by --max-minutes 0.0001 before training began: rerun the same command to start again\n"
+    )
     assert not run.folder.exists()
 
     code, start = run.hurt(fault("update", 6, "an hour passes"), options=("--max_minutes", 30))

@@ -34,7 +34,7 @@ CASES = [
     ),
     Case("range", "--phases.0.lr -1", ("phases.0.lr", "'-1'", "greater than 0"), "import"),
     Case("type", "--batch_size many", ("batch_size", "'many'", "integer"), "import"),
-    Case("batch", f"{HUB} --batch_size 33", ("batch_size 33", "model.ghost_batch_size 32", "take 32 or 64"), "import"),
+    Case("batch", f"{HUB} --batch_size 33", ("batch_size 33", "model.ghost_batch_size 32", "use 32 or 64"), "import"),
     Case(
         "field given twice",
         "--recipe my.yaml",
@@ -85,7 +85,7 @@ CASES = [
     Case(
         "optimiser", f"{HUB} --optimizer.name sgdd", ("optimizer.name 'sgdd'", "timm", "did you mean sgd"), "download"
     ),
-    Case("micro-batch", f"{HUB} --micro_batch 24", ("micro_batch 24", "rows in groups of 32", "take 32"), "download"),
+    Case("micro-batch", f"{HUB} --micro_batch 24", ("micro_batch 24", "rows in groups of 32", "use 32"), "download"),
     Case(
         "stem",
         f"{HUB} --model.name test_vit --model.stem cifar",
@@ -257,7 +257,7 @@ CASES = [
 ]
 LAUNCHED = [
     Case("optimiser", f"{HUB} --optimizer.name sgdd", ("optimizer.name 'sgdd'", "did you mean sgd"), "download"),
-    Case("share", f"{HUB} --batch_size 96", ("batch_size 96", "over 2 processes", "take 64 or 128"), "download"),
+    Case("share", f"{HUB} --batch_size 96", ("batch_size 96", "over 2 processes", "use 64 or 128"), "download"),
     Case(
         "norm group",
         f"{HUB} --batch_size 32",

@@ -33,7 +33,7 @@ FAMILIES = ("vgg11", "inception_v3", "test_convnext", "test_vit", "test_efficien
 
 @pytest.fixture
 def narrow_vgg(monkeypatch: pytest.MonkeyPatch) -> None:
-    """VGGs with 40 hidden units where theirs have 4,096, which take 100 million weights."""
+    """VGGs with 40 hidden units where theirs have 4,096, which use 100 million weights."""
     create = timm.create_model
 
     def narrow(name: str, **options: object) -> torch.nn.Module:
@@ -52,7 +52,7 @@ def start(name: str, head: dict, trains: tuple[str, ...] = ("all",)) -> tuple[Tr
         "phases": [{"epochs": BATCH / IMAGES, "lr": 1e-3, "schedule": "constant", "train": train} for train in trains],
     }
     context = DistributedContext("no")
-    recipe = preflight.resolved(parse(values))
+    recipe = preflight.resolve(parse(values))
     preflight.check(recipe, context)
     pixels = (rng.words(0, "pixels", count=IMAGES * 32 * 32 * 3) & np.uint64(255)).astype(np.uint8)
     images = torch.from_numpy(pixels).view(IMAGES, 32, 32, 3)
@@ -106,32 +106,32 @@ def test_every_recipe_suits_every_family(name: str, recipe: str) -> None:
     """The stem and the size that it has; on paper, for these are large."""
     said: list[str] = []
     asked = read_recipe(recipe, {"model.name": name, "model.pretrained": "False", "data.source": "synthetic"})
-    found = preflight.resolved(asked, said.append)
+    found = preflight.resolve(asked, said.append)
     preflight._check_input(found)
     assert found.model.stem == "imagenet"
     size = asked.data.image_size
     assert found.data.image_size == (max(size, 75) if name == "inception_v3" else size)
     raised = f"data.image_size {size} is raised to 75, the least that model.name {name!r} can take"
     assert said == [raised] * (found.data != asked.data)
-    assert preflight.resolved(found, said.append) == found, "the resolved recipe is what it is"
+    assert preflight.resolve(found, said.append) == found, "the resolved recipe is what it is"
 
 
 def test_auto_is_the_cifar_stem_of_a_resnet_and_what_a_user_asks_for_stays() -> None:
-    assert preflight.resolved(read_recipe("scratch")).model.stem == "cifar"
+    assert preflight.resolve(read_recipe("scratch")).model.stem == "cifar"
     words = {"model.name": "resnet50", "model.stem": "imagenet"}
-    assert preflight.resolved(read_recipe("scratch", words)).model.stem == "imagenet"
+    assert preflight.resolve(read_recipe("scratch", words)).model.stem == "imagenet"
     wrong = read_recipe("scratch", {"model.name": "vgg11", "model.stem": "cifar"})
     with pytest.raises(UserError, match=r"model\.stem cifar is for timm's ResNets"):
-        preflight.resolved(wrong)
+        preflight.resolve(wrong)
 
 
 def test_a_transformer_gets_whole_patches() -> None:
     recipe = read_recipe("debug", {"model.name": "test_vit", "data.image_size": "20"})
-    assert preflight.resolved(recipe).data.image_size == 32
+    assert preflight.resolve(recipe).data.image_size == 32
 
 
 def test_a_size_that_no_size_mends_is_refused() -> None:
     recipe = read_recipe("debug", {"model.name": "test_vit", "data.image_size": "200"})
-    assert preflight.resolved(recipe).data.image_size == 200
-    with pytest.raises(UserError, match=r"data\.image_size 200 does not suit model.name 'test_vit'"):
+    assert preflight.resolve(recipe).data.image_size == 200
+    with pytest.raises(UserError, match=r"data\.image_size 200 does not fit model.name 'test_vit'"):
         preflight._check_input(replace(recipe, precision="no"))

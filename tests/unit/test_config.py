@@ -253,7 +253,7 @@ def test_a_recipe_has_at_least_one_phase() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "norm", "ending"), [(100, 32, "take 96 or 128"), (20, 32, "take 32"), (33, 32, "take 32 or 64")]
+    ("batch", "norm", "ending"), [(100, 32, "use 96 or 128"), (20, 32, "use 32"), (33, 32, "use 32 or 64")]
 )
 def test_a_batch_that_norm_groups_do_not_divide_names_the_nearest_that_they_do(
     batch: int, norm: int, ending: str
@@ -267,7 +267,7 @@ def test_a_batch_that_norm_groups_do_not_divide_names_the_nearest_that_they_do(
 def test_an_odd_batch_names_its_neighbours() -> None:
     text = sentence({"batch_size": 7, "model": {"ghost_batch_size": None}})
     assert text.startswith("batch_size 7 is ")
-    assert text.endswith(": take 6 or 8")
+    assert text.endswith(": use 6 or 8")
 
 
 @pytest.mark.parametrize("word", ["none", "None", "no", "'no'", "null", "~", "[none]", "false"])
@@ -286,7 +286,7 @@ def test_a_wrong_tracker_is_answered_with_those_that_there_are() -> None:
     assert sentence({"track": {"trackers": "wandb,mlflow"}}) == (
         "track.trackers cannot be 'wandb,mlflow': 'mlflow' is none of wandb, trackio, tensorboard and none"
     )
-    assert sentence({"track": {"trackers": "wandb,wandb"}}).endswith(": wandb stands there twice: name it once")
+    assert sentence({"track": {"trackers": "wandb,wandb"}}).endswith(": wandb is listed twice: name it once")
     assert sentence({"track": {"trackers": "none,wandb"}}).endswith(": name trackers, or none alone")
 
 
@@ -294,7 +294,7 @@ def test_a_wrong_tracker_is_answered_with_those_that_there_are() -> None:
 def test_the_batches_that_are_named_are_accepted(batch: int, norm: int | None) -> None:
     """With an odd norm group the nearest multiple may be odd, and the nearest even number no multiple."""
     text = sentence({"batch_size": batch, "model": {"ghost_batch_size": norm}})
-    for size in text.split("take ")[1].split(" or "):
+    for size in text.split("use ")[1].split(" or "):
         parse({"batch_size": int(size), "model": {"ghost_batch_size": norm}})
 
 

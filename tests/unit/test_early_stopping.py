@@ -27,7 +27,7 @@ def scores(value: float, metric: str = "accuracy") -> dict[str, float]:
 def end(stopping: EarlyStopping, values: list[float]) -> int | None:
     """After how many scores training ends; None: never."""
     for count, value in enumerate(values, start=1):
-        stopping.see(scores(value, stopping.settings.metric))
+        stopping.update(scores(value, stopping.settings.metric))
         if stopping.over:
             return count
     return None
@@ -106,5 +106,5 @@ def test_a_run_that_is_resumed_at_any_score_ends_at_the_same_one(
             resumed.resume(saved)
         assert resumed.over == stopping.over
         for one in (stopping, resumed):
-            one.see(scores(value, stopping.settings.metric))
+            one.update(scores(value, stopping.settings.metric))
         assert (resumed.state(), resumed.over) == (stopping.state(), stopping.over)

@@ -143,7 +143,7 @@ def test_some_names_are_refused_however_they_are_spelled(name: str, spelled: typ
 def test_what_a_refusal_names_is_accepted(name: str) -> None:
     with pytest.raises(UserError) as caught:
         check_optimizer_name(name)
-    offered = str(caught.value).rsplit("take ", 1)[1].replace(" or ", ", ").split(", ")
+    offered = str(caught.value).rsplit("use ", 1)[1].replace(" or ", ", ").split(", ")
     for other in offered:
         assert check_optimizer_name(other.strip("'"))
 

@@ -366,7 +366,7 @@ def test_the_batch_sizes_that_a_refusal_names_are_accepted(case: tuple[Recipe, i
     recipe, world = case
     text = refusal(recipe, world)
     if text.startswith("batch_size"):
-        sizes = [int(size) for size in text.rsplit("take ", 1)[1].split(" or ")]
+        sizes = [int(size) for size in text.rsplit("use ", 1)[1].split(" or ")]
         assert sizes
         for size in sizes:
             accept(replace(recipe, batch_size=size, micro_batch=0), world)
@@ -378,7 +378,7 @@ def test_the_micro_batches_that_a_refusal_names_are_accepted(case: tuple[Recipe,
     recipe, world = case
     text = refusal(recipe, world)
     if text.startswith("micro_batch"):
-        sizes = [int(size) for size in re.findall(r"\d+", re.split("take |set it to ", text)[-1])]
+        sizes = [int(size) for size in re.findall(r"\d+", re.split("use |set it to ", text)[-1])]
         assert sizes
         for size in sizes:
             accept(replace(recipe, micro_batch=size), world)
@@ -408,7 +408,7 @@ def test_the_norm_batch_that_a_refusal_names_is_accepted(case: tuple[Recipe, int
             96,
             32,
             4,
-            "batch_size 96 does not divide over 4 processes in groups of 32 rows (model.ghost_batch_size 32): take 128",
+            "batch_size 96 does not divide over 4 processes in groups of 32 rows (model.ghost_batch_size 32): use 128",
         ),
     ],
 )
@@ -420,8 +420,8 @@ def test_a_refusal_names_field_value_and_processes(batch: int, norm: int | None,
 
 
 def test_the_nearest_batch_sizes_are_named() -> None:
-    assert refusal(parse({"batch_size": 256}), 3).endswith("take 192 or 288")
-    assert refusal(parse({"batch_size": 256, "micro_batch": 96}), 1).endswith("take 64 or 128")
+    assert refusal(parse({"batch_size": 256}), 3).endswith("use 192 or 288")
+    assert refusal(parse({"batch_size": 256, "micro_batch": 96}), 1).endswith("use 64 or 128")
 
 
 # Stages: stretches of phases in which the same weights learn

@@ -44,7 +44,7 @@ def test_sizes_that_a_model_cannot_take_are_refused(
 ) -> None:
     with pytest.raises(UserError) as caught:
         preflight.check(recipe_of(name, size), context)
-    assert str(caught.value).startswith(f"data.image_size {size} does not suit model.name {name!r} (")
+    assert str(caught.value).startswith(f"data.image_size {size} does not fit model.name {name!r} (")
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -54,7 +54,7 @@ def test_sizes_that_a_model_cannot_take_are_refused(
     [
         ({"model": {"stem": "cifar"}}, "model.stem cifar is for timm's ResNets, not for model.name 'test_vit'"),
         ({"optimizer": {"name": "adammw"}}, "optimizer.name 'adammw' is not one of timm's optimisers"),
-        ({"micro_batch": 48}, "micro_batch 48 does not divide a process's 256 rows in groups of 32: take 32 or 64"),
+        ({"micro_batch": 48}, "micro_batch 48 does not divide the 256 rows of a process in groups of 32: use 32 or 64"),
     ],
 )
 def test_what_contradicts_itself_is_refused(context: DistributedContext, changes: dict[str, Any], start: str) -> None:
