@@ -27,7 +27,7 @@ _LOOK = 1.0  # seconds between looks at a run
 
 def script() -> Path:
     """train.py of this checkout. Raises UserError where the package was installed without it."""
-    found = Path(__file__).parents[1] / "train.py"
+    found = Path(__file__).parents[2] / "train.py"
     if not found.is_file():
         raise UserError(f"{found} is not there, and starts every run: install with pip install -e from a checkout")
     return found

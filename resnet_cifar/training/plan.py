@@ -145,8 +145,8 @@ def check_batch_size(recipe: Recipe, world_size: int) -> None:
         return
     if batch % (world_size * unit):
         raise UserError(
-            f"batch_size {batch} does not divide over {world_size} process{'es' * (world_size > 1)} in groups of {unit} "
-            f"rows (model.ghost_batch_size {norm}): use {nearest_multiples(batch, world_size * unit)}"
+            f"batch_size {batch} does not divide over {world_size} process{'es' * (world_size > 1)} in groups of "
+            f"{unit} rows (model.ghost_batch_size {norm}): use {nearest_multiples(batch, world_size * unit)}"
         )
     if micro and (share % micro or micro % unit):
         fitting = [size for size in range(unit, share + 1, unit) if share % size == 0]

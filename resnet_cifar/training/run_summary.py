@@ -76,8 +76,8 @@ def small_batch_warning(plan: Plan) -> str | None:
     if plan.world_size == 1 or plan.per_rank_batch >= SMALL_PER_RANK_BATCH:
         return None
     return (
-        f"{plan.per_rank_batch} images per process ({plan.recipe.batch_size} on {plan.world_size}) do not keep a device "
-        "busy: more processes will not be faster (strong scaling)"
+        f"{plan.per_rank_batch} images per process ({plan.recipe.batch_size} on {plan.world_size}) do not keep a "
+        "device busy: more processes will not be faster (strong scaling)"
     )
 
 

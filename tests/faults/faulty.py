@@ -163,7 +163,7 @@ class FaultyRun:
     def __init__(self, home: Path, processes: int = 1, track: str = "none", run: Path | None = None) -> None:
         self.home, self.processes, self.track = home, processes, track
         self.folder = run or home / "RUN"
-        self.attempts: list[Start] = []
+        self.starts: list[Start] = []
 
     def start(
         self,
@@ -180,8 +180,8 @@ class FaultyRun:
             launch = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", self.processes]
             words = [*launch, *launcher_options, *words]
         command = [sys.executable, *map(str, words)]
-        self.attempts.append(Start(command, self.home, f"start-{len(self.attempts) + 1}", faults, env or {}))
-        return self.attempts[-1]
+        self.starts.append(Start(command, self.home, f"start-{len(self.starts) + 1}", faults, env or {}))
+        return self.starts[-1]
 
     def hurt(self, *faults: dict[str, Any], **more: Any) -> tuple[int, Start]:
         """A start that ends by a fault, all of which happen: (exit code, the start)."""
@@ -198,7 +198,7 @@ class FaultyRun:
 
     def end(self) -> None:
         """Kills what is left of all starts."""
-        for start in self.attempts:
+        for start in self.starts:
             start.end()
 
     @property
@@ -236,7 +236,7 @@ class FaultyRun:
 
     def lost(self) -> list[int]:
         """For each start after which another one trained: the updates that were done again."""
-        trained = [(min(steps), max(steps)) for s in self.attempts if (steps := [u["step"] for u in s.updates])]
+        trained = [(min(steps), max(steps)) for s in self.starts if (steps := [u["step"] for u in s.updates])]
         return [last + 1 - first for (_, last), (first, _) in pairwise(trained)]
 
 
@@ -246,7 +246,7 @@ class Reference(FaultyRun):
     @cached_property
     def seen(self) -> dict[tuple[int, int], tuple]:
         """What each rank saw in each step: {(step, rank): digests}."""
-        return {(u["step"], u["rank"]): (u["order"], u["batches"]) for u in self.attempts[0].updates}
+        return {(u["step"], u["rank"]): (u["order"], u["batches"]) for u in self.starts[0].updates}
 
     def check_equal(self, run: FaultyRun, with_status: bool = True) -> None:
         """Fails where `run` ended otherwise in anything but its speed."""

@@ -62,7 +62,7 @@ class Job:
         return folder
 
     @property
-    def attempts(self) -> int:
+    def starts(self) -> int:
         """How often SLURM has started it."""
         return 1 + int(self.cluster.fact(self.id, "Restarts"))
 
