@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from resnet_cifar.atomic_io import write_json
@@ -77,9 +78,7 @@ def test_and_export(
         results_io.write(folder.path, "test", found, *predictions, data.test.indices)
     result = {
         **({"val/accuracy": best["val/accuracy"], "val/loss": best["val/loss"]} if best else {}),
-        "test/accuracy": found["accuracy"],
-        "test/top5": found["top5"],
-        "test/loss": found["loss"],
+        **{f"test/{name}": found[name] for name in ("accuracy", "top5", "loss")},
         "checkpoint": found["checkpoint"],
         "step": step,
         "steps": writer.done,
@@ -93,20 +92,25 @@ def test_and_export(
         card = artifacts.card(lambda: _card(state, found, {**result, **facts}), writer.screen.warn)
         export_model(state.scored, folder.model, recipe, data.classes, state.scored.state_dict(), facts, card)
     write_json(folder.path / "result.json", result)
-    summary = {f"best/{name}": value for name, value in result.items() if name == "step" or name.startswith("val/")}
-    costs = {name: result[name] for name in _COSTS if name in result}
-    summary |= {"test/accuracy": result["test/accuracy"], "test/loss": result["test/loss"], **costs}
     writer.status("finished")
     writer.screen.end()
-    page = None
-    if recipe.track.report:
-        warn = writer.screen.warn
-        with part("report"):
-            artifacts.keep_pictures(folder.path, "test", predictions, data.test, temperature, warn)
-            page = artifacts.write_page(folder.path, "test", warn)
-    writer.summary(summary, with_figures=page is not None)
+    with part("report"):
+        page = _report(predictions, temperature, data, writer) if recipe.track.report else None
+    writer.summary(_summary(result), with_figures=page is not None)
     writer.report_timings()
     closing_table(writer.screen, folder, result, writer.tracker.commands)
+
+
+def _report(predictions: Predictions, temperature: float | None, data: ImageData, writer: RunWriter) -> Path | None:
+    folder, warn = writer.folder.path, writer.screen.warn
+    artifacts.keep_pictures(folder, "test", predictions, data.test, temperature, warn)
+    return artifacts.write_page(folder, "test", warn)
+
+
+def _summary(result: dict[str, Any]) -> dict[str, float]:
+    """The final numbers that trackers show."""
+    best = {f"best/{name}": value for name, value in result.items() if name == "step" or name.startswith("val/")}
+    return best | {name: result[name] for name in ("test/accuracy", "test/loss", *_COSTS) if name in result}
 
 
 def _card(state: TrainState, found: dict[str, Any], result: dict[str, Any]) -> str:
