@@ -6,6 +6,7 @@ in which a checkpoint was written in the background with rounds in which none wa
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import signal
@@ -28,6 +29,7 @@ from resnet_cifar.data.loader import Loader
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.training.plan import LOGS_PER_EPOCH, Plan
 from resnet_cifar.training.train_state import TrainState
+from resnet_cifar.training.train_step import train_step
 
 ROUNDS = 7
 STARTS = 3
@@ -46,25 +48,28 @@ def measure(source: str) -> dict[str, Any]:
 
 
 def _saving(source: str, optimizer: str, folder: Path) -> dict[str, Any]:
-    world = DistributedContext("auto")
-    gpu = world.device.type == "cuda"
+    context = DistributedContext("auto")
+    gpu = context.device.type == "cuda"
     batch, steps = (1024, 100) if gpu else (128, 3)
     words = {"data.source": source, "batch_size": str(batch), "phases.0.epochs": "100000", "data.image_size": "32"}
-    words |= {"model.stem": "imagenet", "precision": world.precision, "optimizer.name": optimizer}
+    words |= {"model.stem": "imagenet", "precision": context.precision, "optimizer.name": optimizer}
     recipe = read_recipe("scratch", words)
-    data = image_data.load(image_data.prepare(recipe.data), recipe, world.device)
-    learner = TrainState(Plan(recipe, len(data.train), world_size=1), world, len(data.classes))
-    stream = enumerate(Loader(learner.plan, data.train, len(data.classes), learner.preprocess, rank=0).steps())
+    data = image_data.load(image_data.prepare(recipe.data), recipe, context.device)
+    plan = Plan(recipe, len(data.train), world_size=1)
+    state = TrainState(plan, context, len(data.classes))
+    loader = Loader(recipe, data.train, len(data.classes), state.preprocess, plan.rows(0))
+    numbers = itertools.count()
     writer = checkpoint.Writer(folder, keep=1, before=lambda: None)
     waits, rounds = [], {False: [], True: []}
     for round_ in range(2 * ROUNDS + 1):
         save = round_ % 2 == 1
         began = time.perf_counter()
         if save:
-            writer.write(round_, snapshot.take(learner.model, learner.optimizer), {}, best=None)
+            writer.write(round_, snapshot.take(state.model, state.optimizer), {}, best=None)
             waits.append(time.perf_counter() - began)
         for _ in range(steps):
-            learner.update(*next(stream))
+            step = next(numbers)
+            train_step(state, step, loader.batch(step), plan.lr(step))
         if gpu:
             torch.cuda.synchronize()
         if round_:  # the first one warms up

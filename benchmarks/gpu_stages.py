@@ -47,6 +47,7 @@ from resnet_cifar.optim.factory import create_optimizer
 from resnet_cifar.training import flops, preflight
 from resnet_cifar.training.plan import Plan
 from resnet_cifar.training.train_state import TrainState
+from resnet_cifar.training.train_step import train_step
 
 CLASSES = 10
 _ROUNDS, _SECONDS = 5, 0.4  # of timing: the median over these rounds, each about this long
@@ -157,12 +158,12 @@ def warm_up(variant: Variant, rehearse: bool) -> None:
     """Fills the compiler's cache with the variant's graphs of training and, for `scratch`, which is trained later, of
     evaluation at the sizes that its validation and test splits take; nothing is timed."""
     began = time.monotonic()
-    learner, batches = _built(variant, rehearse)
-    learner.update(0, batches.step(0))
-    images = batches.images
+    state, loader = _built(variant, rehearse)
+    train_step(state, 0, loader.batch(0), state.plan.lr(0))
+    images = loader.images
     for count in (len(images) // 10, len(images) // 5) if variant.recipe == "scratch" else ():
         part = ImageDataset(images.images[:count], images.labels[:count], images.indices[:count])
-        predict(learner.context, learner.wrapped, part, learner.preprocess)
+        predict(state.context, state.wrapped, part, state.preprocess)
     _synchronize()
     report("warm-up", variant=str(variant), seconds=round(time.monotonic() - began, 1))
 
@@ -207,18 +208,18 @@ def ceilings(rehearse: bool) -> None:
     _report_ceiling("copy", 2 * size / _seconds(lambda: target.copy_(source), 20) / 1e12)
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     _report_ceiling("matmul", 2 * side**3 / _seconds(lambda: a @ b, 20) / 1e12)
-    _, batches = _built(_for_this_machine(Variant("finetune", 224, 256, "stock"), rehearse), rehearse)
+    _, loader = _built(_for_this_machine(Variant("finetune", 224, 256, "stock"), rehearse), rehearse)
     steps = itertools.count()
-    _report_ceiling("batch", 1e3 * _seconds(lambda: list(batches.step(next(steps))), 10))
-    _report_ceiling("batch, on the host", 1e3 * _seconds(lambda: batches.step(next(steps)), 20))  # never computed
-    learner, batches = _built(_for_this_machine(Variant("scratch", 32, 256, "stock"), rehearse), rehearse)
+    _report_ceiling("batch", 1e3 * _seconds(lambda: list(loader.batch(next(steps))), 10))
+    _report_ceiling("batch, on the host", 1e3 * _seconds(lambda: loader.batch(next(steps)), 20))  # never computed
+    state, loader = _built(_for_this_machine(Variant("scratch", 32, 256, "stock"), rehearse), rehearse)
     for step in range(2):
-        learner.update(step, batches.step(step))
-    states = (state.values() for state in learner.optimizer.state.values())
-    tensors = [*learner.model.state_dict().values(), *(t for s in states for t in s if isinstance(t, torch.Tensor))]
+        train_step(state, step, loader.batch(step), state.plan.lr(step))
+    buffers = (buffer for each in state.optimizer.state.values() for buffer in each.values())
+    tensors = [*state.model.state_dict().values(), *(b for b in buffers if isinstance(b, torch.Tensor))]
     _report_ceiling("checkpoint", sum(tensor.nbytes for tensor in tensors) / 1e6)
     # The step waits for no more of a checkpoint than this.
-    _report_ceiling("checkpoint stall", 1e3 * _seconds(lambda: snapshot.take(learner.model, learner.optimizer), 3))
+    _report_ceiling("checkpoint stall", 1e3 * _seconds(lambda: snapshot.take(state.model, state.optimizer), 3))
 
 
 def _report_ceiling(name: str, value: float) -> None:
@@ -237,8 +238,8 @@ def _measured(variant: Variant, rehearse: bool) -> dict[str, Any]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     began = time.monotonic()
-    learner, batches = _built(variant, rehearse)
-    step = _plain_step(learner, batches) if variant.batchnorm == "plain loop" else whole_step(learner, batches)
+    state, loader = _built(variant, rehearse)
+    step = _plain_step(state, loader) if variant.batchnorm == "plain loop" else whole_step(state, loader)
     _seconds(step, 5 if variant.compile_mode == "reduce-overhead" else 3, warm_up=0)  # CUDA graphs are recorded later
     first = time.monotonic() - began
     count = 1 if rehearse else max(3, round(_SECONDS / _seconds(step, 3)))
@@ -247,11 +248,11 @@ def _measured(variant: Variant, rehearse: bool) -> dict[str, Any]:
     kernels, busy = _kernels(step)
     ms = statistics.median(times)
     speed = 1e3 * variant.batch / ms
-    context = learner.context
+    context = state.context
     tf32 = gpu and torch.backends.cudnn.allow_tf32
     peak = flops.peak(torch.cuda.get_device_name(), context.precision, tf32) if gpu else None
-    gflops = flops.flops_an_image(learner.plan.recipe, CLASSES) / 1e9
-    list(learner.tally.poll(wait=True))  # raises where a loss was not finite
+    gflops = flops.flops_an_image(state.plan.recipe, CLASSES) / 1e9
+    list(state.metrics.poll(wait=True))  # raises where a loss was not finite
     return {
         "images_per_second": round(speed, 1),
         "ms": round(ms, 3),
@@ -265,7 +266,7 @@ def _measured(variant: Variant, rehearse: bool) -> dict[str, Any]:
 
 
 def _built(variant: Variant, rehearse: bool) -> tuple[TrainState, Loader]:
-    """A learner as train.py builds it, and batches of random images."""
+    """The training state as train.py builds it, and a loader of random images."""
     AcceleratorState._reset_state(True)
     torch._dynamo.reset()
     for name in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE"):
@@ -280,11 +281,12 @@ def _built(variant: Variant, rehearse: bool) -> tuple[TrainState, Loader]:
     images = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, device=context.device)
     labels = torch.randint(0, CLASSES, (count,), device=context.device)
     plan = Plan(recipe, count, world_size=1)
-    learner = TrainState(plan, context, CLASSES)
+    state = TrainState(plan, context, CLASSES)
     if variant.batchnorm not in ("auto", "stock", "plain loop"):
-        # The one way to ask for an implementation: the model is built with "auto", and told another one.
-        apply_ghost_batchnorm(learner.model, recipe.model.ghost_batch_size, variant.batchnorm)
-    return learner, Loader(plan, ImageDataset(images, labels, np.arange(count)), CLASSES, learner.preprocess, rank=0)
+        # The model is built with "auto"; this selects another implementation.
+        apply_ghost_batchnorm(state.model, recipe.model.ghost_batch_size, variant.batchnorm)
+    dataset = ImageDataset(images, labels, np.arange(count))
+    return state, Loader(recipe, dataset, CLASSES, state.preprocess, plan.rows(0))
 
 
 def _recipe(variant: Variant, rehearse: bool) -> Recipe:
@@ -297,15 +299,15 @@ def _recipe(variant: Variant, rehearse: bool) -> Recipe:
     return read_recipe(variant.recipe, words)
 
 
-def _plain_step(learner: TrainState, batches: Loader) -> Callable[[], None]:
-    """What a plain script does with timm's model, on one batch that is already there."""
-    context, recipe = learner.context, learner.plan.recipe
+def _plain_step(state: TrainState, loader: Loader) -> Callable[[], None]:
+    """The step of a plain timm script, on one batch that is already on the device."""
+    context, recipe = state.context, state.plan.recipe
     model = create_model(recipe, CLASSES, pretrained=False)
     model.to(context.device, memory_format=torch.channels_last)
     optimizer = create_optimizer(model, recipe.optimizer, 0.001, context.device)
     low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(context.precision)
     scaler = torch.amp.GradScaler(context.device.type, enabled=low == torch.float16)
-    inputs, targets = next(batches.step(0))
+    inputs, targets = next(loader.batch(0))
 
     def step() -> None:
         with torch.autocast(context.device.type, dtype=low, enabled=low is not None):

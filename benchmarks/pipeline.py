@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import statistics
 import time
@@ -22,7 +23,6 @@ from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.data import image_data
 from resnet_cifar.data.loader import Loader, Preprocess
 from resnet_cifar.data.sources import synthetic
-from resnet_cifar.training.plan import Plan
 
 SIZES = {32: 256, 224: 64}  # pixels: images of a batch
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -95,9 +95,9 @@ def _resident(source: str, size: int, batch: int, device: torch.device) -> Itera
     recipe = read_recipe("finetune", words)
     data = image_data.load(image_data.prepare(recipe.data), recipe, device)
     constants = (torch.tensor(values, device=device) for values in (MEAN, STD))
-    plan = Plan(recipe, len(data.train), world_size=1)
-    for micro_batches in Loader(plan, data.train, len(data.classes), Preprocess(recipe.data, *constants), 0).steps():
-        yield from micro_batches
+    loader = Loader(recipe, data.train, len(data.classes), Preprocess(recipe.data, *constants), slice(0, batch))
+    for step in itertools.count():
+        yield from loader.batch(step)
 
 
 def _encoded(source: str) -> datasets.Dataset:

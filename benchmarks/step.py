@@ -12,6 +12,7 @@ A process of its own has clean peaks of memory and compiles nothing that another
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import statistics
@@ -38,6 +39,7 @@ from resnet_cifar.optim.factory import create_optimizer
 from resnet_cifar.training import flops
 from resnet_cifar.training.plan import Plan
 from resnet_cifar.training.train_state import TrainState
+from resnet_cifar.training.train_step import train_step
 
 _WARM_UP = 3  # steps
 
@@ -85,16 +87,16 @@ def measure(configuration: Configuration, source: str) -> dict[str, Any]:
     recipe = configuration.read(source)
     data = image_data.load(image_data.prepare(recipe.data), recipe, context.device)
     plan = Plan(recipe, len(data.train), world_size=1)
-    learner = TrainState(plan, context, len(data.classes))
-    batches = Loader(plan, data.train, len(data.classes), learner.preprocess, rank=0)
-    whole = whole_step(learner, batches)
+    state = TrainState(plan, context, len(data.classes))
+    loader = Loader(recipe, data.train, len(data.classes), state.preprocess, plan.rows(0))
+    whole = whole_step(state, loader)
     warm_up = _seconds(whole, _WARM_UP, gpu)
     steps = max(1, round(configuration.seconds / _seconds(whole, 1, gpu)))
     memory = {
         "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_device_bytes": torch.cuda.max_memory_allocated() if gpu else None,
     }
-    compared = {"whole": whole, **_bare_steps(configuration, recipe, learner, next(batches.step(0)))}
+    compared = {"whole": whole, **_bare_steps(configuration, recipe, state, next(loader.batch(0)))}
     images = data.test if gpu else _first(data.test, 2 * configuration.batch)
     speeds: dict[str, list[float]] = {name: [] for name in (*compared, "evaluation")}
     for round_ in range(configuration.rounds + 1):
@@ -103,7 +105,7 @@ def measure(configuration: Configuration, source: str) -> dict[str, Any]:
             if round_:  # the first one warms up
                 speeds[name].append(speed)
         began = time.perf_counter()
-        predict(context, learner.wrapped, images, learner.preprocess)  # ends on the host
+        predict(context, state.wrapped, images, state.preprocess)  # ends on the host
         if round_:
             speeds["evaluation"].append(len(images) / (time.perf_counter() - began))
     medians = {name: statistics.median(values) for name, values in speeds.items()}
@@ -123,25 +125,26 @@ def measure(configuration: Configuration, source: str) -> dict[str, Any]:
     }
 
 
-def whole_step(learner: TrainState, batches: Loader) -> Callable[[], None]:
-    """One step of train.py; every tenth sends its sums to the host."""
-    stream = enumerate(batches.steps())
+def whole_step(state: TrainState, loader: Loader) -> Callable[[], None]:
+    """One step of train.py; every tenth copies its metrics to the host."""
+    numbers = itertools.count()
 
     def step() -> None:
-        number, micro_batches = next(stream)
-        learner.update(number, micro_batches)
+        number = next(numbers)
+        batch = loader.batch(number, state.plan.image_size(number), state.plan.micro_batch)
+        train_step(state, number, batch, state.plan.lr(number))
         if number % 10 == 0:
-            learner.tally.flush_async(number + 1)
-            list(learner.tally.poll())
+            state.metrics.flush_async(number + 1)
+            list(state.metrics.poll())
 
     return step
 
 
 def _bare_steps(
-    configuration: Configuration, recipe: Recipe, learner: TrainState, batch: Batch
+    configuration: Configuration, recipe: Recipe, state: TrainState, batch: Batch
 ) -> dict[str, Callable[[], None]]:
-    """Compiled, the learner's own compiled network is taken, so that nothing is compiled twice."""
-    context, settings = learner.context, recipe.optimizer
+    """With compilation, the state's compiled network is reused, so that nothing is compiled twice."""
+    context, settings = state.context, recipe.optimizer
 
     def built() -> torch.nn.Module:
         model = create_model(recipe, batch[1].shape[1], pretrained=False)
@@ -151,7 +154,7 @@ def _bare_steps(
         return create_optimizer(model, settings, 0.001, context.device)
 
     if configuration.compiled:
-        return {"bare": _bare_step(learner.wrapped, own(learner.model), recipe, batch, context, casts=True)}
+        return {"bare": _bare_step(state.wrapped, own(state.model), recipe, batch, context, casts=True)}
     bare, stock = built(), built()
     if recipe.model.ghost_batch_size and recipe.model.ghost_batch_size < recipe.batch_size:
         bare = apply_ghost_batchnorm(bare, recipe.model.ghost_batch_size)
