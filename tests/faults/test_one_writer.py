@@ -11,7 +11,7 @@ from faulty import FaultyRun, Start, fault
 
 def places(number: int) -> tuple[int, int]:
     """Where two starts wait for each other, in file operations of their claims: the first rounds are the nastiest."""
-    chosen = {1: (1, 1), 2: (5, 5)}  # nobody has written yet; both are about to rename recipe.yaml
+    chosen = {1: (1, 1), 2: (6, 6)}  # nobody has written yet; both are about to rename recipe.yaml
     seeded = random.Random(f"claims, round {number}")
     return chosen.get(number) or (seeded.randint(1, 10), seeded.randint(1, 10))
 
@@ -27,7 +27,7 @@ def test_of_two_starts_at_one_moment_one_finishes(hurt_run, undisturbed, record,
     assert "error" not in winner.stderr
     assert len(loser.errors) == 1
     assert loser.stderr.count("\n") == 1, loser.stderr
-    assert "was taken over by start" in loser.stderr
+    assert "was taken over by attempt" in loser.stderr
     undisturbed().check_equal(run)
     record("two starts at one moment", pairs=number)
 
@@ -51,7 +51,7 @@ def test_a_start_that_was_asleep_changes_nothing(hurt_run, undisturbed, record, 
     assert asleep.wait() == 2
     assert len(asleep.errors) == 1
     assert asleep.stderr.count("\n") == 1, asleep.stderr
-    assert "was taken over by start 2" in asleep.stderr
+    assert "was taken over by attempt 2" in asleep.stderr
     assert run.digests() == before
     undisturbed().check_equal(run)
     record("asleep in an update", starts=number)
