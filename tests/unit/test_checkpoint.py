@@ -1,4 +1,4 @@
-"""checkpoints/checkpoint.py: complete or absent, whenever it is killed; damage is detected, the previous one is used."""
+"""checkpoints/checkpoint.py: complete or absent, whenever it is killed; after damage the previous one is used."""
 
 from __future__ import annotations
 

@@ -324,9 +324,7 @@ def test_a_run_of_an_earlier_version_is_refused(file: str, folder: RunDir) -> No
     (folder.path / file).write_text("{}")
     (folder.path / "recipe.yaml").write_text("model: {norm_batch: 8}\n")
     for use in (lambda: folder.check(recipe_of()), lambda: folder.finished(recipe_of())):
-        with pytest.raises(
-            UserError, match="--run .*/a was written by an earlier version: .* start over with --restart$"
-        ):
+        with pytest.raises(UserError, match=r"--run .*/a was written by an earlier version: .* --restart$"):
             use()
 
 
