@@ -1,22 +1,24 @@
-"""TODO."""
+"""Files that are complete or absent: each is written aside, flushed to disk and renamed."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from resnet_cifar.config.errors import UserError
 
-_NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # what file systems answer that cannot
+_CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """The file's object, or None where there is no such file. Raises UserError where it holds something else."""
+    """The JSON object in the file, or None if there is no such file. Raises UserError if it holds anything else."""
     try:
         values = json.loads(file.read_text())
     except (FileNotFoundError, NotADirectoryError):
@@ -30,38 +32,47 @@ def read_json(file: Path) -> dict[str, Any] | None:
     return values
 
 
-def write_json(file: Path, values: dict[str, Any]) -> None:
-    """Writes aside and renames, so that a reader sees the old or the new file."""
-    aside = file.with_name(f"{file.name}.writing-{secrets.token_hex(4)}")  # two starts may write at the same moment
+@contextlib.contextmanager
+def atomic_write(file: Path, before_rename: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """Yields a path beside `file` to write to; it is then flushed and renamed, so readers see the old or the new file.
+
+    `before_rename` is called in between, and may refuse by raising.
+    """
+    aside = file.with_name(f"{file.name}.writing-{secrets.token_hex(4)}")  # two processes may write at the same time
     try:
-        with aside.open("w") as stream:
-            stream.write(json.dumps(values, indent=1) + "\n")
-            stream.flush()
-            fsync_path(aside)
+        yield aside
+        fsync_path(aside)
+        before_rename()
         aside.replace(file)
         fsync_path(file.parent)
-    except OSError:
+    except BaseException:
         aside.unlink(missing_ok=True)
         raise
 
 
-def fsync_path(path: Path) -> None:
-    """Puts a file, or the names in a folder, on disk.
+def write_json(file: Path, values: dict[str, Any]) -> None:
+    """Writes the object atomically."""
+    with atomic_write(file) as aside:
+        aside.write_text(json.dumps(values, indent=1) + "\n")
 
-    Of a folder as far as its file system can: many that are mounted over a network (FUSE, SMB) refuse to flush one.
+
+def fsync_path(path: Path) -> None:
+    """Flushes a file, or the entries of a directory, to disk.
+
+    A directory is flushed if its file system supports it: many network mounts (FUSE, SMB) refuse.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in _NO_FLUSH or not path.is_dir():
+        if error.errno not in _CANNOT_FLUSH or not path.is_dir():
             raise
     finally:
         os.close(descriptor)
 
 
 def sha256(file: Path) -> str:
-    """The file's digest, in hex."""
+    """The file's SHA-256 in hex."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 22):

@@ -1,9 +1,9 @@
-"""Checkpoints: a folder of safetensors and state.json, pickle-free, whole or not there.
+"""Checkpoints: a directory of safetensors and state.json, without pickles, complete or absent.
 
     step-00000100/  model.safetensors  optimizer.safetensors  state.json  (with model.ema_decay: average.safetensors)
 
-It is written beside its final name, flushed, checksummed and renamed, in the background while training goes on. A
-reader verifies it, and where the newest is damaged takes the one before and says so.
+A checkpoint is written beside its final name, flushed, checksummed and renamed, in the background while training
+continues. Reading verifies it; if the latest is damaged, the previous one is used, with a warning.
 """
 
 from __future__ import annotations
@@ -28,48 +28,36 @@ from resnet_cifar.atomic_io import fsync_path, sha256
 from resnet_cifar.checkpoints.snapshot import Snapshot
 from resnet_cifar.config.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 _WEIGHTS, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 _AVERAGE = "average.safetensors"
-# safetensors' names of types, in the order in which it writes them.
+# safetensors' names of dtypes, in the order in which it writes them.
 _DTYPES = {
-    torch.int64: "I64",
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.int32: "I32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+    torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
+    torch.float16: "F16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 _NAME = re.compile(r"step-(\d{8,})")
 
 
 def name(step: int) -> str:
-    """The folder of the checkpoint after `step` updates."""
+    """The directory name of the checkpoint after `step` updates."""
     return f"step-{step:08d}"
 
 
 class Damage(UserError):
-    """A checkpoint is not what was written."""
+    """A checkpoint differs from what was written."""
 
 
 def write(
-    folder: Path,
-    step: int,
-    snapshot: Snapshot,
-    state: dict[str, Any],
-    before: Callable[[], None] = lambda: None,
+    folder: Path, step: int, snapshot: Snapshot, state: dict[str, Any], before: Callable[[], None] = lambda: None
 ) -> Path:
-    """Writes the checkpoint after `step` updates; `state` is plain JSON. Raises OSError, and then nothing has changed.
+    """Writes the checkpoint after `step` updates; `state` is plain JSON. Raises OSError, having changed nothing.
 
-    At any instant the folder holds this checkpoint or all that were there before (`recover` tidies up after a kill).
-    `before` is called when all is written, before it takes its name, and may refuse by raising.
+    At any moment the folder holds this checkpoint or all previous ones (`recover` cleans up after a kill). `before` is
+    called before the final rename, and may refuse by raising.
     """
     final = folder / name(step)
-    aside = folder / f"{final.name}.writing-{secrets.token_hex(4)}"  # an owner of before may still be writing its own
+    aside = folder / f"{final.name}.writing-{secrets.token_hex(4)}"  # an earlier attempt may still be writing its own
     aside.mkdir(parents=True)
     try:
         checksums, snapshot = {}, snapshot.on_host()
@@ -84,10 +72,10 @@ def write(
         fsync_path(aside)
         before()
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)  # it may be what fills the disk
+        shutil.rmtree(aside, ignore_errors=True)  # frees a full disk
         raise
     replaced = folder / f"{final.name}.replaced"
-    if final.exists():  # an interrupt in an evaluation saved the same step, without its score
+    if final.exists():  # saved by an interrupt during the evaluation of this step
         final.rename(replaced)
     aside.rename(final)
     fsync_path(folder)
@@ -96,25 +84,24 @@ def write(
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of all checkpoints that were written whole, rising."""
+    """The steps of all complete checkpoints, ascending."""
     names = (_NAME.fullmatch(path.name) for path in folder.iterdir()) if folder.is_dir() else ()
     return sorted(int(match[1]) for match in names if match)
 
 
 def prune(folder: Path, keep: int, best: int | None) -> None:
-    """Removes all but the newest `keep`, the best, and what was the best when one of those was written."""
-    there = steps(folder)
-    spared = {best}
-    for step in there[-keep:]:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one says nothing
-            spared.add(json.loads((folder / name(step) / _STATE).read_text())["best"]["step"])
-    for step in there[:-keep]:
-        if step not in spared:
-            shutil.rmtree(folder / name(step), ignore_errors=True)  # tried again after the next one
+    """Removes all but the latest `keep`, the best, and those that were the best when a kept one was written."""
+    existing, kept = steps(folder), {best}
+    for step in existing[-keep:]:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a damaged state.json
+            kept.add(json.loads((folder / name(step) / _STATE).read_text())["best"]["step"])
+    for step in existing[:-keep]:
+        if step not in kept:
+            shutil.rmtree(folder / name(step), ignore_errors=True)  # tried again after the next checkpoint
 
 
 def recover(folder: Path) -> None:
-    """Tidies up after a kill: what was being replaced comes back, what was half written goes."""
+    """Cleans up after a kill: restores a checkpoint that was being replaced, and removes incomplete ones."""
     for replaced in folder.glob("step-*.replaced"):
         final = replaced.with_suffix("")
         if final.exists():
@@ -126,10 +113,10 @@ def recover(folder: Path) -> None:
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is whole; None where there never was one.
+    """The latest undamaged checkpoint; None if there never was one.
 
-    A damaged one is named to `warn` and put aside as NAME.damaged. Raises UserError where none is left, and where one
-    cannot be read at all or has another format, which putting it aside would not mend.
+    A damaged one is reported to `warn` and renamed to NAME.damaged. Raises UserError if none is left, or if one cannot
+    be read at all or has another format.
     """
     recover(folder)
     damaged = list(folder.glob("step-*.damaged"))
@@ -146,25 +133,28 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
             return checkpoint
     if damaged:
         raise UserError(
-            f"no checkpoint in {folder} is whole ({', '.join(sorted(path.name for path in damaged))}): bring one back "
-            "from a copy, or start over with --restart"
+            f"every checkpoint in {folder} is damaged ({', '.join(sorted(path.name for path in damaged))}): restore "
+            "one from a copy, or start over with --restart"
         )
     return None
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """state.json, after every file was verified. Raises Damage, naming the file, and UserError for another format."""
+    """state.json, after verifying every file. Raises Damage, naming the file, and UserError for another format."""
     try:
         state = json.loads((checkpoint / _STATE).read_text())
         if state["format"] != FORMAT:
-            raise UserError(f"{checkpoint} has format {state['format']}, and this version reads {FORMAT}")
+            raise UserError(
+                f"{checkpoint} has format {state['format']}, and this version reads {FORMAT}: use the version that "
+                "wrote it, or start over with --restart"
+            )
         checksums = state["checksums"]
         files = [_WEIGHTS, _OPTIMIZER, *([_AVERAGE] if _AVERAGE in checksums else [])]
         changed = [file for file in files if sha256(checkpoint / file) != checksums[file]]
         if state.pop("checksum") != _state_checksum(state):
             changed.append(_STATE)
         names = {path.name for path in checkpoint.iterdir() if not path.name.startswith(".")}  # .nfs..., .DS_Store
-        foreign = names - {*files, _STATE}
+        unexpected = names - {*files, _STATE}
         if not changed:
             for file in files:
                 with safetensors.safe_open(checkpoint / file, "pt") as tensors:  # checks the header against the size
@@ -177,29 +167,29 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         raise UserError(f"the checkpoint {checkpoint} cannot be read ({error.strerror}): try again") from None
     if changed:
         raise Damage(f"{checkpoint / changed[0]} has changed since it was written")
-    if foreign:
+    if unexpected:
         raise UserError(
-            f"{checkpoint / min(foreign)} is not a checkpoint's file (nothing in one is a pickle): remove it"
+            f"{checkpoint / min(unexpected)} is not a checkpoint's file (nothing in one is a pickle): remove it"
         )
     return state
 
 
 def read(checkpoint: Path) -> tuple[Snapshot, dict[str, Any]]:
-    """(what was saved, its state) of a verified checkpoint. Raises UserError."""
+    """The snapshot and the state of a checkpoint, verified. Raises UserError."""
     state = read_state(checkpoint)
-    trained, optimizer = (safetensors.torch.load_file(checkpoint / file) for file in (_WEIGHTS, _OPTIMIZER))
-    averaged = weights(checkpoint) if _AVERAGE in state["checksums"] else None
-    return Snapshot(trained, optimizer, state["optimizer"], averaged), state
+    files = (file for file in (_WEIGHTS, _OPTIMIZER, _AVERAGE) if file in state["checksums"])
+    trained, optimizer, *average = (safetensors.torch.load_file(checkpoint / file) for file in files)
+    return Snapshot(trained, optimizer, state["optimizer"], *average), state
 
 
 def weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The weights and buffers that are scored (the moving average where there is one), by timm's names, on the CPU."""
+    """The weights and buffers to evaluate (the moving average if there is one), by timm's names, on the CPU."""
     averaged = checkpoint / _AVERAGE
     return safetensors.torch.load_file(averaged if averaged.is_file() else checkpoint / _WEIGHTS)
 
 
 class Writer:
-    """Writes one checkpoint at a time in a thread of its own; `before` as in `write`, and before others are removed."""
+    """Writes one checkpoint at a time in a background thread; `before` as in `write`, and before others are removed."""
 
     def __init__(self, folder: Path, keep: int, before: Callable[[], None]) -> None:
         self.folder, self._keep, self._before = folder, keep, before
@@ -208,20 +198,20 @@ class Writer:
         self._snapshot: Snapshot | None = None  # until the thread has it on the host
 
     def write(self, step: int, snapshot: Snapshot, state: dict[str, Any], best: int | None) -> None:
-        """Begins to write; waits for the checkpoint before, if that is not done. Raises what that one raised."""
+        """Starts writing, after waiting for the previous checkpoint. Raises its error, if any."""
         self.wait()
         self._snapshot = snapshot
         self._thread = threading.Thread(target=self._run, args=(step, state, best), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
-        """Returns when the last checkpoint is on disk. Raises UserError where it could not be written."""
+        """Waits until the last checkpoint is on disk. Raises UserError if it could not be written."""
         if self._thread is not None:
             self._thread.join()
         self.check()
 
     def check(self) -> None:
-        """Raises what went wrong in the background, without waiting."""
+        """Raises an error from the background thread, without waiting."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -229,30 +219,29 @@ class Writer:
     def _run(self, step: int, state: dict[str, Any], best: int | None) -> None:
         last = 0
         try:
-            # The last reference to copies on a GPU goes here, so that they do not stay there while the disk is written.
+            # Drops the last reference to copies on the GPU before the disk is written.
             snapshot, self._snapshot = self._snapshot.on_host(), None
             last = max(steps(self.folder), default=0)
             write(self.folder, step, snapshot, state, self._before)
             self._before()
             prune(self.folder, self._keep, best)
         except OSError as error:
-            try:
-                self._before()  # a later owner tidies up what it finds half written
-            except UserError as taken_over:
-                self._error = taken_over
-                return
-            except OSError:
-                pass  # the folder is the trouble, and that is said below
-            self._error = UserError(
+            failure = UserError(
                 f"the checkpoint of step {step} could not be written to {self.folder} ({error.strerror}): make room, "
-                f"and the same command goes on from step {last}"
+                f"and rerun the same command to resume from step {last}"
             )
-        except Exception as error:  # raised again where the run waits for this thread
+            with contextlib.suppress(OSError):
+                try:
+                    self._before()  # a later attempt removes what is incomplete, which is an OSError here
+                except UserError as taken_over:
+                    failure = taken_over
+            self._error = failure
+        except Exception as error:  # raised by `check`
             self._error = error
 
 
 def _contents(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """What `safetensors.torch.save` returns, a tensor at a time: that function holds two further copies of them all.
+    """The bytes of `safetensors.torch.save`, one tensor at a time: that function holds two more copies of all of them.
 
     Tensors are on the host and contiguous. The format: the header's length, the header in JSON, and the tensors.
     """
@@ -270,7 +259,7 @@ def _contents(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
 
 
 def _write(file: Path, parts: Iterable[bytes | memoryview]) -> str:
-    """Writes the file and flushes it; returns the SHA-256 of what should be in it, in hex."""
+    """Writes and flushes the file; returns the SHA-256 of the intended content, in hex."""
     digest = hashlib.sha256()
     with file.open("wb") as stream:
         for part in parts:

@@ -1,4 +1,4 @@
-"""The run folder: what lies where, who may write, and files that are whole or not there.
+"""The run directory: where each file is, whose run it holds, and how its attempts ended.
 
 recipe.yaml  environment.json  lease.json  status.json  attempts.json  metrics.jsonl  result.json  (micro_batch.json)
 checkpoints/  model/  wandb/  eval-NAME.json  predictions-NAME.parquet  report/
@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import mmap
 import os
-import secrets
-import shutil
-import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from resnet_cifar.atomic_io import fsync_path, read_json, write_json
+from resnet_cifar.atomic_io import read_json, write_json
+from resnet_cifar.checkpoints.lease import Lease
+from resnet_cifar.checkpoints.metrics_log import MetricsLog
 from resnet_cifar.config.diff import differences, fingerprint
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe, write_recipe
@@ -27,46 +23,42 @@ from resnet_cifar.config.schema import Recipe
 
 
 def default_run_path(recipe_name: str, recipe: Recipe) -> Path:
-    """runs/RECIPE-<8 hex of what decides the result>: the same command finds its run again."""
+    """runs/RECIPE-<fingerprint of the recipe>: the same command finds its run again."""
     return Path("runs") / f"{Path(recipe_name).stem}-{fingerprint(recipe)}"
 
 
+def check_version(path: Path) -> None:
+    """Raises UserError if an earlier version of this package wrote the run directory `path`."""
+    if any((path / name).exists() for name in ("owner.json", "starts.json")):
+        raise UserError(
+            f"--run {path} was written by an earlier version: use that version, name another directory, or start over "
+            "with --restart"
+        )
+
+
 class RunDir:
-    """One run's folder. Only rank 0 writes, and only while no later start has claimed the folder."""
+    """The directory of one run. Only rank 0 writes, and only while its attempt holds the lease."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lease: dict[str, Any] = {}
-        self._attempts: list[dict[str, Any]] = []
-        self._rows: BinaryIO | None = None
-
-    @property
-    def is_acquired(self) -> bool:
-        """Whether this process has claimed the folder."""
-        return bool(self._lease)
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where checkpoints are kept."""
-        return self.path / "checkpoints"
-
-    @property
-    def model(self) -> Path:
-        """The exported model."""
-        return self.path / "model"
+        self.checkpoints, self.model = path / "checkpoints", path / "model"
+        self.lease: Lease | None = None
+        self.attempts: list[dict[str, Any]] = []
+        """As in attempts.json, this one last; known after the first status."""
+        self._metrics: MetricsLog | None = None
 
     def check(self, recipe: Recipe, extends: bool = False) -> None:
-        """Raises UserError where the folder holds another recipe's run, or something that is no run.
+        """Raises UserError if the directory holds another recipe's run, or files that are not a run's.
 
-        With `extends` the folder's run may lack the recipe's last phases.
+        With `extends` the existing run may lack the recipe's last phases.
         """
         for place in (self.path, *self.path.parents):
             if place.exists() and not place.is_dir():
                 raise UserError(f"--run {self.path}: {place} is a file; name a folder")
         ours = self._recipe()
         if ours is None:
-            claim = ("lease.json", "recipe.yaml.writing-")  # of a start that has not come, or never came, to its recipe
-            if self.path.is_dir() and not all(path.name.startswith(claim) for path in self.path.iterdir()):
+            unfinished = ("lease.json", "recipe.yaml.writing-")  # an attempt that has not written its recipe (yet)
+            if self.path.is_dir() and not all(path.name.startswith(unfinished) for path in self.path.iterdir()):
                 raise UserError(f"--run {self.path} holds files that are no run: name a new or empty folder")
             return
         missing = len(recipe.phases) - len(ours.phases)
@@ -75,42 +67,37 @@ class RunDir:
             wanted = dataclasses.replace(recipe, phases=recipe.phases[: len(ours.phases)])
             if (self.result() or {}).get("stopped_early"):
                 raise UserError(f"--extend-epochs: the run in {self.path} stopped early, and would stop again at once")
-        differing = differences(ours, wanted)
-        if differing:
-            extended = missing < 0 and not differences(
-                dataclasses.replace(ours, phases=ours.phases[: len(recipe.phases)]), recipe
-            )
-            mend = (
-                "give the same --extend-epochs again"
-                if extended
-                else "name another folder, or start over with --restart"
-            )
-            raise UserError(f"--run {self.path} belongs to another recipe ({'; '.join(differing[:6])}): {mend}")
+        if differing := differences(ours, wanted):
+            fix = "name another folder, or start over with --restart"
+            if missing < 0:
+                unextended = dataclasses.replace(ours, phases=ours.phases[: len(recipe.phases)])
+                fix = fix if differences(unextended, recipe) else "give the same --extend-epochs again"
+            raise UserError(f"--run {self.path} belongs to another recipe ({'; '.join(differing[:6])}): {fix}")
 
     def check_writable(self) -> None:
-        """Raises UserError where a start could not write, as far as permissions and mounts tell."""
+        """Raises UserError if permissions or mounts do not allow writing."""
         place = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
         if not os.access(place, os.W_OK):
             raise UserError(f"--run {self.path} cannot be written ({place} is read-only): name another folder")
 
     def finished(self, recipe: Recipe) -> dict[str, Any] | None:
-        """The result of the finished run of all of the recipe's phases, or None."""
+        """The result if all of the recipe's phases are finished, otherwise None."""
         ours = self._recipe()
         return self.result() if ours is not None and len(ours.phases) == len(recipe.phases) else None
 
     def result(self) -> dict[str, Any] | None:
-        """What the finished run reached, or None."""
+        """The content of result.json, or None."""
         return read_json(self.path / "result.json")
 
     def mark_finished(self, result: dict[str, Any]) -> None:
-        """Makes status.json say what result.json says, where a kill came between the two."""
+        """Writes status.json if the run was killed after result.json was written, but before its status was."""
         if (read_json(self.path / "status.json") or {}).get("state") != "finished":
             facts = {"time": time.time(), "step": result["steps"], "steps": result["steps"]}
-            with contextlib.suppress(OSError):  # a finished run may lie on a disk that is read only
+            with contextlib.suppress(OSError):  # a finished run may be on a read-only disk
                 write_json(self.path / "status.json", {"state": "finished", **facts})
 
     def move_aside(self) -> Path | None:
-        """Renames an existing folder to NAME.before-N, so that starting over loses nothing; where it is now."""
+        """Renames an existing directory to NAME.before-N, so that starting over loses nothing. Returns the new path."""
         if not self.path.exists():
             return None
         number = 1
@@ -119,134 +106,72 @@ class RunDir:
         return self.path.rename(aside)
 
     def acquire(self, recipe: Recipe, environment: dict[str, Any]) -> None:
-        """Makes the folder this process's: the next start number, the recipe and the environment. Raises UserError.
-
-        Of two starts at the same moment the later to write lease.json has it: the token tells equal numbers apart.
-        """
+        """Starts a new attempt: acquires the lease and writes the recipe and the environment. Raises UserError."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            start = (read_json(self.path / "lease.json") or {}).get("attempt", 0) + 1
-            self._lease = {
-                "attempt": start,
-                "token": secrets.token_hex(8),
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "time": time.time(),
-            }
-            write_json(self.path / "lease.json", self._lease)
+            self.lease = Lease.acquire(self.path)
             if result := self.result():  # of the run that is extended
-                with contextlib.suppress(FileNotFoundError):  # another start has just done it
+                with contextlib.suppress(FileNotFoundError):  # another attempt has just renamed it
                     (self.path / "result.json").rename(self.path / f"result-step-{result['steps']}.json")
-            aside = self.path / f"recipe.yaml.writing-{self._lease['token']}"
-            write_recipe(recipe, aside)
-            aside.replace(self.path / "recipe.yaml")
+            write_recipe(recipe, self.path / "recipe.yaml")
             write_json(self.path / "environment.json", environment)
         except OSError as error:
             raise UserError(f"--run {self.path} cannot be written ({error.strerror}): name another folder") from None
 
     def check_lease(self) -> None:
-        """Raises UserError where another start has taken the folder over."""
-        now = read_json(self.path / "lease.json")
-        if now is None:
-            raise UserError(f"--run {self.path} has been moved or removed: stopping")
-        if now.get("token") != self._lease["token"]:
-            where = f"attempt {now.get('attempt')} (pid {now.get('pid')} on {now.get('host')})"
-            raise UserError(
-                f"--run {self.path} was taken over by {where}; this is attempt {self._lease['attempt']}: stopping"
-            )
+        """Raises UserError if another attempt has taken the directory over."""
+        self.lease.check(self.path)
 
     def status(self, state: str, **facts: Any) -> None:
-        """Writes status.json: `running`, `finished`, `interrupted`, `failed` or `lost` (a rank), and facts."""
-        self.check_lease()
-        word = {"state": state, "time": time.time(), **_slurm_job(), **facts}
-        self._record_attempt(word)
-        write_json(self.path / "status.json", word)
+        """Writes status.json, and attempts.json if the attempt begins or ends.
 
-    def _record_attempt(self, word: dict[str, Any]) -> None:
-        """Keeps in attempts.json where each start went on and how it ended; who was killed, by its last word."""
-        file, step = self.path / "attempts.json", word.get("step", 0)
-        is_first = not self._attempts
+        `state`: `running`, `finished`, `interrupted`, `failed`, or `lost` if another rank is.
+        """
+        self.check_lease()
+        job = {}
+        if "SLURM_JOB_ID" in os.environ:  # the batch script asks how its own attempt ended
+            job["job"] = f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+        status = {"state": state, "time": time.time(), **job, **facts}
+        self._record_attempt(status)
+        write_json(self.path / "status.json", status)
+
+    def _record_attempt(self, status: dict[str, Any]) -> None:
+        """Records in attempts.json how this attempt began or ended; an earlier one without an end was killed."""
+        file, step, is_first = self.path / "attempts.json", status.get("step", 0), not self.attempts
         if is_first:
             earlier = (read_json(file) or {}).get("attempts", [])
             last = read_json(self.path / "status.json")
             if earlier and last and "state" not in earlier[-1]:
                 earlier[-1] |= {"state": "killed", "ended": last["time"], "step": last.get("step", 0)}
-            claim = {name: self._lease[name] for name in ("attempt", "host", "pid")}
-            claim |= {"gpus": word["gpus"]} if "gpus" in word else {}
-            self._attempts = [*earlier, {**claim, "began": word["time"], "from_step": step}]
-        if word["state"] != "running":
-            more = {name: word[name] for name in ("why", "energy_kwh") if word.get(name)}
-            self._attempts[-1] |= {"state": word["state"], "ended": word["time"], "step": step, **more}
+            this = {"attempt": self.lease.attempt, "host": self.lease.host, "pid": self.lease.pid}
+            this |= {"gpus": status["gpus"]} if "gpus" in status else {}
+            self.attempts = [*earlier, {**this, "began": status["time"], "from_step": step}]
+        if status["state"] != "running":
+            details = {name: status[name] for name in ("why", "energy_kwh") if status.get(name)}
+            self.attempts[-1] |= {"state": status["state"], "ended": status["time"], "step": step, **details}
         elif not is_first:
             return
-        write_json(file, {"attempts": self._attempts})
-
-    @property
-    def attempts(self) -> list[dict[str, Any]]:
-        """The run's starts as attempts.json has them, this one last; known after its first status."""
-        return self._attempts
+        write_json(file, {"attempts": self.attempts})
 
     def resume_metrics(self, step: int) -> None:
-        """Begins to append to metrics.jsonl, without the rows after update `step`: a resumed run writes them again.
-
-        Into a new file with the old name: what an owner of before still appends goes to its own, which nobody sees.
-        """
-        file = self.path / "metrics.jsonl"
-        aside = file.with_name(f"{file.name}.writing-{self._lease['token']}")
-        self.check_lease()
-        if file.is_file():
-            shutil.copyfile(file, aside)
-            os.truncate(aside, _end_of_rows(aside, step))
-        self._rows = aside.open("ab")
-        os.fsync(self._rows.fileno())
-        self.check_lease()
-        aside.replace(file)
-        fsync_path(self.path)
+        """Opens metrics.jsonl for appending, without the rows after update `step`."""
+        self._metrics = MetricsLog(self.path / "metrics.jsonl", step, self.check_lease)
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Adds a row to metrics.jsonl."""
-        self.check_lease()
-        self._rows.write(json.dumps(row).encode() + b"\n")
-        self._rows.flush()
+        """Appends a row to metrics.jsonl."""
+        self._metrics.append(row)
 
     def sync(self) -> None:
-        """Puts every row on disk, if the folder is still this start's: a checkpoint must not outlive its rows."""
-        self.check_lease()
-        os.fsync(self._rows.fileno())
+        """Flushes metrics.jsonl to disk, if this attempt still holds the lease."""
+        self._metrics.sync()
 
     def _recipe(self) -> Recipe | None:
+        check_version(self.path)
         file = self.path / "recipe.yaml"
-        return read_recipe(str(file)) if file.is_file() else None
-
-
-def _slurm_job() -> dict[str, str]:
-    """Which start of which SLURM job this is: its batch script asks how its own start has ended."""
-    job = os.environ.get("SLURM_JOB_ID")
-    return {"job": f"{job}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"} if job else {}
-
-
-def _end_of_rows(file: Path, step: int) -> int:
-    """Bytes of the rows up to update `step`, looked for from the end: a long run resumes as fast as a short one."""
-    if not file.stat().st_size:
-        return 0
-    with file.open("rb") as stream, _content(stream) as content:
-        end = content.rfind(b"\n") + 1  # a row that a kill cut short has no end of line
-        while end:
-            begin = content.rfind(b"\n", 0, end - 1) + 1
-            with contextlib.suppress(ValueError, TypeError, KeyError):  # what a power cut garbled is cut too
-                if json.loads(content[begin:end])["step"] <= step:
-                    break
-            end = begin
-        return end
-
-
-@contextlib.contextmanager
-def _content(stream: BinaryIO) -> Iterator[mmap.mmap | bytes]:
-    """The file's bytes, mapped; read as a whole where a mounted drive does not map files."""
-    try:
-        content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError:
-        yield stream.read()
-        return
-    with content:
-        yield content
+        try:
+            return read_recipe(str(file)) if file.is_file() else None
+        except UserError as error:
+            raise UserError(
+                f"--run {self.path} holds a recipe that this version cannot read ({error}): name another directory, or "
+                "start over with --restart"
+            ) from None

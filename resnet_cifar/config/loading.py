@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from resnet_cifar.atomic_io import atomic_write
 from resnet_cifar.config.diff import field_paths, to_dict
 from resnet_cifar.config.errors import UserError, did_you_mean
 from resnet_cifar.config.schema import Recipe
@@ -45,8 +46,9 @@ def with_overrides(values: dict[str, Any], overrides: dict[str, str] | None) -> 
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
-    """Writes the recipe as YAML that `--recipe PATH` reads back to the same values."""
-    path.write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False))
+    """Writes the recipe as YAML that `--recipe PATH` reads back to the same values; atomically."""
+    with atomic_write(path) as aside:
+        aside.write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False))
 
 
 def _shipped() -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from resnet_cifar.checkpoints.run_dir import check_version
 from resnet_cifar.config.errors import UserError
 
 
@@ -40,6 +41,7 @@ class Target:
 
 def find(path: Path) -> Target:
     """The run (recipe.yaml), checkpoint (state.json) or exported model (config.json) that `path` is. Raises UserError."""
+    check_version(path)
     for kind, file in (("run", "recipe.yaml"), ("checkpoint", "state.json"), ("model", "config.json")):
         if (path / file).is_file():
             return Target(path, kind)

@@ -139,7 +139,7 @@ class RunWriter:
                 return
             self._has_ended = True
         self.screen.end()
-        if self.context.is_main and state != "finished" and self.folder.is_acquired:
+        if self.context.is_main and state != "finished" and self.folder.lease:
             with contextlib.suppress(UserError, OSError):
                 self.status(state, why=why)
         with contextlib.suppress(Exception):

@@ -35,7 +35,7 @@ def test_a_full_disk_ends_a_start_with_one_sentence(hurt_run, undisturbed, recor
         assert len(start.errors) == 1
         assert start.stderr.count("\n") == 1, start.stderr
         assert "No space left on device" in start.errors[0]
-        assert "the same command goes on from step" in start.errors[0]
+        assert "rerun the same command to resume from step" in start.errors[0]
         run.check_whole()
     resize(disk, ROOM)
     run.finish()

@@ -246,9 +246,9 @@ CASES = [
         script="eval.py",
     ),
     Case(
-        "no checkpoint is whole",
+        "every checkpoint is damaged",
         f"{EMBEDDED} --run RUN",
-        ("no checkpoint in RUN/checkpoints is whole", "bring one back", "--restart"),
+        ("every checkpoint in RUN/checkpoints is damaged", "restore one", "--restart"),
         "training",
         prepared.run(prepared.unfinished, prepared.garbled("checkpoints/*/state.json")),
         leaves="RUN(/checkpoints|/status.json|/lease.json|/recipe.yaml|/environment.json|/result-step.*)?"
@@ -284,7 +284,7 @@ GPU = Case(
 )
 # Left to `make proof`: what the same lines of code tell as in another case, or what tests/distributed has told already.
 LONG = ("tag", "no weights", "micro-batch", "no checkpoint", "another model's checkpoint", "run in a file")
-LONG += ("run among other files", "garbage for a result", "nothing to score", "no checkpoint is whole", "empty set")
+LONG += ("run among other files", "garbage for a result", "nothing to score", "every checkpoint is damaged", "empty set")
 LONG += ("archive that reaches out", "labels without images")
 LONG += ("garbage for a model to check",)
 LONG += ("share", "norm group", "GPUs that are not there", "crop")

@@ -1,7 +1,8 @@
-"""VGG, Inception, ConvNeXt, ViT and EfficientNet by name: every recipe suits them, they learn with either head."""
+"""VGG, Inception, ConvNeXt, ViT and EfficientNet by name: every recipe suits them, and both heads can be trained."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,12 +15,13 @@ from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe, recipe_names
 from resnet_cifar.config.validation import parse
 from resnet_cifar.data.image_dataset import ImageDataset
-from resnet_cifar.data.loader import Loader
+from resnet_cifar.data.loader import Batch, Loader
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.evaluation.predict import precise_bn, predict
 from resnet_cifar.training import preflight
 from resnet_cifar.training.plan import Plan
 from resnet_cifar.training.train_state import TrainState
+from resnet_cifar.training.train_step import train_step
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator", "narrow_vgg")
 
@@ -49,7 +51,7 @@ def start(name: str, head: dict, trains: tuple[str, ...] = ("all",)) -> tuple[Tr
         "data": {"source": "synthetic", "image_size": 32},
         "augment": {"crop_padding": 0},
         "model": {"name": name, "pretrained": False, "ghost_batch_size": 4, "head": head},
-        "phases": [{"epochs": BATCH / IMAGES, "lr": 1e-3, "schedule": "constant", "train": train} for train in trains],
+        "phases": [{"epochs": BATCH / IMAGES, "lr": 1e-3, "schedule": "constant", "trainable": part} for part in trains],
     }
     context = DistributedContext("no")
     recipe = preflight.resolve(parse(values))
@@ -58,28 +60,32 @@ def start(name: str, head: dict, trains: tuple[str, ...] = ("all",)) -> tuple[Tr
     images = torch.from_numpy(pixels).view(IMAGES, 32, 32, 3)
     training = ImageDataset(images, torch.arange(IMAGES) % 10, np.arange(IMAGES))
     plan = Plan(recipe, IMAGES, context.size)
-    learner = TrainState(plan, context, classes=10)
-    return learner, Loader(plan, training, 10, learner.preprocess, rank=0), training
+    state = TrainState(plan, context, classes=10)
+    return state, Loader(recipe, training, 10, state.preprocess, plan.rows(0)), training
 
 
-def changed_by(learner: TrainState, batches: Loader, step: int) -> set[str]:
-    before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
-    learner.update(step, batches.step(step))
-    return {name for name, p in learner.model.named_parameters() if not torch.equal(p, before[name])}
+def batch_of(state: TrainState, loader: Loader, step: int) -> Iterator[Batch]:
+    return loader.batch(step, state.plan.image_size(step), state.plan.micro_batch)
+
+
+def changed_by(state: TrainState, loader: Loader, step: int) -> set[str]:
+    before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+    train_step(state, step, batch_of(state, loader, step), state.plan.lr(step))
+    return {name for name, p in state.model.named_parameters() if not torch.equal(p, before[name])}
 
 
 @pytest.mark.parametrize("head", [{}, DEEP], ids=["plain", "deep"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_learns_and_is_scored(name: str, head: dict) -> None:
-    learner, batches, training = start(name, head)
-    changed = changed_by(learner, batches, 0)
+    state, loader, training = start(name, head)
+    changed = changed_by(state, loader, 0)
     assert {name.split(".")[0] for name in changed} >= {"mlp_head"} if head else changed
-    assert len(changed) > 0.5 * len(list(learner.model.parameters()))
-    learner.tally.flush_async(1)
-    (sums,) = learner.tally.poll(wait=True)
+    assert len(changed) > 0.5 * len(list(state.model.parameters()))
+    state.metrics.flush_async(1)
+    (sums,) = state.metrics.poll(wait=True)
     assert np.isfinite(sums.loss)
-    precise_bn(learner.context, learner.model, training, learner.preprocess, np.arange(IMAGES))
-    predictions = predict(learner.context, learner.wrapped, training, learner.preprocess)
+    precise_bn(state.context, state.model, training, state.preprocess, np.arange(IMAGES))
+    predictions = predict(state.context, state.wrapped, training, state.preprocess)
     assert predictions.logits.shape == (IMAGES, 10) and predictions.logits.isfinite().all()
 
 
@@ -87,17 +93,17 @@ def test_every_family_learns_and_is_scored(name: str, head: dict) -> None:
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
 def test_first_the_head_learns_and_then_all(name: str, head: dict) -> None:
     """In the head's phase its own BatchNorm goes by the batch, and the frozen one by its statistics."""
-    learner, batches, _ = start(name, head, trains=("head", "all"))
-    parts = {"head" if name.startswith("mlp_head.") else "body" for name in changed_by(learner, batches, 0)}
-    training = {name for name, module in learner.model.named_modules() if module.training}
+    state, loader, _ = start(name, head, trains=("head", "all"))
+    parts = {"head" if name.startswith("mlp_head.") else "body" for name in changed_by(state, loader, 0)}
+    training = {name for name, module in state.model.named_modules() if module.training}
     if head:
         assert parts == {"head"}
-        assert training == {name for name, _ in learner.model.named_modules() if name.startswith("mlp_head")}
-    learner.start_stage("all")
-    learner.prime_ddp(*next(batches.step(1)))
-    body = {name for name in changed_by(learner, batches, 1) if not name.startswith("mlp_head.")}
+        assert training == {name for name, _ in state.model.named_modules() if name.startswith("mlp_head")}
+    state.start_stage("all")
+    state.prime_ddp(*next(batch_of(state, loader, 1)))
+    body = {name for name in changed_by(state, loader, 1) if not name.startswith("mlp_head.")}
     assert len(body) > 10
-    assert all(module.training for module in learner.model.modules())
+    assert all(module.training for module in state.model.modules())
 
 
 @pytest.mark.parametrize("recipe", recipe_names())

@@ -1,4 +1,4 @@
-"""training/checkpoint.py: whole or not there, whenever it is killed; damage is noticed, and the one before is used."""
+"""checkpoints/checkpoint.py: complete or absent, whenever it is killed; after damage the previous one is used."""
 
 from __future__ import annotations
 
@@ -337,7 +337,7 @@ def test_a_kill_while_tidying_up_after_a_kill_does_no_harm(final_is_there: bool,
 def test_the_power_cut_of_these_tests_would_notice_a_missing_flush(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "flush", lambda path: None)
+    monkeypatch.setattr(checkpoint, "fsync_path", lambda path: None)
     outcomes = set()
     for operation in range(100):
         prepare(tmp_path / "c")
@@ -584,14 +584,14 @@ def test_the_newest_and_the_best_survive_the_rotation(keep: int, left: list[int]
 
 
 def refuse() -> None:
-    raise UserError("taken over by start 2")
+    raise UserError("taken over by attempt 2")
 
 
 def test_where_the_folder_is_anothers_nothing_is_written_and_waiting_says_so_once(tmp_path: Path) -> None:
     write(tmp_path, 4)
     writer = checkpoint.Writer(tmp_path, 1, before=refuse)
     writer.write(8, snapshot_of(8), {}, best=None)
-    with pytest.raises(UserError, match="taken over by start 2"):
+    with pytest.raises(UserError, match="taken over by attempt 2"):
         writer.wait()
     assert names(tmp_path) == {"step-00000004"}
     writer.wait()
@@ -655,8 +655,8 @@ def check_full_disk(folder: Path, writer: checkpoint.Writer, snapshot: Snapshot,
     with pytest.raises(UserError) as caught:
         writer.wait()
     assert str(caught.value) == (
-        f"the checkpoint of step 8 could not be written to {folder} ({reason}): make room, and the same command goes "
-        "on from step 4"
+        f"the checkpoint of step 8 could not be written to {folder} ({reason}): make room, and rerun the same "
+        "command to resume from step 4"
     )
     assert names(folder) == {"step-00000004"}
     assert number_of(folder / "step-00000004") == 4
@@ -695,11 +695,15 @@ def test_a_full_disk_is_one_sentence_and_the_last_good_one_loads(floats: int, mo
     assert number_of(checkpoint.newest(small_disk, no_warning)) == 8
 
 
-def test_a_checkpoint_of_a_newer_version_is_named(two: Path) -> None:
-    ours = checkpoint.FORMAT
-    forge(two / "step-00000008", format=ours + 1)
-    with pytest.raises(UserError, match=f"step-00000008 has format {ours + 1}, and this version reads {ours}"):
-        checkpoint.read_state(two / "step-00000008")
+@pytest.mark.parametrize("other", [checkpoint.FORMAT + 1, 2])
+def test_a_checkpoint_of_another_version_is_refused_and_not_renamed(other: int, two: Path) -> None:
+    forge(two / "step-00000008", format=other)
+    sentence = (
+        f"step-00000008 has format {other}, and this version reads {checkpoint.FORMAT}: .*, or start over with --re"
+    )
+    with pytest.raises(UserError, match=sentence):
+        checkpoint.newest(two, no_warning)
+    assert names(two) == {"step-00000004", "step-00000008"}
 
 
 # With a moving average

@@ -41,7 +41,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 def test_the_recipe_says_what_the_notebook_compiles() -> None:
     recipe = read_recipe("keras_upsample")
     assert (recipe.optimizer.name, recipe.optimizer.weight_decay) == ("rmsprop_keras", 0)
-    assert [(p.epochs, p.lr, p.warmup, p.decay, p.train) for p in recipe.phases] == [(10, 2e-5, 0, "constant", "all")]
+    assert [(p.epochs, p.lr, p.warmup_epochs, p.schedule, p.trainable) for p in recipe.phases] == [(10, 2e-5, 0, "constant", "all")]
     assert (recipe.data.image_size, recipe.data.interpolation, recipe.data.normalize) == (256, "nearest", "none")
     assert (recipe.data.test_fraction, recipe.data.validation_fraction) == (0.2, 0.1)
     assert (recipe.augment.crop_padding, recipe.augment.flip, recipe.loss.label_smoothing) == (0, "none", 0)
@@ -74,7 +74,7 @@ def test_first_weights(head: MlpHead) -> None:
 
 
 def test_batch_norm_in_training_and_its_moving_average(head: MlpHead) -> None:
-    """The moving variance is Keras's but for torch's n / (n - 1); it steers nothing, being estimated before scores."""
+    """The moving variance is Keras's but for torch's n / (n - 1); training does not use it, and evaluations estimate it again."""
     norm = head[4].double().train()
     rows, gamma, beta = 3 * noise(32, 128) + 1, noise(128, seed=1), noise(128, seed=2)
     norm.weight.data, norm.bias.data = torch.tensor(gamma), torch.tensor(beta)

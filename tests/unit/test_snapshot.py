@@ -1,4 +1,4 @@
-"""training/snapshot.py: with every optimiser that is accepted, a run goes on bit for bit from a real checkpoint."""
+"""checkpoints/snapshot.py: with every supported optimizer a run resumes bit for bit from a checkpoint."""
 
 from __future__ import annotations
 

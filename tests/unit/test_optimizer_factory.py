@@ -1,4 +1,4 @@
-"""optim.py: which parameters decay, how fast the head learns, and which names are refused."""
+"""optim/factory.py: weight decay, learning rates of head and layers, and unsupported optimizers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""run_folder.py: whose folder it is, what lies in it, and files that are whole or not there."""
+"""checkpoints/{run_dir,lease,metrics_log}.py and atomic_io.py: who may write, and files that are complete or absent."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resnet_cifar import atomic_io
 from resnet_cifar.atomic_io import read_json, write_json
-from resnet_cifar.checkpoints.run_dir import RunDir, _end_of_rows, default_run_path
+from resnet_cifar.checkpoints import lease, metrics_log
+from resnet_cifar.checkpoints.metrics_log import end_of_rows
+from resnet_cifar.checkpoints.run_dir import RunDir, default_run_path
 from resnet_cifar.config.diff import fingerprint
 from resnet_cifar.config.errors import UserError
-from resnet_cifar.config.loading import read_recipe, write_recipe
+from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.validation import parse
 
@@ -47,7 +51,7 @@ def test_the_default_path_is_the_recipes_name_and_fingerprint() -> None:
     assert default_run_path("some/where/mine.yaml", recipe) == Path(f"runs/mine-{fingerprint(recipe)}")
 
 
-def test_a_claim_writes_recipe_environment_and_owner(folder: RunDir) -> None:
+def test_acquiring_writes_recipe_environment_and_lease(folder: RunDir) -> None:
     folder.acquire(recipe_of(seed=5), {"python": "3"})
     assert read_recipe(str(folder.path / "recipe.yaml")) == recipe_of(seed=5)
     assert json.loads((folder.path / "environment.json").read_text()) == {"python": "3"}
@@ -56,8 +60,8 @@ def test_a_claim_writes_recipe_environment_and_owner(folder: RunDir) -> None:
     assert names(folder.path) == {"recipe.yaml", "environment.json", "lease.json"}
 
 
-def two_starts(folder: RunDir) -> tuple[RunDir, RunDir]:
-    """An earlier start that appends rows, and a later one that has claimed the folder."""
+def two_attempts(folder: RunDir) -> tuple[RunDir, RunDir]:
+    """An earlier attempt that appends rows, and a later one that has acquired the lease."""
     folder.acquire(recipe_of(), {})
     folder.resume_metrics(0)
     folder.append_metrics({"step": 2})
@@ -76,10 +80,10 @@ USES: dict[str, Callable[[RunDir], object]] = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_later_start_takes_over_and_the_earlier_one_stops(use: str, folder: RunDir) -> None:
-    earlier, later = two_starts(folder)
+def test_a_later_attempt_takes_over_and_the_earlier_one_stops(use: str, folder: RunDir) -> None:
+    earlier, later = two_attempts(folder)
     before = {file.name: file.read_bytes() for file in folder.path.iterdir()}
-    expected = f"taken over by start 2 (pid {os.getpid()} on {socket.gethostname()}); this is start 1: stopping"
+    expected = f"taken over by attempt 2 (pid {os.getpid()} on {socket.gethostname()}); this is attempt 1: stopping"
     with pytest.raises(UserError, match=re.escape(expected)):
         USES[use](earlier)
     assert {file.name: file.read_bytes() for file in folder.path.iterdir()} == before
@@ -87,61 +91,62 @@ def test_a_later_start_takes_over_and_the_earlier_one_stops(use: str, folder: Ru
     USES[use](later)
 
 
-def test_of_two_starts_at_the_same_moment_the_later_to_write_has_the_folder(
+def test_if_two_attempts_acquire_at_once_the_last_to_write_holds_the_lease(
     folder: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both read that there was no start, so both are start 1."""
+    """Both read that there was no attempt, so both are attempt 1."""
     rival, write = RunDir(folder.path), write_json
     with monkeypatch.context() as patched:
 
         def write_after_the_rival(file: Path, values: dict[str, Any]) -> None:
-            patched.setattr(run_folder, "write_json", write)
+            patched.setattr(lease, "write_json", write)
             rival.acquire(recipe_of(), {})
             write(file, values)
 
-        patched.setattr(run_folder, "write_json", write_after_the_rival)
+        patched.setattr(lease, "write_json", write_after_the_rival)
         folder.acquire(recipe_of(), {})
     assert read_json(folder.path / "lease.json")["attempt"] == 1
     folder.check_lease()
-    with pytest.raises(UserError, match="taken over by start 1"):
+    with pytest.raises(UserError, match="taken over by attempt 1"):
         rival.check_lease()
 
 
-def test_a_start_that_claims_while_another_does_is_not_disturbed_by_it(
+def test_an_attempt_that_acquires_while_another_does_is_not_disturbed(
     folder: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rival claims when the first has half written its recipe; the rival, the later one, must come through."""
-    rival, write = RunDir(folder.path), write_recipe
+    """The rival acquires when the first has half written its recipe; the rival, the later one, must succeed."""
+    rival, fsync = RunDir(folder.path), atomic_io.fsync_path
     with monkeypatch.context() as patched:
 
-        def write_before_the_rival(recipe: Recipe, path: Path) -> None:
-            write(recipe, path)
-            patched.setattr(cli, "write_recipe", write)
-            rival.acquire(recipe_of(), {})
+        def fsync_before_the_rival(path: Path) -> None:
+            fsync(path)
+            if path.name.startswith("recipe.yaml.writing"):
+                patched.setattr(atomic_io, "fsync_path", fsync)
+                rival.acquire(recipe_of(), {})
 
-        patched.setattr(cli, "write_recipe", write_before_the_rival)
+        patched.setattr(atomic_io, "fsync_path", fsync_before_the_rival)
         folder.acquire(recipe_of(), {})
     rival.check_lease()
-    with pytest.raises(UserError, match="taken over by start 2"):
+    with pytest.raises(UserError, match="taken over by attempt 2"):
         folder.check_lease()
     assert read_recipe(str(folder.path / "recipe.yaml")) == recipe_of()
 
 
-def test_a_folder_that_is_gone_is_not_owned(folder: RunDir) -> None:
+def test_a_missing_directory_fails_the_lease_check(folder: RunDir) -> None:
     folder.acquire(recipe_of(), {})
     folder.move_aside()
     with pytest.raises(UserError):
         folder.check_lease()
 
 
-def test_a_folder_that_cannot_be_written_is_a_mistake(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--run .*file/run cannot be written"):
         RunDir(tmp_path / "file" / "run").acquire(recipe_of(), {})
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
-def test_a_disk_that_refuses_is_a_mistake_that_says_why(
+def test_a_failing_disk_is_a_user_error_with_the_reason(
     number: int, folder: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -156,7 +161,7 @@ def test_a_disk_that_refuses_is_a_mistake_that_says_why(
     folder.check_lease()
 
 
-def test_a_full_disk_is_a_mistake_and_owner_and_recipe_are_whole_or_absent(
+def test_a_full_disk_is_a_user_error_and_files_are_complete_or_absent(
     mounted: Callable[[str], Path],
 ) -> None:
     disk = mounted("size=8k")
@@ -165,19 +170,19 @@ def test_a_full_disk_is_a_mistake_and_owner_and_recipe_are_whole_or_absent(
     with pytest.raises(UserError, match="No space left on device"):
         folder.acquire(recipe_of(), {})
     assert not [name for name in names(disk / "run") if ".writing" not in name]
-    (disk / "filler").write_bytes(bytes(4096))  # room for the owner alone
+    (disk / "filler").write_bytes(bytes(4096))  # room for the lease alone
     with pytest.raises(UserError, match="No space left on device"):
         folder.acquire(recipe_of(), {})
     assert "recipe.yaml" not in names(disk / "run")
     assert read_json(disk / "run" / "lease.json")["attempt"] == 1
 
 
-def test_a_folder_that_is_read_only_is_a_mistake(mounted: Callable[[str], Path]) -> None:
+def test_a_read_only_directory_is_a_user_error(mounted: Callable[[str], Path]) -> None:
     with pytest.raises(UserError, match="Read-only file system"):
         RunDir(mounted("ro") / "run").acquire(recipe_of(), {})
 
 
-def test_a_folder_that_is_read_only_is_told_without_writing(mounted: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_read_only_directory_is_detected_without_writing(mounted: Callable[[str], Path], tmp_path: Path) -> None:
     disk = mounted("ro")
     for path in (disk, disk / "run", disk / "runs" / "run"):
         with pytest.raises(UserError, match=rf"--run {path} cannot be written \({disk} is read-only\)"):
@@ -187,22 +192,22 @@ def test_a_folder_that_is_read_only_is_told_without_writing(mounted: Callable[[s
 
 
 @pytest.mark.parametrize("text", ["", "garbage", '{"half": ', "[1]", "null"])
-def test_a_file_that_is_not_what_was_written_is_a_mistake_that_names_it(text: str, tmp_path: Path) -> None:
+def test_a_damaged_json_file_is_a_user_error_that_names_it(text: str, tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text(text)
     with pytest.raises(UserError, match=r"status\.json is damaged.*remove it"):
         read_json(tmp_path / "status.json")
 
 
-def test_check_accepts_what_is_not_there_empty_or_the_same(folder: RunDir) -> None:
+def test_check_accepts_an_absent_or_empty_directory_and_the_same_recipe(folder: RunDir) -> None:
     folder.check(recipe_of())
     folder.path.mkdir(parents=True)
     folder.check(recipe_of())
     folder.acquire(recipe_of(), {})
     folder.check(recipe_of())
-    folder.check(recipe_of(track={"to": "none"}, checkpoint={"keep": 4}))
+    folder.check(recipe_of(track={"trackers": "none"}, checkpoint={"keep_last": 4}))
 
 
-def test_check_names_what_differs(folder: RunDir) -> None:
+def test_check_names_the_fields_that_differ(folder: RunDir) -> None:
     folder.acquire(recipe_of(seed=5), {})
     with pytest.raises(UserError) as caught:
         folder.check(recipe_of(seed=6, data={"limit": 50}))
@@ -211,7 +216,7 @@ def test_check_names_what_differs(folder: RunDir) -> None:
     assert "data.limit: 50, not 0" in str(caught.value)
 
 
-def test_check_refuses_a_file_and_a_folder_of_something_else(tmp_path: Path) -> None:
+def test_check_refuses_a_file_and_a_directory_of_other_files(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("")
     with pytest.raises(UserError, match="holds files that are no run"):
@@ -220,7 +225,7 @@ def test_check_refuses_a_file_and_a_folder_of_something_else(tmp_path: Path) -> 
         RunDir(tmp_path / "notes" / "a.txt").check(recipe_of())
 
 
-def test_starting_over_loses_nothing(folder: RunDir) -> None:
+def test_starting_over_keeps_the_previous_run(folder: RunDir) -> None:
     assert folder.move_aside() is None
     for number in (1, 2):
         folder.acquire(recipe_of(seed=number), {})
@@ -230,7 +235,7 @@ def test_starting_over_loses_nothing(folder: RunDir) -> None:
         assert not folder.path.exists()
 
 
-def test_the_status_says_what_and_when_and_leaves_no_half_file(folder: RunDir) -> None:
+def test_the_latest_status_is_written_and_no_temporary_file_remains(folder: RunDir) -> None:
     folder.acquire(recipe_of(), {})
     folder.status("running", step=3)
     folder.status("finished", step=9)
@@ -239,7 +244,7 @@ def test_the_status_says_what_and_when_and_leaves_no_half_file(folder: RunDir) -
     assert not [name for name in names(folder.path) if ".writing" in name]
 
 
-def test_every_start_is_kept_with_where_it_went_on_and_how_it_ended(folder: RunDir) -> None:
+def test_every_attempt_is_recorded_with_its_first_step_and_its_end(folder: RunDir) -> None:
     words = [
         [("running", {"step": 0}), ("running", {"step": 4}), ("interrupted", {"step": 6, "why": "SIGTERM"})],
         [("running", {"step": 6}), ("running", {"step": 8})],  # killed
@@ -256,7 +261,7 @@ def test_every_start_is_kept_with_where_it_went_on_and_how_it_ended(folder: RunD
     assert all(each["began"] <= each["ended"] for each in starts)
 
 
-def test_a_write_that_is_cut_short_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "status.json"
     file.write_text('{"old": 1}')
 
@@ -268,11 +273,11 @@ def test_a_write_that_is_cut_short_leaves_the_old_file(tmp_path: Path, monkeypat
         write_json(file, {"new": 1})
     assert read_json(file) == {"old": 1}
     monkeypatch.undo()
-    write_json(file, {"new": 1})  # what was left aside is in nobody's way
+    write_json(file, {"new": 1})
     assert read_json(file) == {"new": 1}
 
 
-def test_a_write_that_fails_leaves_nothing_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_json(tmp_path / "a.json", {"a": 1})
 
     def full(descriptor: int) -> None:
@@ -285,14 +290,14 @@ def test_a_write_that_fails_leaves_nothing_aside(tmp_path: Path, monkeypatch: py
     assert names(tmp_path) == {"a.json"}
 
 
-def test_a_value_that_is_no_json_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_value_that_is_not_json_leaves_the_old_file(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"a": 1})
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"a": object()})
     assert read_json(tmp_path / "a.json") == {"a": 1}
 
 
-def test_a_result_is_there_or_not(folder: RunDir) -> None:
+def test_the_result_is_none_until_it_is_written(folder: RunDir) -> None:
     assert folder.result() is None
     folder.acquire(recipe_of(), {})
     assert folder.result() is None
@@ -300,7 +305,7 @@ def test_a_result_is_there_or_not(folder: RunDir) -> None:
     assert folder.result() == {"test/accuracy": 0.5}
 
 
-def test_a_status_that_a_kill_left_behind_is_put_right_and_a_right_one_is_left(folder: RunDir) -> None:
+def test_an_outdated_status_of_a_finished_run_is_corrected_once(folder: RunDir) -> None:
     folder.acquire(recipe_of(), {})
     folder.status("running", step=3)
     folder.mark_finished({"steps": 9})
@@ -308,6 +313,39 @@ def test_a_status_that_a_kill_left_behind_is_put_right_and_a_right_one_is_left(f
     assert (status["state"], status["step"], status["steps"]) == ("finished", 9, 9)
     folder.mark_finished({"steps": 10})
     assert read_json(folder.path / "status.json") == status
+
+
+# Runs of earlier versions
+
+
+@pytest.mark.parametrize("file", ["owner.json", "starts.json"])
+def test_a_run_of_an_earlier_version_is_refused(file: str, folder: RunDir) -> None:
+    folder.path.mkdir(parents=True)
+    (folder.path / file).write_text("{}")
+    (folder.path / "recipe.yaml").write_text("model: {norm_batch: 8}\n")
+    for use in (lambda: folder.check(recipe_of()), lambda: folder.finished(recipe_of())):
+        with pytest.raises(UserError, match=r"--run .*/a was written by an earlier version: .* --restart$"):
+            use()
+
+
+def test_a_recipe_of_an_earlier_version_is_refused_with_the_new_field_name(folder: RunDir) -> None:
+    folder.path.mkdir(parents=True)
+    (folder.path / "recipe.yaml").write_text("model: {norm_batch: 8}\n")
+    with pytest.raises(UserError, match=r"--run .* cannot read \(.*it is now called model\.ghost_batch_size\): name"):
+        folder.check(recipe_of())
+
+
+def test_training_and_evaluating_a_run_of_an_earlier_version_exit_with_one_sentence(
+    run: Callable[..., subprocess.CompletedProcess], tmp_path: Path
+) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "owner.json").write_text('{"start": 1}')
+    (tmp_path / "old" / "recipe.yaml").write_text("model: {norm_batch: 8}\n")
+    for command in (("train.py", "--recipe", "debug", "--run", "old"), ("eval.py", "old")):
+        done = run(*command)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: --run old was written by an earlier version: use that version")
+        assert done.stderr.count("\n") == 1
 
 
 # A run that is extended
@@ -322,7 +360,7 @@ def finish(folder: RunDir, recipe: Recipe, **facts: object) -> None:
     write_json(folder.path / "result.json", {"steps": 20, "stopped_early": False, **facts})
 
 
-def test_a_run_may_get_more_phases_only_where_it_is_extended(folder: RunDir) -> None:
+def test_more_phases_are_accepted_only_with_an_extension(folder: RunDir) -> None:
     finish(folder, phases_of(1))
     folder.check(phases_of(1, 2), extends=True)
     with pytest.raises(UserError, match=r"phases\.1\.epochs: 2\.0, not absent"):
@@ -337,7 +375,7 @@ def test_an_extension_changes_nothing_else(folder: RunDir) -> None:
         folder.check(phases_of(4, 2), extends=True)
 
 
-def test_the_same_extension_finds_its_run_again_and_another_is_refused(folder: RunDir) -> None:
+def test_the_same_extension_resumes_its_run_and_another_is_refused(folder: RunDir) -> None:
     finish(folder, phases_of(1))
     folder.acquire(phases_of(1, 2), {})
     folder.check(phases_of(1, 2), extends=True)
@@ -345,7 +383,7 @@ def test_the_same_extension_finds_its_run_again_and_another_is_refused(folder: R
         folder.check(phases_of(1, 3), extends=True)
 
 
-def test_without_its_extension_an_extended_run_asks_for_it(folder: RunDir) -> None:
+def test_an_extended_run_asks_for_its_extension(folder: RunDir) -> None:
     folder.acquire(phases_of(1, 2), {})
     with pytest.raises(UserError, match="give the same --extend-epochs again"):
         folder.check(phases_of(1))
@@ -361,20 +399,20 @@ def test_a_run_that_stopped_early_is_not_extended(folder: RunDir) -> None:
     folder.check(phases_of(1))
 
 
-def test_an_extension_that_stopped_early_is_found_again(folder: RunDir) -> None:
+def test_an_extension_that_stopped_early_is_finished(folder: RunDir) -> None:
     finish(folder, phases_of(1, 2), stopped_early=True)
     folder.check(phases_of(1, 2), extends=True)
     assert folder.finished(phases_of(1, 2))["stopped_early"]
 
 
-def test_a_run_is_finished_with_as_many_phases_as_it_was_asked_for(folder: RunDir) -> None:
+def test_a_run_is_finished_only_with_all_phases_of_the_recipe(folder: RunDir) -> None:
     assert folder.finished(phases_of(1)) is None
     finish(folder, phases_of(1))
     assert folder.finished(phases_of(1))["steps"] == 20
     assert folder.finished(phases_of(1, 2)) is None
 
 
-def test_the_result_of_the_run_that_is_extended_is_kept_under_its_step(folder: RunDir) -> None:
+def test_the_result_before_an_extension_is_kept_under_its_step(folder: RunDir) -> None:
     finish(folder, phases_of(1), **{"test/accuracy": 0.5})
     folder.acquire(phases_of(1, 2), {})
     assert folder.result() is None
@@ -388,7 +426,7 @@ def test_the_result_of_the_run_that_is_extended_is_kept_under_its_step(folder: R
 
 @pytest.fixture
 def rows(folder: RunDir) -> RunDir:
-    """A folder with rows of steps 2, 4 and 6, of a start before."""
+    """A directory with rows of steps 2, 4 and 6, by an earlier attempt."""
     folder.acquire(recipe_of(), {})
     folder.resume_metrics(0)
     for step in (2, 4, 6):
@@ -403,7 +441,7 @@ def steps(folder: RunDir) -> list[int]:
 
 
 @pytest.mark.parametrize(("step", "kept"), [(0, []), (3, [2]), (4, [2, 4]), (9, [2, 4, 6])])
-def test_rows_after_the_checkpoint_are_cut_and_written_again(step: int, kept: list[int], rows: RunDir) -> None:
+def test_rows_after_the_checkpoint_are_removed_and_written_again(step: int, kept: list[int], rows: RunDir) -> None:
     rows.resume_metrics(step)
     assert steps(rows) == kept
     rows.append_metrics({"step": 10})
@@ -412,7 +450,7 @@ def test_rows_after_the_checkpoint_are_cut_and_written_again(step: int, kept: li
 
 
 @pytest.mark.parametrize("content", [None, b"", b'{"step": 1', b'{"step": 1}\n{"st'], ids=str)
-def test_a_first_row_follows_whatever_was_there(content: bytes | None, folder: RunDir) -> None:
+def test_the_first_row_replaces_incomplete_ones(content: bytes | None, folder: RunDir) -> None:
     folder.acquire(recipe_of(), {})
     if content is not None:
         (folder.path / "metrics.jsonl").write_bytes(content)
@@ -421,7 +459,7 @@ def test_a_first_row_follows_whatever_was_there(content: bytes | None, folder: R
     assert steps(folder) == [2]
 
 
-def test_a_row_that_a_killed_run_left_half_written_is_cut(rows: RunDir) -> None:
+def test_a_half_written_row_is_removed(rows: RunDir) -> None:
     with (rows.path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 8, "train/lo')
     rows.resume_metrics(9)
@@ -435,15 +473,15 @@ def test_a_row_is_in_the_file_when_append_returns(rows: RunDir) -> None:
         assert steps(rows)[-1] == step
 
 
-def test_rows_of_an_earlier_owner_never_show_after_a_later_one_took_up(folder: RunDir) -> None:
-    """Even a row that passed its check just before: it goes to a file that has no name any more."""
-    earlier, later = two_starts(folder)
+def test_rows_of_an_earlier_attempt_do_not_appear_after_a_takeover(folder: RunDir) -> None:
+    """Even a row whose check passed just before: it goes to a file that no longer has a name."""
+    earlier, later = two_attempts(folder)
     later.resume_metrics(2)
-    earlier._rows.write(b'{"step": 3}\n')
-    earlier._rows.flush()
+    earlier._metrics.stream.write(b'{"step": 3}\n')
+    earlier._metrics.stream.flush()
     later.append_metrics({"step": 4})
-    earlier._rows.write(b'{"step": 5}\n')
-    earlier._rows.close()
+    earlier._metrics.stream.write(b'{"step": 5}\n')
+    earlier._metrics.stream.close()
     assert steps(later) == [2, 4]
 
 
@@ -454,7 +492,7 @@ def naive(content: bytes, step: int) -> bytes:
     return b"".join(line + b"\n" for line in lines[: kept[-1] + 1 if kept else 0])
 
 
-def test_what_is_kept_is_what_reading_every_row_would_keep(folder: RunDir) -> None:
+def test_the_kept_rows_equal_those_of_a_full_scan(folder: RunDir) -> None:
     folder.acquire(recipe_of(), {})
     file = folder.path / "metrics.jsonl"
 
@@ -471,13 +509,13 @@ def test_what_is_kept_is_what_reading_every_row_would_keep(folder: RunDir) -> No
             content += json.dumps({"step": at, "text": text}, ensure_ascii=False).encode() + b"\n"
         file.write_bytes(content + torn)
         folder.resume_metrics(step)
-        folder._rows.close()
+        folder._metrics.stream.close()
         assert file.read_bytes() == naive(content + torn, step)
 
     check()
 
 
-def test_a_row_that_a_power_cut_garbled_after_the_checkpoint_is_cut(rows: RunDir) -> None:
+def test_a_row_damaged_by_a_power_cut_is_removed(rows: RunDir) -> None:
     with (rows.path / "metrics.jsonl").open("ab") as stream:
         stream.write(bytes(30) + b'\n{"step": 12}\n')
     rows.resume_metrics(6)
@@ -495,7 +533,7 @@ def test_rows_are_read_from_the_end(folder: RunDir, monkeypatch: pytest.MonkeyPa
         looked_at.append(text)
         return loads(text)
 
-    monkeypatch.setattr(run_folder.json, "loads", look)
+    monkeypatch.setattr(metrics_log.json, "loads", look)
     folder.resume_metrics(9_997)
     monkeypatch.undo()
     assert steps(folder)[-1] == 9_997
@@ -506,7 +544,7 @@ def test_rows_are_read_from_the_end(folder: RunDir, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
-def test_a_drive_that_cannot_flush_folders_can_hold_a_run(
+def test_a_drive_that_cannot_flush_directories_can_hold_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     fsync, refused = os.fsync, []
@@ -523,7 +561,7 @@ def test_a_drive_that_cannot_flush_folders_can_hold_a_run(
 
 
 @pytest.mark.parametrize(("number", "is_folder"), [(errno.EIO, True), (errno.EINVAL, False)])
-def test_other_trouble_with_flushing_is_told(
+def test_other_flush_errors_are_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_folder: bool
 ) -> None:
     def refuse(descriptor: int) -> None:
@@ -535,13 +573,13 @@ def test_other_trouble_with_flushing_is_told(
         write_json(tmp_path / "a.json", {})
 
 
-def test_rows_are_cut_where_a_drive_does_not_map_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_removed_on_a_drive_that_cannot_map_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    mapped = _end_of_rows(file, 2)
+    mapped = end_of_rows(file, 2)
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.ENODEV, "No such device")
 
     monkeypatch.setattr(mmap, "mmap", refuse)
-    assert _end_of_rows(file, 2) == mapped == len('{"step": 1}\n{"step": 2}\n')
+    assert end_of_rows(file, 2) == mapped == len('{"step": 1}\n{"step": 2}\n')

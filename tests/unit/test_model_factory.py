@@ -1,4 +1,4 @@
-"""model.py and cifar_stem.py: what is built, how BatchNorm sees rows, and a model that others can load."""
+"""models/{factory,cifar_stem,precise_bn,pretrained,export}.py: creation, precise BN, warm starts and export."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def alone(statistics: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_estimated_statistics_are_those_of_update_bn(grouped: bool) -> None:
-    """Also where training sees small groups: scores see whole batches."""
+    """Also with ghost batches: evaluations use the statistics of whole batches."""
     ours, theirs = built("test_efficientnet"), built("test_efficientnet")
     if grouped:
         apply_ghost_batchnorm(ours, 4)
@@ -169,13 +169,13 @@ def without_download(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "checkpoint", "here", "zero"),
+    ("wanted", "init_from", "here", "zero"),
     [(True, "", True, True), (True, "", False, False), (False, "", True, False), (True, "runs/x", True, False)],
 )
 def test_the_head_starts_at_zero_only_on_pretrained_features(
-    wanted: bool, checkpoint: str, here: bool, zero: bool, without_download: list[bool]
+    wanted: bool, init_from: str, here: bool, zero: bool, without_download: list[bool]
 ) -> None:
-    model = create_model(recipe_of(pretrained=wanted, checkpoint=checkpoint), 10, pretrained=here)
+    model = create_model(recipe_of(pretrained=wanted, init_from=init_from), 10, pretrained=here)
     assert without_download == [zero]
     assert (model.fc.weight.abs().sum() == 0) == zero
     assert model.conv1[0].weight.abs().sum() > 0

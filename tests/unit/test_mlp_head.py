@@ -1,4 +1,4 @@
-"""head.py: one head for every family, names that stay timm's, keyed dropout, and a model that others can load."""
+"""models/mlp_head.py: one head for every family, timm's weight names, deterministic dropout, and export."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from resnet_cifar import rng
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Optimizer, Recipe
 from resnet_cifar.config.validation import parse
@@ -68,7 +69,7 @@ def test_a_pooling_that_timm_refuses_is_one_sentence() -> None:
 
 def test_the_default_head_is_timms() -> None:
     """Weights, names and class, to the bit."""
-    torch.manual_seed(models.draws.torch_seed(0, "init"))
+    torch.manual_seed(rng.torch_seed(0, "init"))
     stock = timm.create_model("test_resnet", num_classes=10)
     model = built(head={})
     assert type(model) is type(stock)
@@ -94,7 +95,7 @@ def test_on_pretrained_weights_the_last_layer_starts_at_zero(init: str, zero: bo
 
 
 def test_a_deep_head_is_the_head_everywhere() -> None:
-    """What `phases.N.trainable head` trains, what learns at optimizer.head_lr_multiplier, and what layers' rates are counted from."""
+    """For `phases.N.trainable head`, optimizer.head_lr_multiplier and layer decay."""
     model = built()
     assert head_module(model) is model.mlp_head
     optimizer = create_optimizer(model, Optimizer(head_lr_multiplier=10, layer_decay=0.5), 0.1, torch.device("cpu"))
@@ -125,7 +126,7 @@ def test_what_is_kept_is_scaled_to_the_last_bit_that_16_bits_have() -> None:
 
 
 def test_dropout_of_another_hand_is_torchs() -> None:
-    """A model that is exported may be trained by those who know nothing of masks."""
+    """An exported model can be trained by code that does not pass masks."""
     model = built(head={"dropout": 0.5}).train()
     torch.manual_seed(0)
     ones = model.mlp_head.dropout(torch.ones(100, 96), None)
