@@ -48,8 +48,8 @@ def writing() -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"the cache {cache_root()} cannot be written ({error.strerror or error}): make room (python -m "
-            "resnet_cifar.cli.cache lists and clears it), or set RESNET_CIFAR_CACHE"
+            f"the cache {cache_root()} cannot be written ({error.strerror or error}): make room "
+            "(`resnet-cifar cache` lists and clears its entries), or set RESNET_CIFAR_CACHE"
         ) from None
 
 

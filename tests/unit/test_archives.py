@@ -14,7 +14,7 @@ import layouts
 import numpy as np
 import py7zr
 import pytest
-from pictures import Arrays, read, sentence
+from read_sources import Arrays, read, sentence
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.data.sources import archives

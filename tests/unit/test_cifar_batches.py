@@ -15,7 +15,7 @@ import layouts
 import numpy as np
 import pytest
 import torchvision
-from pictures import Arrays, read, sentence
+from read_sources import Arrays, read, sentence
 
 from resnet_cifar.config.schema import Columns, Data
 from resnet_cifar.data.sources import cifar_batches

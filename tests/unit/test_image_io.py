@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import arrays, encoded
+from read_sources import arrays, encoded
 from PIL import Image
 from torchvision.transforms import v2
 
