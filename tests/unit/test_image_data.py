@@ -29,7 +29,7 @@ XY = Data(source="x/y")
 class FakeSource:
     """A source of 40 training and 20 test images whose first pixel is their index; counts how often it is read."""
 
-    READS = ()
+    FIELDS = ()
 
     def __init__(self) -> None:
         self.name, self.reads = "first", 0

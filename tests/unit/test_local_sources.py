@@ -294,7 +294,7 @@ def test_fields_that_say_nothing_about_a_source_are_refused(grove: Path, file: P
         ("splits", Data(source=str(file), splits=SplitNames(train="a"))),
         ("columns", Data(source="synthetic", columns=Columns(image="img"))),
     ):
-        with pytest.raises(UserError, match=rf"data\.{name} .* says nothing about data\.source"):
+        with pytest.raises(UserError, match=rf"data\.{name} .* does not apply to data\.source"):
             image_data.prepare(data)
 
 
