@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
     from resnet_cifar.data import cache
     from resnet_cifar.reporting.console import listing
 
-    entries, console = cache.entries(), listing()
+    entries, console = cache.list_entries(), listing()
     if not (command.clear or command.older_than):
         console.print(f"{cache.cache_root()}: {len(entries)} entries, {_size(entries)}")
         if entries:
@@ -35,13 +35,13 @@ def main(arguments: list[str]) -> None:
     chosen = _chosen(entries, command)
     for entry in chosen:
         cache.discard(entry.path)
-        console.print(f"cleared {entry.path.name} ({entry.facts.get('source', 'unfinished')}), {_size([entry])}")
+        console.print(f"cleared {entry.path.name} ({entry.meta.get('source', 'unfinished')}), {_size([entry])}")
     console.print(f"{len(chosen)} of {len(entries)} entries cleared, {_size(chosen)}")
 
 
 def _chosen(entries: list[Entry], command: CacheCommand) -> list[Entry]:
     if command.older_than:
-        return [entry for entry in entries if entry.used < time.time() - command.older_than * _DAY]
+        return [entry for entry in entries if entry.last_used < time.time() - command.older_than * _DAY]
     if command.clear == "all":
         return entries
     chosen = [entry for entry in entries if entry.path.name == command.clear]
@@ -55,10 +55,10 @@ def _table(entries: list[Entry]) -> Table:
 
     table = Table("entry", "source", "images", "size", "on disk", "made", "last used", box=None, pad_edge=False)
     for entry in entries:
-        facts = entry.facts
+        facts = entry.meta
         images = f"{sum(facts['images'].values()):,}" if facts else "-"
         size = "x".join(map(str, facts["size"])) if facts else "-"
-        days = (time.strftime("%Y-%m-%d %H:%M", time.localtime(when)) for when in (entry.made, entry.used))
+        days = (time.strftime("%Y-%m-%d %H:%M", time.localtime(when)) for when in (entry.created, entry.last_used))
         table.add_row(entry.path.name, facts.get("source", "of no use"), images, size, _size([entry]), *days)
     return table
 

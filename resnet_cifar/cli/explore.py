@@ -30,10 +30,10 @@ def main(arguments: list[str]) -> None:
     command, recipe = explore_command(arguments)
     file = _place(command.out, command.source)
 
-    from resnet_cifar.data.sources import hf_hub
+    from resnet_cifar.data.sources.registry import go_offline_if_unreachable
 
     images_only = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, pretrained=False))
-    hf_hub.settle_offline(images_only)
+    go_offline_if_unreachable(images_only)
 
     from resnet_cifar.reporting import html_page
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from resnet_cifar.cli.scoring import EvalCommand
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
-from resnet_cifar.data.sources.image_io import Unreadable, rgb
+from resnet_cifar.data.sources.image_io import UndecodableImage, to_rgb
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.evaluation import loaded_model
 from resnet_cifar.evaluation import target as targets
@@ -83,8 +83,8 @@ def pictures(words: Sequence[str]) -> list[str]:
 def read_picture(file: str, side: int) -> np.ndarray | None:
     """uint8 [height, width, 3], as the store holds an image of a source; None where it is none. `side`: see `rgb`."""
     try:
-        return rgb(file, side)
-    except Unreadable:
+        return to_rgb(file, side)
+    except UndecodableImage:
         return None
 
 

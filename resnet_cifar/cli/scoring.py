@@ -135,9 +135,9 @@ def main(arguments: list[str]) -> None:
         label_images(command, recipe)
         return
 
-    from resnet_cifar.data.sources import hf_hub
+    from resnet_cifar.data.sources.registry import go_offline_if_unreachable
 
-    hf_hub.settle_offline(recipe)
+    go_offline_if_unreachable(recipe)
 
     if command.verify_export:
         from resnet_cifar.cli.verify_export import verify_export

@@ -41,11 +41,11 @@ def main(arguments: list[str]) -> None:
     """Nothing heavy is imported before the options and the recipe are checked and signals are handled."""
     options, recipe = train_command(arguments)
 
-    from resnet_cifar.data.sources import hf_hub
+    from resnet_cifar.data.sources.registry import go_offline_if_unreachable
     from resnet_cifar.distributed.signals import StopSignals
 
     stop = StopSignals(options.max_minutes)
-    hf_hub.settle_offline(recipe)
+    go_offline_if_unreachable(recipe)
 
     if options.download_only:
         from resnet_cifar.training.preflight import download

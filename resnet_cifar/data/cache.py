@@ -1,7 +1,7 @@
-"""Decoded data sets on disk: a folder each, of plain .npy files and meta.json with their checksums.
+"""The cache of decoded data sets: one directory per entry, with .npy files and meta.json, which holds their checksums.
 
-An entry is built in a folder of its own and renamed into place, so that no lock is needed: who comes second discards.
-The folder's time of change says when it was used last, its files' when it was made.
+An entry is built in a directory of its own and renamed into place, so no lock is needed: the loser of a race deletes its
+copy. The modification time of the directory is when the entry was last used, that of its files when it was created.
 """
 
 from __future__ import annotations
@@ -24,39 +24,38 @@ from resnet_cifar.config.errors import UserError
 from resnet_cifar.data.paths import cache_root
 
 _FORMAT = 2
-# Whatever else lies in the folder is not ours to clear.
-_OURS = re.compile(r"[0-9a-f]{16}(\.(building|damaged)-.+)?|new\.building-.+")
+_ENTRY_NAME = re.compile(r"[0-9a-f]{16}(\.(building|damaged)-.+)?|new\.building-.+")  # other files are never deleted
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A folder of the cache, as a person reads it. `facts`: its meta.json, empty where it is of no use (half an entry
-    that a killed process left, one of another version); `made` and `used`: seconds since 1970.
+    """An entry of the cache. `meta`: its meta.json, empty if it is unusable (incomplete, or from another version);
+    `created` and `last_used`: seconds since 1970.
     """
 
     path: Path
-    facts: dict[str, Any]
+    meta: dict[str, Any]
     nbytes: int
-    made: float
-    used: float
+    created: float
+    last_used: float
 
 
 @contextlib.contextmanager
-def writing() -> Iterator[None]:
-    """Around what writes into the cache: raises UserError where the disk is full, or not ours to write."""
+def write_errors() -> Iterator[None]:
+    """Turns errors of writing into the cache, such as a full disk, into a UserError."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"the cache {cache_root()} cannot be written ({error.strerror or error}): make room (python -m "
-            "resnet_cifar.cli.cache lists and clears it), or set RESNET_CIFAR_CACHE"
+            f"the cache {cache_root()} cannot be written ({error.strerror or error}): make room "
+            "(`resnet-cifar cache` lists and clears its entries), or set RESNET_CIFAR_CACHE"
         ) from None
 
 
 @contextlib.contextmanager
-def building() -> Iterator[Path]:
-    """A folder for an entry to be; what is still there at the end is removed."""
-    with writing():
+def new_entry() -> Iterator[Path]:
+    """A directory to build an entry in; it is deleted at the end unless it was published."""
+    with write_errors():
         folder = Path(tempfile.mkdtemp(prefix="new.building-", dir=cache_root()))
     try:
         yield folder
@@ -64,20 +63,20 @@ def building() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def place(key: str) -> Path:
-    """The entry of what `key` describes."""
+def entry_path(key: str) -> Path:
+    """The directory of the entry with this key."""
     return cache_root() / hashlib.sha256(f"{_FORMAT} {key}".encode()).hexdigest()[:16]
 
 
-def keep(built: Path, entry: Path, classes: tuple[str, ...], facts: dict[str, Any]) -> None:
-    """Makes a folder of arrays an entry. `facts` go into meta.json; their `images` names the splits."""
-    with writing():
+def publish(built: Path, entry: Path, classes: tuple[str, ...], facts: dict[str, Any]) -> None:
+    """Renames a directory of arrays to `entry`. `facts` are added to meta.json; their `images` names the splits."""
+    with write_errors():
         files = [built / f"{role}-{kind}.npy" for role in facts["images"] for kind in ("images", "labels")]
         checksums = {file.name: sha256(file) for file in files}
         fingerprint = _fingerprint(checksums, classes)
         meta = {"format": _FORMAT, "classes": classes, "checksums": checksums, "fingerprint": fingerprint, **facts}
         (built / "meta.json").write_text(json.dumps(meta, indent=1))
-        built.chmod(0o755)  # mkdtemp's folders are private; a cache is shared
+        built.chmod(0o755)  # mkdtemp's directories are private; a cache is shared
         try:
             built.rename(entry)
         except OSError:
@@ -85,7 +84,7 @@ def keep(built: Path, entry: Path, classes: tuple[str, ...], facts: dict[str, An
                 raise
 
 
-def damage(entry: Path) -> str | None:
+def find_damage(entry: Path) -> str | None:
     """What is wrong with an entry, or None."""
     try:
         meta = json.loads((entry / "meta.json").read_text())
@@ -98,34 +97,34 @@ def damage(entry: Path) -> str | None:
         return f"{type(error).__name__}: {error}"
 
 
-def used(entry: Path) -> None:
-    """Notes that an entry is used now, where the cache may be written."""
+def mark_used(entry: Path) -> None:
+    """Updates the entry's time of last use, if the cache is writable."""
     with contextlib.suppress(OSError):
         os.utime(entry)
 
 
 def discard(entry: Path) -> None:
-    """Removes an entry, at once for whoever reads: nobody may find a folder that is half deleted. Raises UserError."""
-    aside = entry.with_name(f"{entry.name}.damaged-{secrets.token_hex(4)}")  # a full disk has no room for a new folder
-    with writing(), contextlib.suppress(FileNotFoundError):  # another process may have discarded it first
-        entry.rename(aside)
-        shutil.rmtree(aside)
+    """Deletes an entry atomically: no reader sees a directory that is half deleted. Raises UserError."""
+    renamed = entry.with_name(f"{entry.name}.damaged-{secrets.token_hex(4)}")  # needs no room on a full disk
+    with write_errors(), contextlib.suppress(FileNotFoundError):  # another process may have discarded it first
+        entry.rename(renamed)
+        shutil.rmtree(renamed)
 
 
-def entries() -> list[Entry]:
-    """All there are, and what killed processes left of some; the one used last first."""
-    folders = [path for path in cache_root().iterdir() if path.is_dir() and _OURS.fullmatch(path.name)]
-    return sorted(map(_entry, folders), key=lambda entry: -entry.used)
+def list_entries() -> list[Entry]:
+    """All entries, including incomplete ones of killed processes, the most recently used first."""
+    folders = [path for path in cache_root().iterdir() if path.is_dir() and _ENTRY_NAME.fullmatch(path.name)]
+    return sorted(map(_entry, folders), key=lambda entry: -entry.last_used)
 
 
 def _entry(folder: Path) -> Entry:
-    facts: dict[str, Any] = {}
+    meta: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        meta = json.loads((folder / "meta.json").read_text())
-        facts = meta if meta["format"] == _FORMAT else facts
+        loaded = json.loads((folder / "meta.json").read_text())
+        meta = loaded if loaded["format"] == _FORMAT else meta
     files = [file.stat() for file in folder.rglob("*") if file.is_file()]
     used = folder.stat().st_mtime
-    return Entry(folder, facts, sum(file.st_size for file in files), min([used, *(f.st_mtime for f in files)]), used)
+    return Entry(folder, meta, sum(file.st_size for file in files), min([used, *(f.st_mtime for f in files)]), used)
 
 
 def _fingerprint(checksums: dict[str, str], classes: list[str] | tuple[str, ...]) -> str:

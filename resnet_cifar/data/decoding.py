@@ -13,7 +13,7 @@ import numpy as np
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
-from resnet_cifar.data.cache import writing
+from resnet_cifar.data.cache import write_errors
 from resnet_cifar.data.sources import image_io
 from resnet_cifar.data.sources.base import SourceData, Split
 
@@ -53,7 +53,7 @@ def decode(contents: SourceData, data: Data, folder: Path) -> Decoded:
     except _SeveralSizes:
         side, (broken, size) = data.image_size, _write_images(splits, unlabelled, data.image_size, folder, data)
     for role, split in splits.items():
-        if len(broken[role]) == len(split.pictures):
+        if len(broken[role]) == len(split.images):
             raise UserError(
                 f"data.source {data.source!r}: no image of {split.name} decodes: an image column can be named with "
                 "--data.columns.image"
@@ -76,7 +76,7 @@ def decode(contents: SourceData, data: Data, folder: Path) -> Decoded:
                 "of two classes or more; a label column can be named with --data.columns.label"
             )
         images[role] = len(labels)
-        with writing():
+        with write_errors():
             np.save(folder / f"{role}-labels.npy", labels)
     sizes = f"images of several sizes: the shortest side is resized to {side} and the centre kept (data.decode_size)"
     left = f"left out (data.skip_broken): {problems}"
@@ -90,12 +90,12 @@ class ArrayFile:
 
     def __init__(self, path: Path) -> None:
         self._rows, self._layout = 0, None
-        with writing():
+        with write_errors():
             self._file = path.open("wb")
 
     def append(self, rows: np.ndarray) -> None:
         """Rows of one shape and type, [n, ...]."""
-        with writing():
+        with write_errors():
             if self._layout is None:
                 self._layout = np.lib.format.dtype_to_descr(rows.dtype), rows.shape[1:]
                 self._write_header()
@@ -104,7 +104,7 @@ class ArrayFile:
 
     def close(self) -> None:
         """Writes into the header how many rows there are; numpy leaves room for that number."""
-        with writing():
+        with write_errors():
             if self._layout is not None:
                 self._file.seek(0)
                 self._write_header()
@@ -141,8 +141,8 @@ def _write_images(
     with ThreadPoolExecutor() as threads:  # Pillow decodes outside the interpreter's lock
         for role, split in splits.items():
             with contextlib.closing(ArrayFile(folder / f"{role}-images.npy")) as file:
-                for start in range(0, len(split.pictures), _CHUNK):
-                    encoded = split.pictures[start : start + _CHUNK]
+                for start in range(0, len(split.images), _CHUNK):
+                    encoded = split.images[start : start + _CHUNK]
                     decoded = threads.map(_rgb, encoded, itertools.repeat(side))
                     kept = []
                     for row, (picture, image) in enumerate(zip(encoded, decoded, strict=True), start=start):
@@ -162,14 +162,14 @@ def _write_images(
 
 def _rgb(picture: Any, side: int) -> np.ndarray | None:
     try:
-        return image_io.rgb(picture, side)
-    except image_io.Unreadable:
+        return image_io.to_rgb(picture, side)
+    except image_io.UndecodableImage:
         return None
 
 
 def _file(picture: Any, data: Data) -> str:
     """The picture's file, as seen from the source's folder."""
-    file = Path(image_io.file(picture))
+    file = Path(image_io.source_file(picture))
     root = Path(data.source).expanduser()
     return "" if file == Path() else str(file.relative_to(root) if file.is_relative_to(root) else file)
 

@@ -43,20 +43,20 @@ def prepare(data: Data) -> Path:
     sides = (0,) if data.decode_size else (0, data.image_size)
     for side in sides:
         for is_whole in (True, False) if data.skip_broken else (True,):
-            entry = cache.place(f"{described} {side} {is_whole}")
+            entry = cache.entry_path(f"{described} {side} {is_whole}")
             if entry.is_dir():
-                damage = cache.damage(entry)
+                damage = cache.find_damage(entry)
                 if damage is None:
-                    cache.used(entry)
+                    cache.mark_used(entry)
                     return entry
                 print(f"the cache entry {entry} is damaged ({damage}): decoding again", file=sys.stderr, flush=True)
                 cache.discard(entry)
     print(f"decoding {data.source} once, into {cache_root()}", flush=True)
-    with cache.building() as folder:  # a cache that cannot be written is told before anything is fetched
+    with cache.new_entry() as folder:  # a cache that cannot be written is told before anything is fetched
         contents = kind.read(data)
         decoded = decode(contents, data, folder)
-        entry = cache.place(f"{described} {decoded.side} {not decoded.left_out}")
-        cache.keep(folder, entry, contents.classes, {"source": data.source, **asdict(decoded)})
+        entry = cache.entry_path(f"{described} {decoded.side} {not decoded.left_out}")
+        cache.publish(folder, entry, contents.classes, {"source": data.source, **asdict(decoded)})
     return entry
 
 

@@ -34,7 +34,7 @@ def read(folder: Path, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     part = {"train": found.train, "test": found.test}[split]
     from resnet_cifar.data.sources import image_io
 
-    return np.stack([image_io.rgb(picture) for picture in part.pictures[:count]]), part.labels[:count]
+    return np.stack([image_io.to_rgb(picture) for picture in part.images[:count]]), part.labels[:count]
 
 
 @pytest.fixture(scope="module")

@@ -184,15 +184,15 @@ def test_a_busy_hub_is_not_needed_for_what_is_cached(hub: HubServer, copied: Pat
     succeeded(train(copied, hub.url, "--dry-run"))
 
 
-ENSURE = """
+PREPARE = """
 import json, sys
-from resnet_cifar.cli import read_recipe
-from resnet_cifar.data import store
-from resnet_cifar.recipe import UserError
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.data.image_data import prepare
 for words in json.loads(sys.argv[1]):
     try:
         recipe = read_recipe("debug", {"data.source": "owner/birds", **words})
-        print(json.dumps(store.json.loads((store.ensure(recipe.data) / "meta.json").read_text())))
+        print((prepare(recipe.data) / "meta.json").read_text().replace(chr(10), " "))
     except UserError as mistake:
         print(json.dumps(str(mistake)))
 """
@@ -205,7 +205,7 @@ def test_configurations_splits_and_columns_of_other_names(hub: HubServer, tmp_pa
     steps += [{"data.columns.label": "species"}, {"data.splits.test": "winter"}, {"data.config_name": "fine"}]
     asked = [{}, {"data.config_name": "medium"}] + [dict(named := {**named, **step}) for step in steps]
     env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "RESNET_CIFAR_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-c", ENSURE, json.dumps(asked)]
+    command = [sys.executable, "-c", PREPARE, json.dumps(asked)]
     ran = subprocess.run(command, env={**os.environ, **env}, check=False, timeout=300, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     said = [json.loads(line) for line in ran.stdout.splitlines() if not line.startswith("decoding ")]

@@ -14,7 +14,7 @@ import layouts
 import numpy as np
 import py7zr
 import pytest
-from pictures import Arrays, read, sentence
+from read_sources import Arrays, read, sentence
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.data.sources import archives
@@ -166,7 +166,7 @@ def test_ways_of_packing_that_py7zr_unpacks_in_one_go_are_refused(method: int, u
 
 
 def test_one_picture_of_a_quarter_gigabyte_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives.Archive.keep, "__defaults__", (1000,))
+    monkeypatch.setattr(archives.Archive.extract, "__defaults__", (1000,))
     if file.name == "a.tar.gz":
         layouts.tarball(file, layouts.pickles(file.parent / "p", (IMAGES, LABELS), (IMAGES, LABELS)))
     else:

@@ -13,7 +13,7 @@ from typing import Any
 import layouts
 import numpy as np
 import pytest
-from pictures import read, sentence
+from read_sources import read, sentence
 
 from resnet_cifar.config.schema import Columns, Data
 from resnet_cifar.data import image_data
@@ -126,16 +126,16 @@ def test_nothing_is_left_when_reading_is_killed(unpacked: Path, work: Path, tmp_
     code = f"""
 import os
 from resnet_cifar.data.sources import kaggle
-from resnet_cifar.data.sources.archives.kept import Kept
-from resnet_cifar.recipe import Data
-begin = Kept.begin
+from resnet_cifar.config.schema import Data
+from resnet_cifar.data.sources.archives.spool import MemberSpool
+begin = MemberSpool.begin
 def dies(kept, name):
     if name == "train/12.png":
         kept.flush()
         assert kept.size("train/11.png") or kept.size("train/9.png")
         os.kill(os.getpid(), 9)
     begin(kept, name)
-Kept.begin = dies
+MemberSpool.begin = dies
 kaggle.read(Data(source={str(source)!r}))
 """
     for name in ("cache", "temporary"):
@@ -276,7 +276,7 @@ def test_other_folders_are_not_taken_for_it(unpacked: Path) -> None:
     (unpacked / "train" / "cats").mkdir()
     for path in (unpacked / "train").glob("*.png"):
         path.rename(unpacked / "train" / "cats" / path.name)
-    assert find_source(str(unpacked)).__name__.endswith("tree")
+    assert find_source(str(unpacked)).__name__.endswith("image_folder")
     shutil.rmtree(unpacked / "train")
     (unpacked / "train").mkdir()
     assert "holds no pictures in train/" in sentence(unpacked)

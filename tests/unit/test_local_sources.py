@@ -1,4 +1,4 @@
-"""data/sources/tree.py and npz.py: folders of pictures and files of arrays become what the hub's layout would."""
+"""data/sources/image_folder.py and npz.py: folders of pictures and files of arrays become what the hub's layout would."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, DatasetDict
 from datasets import load_dataset as load
-from pictures import Arrays, arrays, both, encoded, in_memory, read, sentence, split_of
+from read_sources import Arrays, arrays, both, encoded, in_memory, read, sentence, split_of
 from PIL import Image
 
 from resnet_cifar.config.errors import UserError
@@ -289,12 +289,12 @@ def test_an_archives_identity_changes_with_the_file(file: Path) -> None:
 def test_fields_that_say_nothing_about_a_source_are_refused(grove: Path, file: Path, cache: Path) -> None:
     np.savez(file, images=X, labels=Y)
     for name, data in (
-        ("name", Data(source=str(grove), name="plain_text")),
+        ("config_name", Data(source=str(grove), config_name="plain_text")),
         ("columns", Data(source=str(grove), columns=Columns(label="kind"))),
         ("splits", Data(source=str(file), splits=SplitNames(train="a"))),
         ("columns", Data(source="synthetic", columns=Columns(image="img"))),
     ):
-        with pytest.raises(UserError, match=rf"data\.{name} .* says nothing about data\.source"):
+        with pytest.raises(UserError, match=rf"data\.{name} .* does not apply to data\.source"):
             image_data.prepare(data)
 
 
@@ -325,7 +325,7 @@ def test_real_images_come_the_same_through_every_door(real_data: Path, tmp_path:
     np.savez(tmp_path / "a.npz", images=found.images["train"], labels=names)
     assert same(read(tmp_path / "a.npz"), found)
     assert len(found.classes) == 10
-    assert find_source(str(real_data)).__name__.endswith("folder")
+    assert find_source(str(real_data)).__name__.endswith("parquet_folder")
 
 
 def test_a_folder_that_is_a_link_is_watched_too(grove: Path, tmp_path: Path) -> None:

@@ -1,6 +1,4 @@
-"""What holds for every recipe, told by what the model is fed: from the recipe to the batch, on any number of ranks.
-
-Rooms have tests of their own; here the whole way is checked, for shapes and settings that nobody thought of.
+"""Properties of the batches of every valid recipe, on any number of ranks (Hypothesis draws recipes and shapes).
 """
 
 from __future__ import annotations
@@ -12,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from augmentations import NOTHING, VALUES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_trivial_augment import theirs as trivial
+from test_trivial_augment import torchvision_operation
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
@@ -23,7 +22,9 @@ from resnet_cifar import rng
 from resnet_cifar.config.schema import Augment, Recipe
 from resnet_cifar.config.validation import parse
 from resnet_cifar.data.image_dataset import ImageDataset
-from resnet_cifar.data.loader import Loader, Preprocess
+from resnet_cifar.data.loader import Loader
+from resnet_cifar.data.preprocess import Preprocess
+from resnet_cifar.data.sampling import sample_indices
 from resnet_cifar.data.trivial_augment import MAGNITUDES, OPERATIONS
 from resnet_cifar.evaluation.predict import predict
 from resnet_cifar.training.plan import Plan
@@ -41,12 +42,12 @@ class Run:
 
     recipe: Recipe
     images: int
-    world: int
+    world_size: int
 
 
 @st.composite
 def runs(draw: st.DrawFn, augment: st.SearchStrategy[Augment]) -> Run:
-    """Shares of whole norm groups and pairs, cut into whole micro-batches; or a norm group over several shares."""
+    """Shares of whole ghost batches and pairs, cut into whole micro-batches; or one ghost batch across all shares."""
     norm = draw(st.none() | st.integers(2, 6))
     unit = math.lcm(2, norm or 1)
     units, world = draw(st.integers(1, 4)), draw(st.integers(1, 4))
@@ -66,19 +67,13 @@ def runs(draw: st.DrawFn, augment: st.SearchStrategy[Augment]) -> Run:
     return Run(replace(recipe, augment=draw(augment)), draw(st.integers(1, 90)), world)
 
 
-NOTHING = st.just(Augment(crop_padding=0, flip="none"))
-# What leaves an image of one colour as it is.
-UNSEEN = st.builds(Augment, crop=st.integers(0, 4), flip=st.sampled_from(["none", "random", "alternating"]))
-EVERYTHING = st.builds(
-    Augment,
-    crop=st.integers(0, 4),
-    flip=st.sampled_from(["none", "random", "alternating"]),
-    trivial=st.booleans(),
-    cutout=st.integers(0, 9),
-    erase=st.sampled_from([0.0, 0.5, 1.0]),
-    mixup=st.sampled_from([0.0, 0.2, 1.0]),
-    cutmix=st.sampled_from([0.0, 0.5, 1.0]),
+AUGMENTATIONS = {name: st.sampled_from(values) for name, values in VALUES.items()}
+ALL_OFF = st.just(Augment(**NOTHING))
+# What leaves an image of one color as it is.
+CROP_AND_FLIP = st.builds(
+    Augment, **{name: AUGMENTATIONS[name] if name in ("crop_padding", "flip") else st.just(off) for name, off in NOTHING.items()}
 )
+ANY = st.builds(Augment, **AUGMENTATIONS)
 
 
 def plain_images(count: int) -> Tensor:
@@ -91,29 +86,31 @@ def noise(count: int, height: int, width: int) -> Tensor:
     return torch.from_numpy((words >> np.uint64(56)).astype(np.uint8)).view(count, height, width, 3)
 
 
-def batches_of(recipe: Recipe, images: Tensor, world: int = 1, rank: int = 0, plain: bool = True) -> Loader:
+def loader_of(recipe: Recipe, images: Tensor, world_size: int = 1, rank: int = 0, plain: bool = True) -> Loader:
     """Every image is a class of its own; `plain`: pixels stay in 0..1. In float64, so that areas are exact."""
     mean, std = ((0.0,) * 3, (1.0,) * 3) if plain else (MEAN, STD)
-    form = Preprocess(recipe.data, *(torch.tensor(values, dtype=torch.float64) for values in (mean, std)))
+    preprocess = Preprocess(recipe.data, *(torch.tensor(values, dtype=torch.float64) for values in (mean, std)))
     data = ImageDataset(images, torch.arange(len(images)), np.arange(len(images)))
-    return Loader(Plan(recipe, len(images), world), data, len(images), form, rank)
+    return Loader(recipe, data, len(images), preprocess, Plan(recipe, len(images), world_size).rows(rank))
 
 
-def fed(run: Run, images: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """The step's global batch: what all ranks feed their models, one after the other."""
-    ranks = (batches_of(run.recipe, images, run.world, rank) for rank in range(run.world))
-    inputs, targets = zip(*(part for rank in ranks for part in rank.step(step)), strict=True)
-    assert {len(part) for part in inputs} == {run.recipe.micro_batch or run.recipe.batch_size // run.world}
+def global_batch(run: Run, images: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """What all ranks feed their models in a step, one rank after the other."""
+    loaders = (loader_of(run.recipe, images, run.world_size, rank) for rank in range(run.world_size))
+    micro_batch = run.recipe.micro_batch
+    parts = (part for loader in loaders for part in loader.batch(step, micro_batch=micro_batch))
+    inputs, targets = zip(*parts, strict=True)
+    assert {len(part) for part in inputs} == {micro_batch or run.recipe.batch_size // run.world_size}
     return torch.cat(inputs), torch.cat(targets)
 
 
 @some
-@given(runs(NOTHING))
-def test_models_are_fed_every_image_exactly_once_an_epoch_on_any_number_of_ranks(run: Run) -> None:
+@given(runs(ALL_OFF))
+def test_every_image_is_used_exactly_once_per_epoch_on_any_number_of_ranks(run: Run) -> None:
     images = plain_images(run.images)
-    steps = Plan(run.recipe, run.images, run.world).steps
+    steps = Plan(run.recipe, run.images, run.world_size).steps
     inputs, targets = (
-        torch.cat(parts) for parts in zip(*(fed(run, images, step) for step in range(steps)), strict=True)
+        torch.cat(parts) for parts in zip(*(global_batch(run, images, step) for step in range(steps)), strict=True)
     )
     seen = (inputs[:, 0, 0, 0] * 255).round().long()
     assert len(seen) == steps * run.recipe.batch_size, "every step is full"
@@ -123,27 +120,27 @@ def test_models_are_fed_every_image_exactly_once_an_epoch_on_any_number_of_ranks
 
 
 @some
-@given(runs(EVERYTHING), st.integers(0, 30))
+@given(runs(ANY), st.integers(0, 30))
 def test_the_global_batch_does_not_depend_on_ranks_and_micro_batches(run: Run, step: int) -> None:
     images = noise(run.images, 9, 8)
     alone = Run(replace(run.recipe, micro_batch=0), run.images, 1)
-    torch.testing.assert_close(fed(run, images, step), fed(alone, images, step), rtol=0, atol=0)
+    torch.testing.assert_close(global_batch(run, images, step), global_batch(alone, images, step), rtol=0, atol=0)
 
 
 @some
-@given(runs(EVERYTHING), st.integers(0, 5))
-def test_a_run_that_starts_at_any_step_is_fed_what_it_would_have_been(run: Run, start: int) -> None:
-    ours = batches_of(run.recipe, noise(run.images, 9, 8), run.world, run.world - 1)
-    for step, parts in enumerate(ours.steps(start), start=start):
-        for found, expected in zip(parts, ours.step(step), strict=True):
-            torch.testing.assert_close(found, expected, rtol=0, atol=0)
-        if step == start + 2:
-            break
+@given(runs(ANY), st.integers(0, 5))
+def test_a_run_resumed_at_any_step_gets_the_same_batches(run: Run, start: int) -> None:
+    images = noise(run.images, 9, 8)
+    whole, resumed = (loader_of(run.recipe, images, run.world_size, run.world_size - 1) for _ in range(2))
+    expected = [list(whole.batch(step)) for step in range(start + 3)][start:]
+    for step, batches in enumerate(expected, start=start):
+        for found, batch in zip(resumed.batch(step), batches, strict=True):
+            torch.testing.assert_close(found, batch, rtol=0, atol=0)
 
 
 @some
 @given(st.integers(0, 2**63), st.integers(0, 2**40), st.lists(st.integers(1, 20), min_size=1, max_size=6))
-def test_a_rows_draws_do_not_depend_on_who_shares_the_rows(seed: int, step: int, shares: list[int]) -> None:
+def test_a_rows_random_numbers_do_not_depend_on_how_rows_are_divided(seed: int, step: int, shares: list[int]) -> None:
     ends = np.cumsum([0, *shares]).tolist()
     parts = [rng.row_uniforms(seed, "augment", step, slice(*ends[at : at + 2])) for at in range(len(shares))]
     whole = rng.row_uniforms(seed, "augment", step, slice(0, ends[-1]))
@@ -155,25 +152,25 @@ def test_a_rows_draws_do_not_depend_on_who_shares_the_rows(seed: int, step: int,
         assert not (other == whole).any()
 
 
-# Each image's augmentations, by torchvision
+# Single-image augmentations against torchvision
 
 
 def by_torchvision(recipe: Recipe, image: Tensor, u: np.ndarray, flip: bool) -> Tensor:
-    """uint8 [h, w, 3] -> [3, s, s] float64, by the augmentations' parameters for this row of draws."""
+    """uint8 [h, w, 3] -> [3, s, s] float64, augmented by torchvision, with the parameters of these random numbers."""
     ours, (height, width) = recipe.augment, image.shape[:2]
     chw = image.permute(2, 0, 1)
-    if ours.crop:
-        top, left = (math.floor(x * (2 * ours.crop + 1)) for x in u[0:2])
-        chw = tv.crop(tv.pad(chw, [ours.crop] * 4, padding_mode="reflect"), top, left, height, width)
+    if ours.crop_padding:
+        top, left = (math.floor(x * (2 * ours.crop_padding + 1)) for x in u[0:2])
+        chw = tv.crop(tv.pad(chw, [ours.crop_padding] * 4, padding_mode="reflect"), top, left, height, width)
     if flip:
         chw = tv.hflip(chw)
-    if ours.trivial:
+    if ours.trivial_augment:
         name, magnitude = OPERATIONS[math.floor(u[14] * 14)], math.floor(u[15] * MAGNITUDES)
-        chw = trivial(chw.permute(1, 2, 0)[None], name, magnitude, u[16] < 0.5)[0].permute(2, 0, 1)
+        chw = torchvision_operation(chw.permute(1, 2, 0)[None], name, magnitude, u[16] < 0.5)[0].permute(2, 0, 1)
     if ours.cutout:
         top, left = math.floor(u[3] * height) - ours.cutout // 2, math.floor(u[4] * width) - ours.cutout // 2
         chw = blanked(chw, top, left, ours.cutout, ours.cutout)
-    if u[5] < ours.erase:
+    if u[5] < ours.random_erasing:
         area = height * width * (0.02 + u[6] * 0.31)
         aspect = 0.3 * (3.3 / 0.3) ** u[7]
         tall, wide = (min(max(round(math.sqrt(x)), 1), y) for x, y in ((area * aspect, height), (area / aspect, width)))
@@ -186,7 +183,7 @@ def by_torchvision(recipe: Recipe, image: Tensor, u: np.ndarray, flip: bool) -> 
 
 
 def blanked(chw: Tensor, top: int, left: int, tall: int, wide: int) -> Tensor:
-    """torchvision's erase, of the part of a box that lies within the image."""
+    """torchvision's erase, of the part of a box that lies inside the image."""
     height, width = chw.shape[1:]
     bottom, right = min(top + tall, height), min(left + wide, width)
     top, left = max(top, 0), max(left, 0)
@@ -195,14 +192,14 @@ def blanked(chw: Tensor, top: int, left: int, tall: int, wide: int) -> Tensor:
 
 
 @settings(some, max_examples=60)
-@given(runs(EVERYTHING), st.integers(5, 15), st.integers(0, 4), st.integers(0, 9))
-def test_an_image_is_what_torchvision_makes_of_the_same_draws(run: Run, height: int, more: int, step: int) -> None:
+@given(runs(ANY), st.integers(5, 15), st.integers(0, 4), st.integers(0, 9))
+def test_an_augmented_image_equals_torchvisions_for_the_same_random_numbers(run: Run, height: int, more: int, step: int) -> None:
     width = height + 2 * more  # both even or both odd, as test_trivial_augment says
     recipe = replace(run.recipe, augment=replace(run.recipe.augment, mixup_alpha=0.0, cutmix_alpha=0.0))
     images = noise(run.images, height, width)
-    ours = batches_of(recipe, images, run.world, run.world - 1, plain=False)
-    rows = ours.plan.rows(run.world - 1)
-    indices, epochs = ours.plan.sample_indices(step, rows)
+    ours = loader_of(recipe, images, run.world_size, run.world_size - 1, plain=False)
+    rows = ours.rows
+    indices, epochs = sample_indices(recipe.seed, run.images, recipe.batch_size, step, rows)
     table = rng.row_uniforms(recipe.seed, "augment", step, rows)
     coins = rng.bits(recipe.seed, "flip", run.images)
     flips = {
@@ -211,7 +208,7 @@ def test_an_image_is_what_torchvision_makes_of_the_same_draws(run: Run, height: 
         "alternating": (coins[indices] + epochs) % 2,
     }[recipe.augment.flip]
     expected = [by_torchvision(recipe, images[i], u, bool(f)) for i, u, f in zip(indices, table, flips, strict=True)]
-    found = torch.cat([inputs for inputs, _ in ours.step(step)])
+    found = torch.cat([inputs for inputs, _ in ours.batch(step)])
     torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-9)
 
 
@@ -219,10 +216,10 @@ def test_an_image_is_what_torchvision_makes_of_the_same_draws(run: Run, height: 
 
 
 @some
-@given(runs(UNSEEN), st.floats(0.05, 4), st.integers(0, 9))
-def test_cutmix_labels_are_the_areas_that_can_be_counted(run: Run, alpha: float, step: int) -> None:
+@given(runs(CROP_AND_FLIP), st.floats(0.05, 4), st.integers(0, 9))
+def test_cutmix_labels_equal_the_counted_areas(run: Run, alpha: float, step: int) -> None:
     run = replace(run, recipe=replace(run.recipe, augment=replace(run.recipe.augment, cutmix_alpha=alpha)))
-    inputs, targets = fed(run, plain_images(run.images), step)
+    inputs, targets = global_batch(run, plain_images(run.images), step)
     values = (inputs[:, 0] * 255).round().long()
     counted = torch.stack([(values == image).double().mean((1, 2)) for image in range(run.images)], 1)
     torch.testing.assert_close(targets, counted, rtol=0, atol=1e-12)
@@ -230,29 +227,30 @@ def test_cutmix_labels_are_the_areas_that_can_be_counted(run: Run, alpha: float,
 
 
 @some
-@given(runs(UNSEEN), st.floats(0.05, 4), st.sampled_from([0.0, 1.0]), st.integers(0, 9))
-def test_mixed_labels_sum_to_one_and_give_the_mean_of_the_pixels(
+@given(runs(CROP_AND_FLIP), st.floats(0.05, 4), st.sampled_from([0.0, 1.0]), st.integers(0, 9))
+def test_mixed_labels_sum_to_one_and_match_the_mean_pixel(
     run: Run, mixup: float, cutmix: float, step: int
 ) -> None:
     """An image's value is its class, so that the labels' mean is the pixels'; a row holds its pair's classes only."""
     run = replace(
         run, recipe=replace(run.recipe, augment=replace(run.recipe.augment, mixup_alpha=mixup, cutmix_alpha=cutmix))
     )
-    inputs, targets = fed(run, plain_images(run.images), step)
+    inputs, targets = global_batch(run, plain_images(run.images), step)
     values = torch.arange(run.images, dtype=torch.float64)
     torch.testing.assert_close(targets @ values, inputs.mean((1, 2, 3)) * 255, rtol=0, atol=1e-9)
     torch.testing.assert_close(targets.sum(1), torch.ones(len(targets), dtype=torch.float64), rtol=0, atol=1e-12)
-    indices = Plan(run.recipe, run.images, 1).order(step, slice(0, run.recipe.batch_size))[0].reshape(-1, 2)
+    seed, batch_size = run.recipe.seed, run.recipe.batch_size
+    indices, _ = sample_indices(seed, run.images, batch_size, step, slice(0, batch_size))
     for row, target in enumerate(targets):
-        assert set(target.nonzero().flatten().tolist()) <= set(indices[row // 2].tolist())
+        assert set(target.nonzero().flatten().tolist()) <= set(indices[row - row % 2 :][:2].tolist())
 
 
-# Scores
+# Evaluation
 
 
 @some
 @given(st.integers(1, 300), st.integers(1, 6))
-def test_every_image_is_scored_exactly_once_and_in_order_on_any_number_of_ranks(images: int, world: int) -> None:
+def test_every_image_is_evaluated_exactly_once_and_in_order_on_any_number_of_ranks(images: int, world: int) -> None:
     pixels = torch.arange(images, dtype=torch.int32)[:, None].expand(-1, 3 * 8 * 8).reshape(images, 8, 8, 3)
     split = ImageDataset(pixels, torch.arange(images), np.arange(images))
     form = Preprocess(parse({"data": {"image_size": 8}}).data, torch.zeros(3).double(), torch.ones(3).double())
@@ -270,7 +268,7 @@ def test_every_image_is_scored_exactly_once_and_in_order_on_any_number_of_ranks(
             assert not self.training
             return inputs[:, :1, 0, 0] * 255
 
-    for rank in range(world):  # the last one has gathered all
+    for rank in range(world):  # the last rank has gathered everything
         predictions = predict(rank_of(rank), Reads(), split, form)
     assert len({len(part) for part in gathered}) == 1, "ranks gather shapes that differ"
     torch.testing.assert_close(predictions.logits[:, 0].round().long(), split.labels, rtol=0, atol=0)

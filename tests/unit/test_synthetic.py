@@ -17,9 +17,9 @@ DIGESTS = {
 def test_the_bytes_never_change():
     contents = synthetic.read(Data(source="synthetic"))
     for split, digest in DIGESTS.items():
-        pictures = getattr(contents, split).pictures
-        assert hashlib.sha256(pictures.tobytes()).hexdigest() == digest
-        assert pictures.shape == (synthetic.SIZES[split], 32, 32, 3)
+        images = getattr(contents, split).images
+        assert hashlib.sha256(images.tobytes()).hexdigest() == digest
+        assert images.shape == (synthetic.SIZES[split], 32, 32, 3)
 
 
 def test_every_prefix_is_balanced_and_the_same():

@@ -51,7 +51,7 @@ def uniforms_of(operation: int, magnitude: int, negative: bool) -> Tensor:
     return torch.tensor(parts, dtype=torch.float64)
 
 
-def theirs(images: Tensor, name: str, magnitude: int, negative: bool) -> Tensor:
+def torchvision_operation(images: Tensor, name: str, magnitude: int, negative: bool) -> Tensor:
     """torchvision's operation, as its class looks the magnitude up and applies it."""
     height, width = images.shape[1:3]
     magnitudes, signed = THEIRS._AUGMENTATION_SPACE[name]
@@ -75,7 +75,7 @@ def test_an_operation_is_torchvisions_bit_for_bit(name: str, size: tuple[int, in
     u = torch.stack([uniforms_of(OPERATIONS.index(name), *settings) for settings in drawn])
     found = trivial_augment(images.repeat(len(drawn), 1, 1, 1), u.repeat_interleave(len(images), 0))
     for settings, ours in zip(drawn, found.split(len(images)), strict=True):
-        expected = theirs(images, name, *settings)
+        expected = torchvision_operation(images, name, *settings)
         torch.testing.assert_close(ours, expected, rtol=0, atol=0, msg=f"{name} {settings}")
 
 
@@ -115,7 +115,7 @@ def test_every_operation_magnitude_and_sign_is_drawn_equally_often() -> None:
 def test_the_ends_of_the_uniforms_are_within_the_space() -> None:
     images = pictures(12, 12)[:2]
     u = torch.tensor([[0.0] * 3, [1 - 2.0**-53] * 3], dtype=torch.float64)
-    expected = torch.cat([images[:1], theirs(images[1:], "Equalize", MAGNITUDES - 1, False)])
+    expected = torch.cat([images[:1], torchvision_operation(images[1:], "Equalize", MAGNITUDES - 1, False)])
     torch.testing.assert_close(trivial_augment(images, u), expected, rtol=0, atol=0)
 
 

@@ -1,9 +1,4 @@
-"""A name -> pictures and labels. One module a kind, each with
-
-READS                        which of the fields name, splits and columns of `data` say something about such a source
-identity(data) -> str        what the cache is keyed by: changes whenever the images may have changed
-read(data) -> Contents       every picture, not decoded yet, and its label. Raises UserError
-"""
+"""What a source of images provides, and what the sources share."""
 
 from __future__ import annotations
 
@@ -11,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,19 +19,19 @@ _TEST = ("test", "testing", "validation", "valid", "val", "dev", "eval")
 
 @dataclass(frozen=True)
 class Split:
-    """A split called `name` in its source.
+    """A split and its name in the source.
 
-    `pictures`: slices of it are lists of what `pixels.rgb` takes; `labels`: int64 [n], -1 where there is none.
+    `images`: encoded; its slices are lists of what `image_io.to_rgb` accepts. `labels`: int64 [n], -1 if unlabeled.
     """
 
     name: str
-    pictures: Sequence[Any]
+    images: Sequence[Any]
     labels: np.ndarray
 
 
 @dataclass(frozen=True)
 class SourceData:
-    """What a source holds; `remark` is something that a person should know about it."""
+    """The contents of a source; `remark` is shown to the user."""
 
     train: Split
     test: Split | None
@@ -44,52 +39,72 @@ class SourceData:
     remark: str = ""
 
 
-def stamp(root: Path) -> str:
-    """The path, size and time of change of a file, or of every file of a folder."""
+class Source(Protocol):
+    """A kind of source: a module of this package, listed in `registry`."""
+
+    FIELDS: tuple[str, ...]
+    """The fields config_name, splits and columns of `data` that apply to such a source."""
+
+    def identity(self, data: Data) -> str:
+        """The key of the cache entry: differs whenever the images may have changed."""
+
+    def read(self, data: Data) -> SourceData:
+        """All images, not yet decoded, and their labels. Raises UserError."""
+
+
+class FolderSource(Source, Protocol):
+    """A kind of source that is a folder."""
+
+    def recognizes(self, folder: Path) -> bool:
+        """Whether the folder is of this kind."""
+
+
+def file_stamps(root: Path) -> str:
+    """Path, size and modification time of a file, or of every file in a folder (symbolic links are followed)."""
     root = root.expanduser().resolve()
-    # Not rglob, which passes over folders that are links.
-    below = (
-        Path(parquet_folder, file) for parquet_folder, _, files in os.walk(root, followlinks=True) for file in files
-    )
-    files = sorted(path for path in below if path.is_file()) if root.is_dir() else [root]
-    stamps = [(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    paths = [Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names] or [root]
+    stamps = [
+        (str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(paths)
+        if path.is_file()
+    ]
     return f"{root} {stamps}"
 
 
 def choose_splits(names: Iterable[str], data: Data) -> tuple[str, list[str]]:
-    """The split to train on, and those that may be the test split, best first. Raises UserError."""
+    """The training split and the candidates for the test split, best first. Raises UserError."""
     names, wanted = list(names), data.splits
-    mend = "name them with --data.splits.train and --data.splits.test"
+    fix = "name them with --data.splits.train and --data.splits.test"
     for role, name in (("train", wanted.train), ("test", wanted.test)):
         if name and name not in names:
-            raise UserError(f"data.splits.{role} {name!r} is none of the splits {names} of data.source {data.source!r}")
+            raise UserError(f"data.splits.{role} {name!r} is not one of the splits {names} of data.source {data.source!r}")
     only = names[0] if len(names) == 1 else None
     known = {name.lower(): name for name in names}
     train = wanted.train or next((known[word] for word in TRAIN if word in known), only)
     if train is None:
-        raise UserError(f"data.source {data.source!r} has the splits {names}, none called train: {mend}")
+        raise UserError(f"data.source {data.source!r} has the splits {names}, none called train: {fix}")
     if wanted.test == train:
         raise UserError(
-            f"data.splits.test {train!r} is trained on too: name another, or leave it out to cut a part off"
+            f"data.splits.test {train!r} is also the training split: name another, or remove the field to hold out a part"
         )
     return train, [wanted.test] if wanted.test else [known[word] for word in _TEST if known.get(word, train) != train]
 
 
 def encode_labels(train: np.ndarray, test: np.ndarray | None) -> tuple[tuple[str, ...], np.ndarray, np.ndarray | None]:
-    """Class names, and the labels of both splits, int64: the training values, sorted, become classes.
+    """Class names (the sorted training values) and the labels of both splits, int64.
 
-    Values are whole numbers or words; a negative number or an empty word is none, and so (-1) is what train lacks.
+    Values are integers or strings. Negative numbers, empty strings and values that `train` lacks become -1.
     """
-    known = np.unique(train[_present(train)])
+    known = np.unique(train[_is_label(train)])
 
-    def labels(values: np.ndarray) -> np.ndarray:
+    def encode(values: np.ndarray) -> np.ndarray:
         if not len(known):
             return np.full(len(values), -1)
         places = np.searchsorted(known, values).clip(max=len(known) - 1)
-        return np.where(_present(values) & (known[places] == values), places, -1)
+        return np.where(_is_label(values) & (known[places] == values), places, -1)
 
-    return tuple(str(value) for value in known), labels(train), None if test is None else labels(test)
+    return tuple(str(value) for value in known), encode(train), None if test is None else encode(test)
 
 
-def _present(values: np.ndarray) -> np.ndarray:
+def _is_label(values: np.ndarray) -> np.ndarray:
     return values != "" if values.dtype.kind == "U" else values >= 0

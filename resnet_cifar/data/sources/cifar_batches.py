@@ -15,10 +15,10 @@ import numpy as np
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
 from resnet_cifar.data.sources import archives
-from resnet_cifar.data.sources.base import SourceData, Split, stamp
+from resnet_cifar.data.sources.base import SourceData, Split, file_stamps
 from resnet_cifar.data.sources.unpickle import text, unpickle
 
-READS = ("columns",)
+FIELDS = ("columns",)
 
 
 @dataclass(frozen=True)
@@ -57,25 +57,25 @@ _SETS = (
 )
 
 
-def holds(folder: Path) -> bool:
+def recognizes(folder: Path) -> bool:
     """Whether the folder is such a one, or contains one or its archive."""
-    return bool(_places(folder))
+    return bool(_locations(folder))
 
 
 def identity(data: Data) -> str:
     """Every file's path, size and time of change."""
     source = Path(data.source).expanduser()
-    return f"pickles {' '.join(map(stamp, _places(source) if source.is_dir() else [source]))}"
+    return f"pickles {' '.join(map(file_stamps, _locations(source) if source.is_dir() else [source]))}"
 
 
 def read(data: Data) -> SourceData:
     """Both splits; CIFAR-100 has its fine labels, or those that data.columns.label names. Raises UserError."""
     if data.columns.image:
         raise UserError(f"data.columns.image {data.columns.image!r} says nothing about pickles of CIFAR: leave it out")
-    kind, files = _files(data)
+    kind, files = _read_files(data)
     is_published = _is_published(kind, files, data)
-    loaded = {name: _loaded(files.pop(name), name, data) for name in kind.files}
-    label = _label(loaded[kind.test], data)
+    loaded = {name: _unpickle(files.pop(name), name, data) for name in kind.files}
+    label = _label_key(loaded[kind.test], data)
     try:
         classes = tuple(text(word) for word in loaded[kind.meta][f"{label.removesuffix('s')}_names"])
     except (KeyError, TypeError, ValueError):
@@ -86,7 +86,7 @@ def read(data: Data) -> SourceData:
     return SourceData(Split("train", pictures, labels), test, classes)
 
 
-def _places(folder: Path) -> list[Path]:
+def _locations(folder: Path) -> list[Path]:
     """The folder itself where it holds batches, else what it contains: their folders or, without these, archives."""
     if any((folder / kind.train[0]).is_file() and (folder / kind.meta).is_file() for kind in _SETS):
         return [folder]
@@ -95,27 +95,27 @@ def _places(folder: Path) -> list[Path]:
     return inside or [folder / name for name in packed if (folder / name).is_file()]
 
 
-def _files(data: Data) -> tuple[_Set, dict[str, bytes]]:
+def _read_files(data: Data) -> tuple[_Set, dict[str, bytes]]:
     """Which of the two sets it is, and what its files hold."""
     source = Path(data.source).expanduser()
-    places = _places(source) if source.is_dir() else [source]
-    if len(places) > 1:
-        raise UserError(f"data.source {data.source!r} holds {' and '.join(place.name for place in places)}: name one")
-    if places[0].is_dir():
-        kind = _kind({path.name for path in places[0].iterdir()}, data)
-        with archives.told(f"data.source {data.source!r}"):
-            return kind, {name: (places[0] / name).read_bytes() for name in kind.files}
-    with archives.opened(places[0], data) as archive:
+    locations = _locations(source) if source.is_dir() else [source]
+    if len(locations) > 1:
+        raise UserError(f"data.source {data.source!r} holds {' and '.join(location.name for location in locations)}: name one")
+    if locations[0].is_dir():
+        kind = _identify({path.name for path in locations[0].iterdir()}, data)
+        with archives.user_errors(f"data.source {data.source!r}"):
+            return kind, {name: (locations[0] / name).read_bytes() for name in kind.files}
+    with archives.open_archive(locations[0], data) as archive:
         members: dict[str, str] = {}
         for member in archive.sizes:
             if members.setdefault(PurePosixPath(member).name, member) != member:
                 raise UserError(f"data.source {data.source!r} holds {PurePosixPath(member).name} twice: remove one")
-        kind = _kind(set(members), data)
-        kept = archive.keep([members[name] for name in kind.files])
-        return kind, {name: kept.read(members[name]) for name in kind.files}
+        kind = _identify(set(members), data)
+        spool = archive.extract([members[name] for name in kind.files])
+        return kind, {name: spool.read(members[name]) for name in kind.files}
 
 
-def _kind(names: set[str], data: Data) -> _Set:
+def _identify(names: set[str], data: Data) -> _Set:
     for kind in _SETS:
         if lacking := [name for name in kind.files if name not in names]:
             if len(lacking) < len(kind.files):
@@ -147,12 +147,12 @@ def _is_published(kind: _Set, files: dict[str, bytes], data: Data) -> bool:
     return same == len(kind.nbytes)
 
 
-def _loaded(content: bytes, name: str, data: Data) -> dict[str, Any]:
-    with archives.told(f"data.source {data.source!r}: {name}"):
+def _unpickle(content: bytes, name: str, data: Data) -> dict[str, Any]:
+    with archives.user_errors(f"data.source {data.source!r}: {name}"):
         return unpickle(content)
 
 
-def _label(batch: dict[str, Any], data: Data) -> str:
+def _label_key(batch: dict[str, Any], data: Data) -> str:
     """The key of the labels, as the files have it; the hub's copy has it without the s."""
     known = [key for key in ("labels", "fine_labels", "coarse_labels") if key in batch]
     wanted = data.columns.label

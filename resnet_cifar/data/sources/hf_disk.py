@@ -6,20 +6,20 @@ from pathlib import Path
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
-from resnet_cifar.data.sources.base import SourceData, stamp
+from resnet_cifar.data.sources.base import SourceData, file_stamps
 from resnet_cifar.data.sources.hf_columns import contents
 
-READS = ("splits", "columns")
+FIELDS = ("splits", "columns")
 
 
-def holds(folder: Path) -> bool:
+def recognizes(folder: Path) -> bool:
     """Whether the folder is such a one."""
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
 def identity(data: Data) -> str:
     """Every file's path, size and time of change."""
-    return f"saved {stamp(Path(data.source))}"
+    return f"saved {file_stamps(Path(data.source))}"
 
 
 def read(data: Data) -> SourceData:

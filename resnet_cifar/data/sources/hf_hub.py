@@ -12,14 +12,13 @@ import urllib.request
 from pathlib import Path
 
 from resnet_cifar.config.errors import UserError
-from resnet_cifar.config.schema import Data, Recipe
-from resnet_cifar.data.cache import writing
+from resnet_cifar.config.schema import Data
+from resnet_cifar.data.cache import write_errors
 from resnet_cifar.data.paths import cache_root
 from resnet_cifar.data.sources.base import SourceData
 from resnet_cifar.data.sources.hf_columns import contents
-from resnet_cifar.data.sources.registry import find_source
 
-READS = ("name", "splits", "columns")
+FIELDS = ("config_name", "splits", "columns")
 _SECONDS = 4  # `datasets` alone takes 24 s to find out that there is no hub
 
 
@@ -51,23 +50,8 @@ def answers(address: str) -> bool:
     return bool(heard)
 
 
-def settle_offline(recipe: Recipe) -> None:
-    """Sets HF_HUB_OFFLINE where `recipe` needs the hub and it does not answer, so that caches are used at once.
-
-    To be called before anything imports huggingface_hub, which reads the variable on import.
-    """
-    source = recipe.data.source
-    is_folder = Path(source).expanduser().is_dir()  # whose kind need not be found here, which walks all of it
-    from_hub = not is_folder and find_source(source).__name__ == __name__
-    weights = recipe.model.pretrained and not recipe.model.init_from
-    if "HF_HUB_OFFLINE" in os.environ or not (from_hub or weights):
-        return
-    if not answers(endpoint()):
-        os.environ["HF_HUB_OFFLINE"] = "1"
-
-
 def is_offline() -> bool:
-    """Whether downloads are switched off, by the user or by `settle_offline`."""
+    """Whether downloads are switched off, by the user or by `registry.go_offline_if_unreachable`."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
@@ -77,7 +61,7 @@ def identity(data: Data) -> str:
     seen = _seen(source)
     commit = None if is_offline() else _commit(source)
     if commit not in (None, seen):
-        with writing():
+        with write_errors():
             _note(source).write_text(commit)
     return f"hub {source} {commit or seen or 'unknown'}"
 

@@ -1,4 +1,4 @@
-"""One picture of any mode and size -> RGB bytes."""
+"""Decodes an image of any mode and size to RGB."""
 
 from __future__ import annotations
 
@@ -9,64 +9,63 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-_WIDE = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # 16 bits a pixel; Pillow opens PGMs of 16 bits as 32
+_SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow opens 16-bit PGM files in mode I
 
 
-class Unreadable(ValueError):
-    """A picture that cannot be shown, and why."""
+class UndecodableImage(ValueError):
+    """An image that cannot be decoded, and why."""
 
 
-def rgb(picture: Any, side: int = 0) -> np.ndarray:
-    """A picture as uint8 [height, width, 3] or, where `side` is not 0, [side, side, 3]. Raises Unreadable.
+def to_rgb(image: Any, side: int = 0) -> np.ndarray:
+    """An image as uint8 [height, width, 3] or, unless `side` is 0, [side, side, 3]. Raises UndecodableImage.
 
-    `picture`: a path, what `datasets` holds ({"bytes": ..., "path": ...}), or an array uint8 or uint16 [h, w] or
-    [h, w, c]. It is turned as its EXIF says; what is transparent lies on white; 16 bits are scaled by their whole
-    range; of several frames the first is taken. To `side` as in the usual evaluation on ImageNet: the shortest side
-    is resized (bicubic), and the centre cut out.
+    `image`: a path, an image of `datasets` ({"bytes": ..., "path": ...}), or an array uint8 or uint16 [h, w] or
+    [h, w, c]. EXIF orientation is applied, transparency is placed on white, 16-bit values are scaled by their whole
+    range, and the first of several frames is used. `side` resizes as usual for evaluation on ImageNet: the shorter side
+    is resized (bicubic) and the center is cropped.
     """
-    if isinstance(picture, np.ndarray):
-        image = Image.fromarray(eight_bits(picture.squeeze(-1) if picture.shape[2:] == (1,) else picture))
+    if isinstance(image, np.ndarray):
+        decoded = Image.fromarray(to_uint8(image.squeeze(-1) if image.shape[2:] == (1,) else image))
     else:
-        image = _opened(picture)
+        decoded = _open(image)
     try:
-        image = _plain(image)
-        if side and image.size != (side, side):
-            image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
+        decoded = _convert(decoded)
+        if side and decoded.size != (side, side):
+            decoded = ImageOps.fit(decoded, (side, side), Image.Resampling.BICUBIC)
     except (OSError, ValueError) as error:  # a mode that Pillow does not convert
-        raise Unreadable(str(error)) from None
-    return np.array(image)  # of its own: PIL's view may not be written to
+        raise UndecodableImage(str(error)) from None
+    return np.array(decoded)  # a copy: PIL's view is read-only
 
 
-def file(picture: Any) -> str:
-    """The file that a picture was read from, or nothing where that is not known."""
-    path = picture.get("path") if isinstance(picture, dict) else picture if isinstance(picture, str | Path) else None
+def source_file(image: Any) -> str:
+    """The file that an image is read from, or "" if unknown."""
+    path = image.get("path") if isinstance(image, dict) else image if isinstance(image, str | Path) else None
     return str(path or "")
 
 
-def eight_bits(values: np.ndarray) -> np.ndarray:
+def to_uint8(values: np.ndarray) -> np.ndarray:
     """Pixel values of uint8, or of 16 bits scaled by their range (65535 becomes 255), as uint8."""
     return values if values.dtype == np.uint8 else ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
 
 
-def _opened(picture: Any) -> Image.Image:
-    if isinstance(picture, dict):
-        picture = io.BytesIO(picture["bytes"]) if picture["bytes"] is not None else picture["path"]
+def _open(image: Any) -> Image.Image:
+    if isinstance(image, dict):
+        image = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
     try:
-        with Image.open(picture) as image:
-            return ImageOps.exif_transpose(image)  # this decodes
-    except Exception as error:  # Pillow raises nearly everything where a file is broken
-        raise Unreadable(f"{type(error).__name__}: {error}") from None
+        with Image.open(image) as opened:
+            return ImageOps.exif_transpose(opened)  # decodes
+    except Exception as error:  # Pillow raises nearly everything for broken files
+        raise UndecodableImage(f"{type(error).__name__}: {error}") from None
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    if image.mode in _WIDE:
+def _convert(image: Image.Image) -> Image.Image:
+    if image.mode in _SIXTEEN_BIT:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise Unreadable("its values are beyond 16 bits")
-        image = Image.fromarray(eight_bits(values))
+            raise UndecodableImage("its values exceed 16 bits")
+        image = Image.fromarray(to_uint8(values))
     if image.mode == "F":
-        raise Unreadable("its values are floating-point numbers, which have no range")
+        raise UndecodableImage("its values are floating-point numbers, whose range is unknown")
     if image.has_transparency_data:
-        shown = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), shown)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")

@@ -10,9 +10,9 @@ import numpy as np
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
-from resnet_cifar.data.sources.base import SourceData, Split, encode_labels, stamp
+from resnet_cifar.data.sources.base import SourceData, Split, encode_labels, file_stamps
 
-READS = ("columns",)
+FIELDS = ("columns",)
 # As Keras, MedMNIST and many scripts name them.
 _NAMES = (
     ("x_train", "y_train", "x_test", "y_test"),
@@ -24,7 +24,7 @@ _NAMES = (
 
 def identity(data: Data) -> str:
     """The file's path, size and time of change."""
-    return f"npz {stamp(Path(data.source))}"
+    return f"npz {file_stamps(Path(data.source))}"
 
 
 def read(data: Data) -> SourceData:

@@ -6,16 +6,16 @@ from pathlib import Path
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
-from resnet_cifar.data.sources.base import SourceData, stamp
+from resnet_cifar.data.sources.base import SourceData, file_stamps
 from resnet_cifar.data.sources.hf_columns import contents
 from resnet_cifar.data.sources.hf_hub import check_room, configuration
 
-READS = ("name", "splits", "columns")
+FIELDS = ("config_name", "splits", "columns")
 
 
 def identity(data: Data) -> str:
     """Every file's path, size and time of change."""
-    return f"folder {stamp(Path(data.source))}"
+    return f"folder {file_stamps(Path(data.source))}"
 
 
 def read(data: Data) -> SourceData:

@@ -1,62 +1,78 @@
-"""TODO."""
+"""The kinds of sources, and which of them a name refers to."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from types import ModuleType
 
 from resnet_cifar.config.errors import UserError
-from resnet_cifar.config.schema import Data
+from resnet_cifar.config.schema import Data, Recipe
+from resnet_cifar.data.sources import (
+    cifar_batches,
+    hf_disk,
+    hf_hub,
+    image_folder,
+    kaggle,
+    npz,
+    parquet_folder,
+    synthetic,
+)
+from resnet_cifar.data.sources.base import FolderSource, Source
+
+FOLDERS: tuple[FolderSource, ...] = (hf_disk, cifar_batches, kaggle, image_folder)  # any other folder: parquet_folder
+FILES: dict[str, Source] = {
+    ".npz": npz,
+    ".zip": kaggle,
+    ".7z": kaggle,
+    ".tar.gz": cifar_batches,
+    ".tgz": cifar_batches,
+    ".tar": cifar_batches,
+}
 
 
-def find_source(source: str) -> ModuleType:
-    """The module that reads `source`: `synthetic`, a file or folder that exists, or a hub id. Raises UserError.
+def find_source(source: str) -> Source:
+    """The kind of `source`: `synthetic`, an existing file or folder, or a hub id. Raises UserError.
 
-    A folder of that name wins over a hub id, as it does for `datasets`.
+    A folder of that name takes precedence over a hub id, as in `datasets`.
     """
-    from resnet_cifar.data.sources import (
-        cifar_batches,
-        hf_disk,
-        hf_hub,
-        image_folder,
-        kaggle,
-        npz,
-        parquet_folder,
-        synthetic,
-    )
-
     if source == "synthetic":
         return synthetic
     path = Path(source).expanduser()
     if path.is_dir():
-        return next(
-            (kind for kind in (hf_disk, cifar_batches, kaggle, image_folder) if kind.holds(path)), parquet_folder
-        )
-    files = {
-        ".npz": npz,
-        ".zip": kaggle,
-        ".7z": kaggle,
-        ".tar.gz": cifar_batches,
-        ".tgz": cifar_batches,
-        ".tar": cifar_batches,
-    }
-    if ending := next((ending for ending in files if path.name.lower().endswith(ending)), None):
+        return next((kind for kind in FOLDERS if kind.recognizes(path)), parquet_folder)
+    if kind := next((kind for ending, kind in FILES.items() if path.name.lower().endswith(ending)), None):
         if path.is_file():
-            return files[ending]
+            return kind
         raise UserError(f"data.source {source!r} is no file here: check its path")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith("."):
         return hf_hub
     raise UserError(
         f"data.source {source!r} is no folder, archive or .npz file here, no hub id (OWNER/NAME) and not `synthetic`: "
-        "take uoft-cs/cifar10, a folder of class folders, or synthetic"
+        "use uoft-cs/cifar10, a folder of class folders, or synthetic"
     )
 
 
-def check_source_fields(data: Data, kind: ModuleType) -> None:
-    """Raises UserError where fields describe what this kind of source does not have."""
-    given = {"name": data.config_name, "splits": data.splits.train or data.splits.test}
-    given["columns"] = data.columns.image or data.columns.label
+def check_source_fields(data: Data, kind: Source) -> None:
+    """Raises UserError for fields that do not apply to this kind of source."""
+    given = {
+        "config_name": data.config_name,
+        "splits": data.splits.train or data.splits.test,
+        "columns": data.columns.image or data.columns.label,
+    }
     for name, value in given.items():
-        if value and name not in kind.READS:
-            raise UserError(f"data.{name} {value!r} says nothing about data.source {data.source!r}: leave it out")
+        if value and name not in kind.FIELDS:
+            raise UserError(f"data.{name} {value!r} does not apply to data.source {data.source!r}: remove it")
+
+
+def go_offline_if_unreachable(recipe: Recipe) -> None:
+    """Sets HF_HUB_OFFLINE if `recipe` needs the hub and it does not answer, so that caches are used at once.
+
+    Must be called before huggingface_hub is imported, which reads the variable on import. Raises UserError.
+    """
+    source = recipe.data.source
+    # The kind of a folder is not determined here: that takes a walk through all of it.
+    from_hub = not Path(source).expanduser().is_dir() and find_source(source) is hf_hub
+    weights = recipe.model.pretrained and not recipe.model.init_from
+    if (from_hub or weights) and "HF_HUB_OFFLINE" not in os.environ and not hf_hub.answers(hf_hub.endpoint()):
+        os.environ["HF_HUB_OFFLINE"] = "1"

@@ -150,7 +150,7 @@ _SHAPES: dict[str, Field] = {
 CLASS_NAMES: tuple[str, ...] = tuple(_SHAPES)
 
 
-READS = ()
+FIELDS = ()
 
 
 def identity(_data: Data) -> str:

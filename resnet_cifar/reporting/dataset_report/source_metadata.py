@@ -57,7 +57,7 @@ class Originals:
 
 def survey(split: Split) -> Originals:
     """Reads the headers of a split's pictures, of evenly spaced ones where there are more than MOST."""
-    found = Originals(split.name, len(split.pictures))
+    found = Originals(split.name, len(split.images))
     for header in _headers(split):
         found.read += 1
         found.sizes[header.size] += header.size != (0, 0)
@@ -72,10 +72,10 @@ def survey(split: Split) -> Originals:
 
 
 def _headers(split: Split) -> Iterator[Header]:
-    step = -(-len(split.pictures) // MOST)
+    step = -(-len(split.images) // MOST)
     with ThreadPoolExecutor() as threads:
-        for start in range(0, len(split.pictures), _CHUNK * step):
-            part = split.pictures[start : start + _CHUNK * step][::step]
+        for start in range(0, len(split.images), _CHUNK * step):
+            part = split.images[start : start + _CHUNK * step][::step]
             yield from threads.map(header, range(start, start + len(part) * step, step), part)
 
 
@@ -84,7 +84,7 @@ def header(index: int, picture: Any) -> Header:
     if isinstance(picture, np.ndarray):
         return _of_array(index, picture)
     stored = picture["bytes"] if isinstance(picture, dict) else None
-    file = image_io.file(picture)
+    file = image_io.source_file(picture)
     try:
         nbytes = len(stored) if stored is not None else Path(file).stat().st_size
         with Image.open(io.BytesIO(stored) if stored is not None else file) as image:

@@ -41,46 +41,46 @@ class Archive:
         """The files in it, by name, in its order, bytes."""
         return {name: member.size for name, member in self._members.items()}
 
-    def keep(self, names: Iterable[str], largest: int = _LARGEST) -> MemberSpool:
+    def extract(self, names: Iterable[str], largest: int = _LARGEST) -> MemberSpool:
         """These files' bytes. Raises UserError where one is too large to be what it is taken for, or damaged."""
         wanted = {name: self._members[name] for name in names}
         if large := next((name for name, member in wanted.items() if member.size > largest), None):
-            raise UserError(f"{self.where} holds {large!r} of {_size(wanted[large].size)}: unpack it by hand")
-        kept = MemberSpool()
+            raise UserError(f"{self.where} holds {large!r} of {_in_gib(wanted[large].size)}: unpack it by hand")
+        spool = MemberSpool()
         with contextlib.ExitStack() as undo:
-            undo.callback(kept.close)
-            with told(self.where):
-                self._format.copy(wanted, kept)
-                if short := [name for name, member in wanted.items() if kept.size(name) != member.size]:
+            undo.callback(spool.close)
+            with user_errors(self.where):
+                self._format.copy(wanted, spool)
+                if short := [name for name, member in wanted.items() if spool.size(name) != member.size]:
                     raise EOFError(f"{short[0]} is cut short")
-            kept.flush()
+            spool.flush()
             undo.pop_all()
-        return kept
+        return spool
 
     @contextlib.contextmanager
     def nested(self, name: str) -> Iterator[Archive]:
         """An archive in this one, under the limit of this one: it is packed twice, and unpacks no further for it."""
-        file = self.keep([name], self.limit).file()
-        with contextlib.closing(file), _opened(file, name, f"{self.where}: {name}", self.limit) as archive:
+        file = self.extract([name], self.limit).as_file()
+        with contextlib.closing(file), _open(file, name, f"{self.where}: {name}", self.limit) as archive:
             yield archive
 
 
 @contextlib.contextmanager
-def opened(path: Path, data: Data) -> Iterator[Archive]:
+def open_archive(path: Path, data: Data) -> Iterator[Archive]:
     """An archive that is data.source, or lies in it. Raises UserError, also for what the caller finds in it damaged."""
     source = Path(data.source).expanduser()
     where = f"data.source {data.source!r}" + ("" if path == source else f": {path.name}")
-    with told(where):
+    with user_errors(where):
         limit, file = max(_FREE, _RATIO * path.stat().st_size), path.open("rb")
-    with file, _opened(file, path.name, where, limit) as archive:
+    with file, _open(file, path.name, where, limit) as archive:
         yield archive
 
 
 @contextlib.contextmanager
-def _opened(file: BinaryIO, name: str, where: str, limit: int) -> Iterator[Archive]:
-    with told(where):
+def _open(file: BinaryIO, name: str, where: str, limit: int) -> Iterator[Archive]:
+    with user_errors(where):
         opened = _format(name)(file)
-        members = _checked(opened.members(), where, limit)
+        members = _check_members(opened.members(), where, limit)
     yield Archive(where, limit, opened, members)
 
 
@@ -94,7 +94,7 @@ def _format(name: str) -> Callable[[BinaryIO], Format]:
 
 
 @contextlib.contextmanager
-def told(where: str) -> Iterator[None]:
+def user_errors(where: str) -> Iterator[None]:
     """Around what reads a file of a user: raises UserError for whatever goes wrong."""
     try:
         yield
@@ -107,7 +107,7 @@ def told(where: str) -> Iterator[None]:
         raise UserError(f"{where} cannot be read ({reason}): fetch it again, or unpack it by hand") from None
 
 
-def _checked(members: Iterable[Member], where: str, limit: int) -> dict[str, Member]:
+def _check_members(members: Iterable[Member], where: str, limit: int) -> dict[str, Member]:
     """The files by their names. Raises UserError."""
     found: dict[str, Member] = {}
     total = 0
@@ -121,7 +121,7 @@ def _checked(members: Iterable[Member], where: str, limit: int) -> dict[str, Mem
         total += member.size
         if total > limit or count >= _MEMBERS:
             raise UserError(
-                f"{where} says that it unpacks to more than {_size(limit)} or {_MEMBERS:,} files, as bombs do: do not "
+                f"{where} says that it unpacks to more than {_in_gib(limit)} or {_MEMBERS:,} files, as bombs do: do not "
                 "trust it"
             )
         if member.kind == "file":
@@ -131,5 +131,5 @@ def _checked(members: Iterable[Member], where: str, limit: int) -> dict[str, Mem
     return found
 
 
-def _size(nbytes: int) -> str:
+def _in_gib(nbytes: int) -> str:
     return f"{nbytes / _GIB:.3g} GiB"

@@ -36,8 +36,8 @@ class Format(Protocol):
     def members(self) -> Iterable[Member]:
         """All of them, in the archive's order."""
 
-    def copy(self, members: dict[str, Member], kept: MemberSpool) -> None:
-        """Fills `kept` with the content of these, by their names in it."""
+    def copy(self, members: dict[str, Member], spool: MemberSpool) -> None:
+        """Fills `spool` with the content of these, by their names in it."""
 
 
 def kind_of(mode: int) -> str:
@@ -60,15 +60,15 @@ class Zip:
             kind = "folder" if info.is_dir() else kind_of(info.external_attr >> 16)
             yield Member(info.filename, info.file_size, kind, info)
 
-    def copy(self, members: dict[str, Member], kept: MemberSpool) -> None:
-        """Fills `kept` with the content of these, by their names in it."""
+    def copy(self, members: dict[str, Member], spool: MemberSpool) -> None:
+        """Fills `spool` with the content of these, by their names in it."""
         for name, member in members.items():
             # Python unpacks a whole chunk of the others at once, whatever comes of it.
             if member.handle.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise zipfile.BadZipFile(f"{name} is packed in another way than deflate")
-            kept.begin(name)
+            spool.begin(name)
             with self._zip.open(member.handle) as stream:
-                shutil.copyfileobj(stream, kept, _CHUNK)
+                shutil.copyfileobj(stream, spool, _CHUNK)
 
 
 class Tar:
@@ -87,12 +87,12 @@ class Tar:
         while self._tar.fileobj.read(_CHUNK):  # the checksum is at the end, where tarfile does not go
             pass
 
-    def copy(self, members: dict[str, Member], kept: MemberSpool) -> None:
-        """Fills `kept` with the content of these, by their names in it."""
+    def copy(self, members: dict[str, Member], spool: MemberSpool) -> None:
+        """Fills `spool` with the content of these, by their names in it."""
         for name, member in sorted(members.items(), key=lambda item: item[1].handle.offset):
-            kept.begin(name)
+            spool.begin(name)
             with self._tar.extractfile(member.handle) as stream:
-                shutil.copyfileobj(stream, kept, _CHUNK)
+                shutil.copyfileobj(stream, spool, _CHUNK)
 
 
 class _InChunks(gzip.GzipFile):

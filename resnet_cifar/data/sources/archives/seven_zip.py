@@ -19,7 +19,7 @@ _FILTERS = {"DELTA", "BCJ", "PPC", "IA64", "ARM", "ARMT", "SPARC"}
 
 
 class SevenZip:
-    """An open .7z file. What is not asked for is passed through where it lies before what is, and kept nowhere."""
+    """An open .7z file. What is not asked for is passed through where it lies before what is, and spool nowhere."""
 
     def __init__(self, file: BinaryIO) -> None:
         try:
@@ -37,15 +37,15 @@ class SevenZip:
                 kind = "symbolic link"
             yield Member(file.filename, file.uncompressed, kind, file.filename)
 
-    def copy(self, members: dict[str, Member], kept: MemberSpool) -> None:
-        """Fills `kept` with the content of these, by their names in it."""
+    def copy(self, members: dict[str, Member], spool: MemberSpool) -> None:
+        """Fills `spool` with the content of these, by their names in it."""
         if others := self._methods() - _IN_CHUNKS - _FILTERS:
             raise py7zr.UnsupportedCompressionMethodError(None, f"packed with {', '.join(others)}: pack it with LZMA2")
         # py7zr checks names against the links in a folder of the disk, although it writes none there: not the user's.
         root = cache_root().resolve()
         names = [member.handle for member in members.values()]
         self._archive.reset()  # it reads on from where it was
-        self._archive.extract(root, targets=names, factory=_Writers(kept, PurePosixPath(root)))
+        self._archive.extract(root, targets=names, factory=_Writers(spool, PurePosixPath(root)))
 
     def _methods(self) -> set[str]:
         """How it is packed, in py7zr's words."""
@@ -58,22 +58,22 @@ class SevenZip:
 class _Writers(py7zr.WriterFactory):
     """py7zr asks for a writer when it comes to a member; one follows another, as the archive is given as a file."""
 
-    def __init__(self, kept: MemberSpool, root: PurePosixPath) -> None:
-        self._kept, self._root = kept, root
+    def __init__(self, spool: MemberSpool, root: PurePosixPath) -> None:
+        self._spool, self._root = spool, root
 
     def create(self, filename: str) -> py7zr.Py7zIO:
-        self._kept.begin(str(PurePosixPath(filename).relative_to(self._root)))
-        return _Writer(self._kept)
+        self._spool.begin(str(PurePosixPath(filename).relative_to(self._root)))
+        return _Writer(self._spool)
 
 
 class _Writer(py7zr.Py7zIO):
     """Takes bytes and gives none back: py7zr goes back to the start only so that others may read."""
 
-    def __init__(self, kept: MemberSpool) -> None:
-        self._kept = kept
+    def __init__(self, spool: MemberSpool) -> None:
+        self._spool = spool
 
     def write(self, s: bytes | bytearray) -> int:
-        return self._kept.write(s)
+        return self._spool.write(s)
 
     def read(self, size: int | None = None) -> bytes:
         return b""

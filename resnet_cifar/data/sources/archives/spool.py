@@ -1,4 +1,4 @@
-"""What is taken out of an archive: many members in one file, and pictures read from it where they are asked for."""
+"""Files extracted from an archive: all in one temporary file, from which images are read on demand."""
 
 from __future__ import annotations
 
@@ -10,61 +10,61 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from resnet_cifar.data.cache import writing
+from resnet_cifar.data.cache import write_errors
 from resnet_cifar.data.paths import cache_root
 
 
 class MemberSpool:
-    """Many members' bytes in one file without a name. Raises UserError where there is no room."""
+    """Members of an archive in one anonymous file, which disappears with the process. Raises UserError if disk is full."""
 
     def __init__(self) -> None:
-        with writing():
+        with write_errors():
             self._file = tempfile.TemporaryFile(dir=cache_root())  # noqa: SIM115
-        self._places: dict[str, list[int]] = {}
+        self._extents: dict[str, list[int]] = {}  # start and size
         self._end = 0
 
     def begin(self, name: str) -> None:
-        """What is written from now on belongs to this member."""
-        self._last = self._places[name] = [self._end, 0]
+        """Starts a member: what is written next belongs to it."""
+        self._current = self._extents[name] = [self._end, 0]
 
     def write(self, content: bytes) -> int:
-        """Appends, as files do."""
-        with writing():
+        """Appends to the current member."""
+        with write_errors():
             self._file.write(content)
         self._end += len(content)
-        self._last[1] += len(content)
+        self._current[1] += len(content)
         return len(content)
 
     def flush(self) -> None:
-        """Makes readable what was written."""
-        with writing():
+        """Makes what was written readable."""
+        with write_errors():
             self._file.flush()
 
     def size(self, name: str) -> int:
-        """Bytes of a member, 0 where it has not come."""
-        return self._places.get(name, (0, 0))[1]
+        """Bytes of a member, 0 if it is missing."""
+        return self._extents.get(name, (0, 0))[1]
 
     def read(self, name: str) -> bytes:
-        """A member; threads may read at the same time."""
-        start, size = self._places[name]
+        """The content of a member; thread-safe."""
+        start, size = self._extents[name]
         return os.pread(self._file.fileno(), size, start)
 
-    def file(self) -> BinaryIO:
-        """All of it, as a file."""
+    def as_file(self) -> BinaryIO:
+        """All members as one file, positioned at its start."""
         self._file.seek(0)
         return self._file
 
     def close(self) -> None:
-        """Gives the room back at once, not only with the last picture."""
-        with contextlib.suppress(OSError):  # of a full disk, again
+        """Frees the disk space."""
+        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
             self._file.close()
 
 
 @dataclass(frozen=True)
 class SpooledImages(Sequence):
-    """Encoded pictures as `pixels.rgb` takes them, read where they are sliced; their names are shown below `root`."""
+    """Encoded images for `image_io.to_rgb`, read when they are sliced; messages show their names below `root`."""
 
-    kept: MemberSpool
+    spool: MemberSpool
     names: list[str]
     root: Path
 
@@ -74,4 +74,4 @@ class SpooledImages(Sequence):
     def __getitem__(self, rows: Any) -> Any:
         if isinstance(rows, slice):
             return [self[row] for row in range(*rows.indices(len(self)))]
-        return {"bytes": self.kept.read(self.names[rows]), "path": str(self.root / self.names[rows])}
+        return {"bytes": self.spool.read(self.names[rows]), "path": str(self.root / self.names[rows])}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import ClassLabel, DatasetDict, Value
-from pictures import arrays, both, encoded, in_memory, sentence, split_of
+from read_sources import arrays, both, encoded, in_memory, sentence, split_of
 from PIL import Image
 
 from resnet_cifar.data.decoding import ArrayFile, listing

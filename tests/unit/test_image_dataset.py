@@ -1,4 +1,4 @@
-"""data/resident.py: images on the device and images on disk are the same, to the bit, wherever they are used."""
+"""data/image_dataset.py: images on the device and images on disk are the same, to the bit, wherever they are used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from resnet_cifar.config.validation import parse
 from resnet_cifar.data import image_data, image_dataset
 from resnet_cifar.data.image_data import ImageData
 from resnet_cifar.data.image_dataset import ImageDataset, MmapImages, choose_storage
-from resnet_cifar.data.loader import Loader, Preprocess
+from resnet_cifar.data.loader import Loader
+from resnet_cifar.data.preprocess import Preprocess
 from resnet_cifar.training.plan import Plan
 
 CPU = torch.device("cpu")
@@ -55,10 +56,10 @@ def load(folder: Path, storage: str, **values: Any) -> tuple[Recipe, ImageData]:
     return recipe, image_data.load(image_data.prepare(recipe.data), recipe, CPU)
 
 
-def batches(folder: Path, storage: str, world: int = 1, rank: int = 0, **values: Any) -> Loader:
+def loader_of(folder: Path, storage: str, world_size: int = 1, rank: int = 0, **values: Any) -> Loader:
     recipe, data = load(folder, storage, **values)
-    form = Preprocess(recipe.data, torch.tensor((0.5,) * 3), torch.tensor((0.25,) * 3))
-    return Loader(Plan(recipe, len(data.train), world), data.train, 3, form, rank)
+    preprocess = Preprocess(recipe.data, torch.tensor((0.5,) * 3), torch.tensor((0.25,) * 3))
+    return Loader(recipe, data.train, 3, preprocess, Plan(recipe, len(data.train), world_size).rows(rank))
 
 
 @pytest.mark.parametrize(
@@ -66,20 +67,23 @@ def batches(folder: Path, storage: str, world: int = 1, rank: int = 0, **values:
     [{}, {"limit": 60, "validation_fraction": 0.2}, {"overfit_images": 12}, {"validation_fraction": 0}],
     ids=["cut", "limit", "overfit", "all"],
 )
-@pytest.mark.parametrize(("world", "micro_batch"), [(1, 0), (1, 4), (2, 4), (4, 0)])
-def test_batches_are_the_same_bit_for_bit(folder: Path, world: int, micro_batch: int, data: dict[str, Any]) -> None:
-    for rank in range(world):
-        values = {"data": data, "micro_batch": micro_batch}
-        ours, theirs = (batches(folder, storage, world, rank, **values) for storage in ("host", "device"))
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 0), (1, 4), (2, 4), (4, 0)])
+def test_batches_are_the_same_bit_for_bit(
+    folder: Path, world_size: int, micro_batch: int, data: dict[str, Any]
+) -> None:
+    for rank in range(world_size):
+        ours, theirs = (loader_of(folder, storage, world_size, rank, data=data) for storage in ("host", "device"))
         assert isinstance(ours.images.images, MmapImages)
         assert isinstance(theirs.images.images, torch.Tensor)
+        steps = Plan(ours.recipe, len(ours.images), world_size).steps
         for start in (0, 1):
             count = 0
-            for step, other in zip(ours.steps(start), theirs.steps(start), strict=True):
-                for batch, expected in zip(step, other, strict=True):
+            for step in range(start, steps):
+                loaded = (loader.batch(step, micro_batch=micro_batch) for loader in (ours, theirs))
+                for batch, expected in zip(*loaded, strict=True):
                     torch.testing.assert_close(batch, expected, rtol=0, atol=0)
                     count += 1
-            assert count == (ours.plan.steps - start) * (ours.plan.per_rank_batch // ours.plan.micro_batch)
+            assert count == (steps - start) * (16 // world_size // micro_batch if micro_batch else 1)
 
 
 @pytest.mark.parametrize("data", [{}, {"limit": 60, "validation_fraction": 0.2}, {"overfit_images": 12}])
@@ -89,7 +93,7 @@ def test_every_split_holds_the_same_images_and_labels(folder: Path, data: dict[s
         a, b = getattr(ours, name), getattr(theirs, name)
         assert (len(a), a.size, a.device) == (len(b), (9, 9), CPU)
         rows = np.arange(len(a))[::-1].copy()
-        assert torch.equal(a.take(rows), b.take(rows))
+        assert torch.equal(a.gather(rows), b.gather(rows))
         assert torch.equal(a.labels, b.labels)
         np.testing.assert_array_equal(a.indices, b.indices)
         assert a.resident_bytes == 0
@@ -109,8 +113,8 @@ def test_what_is_read_ahead_comes_in_order_and_whole(sizes: list[int], storage: 
 
 def test_batches_are_asked_for_before_they_are_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    ask = ImageDataset.ask
-    monkeypatch.setattr(ImageDataset, "ask", lambda self, rows: asked.append(len(rows)) or ask(self, rows))
+    ask = ImageDataset.prefetch
+    monkeypatch.setattr(ImageDataset, "prefetch", lambda self, rows: asked.append(len(rows)) or ask(self, rows))
     images = load(folder, "host")[1].train
     reading = images.read(np.arange(size) for size in range(1, 7))
     next(reading)
@@ -118,8 +122,7 @@ def test_batches_are_asked_for_before_they_are_needed(folder: Path, monkeypatch:
     assert len(list(reading)) == 5
     assert asked == [1, 2, 3, 4, 5, 6]
     asked.clear()
-    steps = batches(folder, "host").steps()
-    next(steps)
+    loader_of(folder, "host").batch(0)
     assert asked == [16, 16]
 
 

@@ -1,4 +1,4 @@
-"""data/augment.py against torchvision, and against the papers' formulas in plain loops."""
+"""data/transforms.py and data/mixing.py against torchvision, and against the papers' formulas in plain loops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from resnet_cifar.data import transforms
+from resnet_cifar.data import mixing, transforms
 
 FILL = torch.tensor([7, 130, 251], dtype=torch.uint8)
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -269,7 +269,7 @@ def two_kinds(pairs: int, size: int, dtype: torch.dtype = torch.float64) -> tupl
 def test_cutmix_labels_share_what_pixels_share_exactly(size: int, seed: int) -> None:
     inputs, targets = two_kinds(8, size)
     lam, u = uniforms(8, 1, seed)[:, 0], uniforms(8, 2, seed + 1)
-    mixed, labels = transforms.mix(inputs, targets, transforms.cutmix_share(lam, u, size))
+    mixed, labels = mixing.mix(inputs, targets, mixing.cutmix_share(lam, u, size))
     assert set(mixed.unique().tolist()) <= {0.0, 1.0}
     odd = (mixed[:, 0] == 1).sum((1, 2))  # pixels counted
     torch.testing.assert_close(labels[:, 1], odd.double() / size**2, rtol=0, atol=1e-15)
@@ -280,7 +280,7 @@ def test_cutmix_labels_share_what_pixels_share_exactly(size: int, seed: int) -> 
 def test_cutmix_boxes_are_those_of_the_paper(size: int) -> None:
     """A box of side sqrt(1 - lam) around a uniform centre, cut off at the border: 0 inside, 1 outside."""
     lam, u = uniforms(40, 1)[:, 0], uniforms(40, 2, 1)
-    keep = transforms.cutmix_share(lam, u, size)
+    keep = mixing.cutmix_share(lam, u, size)
     assert keep.shape == (40, 1, size, size)
     for pair in range(40):
         half = int(size * math.sqrt(1 - float(lam[pair]))) // 2
@@ -297,7 +297,7 @@ def test_mixup_is_its_formula(dtype: torch.dtype, tolerance: float) -> None:
     x = torch.randn(6, 3, 5, 5, dtype=dtype, generator=generator)
     y = torch.randn(6, 4, dtype=dtype, generator=generator).softmax(1)
     lam = torch.tensor([0.0, 0.3, 1.0], dtype=dtype)
-    mixed, labels = transforms.mix(x, y, transforms.mixup_share(lam))
+    mixed, labels = mixing.mix(x, y, mixing.mixup_share(lam))
     assert mixed.dtype == labels.dtype == dtype
     for pair, share in enumerate(lam.tolist()):
         for mine, other in ((2 * pair, 2 * pair + 1), (2 * pair + 1, 2 * pair)):
@@ -307,8 +307,8 @@ def test_mixup_is_its_formula(dtype: torch.dtype, tolerance: float) -> None:
 
 def test_cutmix_copies_pixels_bit_for_bit() -> None:
     x = torch.randn(8, 3, 9, 9, generator=torch.Generator().manual_seed(0))
-    keep = transforms.cutmix_share(uniforms(4, 1)[:, 0].float(), uniforms(4, 2), 9)
-    mixed = transforms.mix(x, torch.eye(8), keep)[0]
+    keep = mixing.cutmix_share(uniforms(4, 1)[:, 0].float(), uniforms(4, 2), 9)
+    mixed = mixing.mix(x, torch.eye(8), keep)[0]
     partner = x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
     assert torch.equal(mixed, torch.where(keep.repeat_interleave(2, dim=0) == 1, x, partner))
 
@@ -317,32 +317,32 @@ def test_cutmix_copies_pixels_bit_for_bit() -> None:
 def test_mixing_writes_each_pixel_once(kind: str) -> None:
     x = torch.zeros(8, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     lam = torch.full((4,), 0.5)
-    keep = transforms.mixup_share(lam) if kind == "mixup" else transforms.cutmix_share(lam, uniforms(4, 2), 32)
+    keep = mixing.mixup_share(lam) if kind == "mixup" else mixing.cutmix_share(lam, uniforms(4, 2), 32)
     with _Operators() as operators:
-        transforms.mix(x, torch.eye(8), keep)
+        mixing.mix(x, torch.eye(8), keep)
     assert x.numel() <= operators.written <= 1.05 * x.numel()
 
 
 def test_mixed_labels_sum_to_one_in_float32() -> None:
     inputs, targets = two_kinds(50, 224, torch.float32)
     lam, u = uniforms(50, 1)[:, 0].float(), uniforms(50, 2)
-    for keep in (transforms.mixup_share(lam), transforms.cutmix_share(lam, u, 224)):
-        labels = transforms.mix(inputs, targets, keep)[1]
+    for keep in (mixing.mixup_share(lam), mixing.cutmix_share(lam, u, 224)):
+        labels = mixing.mix(inputs, targets, keep)[1]
         torch.testing.assert_close(labels.sum(1), torch.ones(100), rtol=0, atol=2e-7)
 
 
 def test_a_pair_depends_on_itself_only() -> None:
     x, y = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.eye(6)
-    keep = transforms.cutmix_share(torch.tensor([0.2, 0.5, 0.7]), uniforms(3, 2), 4)
-    mixed, labels = transforms.mix(x, y, keep)
+    keep = mixing.cutmix_share(torch.tensor([0.2, 0.5, 0.7]), uniforms(3, 2), 4)
+    mixed, labels = mixing.mix(x, y, keep)
     for pair in range(3):
         own = slice(2 * pair, 2 * pair + 2)
-        alone = transforms.mix(x[own], y[own], keep[pair : pair + 1])
+        alone = mixing.mix(x[own], y[own], keep[pair : pair + 1])
         torch.testing.assert_close((mixed[own], labels[own]), alone, rtol=0, atol=0)
         assert int((labels[own] > 0).sum(0).count_nonzero()) <= 2
 
 
 def test_mixing_keeps_channels_last() -> None:
     x = torch.zeros(4, 3, 6, 6).contiguous(memory_format=torch.channels_last)
-    mixed, _ = transforms.mix(x, torch.eye(4), transforms.mixup_share(torch.tensor([0.4, 0.6])))
+    mixed, _ = mixing.mix(x, torch.eye(4), mixing.mixup_share(torch.tensor([0.4, 0.6])))
     assert mixed.is_contiguous(memory_format=torch.channels_last)

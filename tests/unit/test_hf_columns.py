@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 from datasets import Image as ImageFeature
-from pictures import arrays, both, encoded, in_memory, read, sentence, split_of
+from read_sources import arrays, both, encoded, in_memory, read, sentence, split_of
 
 from resnet_cifar.config.schema import Columns, Data, SplitNames
 from resnet_cifar.data.sources import parquet_folder

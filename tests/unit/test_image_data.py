@@ -1,4 +1,4 @@
-"""data/store.py: decoded once, whole or not there, and the right image in the right place."""
+"""data/image_data.py: decoded once, whole or not there, and the right image in the right place."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ XY = Data(source="x/y")
 class FakeSource:
     """A source of 40 training and 20 test images whose first pixel is their index; counts how often it is read."""
 
-    READS = ()
+    FIELDS = ()
 
     def __init__(self) -> None:
         self.name, self.reads = "first", 0
@@ -59,7 +59,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def source(cache: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSource:
     fake = FakeSource()
-    monkeypatch.setattr(sources, "find", lambda name: fake)
+    monkeypatch.setattr(image_data, "find_source", lambda name: fake)
     return fake
 
 
@@ -162,7 +162,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_behind(
     disk = mounted(f"size={size}")
     source.images = {name: array.repeat(6, 1).repeat(2, 2) for name, array in source.images.items()}
     monkeypatch.setenv("RESNET_CIFAR_CACHE", str(disk))
-    with pytest.raises(UserError, match=r"No space left.*python -m resnet_cifar\.cache .*RESNET_CIFAR_CACHE"):
+    with pytest.raises(UserError, match=r"No space left.*resnet-cifar cache .*RESNET_CIFAR_CACHE"):
         image_data.prepare(XY)
     assert list(disk.iterdir()) == []
 
@@ -320,9 +320,9 @@ def test_a_source_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
         assert isinstance(module, types.ModuleType)
         return module.__name__.rsplit(".", 1)[1]
 
-    assert kind("owner/other") == "hub"
-    assert kind("owner/set") == "folder"  # as `datasets` does
-    assert kind(str(tmp_path)) == "folder"
+    assert kind("owner/other") == "hf_hub"
+    assert kind("owner/set") == "parquet_folder"  # as `datasets` does
+    assert kind(str(tmp_path)) == "parquet_folder"
     assert kind("synthetic") == "synthetic"
     np.savez(tmp_path / "a.npz", images=[0])
     assert kind("a.npz") == "npz"

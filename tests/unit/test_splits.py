@@ -1,4 +1,4 @@
-"""data/split.py: stratified cuts, drawn from the seed."""
+"""data/splits.py: stratified cuts, drawn from the seed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_counts_are_those_of_the_largest_remainders(sizes: list[int], data: st.D
 
 
 def test_a_balanced_set_is_cut_evenly() -> None:
-    chosen = split_indices(labels_of(*[500] * 10), labels_of(*[100] * 10), 10, recipe_of(validation=0.1))
+    chosen = split_indices(labels_of(*[500] * 10), labels_of(*[100] * 10), 10, recipe_of(validation_fraction=0.1))
     assert np.bincount(labels_of(*[500] * 10)[chosen.validation]).tolist() == [50] * 10
     assert np.bincount(labels_of(*[500] * 10)[chosen.train]).tolist() == [450] * 10
     np.testing.assert_array_equal(chosen.test, np.arange(1000))
@@ -55,7 +55,7 @@ def test_a_balanced_set_is_cut_evenly() -> None:
 def test_train_and_validation_share_no_image_and_lose_none(seed: int, validation: float, limit: int) -> None:
     train, test = labels_of(80, 60, 40), labels_of(20, 20, 20)
     try:
-        chosen = split_indices(train, test, 3, recipe_of(seed, validation=validation, limit=limit))
+        chosen = split_indices(train, test, 3, recipe_of(seed, validation_fraction=validation, limit=limit))
     except UserError:
         return
     assert len(np.intersect1d(chosen.train, chosen.validation)) == 0
@@ -83,14 +83,14 @@ def test_the_choice_is_no_prefix() -> None:
 
 
 def test_without_validation_all_images_are_trained_on() -> None:
-    chosen = split_indices(labels_of(5, 5), labels_of(2, 2), 2, recipe_of(validation=0))
+    chosen = split_indices(labels_of(5, 5), labels_of(2, 2), 2, recipe_of(validation_fraction=0))
     np.testing.assert_array_equal(chosen.train, np.arange(10))
     assert len(chosen.validation) == 0
 
 
 def test_overfit_validates_on_what_it_trains_on() -> None:
     train = labels_of(50, 50)
-    chosen = split_indices(train, labels_of(5, 5), 2, recipe_of(overfit=8))
+    chosen = split_indices(train, labels_of(5, 5), 2, recipe_of(overfit_images=8))
     np.testing.assert_array_equal(chosen.train, chosen.validation)
     assert np.bincount(train[chosen.train]).tolist() == [4, 4]
     assert len(chosen.test) == 10
@@ -137,19 +137,19 @@ def test_no_class_is_left_without_training_images(sizes: tuple[int, ...], data: 
 
 def test_a_test_split_is_cut_before_all_else_and_does_not_depend_on_the_rest() -> None:
     labels = labels_of(60, 30, 10)
-    plain = split_indices(labels, None, 3, recipe_of(validation=0.2, test_fraction=0.2))
+    plain = split_indices(labels, None, 3, recipe_of(validation_fraction=0.2, test_fraction=0.2))
     assert np.bincount(labels[plain.test]).tolist() == [12, 6, 2]
     together = np.concatenate([plain.train, plain.validation, plain.test])
     assert sorted(together.tolist()) == list(range(100))
     for data in ({"validation_fraction": 0}, {"validation_fraction": 0.5}, {"overfit_images": 8}):
         assert split_indices(labels, None, 3, recipe_of(test_fraction=0.2, **data)).test.tolist() == plain.test.tolist()
-    limited = split_indices(labels, None, 3, recipe_of(validation=0, test_fraction=0.2, limit=10))
+    limited = split_indices(labels, None, 3, recipe_of(validation_fraction=0, test_fraction=0.2, limit=10))
     assert set(limited.test.tolist()) < set(plain.test.tolist())
     assert (len(limited.test), len(limited.train) + len(limited.validation)) == (10, 10)
     assert not set(limited.train.tolist()) & set(plain.test.tolist())
-    other = split_indices(labels, None, 3, recipe_of(seed=1, validation=0.2, test_fraction=0.2))
+    other = split_indices(labels, None, 3, recipe_of(seed=1, validation_fraction=0.2, test_fraction=0.2))
     assert other.test.tolist() == plain.test.tolist(), "seeds are compared on one test split"
-    overfit = split_indices(labels, None, 3, recipe_of(overfit=30, test_fraction=0.2))
+    overfit = split_indices(labels, None, 3, recipe_of(overfit_images=30, test_fraction=0.2))
     assert not set(overfit.train.tolist()) & set(plain.test.tolist())
 
 

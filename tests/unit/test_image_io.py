@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import arrays, encoded
+from read_sources import arrays, encoded
 from PIL import Image
 from torchvision.transforms import v2
 
-from resnet_cifar.data.sources.image_io import Unreadable, rgb
+from resnet_cifar.data.sources.image_io import UndecodableImage, to_rgb
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def test_grey_is_the_same_in_every_channel() -> None:
         grey(8)[..., None],
         saved(Image.fromarray(grey(8)), "WEBP", lossless=True),
     ):
-        np.testing.assert_array_equal(rgb(picture), np.repeat(grey(8)[..., None], 3, axis=2))
+        np.testing.assert_array_equal(to_rgb(picture), np.repeat(grey(8)[..., None], 3, axis=2))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PGM", "array"])
@@ -46,26 +46,26 @@ def test_sixteen_bits_are_scaled_by_their_range_and_not_clipped(kind: str) -> No
     else:
         picture = saved(Image.fromarray(values), kind)
     expected = np.round(values / 257)
-    np.testing.assert_array_equal(rgb(picture), np.repeat(expected[..., None], 3, axis=2))
+    np.testing.assert_array_equal(to_rgb(picture), np.repeat(expected[..., None], 3, axis=2))
 
 
 def test_sixteen_bit_colour_arrays_are_scaled_too() -> None:
     values = np.random.default_rng(0).integers(0, 2**16, (6, 8, 3), dtype=np.uint16)
-    np.testing.assert_array_equal(rgb(values), np.round(values / 257))
+    np.testing.assert_array_equal(to_rgb(values), np.round(values / 257))
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_values_without_a_known_range_are_refused(mode: str) -> None:
     values = np.full((6, 8), 70_000, dtype=np.float32 if mode == "F" else np.int32)
-    with pytest.raises(Unreadable):
-        rgb(saved(Image.fromarray(values), "TIFF"))
+    with pytest.raises(UndecodableImage):
+        to_rgb(saved(Image.fromarray(values), "TIFF"))
 
 
 def test_a_palette_gives_its_colours() -> None:
     array = np.full((6, 8, 3), (10, 200, 30), dtype=np.uint8)
     array[2:] = (250, 0, 90)
     picture = saved(Image.fromarray(array).convert("P", palette=Image.Palette.ADAPTIVE), "PNG")
-    np.testing.assert_array_equal(rgb(picture), array)
+    np.testing.assert_array_equal(to_rgb(picture), array)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "array"])
@@ -84,7 +84,7 @@ def test_what_is_transparent_lies_on_white(mode: str) -> None:
         array = np.zeros((6, 8, 2 if mode == "LA" else 4), dtype=np.uint8)
         array[:, :4, -1] = 255
         picture = array if mode == "array" else encoded(array)
-    found = rgb(picture)
+    found = to_rgb(picture)
     assert (found[:, :4] == 0).all()
     assert (found[:, 4:] == 255).all()
     assert found.shape == (6, 8, 3)
@@ -93,12 +93,12 @@ def test_what_is_transparent_lies_on_white(mode: str) -> None:
 def test_half_transparency_is_half_of_white() -> None:
     array = np.zeros((2, 2, 4), dtype=np.uint8)
     array[..., 3] = 128
-    assert abs(int(rgb(encoded(array))[0, 0, 0]) - 127) <= 1
+    assert abs(int(to_rgb(encoded(array))[0, 0, 0]) - 127) <= 1
 
 
 def test_print_colours_become_screen_colours() -> None:
     red = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
-    found = rgb(saved(red, "JPEG", quality=100)).astype(int)
+    found = to_rgb(saved(red, "JPEG", quality=100)).astype(int)
     assert np.abs(found - (255, 0, 0)).max() < 12
 
 
@@ -107,7 +107,7 @@ def test_a_picture_is_turned_as_its_camera_says(kind: str) -> None:
     image = Image.fromarray(np.repeat(np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None], 32, 0).repeat(3, 2))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise
-    found = rgb(saved(image, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {})))
+    found = to_rgb(saved(image, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {})))
     expected = np.asarray(image.transpose(Image.Transpose.ROTATE_270))
     assert found.shape == (64, 32, 3)
     assert np.abs(found.astype(int) - expected).max() < 8
@@ -118,7 +118,7 @@ def test_to_a_square_as_torchvision_evaluates(size: tuple[int, int]) -> None:
     """The shortest side is resized, and the centre cut out; torchvision cuts at whole pixels, so smooth pictures."""
     down, across = np.mgrid[: size[1], : size[0]]
     picture = np.stack([down * 255 // size[1], across * 255 // size[0], (down + across) // 2], axis=2).astype(np.uint8)
-    found = rgb(picture, 32)
+    found = to_rgb(picture, 32)
     resized = v2.Compose([v2.Resize(32, v2.InterpolationMode.BICUBIC), v2.CenterCrop(32)])(Image.fromarray(picture))
     assert found.shape == (32, 32, 3)
     assert np.abs(found.astype(int) - np.asarray(resized)).max() <= 6
@@ -127,17 +127,17 @@ def test_to_a_square_as_torchvision_evaluates(size: tuple[int, int]) -> None:
 
 
 def test_an_extreme_strip_takes_no_extreme_memory() -> None:
-    assert rgb(np.zeros((2, 20_000), dtype=np.uint8), 64).shape == (64, 64, 3)
+    assert to_rgb(np.zeros((2, 20_000), dtype=np.uint8), 64).shape == (64, 64, 3)
 
 
 def test_the_first_frame_counts() -> None:
     frames = [Image.fromarray(array) for array in arrays(3)]
     stream = io.BytesIO()
     frames[0].save(stream, "PNG", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(rgb({"bytes": stream.getvalue(), "path": None}), arrays(3)[0])
+    np.testing.assert_array_equal(to_rgb({"bytes": stream.getvalue(), "path": None}), arrays(3)[0])
 
 
 def test_what_it_returns_is_plain_bytes() -> None:
-    found = rgb(encoded(arrays(1)[0]))
+    found = to_rgb(encoded(arrays(1)[0]))
     assert (found.dtype, found.shape) == (np.uint8, (6, 8, 3))
     assert torch.equal(torch.from_numpy(found.copy()), torch.from_numpy(arrays(1)[0]))
