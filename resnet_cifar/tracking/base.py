@@ -1,51 +1,66 @@
-"""One file a tracker: where a run's rows are drawn."""
+"""The interface of a tracker, which shows the rows of a run as curves."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from resnet_cifar.config.schema import Recipe
 
-class Tracker:
-    """What a tracker is asked; all but `log`, `summary` and `finish` may be left as it is.
 
-    It is opened by rank 0's main thread and then used by one thread of its own: a call may raise or hang, and training
-    goes on. `commands` tells the user how to see the curves: (what, command), and `rest`, if anything, what can be done
-    with those of a tracker that broke off. `identity` is kept in checkpoints, so that whoever takes one up continues
-    the same curves.
+class Tracker(ABC):
+    """Base class of the trackers in `config.schema.TRACKERS`.
+
+    It is constructed in the main thread of rank 0 and then used from one other thread; a call may raise or hang without
+    affecting training. `package`: the Python package that it needs. `identity`: kept in checkpoints, so that a resumed
+    run continues the same curves. `commands`: (what, command) to view the curves. `recovery_hint`: what the user can do
+    after the tracker failed, appended to the warning.
     """
 
+    package: str | None = None
     identity: str | None = None
     commands: tuple[tuple[str, str], ...] = ()
-    rest = ""
+    recovery_hint = ""
+
+    @abstractmethod
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: Path,
+        environment: dict[str, Any],
+        warn: Callable[[str], None],
+        identity: str | None,
+    ) -> None:
+        """Opens the tracker for the run directory `run`."""
 
     def latest(self) -> int:
-        """The step of the newest row that it has from earlier starts; it is given those that come after."""
+        """The step of the latest row from earlier attempts; only later rows are logged."""
         return 0
 
+    @abstractmethod
     def log(self, row: dict[str, Any]) -> None:
-        """Adds a row of metrics.jsonl."""
-        raise NotImplementedError
+        """Logs a row of metrics.jsonl."""
 
+    @abstractmethod
     def summary(self, step: int, values: dict[str, Any], figures: dict[str, Path], files: list[Path]) -> None:
-        """What the run has come to after `step` updates: numbers, PNG files by name, and files to keep with them."""
-        raise NotImplementedError
+        """Logs the final results after `step` updates: numbers, PNG files by name, and files to keep with them."""
 
+    @abstractmethod
     def finish(self, state: str) -> None:
         """Ends the run as `finished`, `interrupted`, `failed` or `lost`."""
-        raise NotImplementedError
 
-    def abandon(self) -> None:
-        """Lets go of what hangs or is broken, at once, so that the process can end."""
+    def abandon(self) -> None:  # noqa: B027 (optional)
+        """Drops whatever hangs or is broken immediately, so that the process can exit."""
 
 
 def kept_rows(run: Path, after: int, until: int) -> Iterator[dict[str, Any]]:
-    """The rows of RUN/metrics.jsonl with `after` < step <= `until`, while it may grow."""
+    """Yields the rows of RUN/metrics.jsonl with `after` < step <= `until`, while the file may still grow."""
     with (run / "metrics.jsonl").open() as lines:
         for row in map(json.loads, lines):
             if after < row["step"] <= until:
                 yield row
-            if row["step"] >= until:  # the next line may be half written
+            if row["step"] >= until:  # the next line may be incomplete
                 return

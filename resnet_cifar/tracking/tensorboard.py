@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,25 @@ from resnet_cifar.config.schema import Recipe
 from resnet_cifar.tracking.base import Tracker
 
 
-class TensorBoard(Tracker):
-    """Every start writes its files anew, from metrics.jsonl: what an earlier start wrote would be drawn twice."""
+class TensorBoardTracker(Tracker):
+    """Every attempt rewrites its event files from metrics.jsonl: rows of an earlier attempt would be drawn twice."""
 
-    def __init__(self, recipe: Recipe, run: Path, environment: dict[str, Any]) -> None:
+    package = "tensorboard"
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: Path,
+        environment: dict[str, Any],
+        warn: Callable[[str], None],
+        identity: str | None,
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         folder = run / "tensorboard"
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
-        # A TensorBoard that is open forgets what it has read.
+        # purge_step makes an open TensorBoard discard what it has read.
         self._writer = SummaryWriter(str(folder), purge_step=0)
         for name, values in (("recipe", to_dict(recipe)), ("environment", environment)):
             text = yaml.safe_dump(values, sort_keys=False)
@@ -30,14 +40,14 @@ class TensorBoard(Tracker):
         self.commands = (("curves", f"tensorboard --logdir {shlex.quote(str(folder))}"),)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Adds a row of metrics.jsonl, on disk at once."""
+        """Logs a row of metrics.jsonl and flushes it to disk."""
         for name, value in row.items():
             if name != "step":
                 self._writer.add_scalar(name, value, row["step"])
         self._writer.flush()
 
     def summary(self, step: int, values: dict[str, Any], figures: dict[str, Path], files: list[Path]) -> None:
-        """Numbers and figures at the last step; it has no place for files."""
+        """Logs numbers and figures at the last step; TensorBoard cannot store `files`."""
         import numpy as np
         from PIL import Image
 

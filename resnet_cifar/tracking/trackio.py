@@ -1,4 +1,4 @@
-"""trackio: SQLite in RUN/trackio, and a dashboard on this machine that shows it."""
+"""trackio: an SQLite database in RUN/trackio and a local dashboard."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextvars
 import io
 import os
 import shlex
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,46 +17,59 @@ from resnet_cifar.config.schema import Recipe
 from resnet_cifar.tracking.base import Tracker
 
 
-class Trackio(Tracker):
-    """One project of one run. It swallows its own errors, so what it has taken is counted at the end."""
+class TrackioTracker(Tracker):
+    """One project with one run. trackio hides its own errors, so its stored rows are checked at the end."""
 
-    def __init__(self, recipe: Recipe, run: Path, environment: dict[str, Any]) -> None:
+    package = "trackio"
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: Path,
+        environment: dict[str, Any],
+        warn: Callable[[str], None],
+        identity: str | None,
+    ) -> None:
         folder = (run / "trackio").resolve()
-        os.environ["TRACKIO_DIR"] = str(folder)  # read when trackio is imported, and never again
+        os.environ["TRACKIO_DIR"] = str(folder)  # read only when trackio is imported
         import trackio
         from trackio.sqlite_storage import SQLiteStorage
         from trackio.utils import TRACKIO_DIR
 
         if folder != TRACKIO_DIR:
-            raise RuntimeError(f"this process has used it for {TRACKIO_DIR}, and it knows one folder a process")
+            raise RuntimeError(
+                f"this process already uses it with {TRACKIO_DIR}, and it supports one directory per process"
+            )
         self._project, self._storage = recipe.track.project, SQLiteStorage
-        # A folder that was renamed goes on under its first name.
+        # A renamed run directory continues under its first name.
         self._name = next(iter(SQLiteStorage.get_runs(self._project)), run.name)
         self._logged = self.latest()
         config = {**flatten(recipe), "environment": environment}
-        begin = partial(trackio.init, self._project, self._name, config=config, resume="allow", embed=False)
+        init = partial(trackio.init, self._project, self._name, config=config, resume="allow", embed=False)
         with contextlib.redirect_stdout(io.StringIO()):
-            self._run = contextvars.copy_context().run(begin)  # else it would be finished again, at Python's end
+            self._run = contextvars.copy_context().run(
+                init
+            )  # outside a copied context it would be finished again at exit
         self._image = trackio.Image
         where, project = shlex.quote(str(run / "trackio")), shlex.quote(self._project)
         self.commands = (("curves", f"TRACKIO_DIR={where} trackio show --project {project}"),)
 
     def latest(self) -> int:
-        """The newest step in the data base: a kill may have taken the last half second."""
+        """The latest step in the database: a killed process may have lost the last half second."""
         return self._storage.get_max_step_for_run(self._project, self._name) or 0
 
     def log(self, row: dict[str, Any]) -> None:
-        """Adds a row of metrics.jsonl."""
+        """Logs a row of metrics.jsonl."""
         self._run.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
         self._logged = row["step"]
 
     def summary(self, step: int, values: dict[str, Any], figures: dict[str, Path], files: list[Path]) -> None:
-        """Numbers and figures at the last step; files stay where they are, beside it."""
+        """Logs numbers and figures at the last step; `files` already lie in the run directory."""
         self._run.log({**values, **{name: self._image(file) for name, file in figures.items()}}, step=step)
 
     def finish(self, state: str) -> None:
-        """Writes what waits. Raises RuntimeError where rows are missing."""
+        """Flushes pending rows. Raises RuntimeError if rows are missing."""
         with contextlib.redirect_stdout(io.StringIO()):
             self._run.finish()
         if (latest := self.latest()) < self._logged:
-            raise RuntimeError(f"it has rows up to step {latest} only")
+            raise RuntimeError(f"it has stored rows up to step {latest} only")

@@ -1,4 +1,4 @@
-"""Weights & Biases: online with an account, else a real offline run in RUN/wandb; it never asks."""
+"""Weights & Biases: online with an account, otherwise an offline run in RUN/wandb; it never prompts."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ from resnet_cifar.config.schema import Recipe
 from resnet_cifar.tracking.base import Tracker, kept_rows
 
 _DEFAULT_URL = "https://api.wandb.ai"
-_ANSWER = 2.0  # seconds in which a server that is there answers
-_FINISH = 7.0  # seconds for what is not uploaded yet, at the end; a piece that is written instead takes some more
+_SERVER_TIMEOUT = 2.0  # seconds
+_FINISH_TIMEOUT = 7.0  # seconds to upload the rest at the end; falling back to an offline run takes some more
 
 
-class Wandb(Tracker):
-    """One W&B run, in as many pieces as the run had starts: RUN/wandb/[offline-]run-DATE-ID.
+class WandbTracker(Tracker):
+    """One W&B run, stored as one segment per attempt: RUN/wandb/[offline-]run-DATE-ID.
 
-    Every piece begins after the last row of the one before, so that together they hold each row once.
+    Every segment begins after the last row of the previous one, so that together they hold each row once.
     """
+
+    package = "wandb"
 
     def __init__(
         self,
@@ -46,8 +48,8 @@ class Wandb(Tracker):
         self._wandb, self._folder, self._warn = wandb, run, warn
         folder = run / "wandb"
         folder.mkdir(exist_ok=True)
-        os.environ["WANDB_DATA_DIR"] = str((folder / "data").resolve())  # where artifacts wait to be uploaded
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would print where the server is gone
+        os.environ["WANDB_DATA_DIR"] = str((folder / "data").resolve())  # staging area of artifacts
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would print when the server is unreachable
         self.identity = _identity(folder / ".id", identity)
         self._options: dict[str, Any] = {
             "project": recipe.track.project,
@@ -57,18 +59,18 @@ class Wandb(Tracker):
             "resume": "allow",
             "config": {**to_dict(recipe), "environment": environment},
         }
-        self.rest = f", and `{self._upload('--include-online ')}` uploads those that W&B has"
-        self._has_told = self._has_fallen = self._has_given_up = False
-        self._after = 0  # the step from which on this start brings rows
+        self.recovery_hint = f", and `{self._upload('--include-online ')}` uploads the rows that W&B has stored"
+        self._has_warned = self._has_fallen_back = self._has_given_up = False
+        self._after = 0  # this attempt logs the rows after this step
         self._result: Callable[[], None] = lambda: None
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
         before = set(folder.iterdir())
         try:
             self._open(mode)
-        except ValueError as error:  # of pydantic, which checks WANDB_* variables
-            raise UserError(f"a WANDB_ variable is wrong: {' '.join(str(error).split())}") from None
+        except ValueError as error:  # pydantic checks the WANDB_* variables
+            raise UserError(f"a WANDB_* environment variable is invalid: {' '.join(str(error).split())}") from None
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-            wandb.teardown()  # without it the id counts as in use
+            wandb.teardown()  # otherwise the id counts as in use
             for begun in set(folder.glob(f"run-*-{self.identity}")) - before:
                 shutil.rmtree(begun)
             warn(f"W&B is offline for this run ({str(error).splitlines()[0]})")
@@ -76,7 +78,7 @@ class Wandb(Tracker):
         self.commands = self._commands()
 
     def latest(self) -> int:
-        """Online what the server has counts, offline what lies in the pieces: a kill may have taken the last second."""
+        """Online the server decides, offline the segments: a killed process may have lost the last second."""
         if self._run.settings.mode == "disabled":
             return 0
         if not self._run.offline:
@@ -85,22 +87,24 @@ class Wandb(Tracker):
             except Exception as error:
                 self._go_offline(error)
             else:
-                for piece in (self._folder / "wandb").glob("offline-run-*/run-*.wandb"):
-                    piece.with_name(f"{piece.name}.synced").touch()  # its rows are uploaded now: `wandb sync` skips it
+                for segment in (self._folder / "wandb").glob("offline-run-*/run-*.wandb"):
+                    segment.with_name(f"{segment.name}.synced").touch()  # already uploaded: `wandb sync` skips it
                 return self._after
-        pieces = sorted((self._folder / "wandb").glob("*run-*"), key=lambda piece: piece.name.removeprefix("offline-"))
-        self._after = next((step for piece in reversed(pieces) if (step := _step(piece))), 0)
+        segments = sorted(
+            (self._folder / "wandb").glob("*run-*"), key=lambda segment: segment.name.removeprefix("offline-")
+        )
+        self._after = next((step for segment in reversed(segments) if (step := _step(segment))), 0)
         return self._after
 
     def log(self, row: dict[str, Any]) -> None:
-        """Adds a row of metrics.jsonl."""
+        """Logs a row of metrics.jsonl."""
         self._do(lambda: self._run.log(row), row["step"] - 1)
 
     def summary(self, step: int, values: dict[str, Any], figures: dict[str, Path], files: list[Path]) -> None:
-        """Numbers for the table of runs, a row with the figures, and the files as an artifact."""
+        """Logs numbers for the runs table, a row with the figures, and the files as an artifact."""
 
         def work() -> None:
-            self._check_server()  # an artifact waits for it
+            self._check_server()  # uploading an artifact blocks without a server
             images = {f"figures/{name}": self._wandb.Image(str(file)) for name, file in figures.items()}
             if images:
                 self._run.log({"step": step, **images})
@@ -111,7 +115,7 @@ class Wandb(Tracker):
         self._result = work
 
     def finish(self, state: str) -> None:
-        """Ends the run within a bounded time; an interrupted one shows as preempted until it goes on."""
+        """Ends the run within a bounded time; an interrupted one shows as preempted until it is resumed."""
 
         def work() -> None:
             self._check_server()
@@ -122,49 +126,49 @@ class Wandb(Tracker):
         self._do(work, sys.maxsize)
 
     def abandon(self) -> None:
-        """Ends W&B's own process, which Python would wait for at its end."""
-        self._has_told = self._has_fallen = True
+        """Kills W&B's service process, which Python would wait for at exit."""
+        self._has_warned = self._has_fallen_back = True
         self._end_core()
 
-    # What W&B would print comes here: see `_open`.
+    # W&B prints through these methods: see `_open`.
 
     def info(self, text: str) -> None:
-        """Nothing that a user needs."""
+        """Discards informational messages."""
 
     def warning(self, text: str) -> None:
-        """Hears that W&B has given up uploading: what it lacks is kept offline in the end."""
+        """Notes that W&B has given up uploading: the missing rows are then stored offline."""
         if "uploading" in text:
             self._has_given_up = True
 
     error = warning
 
-    def _tell(self, trouble: str) -> None:
-        """Once: what comes later follows from it."""
-        if not self._has_told:
-            self._has_told = True
-            self._warn(f"W&B: {trouble}; `{self._upload()}` uploads the rest")
+    def _warn_once(self, problem: str) -> None:
+        """Later problems follow from the first."""
+        if not self._has_warned:
+            self._has_warned = True
+            self._warn(f"W&B: {problem}; `{self._upload()}` uploads the rest")
 
     def _open(self, mode: str) -> None:
         settings = self._wandb.Settings(
             silent=True,
             console="off",
-            x_transaction_log_flush_interval=1,  # of 15 s, which a killed run would lose
+            x_transaction_log_flush_interval=1,  # the default of 15 s would be lost when killed
             init_timeout=8,
-            finish_timeout=_FINISH,
+            finish_timeout=_FINISH_TIMEOUT,
             finish_timeout_raises=True,
         )
         self._wandb.setup()
         self._wandb.termsetup(settings, self)
         self._run = self._wandb.init(mode=mode, settings=settings, **self._options)
-        # Rows bring their own axes: W&B's own step drops what comes late after a resume.
+        # Rows carry their own axes: W&B's internal step drops late rows after a resume.
         self._run.define_metric("step")
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="step")
 
     def _do(self, work: Callable[[], None], rows_until: int) -> None:
-        """Does `work`; where that fails, goes on offline and does it there.
+        """Runs `work`; on failure switches to an offline segment, logs the missing rows and runs it there.
 
-        From an online piece all of this start's rows come again: nobody can tell which of them the server has.
+        After an online segment all rows of this attempt are logged again: which of them the server has is unknown.
         """
         try:
             work()
@@ -177,50 +181,50 @@ class Wandb(Tracker):
             work()
 
     def _go_offline(self, error: Exception) -> None:
-        """In a new piece; raises `error` where that has been tried."""
-        if self._has_fallen:
+        """Opens an offline segment; raises `error` if that has been tried before."""
+        if self._has_fallen_back:
             raise error
-        self._has_fallen = True
-        self._tell(f"it goes on offline ({' '.join(str(error).split()) or type(error).__name__})")
+        self._has_fallen_back = True
+        self._warn_once(f"continuing offline ({' '.join(str(error).split()) or type(error).__name__})")
         self._end_core()
         self._open("offline")
 
     def _check_server(self) -> None:
-        """Raises ConnectionError where an online run's server does not answer: W&B would wait for it."""
+        """Raises ConnectionError if the server of an online run does not answer: W&B would wait for it."""
         import requests
 
         if self._run.offline or self._run.settings.mode == "disabled":
             return
         if self._has_given_up:
-            raise ConnectionError("it has given up uploading")
+            raise ConnectionError("W&B has given up uploading")
         server = self._run.settings.base_url
         try:
-            status = requests.get(server, timeout=_ANSWER, allow_redirects=False).status_code
+            status = requests.get(server, timeout=_SERVER_TIMEOUT, allow_redirects=False).status_code
         except requests.RequestException as error:
             raise ConnectionError(f"{server} does not answer: {type(error).__name__}") from None
         if status >= 500:
             raise ConnectionError(f"{server} answers {status}")
 
     def _end_core(self) -> None:
-        """At once: what it was given in the last second may be missing in its piece."""
+        """Kills W&B's service process; rows of the last second may be missing from its segment."""
         for child in psutil.Process().children():
             if child.name() == "wandb-core":
                 child.kill()
                 child.wait()
-        with contextlib.suppress(Exception, SystemExit):  # it would end this process with the other's code
+        with contextlib.suppress(Exception, SystemExit):  # it would exit with the exit code of the service
             self._wandb.teardown()
 
     def _artifact(self, files: list[Path]) -> Any:
-        """Scores and predictions, not the weights: a ResNet-50's 94 MB would not be uploaded within the bounded end."""
+        """Metrics and predictions without the weights: 94 MB of a ResNet-50 take too long to upload at the end."""
         artifact = self._wandb.Artifact(f"result-{self.identity}", "result")
         for file in files:
             entry = artifact.add_file(str(file), skip_cache=True)
-            if self._run.offline:  # from inside the run folder it is found wherever that was moved
+            if self._run.offline:  # relative, so that a moved run directory still uploads
                 entry.local_path = os.path.relpath(entry.local_path, self._folder)
         return artifact
 
     def _upload(self, option: str = "") -> str:
-        """The files of an artifact are found from inside the run folder."""
+        """The paths of artifact files are relative to the run directory."""
         return f"cd {shlex.quote(str(self._folder))} && wandb sync {option}wandb/*run-*"
 
     def _commands(self) -> tuple[tuple[str, str], ...]:
@@ -228,7 +232,7 @@ class Wandb(Tracker):
             return ()
         if not self._run.offline:
             return (("curves", str(self._run.url)),)
-        # Every start leaves a piece; they are uploaded together, in order.
+        # One segment per attempt, uploaded together and in order.
         return (
             ("curves", f"wandb leet run {shlex.quote(str(self._folder / 'wandb'))}"),
             ("upload", self._upload()),
@@ -236,7 +240,7 @@ class Wandb(Tracker):
 
 
 def endpoint() -> str:
-    """The address of the W&B server: of the environment, or what `wandb login --host` has kept."""
+    """The URL of the W&B server: from the environment, or as stored by `wandb login --host`."""
     kept = configparser.ConfigParser()
     folder = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
     with contextlib.suppress(configparser.Error, OSError):
@@ -244,10 +248,10 @@ def endpoint() -> str:
     return os.environ.get("WANDB_BASE_URL") or kept.get("default", "base_url", fallback=_DEFAULT_URL)
 
 
-def _step(piece: Path) -> int:
-    """The step of the last row in a piece, by W&B's own reader; 0 where there is none."""
+def _step(segment: Path) -> int:
+    """The step of the last row in a segment, read by W&B's own reader; 0 without rows."""
     steps = [0]
-    for file in piece.glob("run-*.wandb"):
+    for file in segment.glob("run-*.wandb"):
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(file)]
         found = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         with contextlib.suppress(ValueError):
@@ -256,7 +260,7 @@ def _step(piece: Path) -> int:
 
 
 def _identity(file: Path, saved: str | None) -> str:
-    """The run's id, made once and kept with the run, so that every start of it continues one W&B run."""
+    """The W&B id, generated once and stored in the run directory, so that every attempt continues one W&B run."""
     if not file.is_file():
         file.write_text(saved or secrets.token_hex(4))
     return file.read_text()

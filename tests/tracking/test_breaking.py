@@ -1,4 +1,4 @@
-"""Trackers that break, hang or are killed: the run never notices, the user hears of it once, and no row is lost.
+"""Trackers that break, hang or are killed: training continues, the user is warned once, and no row is lost.
 
 `tracked.py` is a run without a model, so that each costs a second or two.
 """
@@ -20,7 +20,10 @@ from typing import Any
 import pytest
 from wandb_server import WandbServer
 
+from resnet_cifar.config import schema
+from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.validation import parse
+from resnet_cifar.tracking import multi
 from resnet_cifar.tracking.base import Tracker, kept_rows
 from resnet_cifar.tracking.multi import MultiTracker, check_trackers, start_trackers
 
@@ -100,7 +103,7 @@ def test_what_breaks_in_mid_run_is_said_once_and_kept_offline(
     with WandbServer() as server:
         code, said = go(tmp_path, "RUN", "wandb", 1, 6, end, env=server.account(), half=lambda: half(server))
     assert code == 0, said
-    assert said.startswith("warning: W&B: it goes on offline (")
+    assert said.startswith("warning: W&B: continuing offline (")
     assert why in said
     assert said.count("\n") == 1
     with WandbServer() as later:
@@ -124,7 +127,7 @@ def test_core_that_hangs_is_waited_for_twelve_seconds(tmp_path: Path):
     with WandbServer() as server:
         code, said = go(tmp_path, "RUN", "wandb", 1, 6, "stop", env=server.account())
     assert code == 0, said
-    assert "track.trackers wandb is left out from here on (it does not end within 12 s)" in said
+    assert "track.trackers wandb is disabled from here on (it did not finish within 12 s)" in said
 
 
 @pytest.mark.parametrize(
@@ -185,13 +188,13 @@ def tensorboard_steps(run: Path, tag: str) -> list[int]:
     return [event.step for event in (read.Images(tag) if tag in read.Tags()["images"] else read.Scalars(tag))]
 
 
-class Recorded(Tracker):
-    """Keeps what it is given; what it is told to fail at raises, or waits until it is let go."""
+class RecordingTracker(Tracker):
+    """Records its calls; the method named by `fails` raises, the one named by `hangs` waits until `abandon`."""
 
     def __init__(self, fails: str = "", hangs: str = "") -> None:
         self.fails, self.hangs = fails, hangs
         self.given: list[Any] = []
-        self.let_go = threading.Event()
+        self.abandoned = threading.Event()
 
     def log(self, row: dict[str, Any]) -> None:
         self._do("log", row["step"])
@@ -203,13 +206,13 @@ class Recorded(Tracker):
         self._do("finish", state)
 
     def abandon(self) -> None:
-        self.let_go.set()
+        self.abandoned.set()
 
     def _do(self, what: str, value: Any) -> None:
         if what == self.fails:
             raise OSError("broken on purpose")
         if what == self.hangs:
-            self.let_go.wait()
+            self.abandoned.wait()
         self.given.append(value)
 
 
@@ -218,28 +221,28 @@ class Recorded(Tracker):
 def test_one_tracker_that_breaks_leaves_the_others_alone(
     what: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(track, "_PARTING", 0.2)
-    broken, sound, said = Recorded(**{how: what}), Recorded(), []
-    several = MultiTracker({"trackio": broken, "tensorboard": sound}, tmp_path, 0, said.append)
+    monkeypatch.setattr(multi, "_FINISH_TIMEOUT", 0.2)
+    broken, sound, said = RecordingTracker(**{how: what}), RecordingTracker(), []
+    trackers = MultiTracker({"trackio": broken, "tensorboard": sound}, tmp_path, 0, said.append)
     for step in (1, 2, 3):
-        several.log({"step": step})
-    several.summary(3, {"test/accuracy": 1.0}, {}, [])
-    several.finish("finished")
+        trackers.log({"step": step})
+    trackers.summary(3, {"test/accuracy": 1.0}, {}, [])
+    trackers.finish("finished")
     assert sound.given == [1, 2, 3, {"test/accuracy": 1.0}, "finished"]
-    why = "broken on purpose" if how == "fails" else "it does not end within 0.2 s"
-    assert said == [f"track.trackers trackio is left out from here on ({why}): every row is in metrics.jsonl"]
+    why = "broken on purpose" if how == "fails" else "it did not finish within 0.2 s"
+    assert said == [f"track.trackers trackio is disabled from here on ({why}): every row is in metrics.jsonl"]
 
 
 def test_tracker_that_hangs_for_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(track, "_WAITING", 3)
-    monkeypatch.setattr(track, "_PARTING", 0.2)
-    hanging, said = Recorded(hangs="log"), []
-    several = MultiTracker({"trackio": hanging}, tmp_path, 0, said.append)
+    monkeypatch.setattr(multi, "_MAX_QUEUED", 3)
+    monkeypatch.setattr(multi, "_FINISH_TIMEOUT", 0.2)
+    hanging, said = RecordingTracker(hangs="log"), []
+    trackers = MultiTracker({"trackio": hanging}, tmp_path, 0, said.append)
     for step in range(10):
-        several.log({"step": step + 1})
-    several.finish("failed")
+        trackers.log({"step": step + 1})
+    trackers.finish("failed")
     assert said == [
-        "track.trackers trackio is left out from here on (3 calls wait for it): every row is in metrics.jsonl"
+        "track.trackers trackio is disabled from here on (3 calls are waiting): every row is in metrics.jsonl"
     ]
 
 
@@ -252,11 +255,11 @@ def test_rows_are_kept_while_the_file_grows(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["trackio", "tensorboard"])
-def test_package_that_is_missing_is_named_with_its_mend(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_package_is_named_with_the_command_that_installs_it(name: str, monkeypatch: pytest.MonkeyPatch):
     recipe = parse({"track": {"trackers": f"wandb,{name}"}})
     check_trackers(recipe)
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(track.UserError, match=rf"^track.trackers '{name}' needs .* pip install -e '.\[trackers\]'$"):
+    with pytest.raises(UserError, match=rf"^track.trackers '{name}' needs .* pip install -e '.\[trackers\]'$"):
         check_trackers(recipe)
 
 
@@ -264,7 +267,30 @@ def test_tracker_that_cannot_begin_is_left_out(tmp_path: Path):
     """A file lies where TensorBoard's folder should be."""
     (tmp_path / "tensorboard").write_text("")
     said: list[str] = []
-    several = start_trackers(parse({"track": {"trackers": "tensorboard"}}), tmp_path, {}, said.append)
-    assert not several
+    trackers = start_trackers(parse({"track": {"trackers": "tensorboard"}}), tmp_path, {}, said.append)
+    assert not trackers
     assert len(said) == 1
-    assert said[0].startswith("track.trackers tensorboard is left out (")
+    assert said[0].startswith("track.trackers tensorboard is disabled (")
+
+
+class RegisteredTracker(RecordingTracker):
+    """A tracker of another module, opened by `start_trackers`."""
+
+    opened: list[RegisteredTracker] = []  # noqa: RUF012
+
+    def __init__(self, recipe: Any, run: Path, environment: dict[str, Any], warn: Any, identity: str | None) -> None:
+        super().__init__()
+        self.identity = identity
+        self.opened.append(self)
+
+
+def test_a_registered_tracker_needs_no_other_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(schema.TRACKERS, "mine", f"{__name__}:RegisteredTracker")
+    recipe = parse({"track": {"trackers": "mine"}})
+    check_trackers(recipe)
+    trackers = start_trackers(recipe, tmp_path, {}, pytest.fail, identity="abc")
+    trackers.log({"step": 1})
+    trackers.finish("finished")
+    (tracker,) = RegisteredTracker.opened
+    assert (tracker.given, trackers.identity) == ([1, "finished"], "abc")
+    assert not (tmp_path / "tensorboard").exists()

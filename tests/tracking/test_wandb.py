@@ -250,7 +250,7 @@ def test_server_that_is_gone_in_mid_run_leaves_a_finished_run_that_uploads_whole
         server.after(0, server.vanish)
         finished = train(tmp_path, images, env=server.account())
     (said,) = (line for line in finished.stdout.splitlines() if line.startswith("warning: "))
-    assert said.startswith("warning: W&B: it goes on offline (")
+    assert said.startswith("warning: W&B: continuing offline (")
     assert finished.stderr == ""
     assert len(written(tmp_path)) == 9
     assert json.loads((tmp_path / "RUN" / "status.json").read_text())["state"] == "finished"
