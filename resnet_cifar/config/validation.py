@@ -92,6 +92,6 @@ def _sentence(error: ValidationError) -> str:
         "bool_type": "it should be True or False",
         "dataclass_type": f"it should have fields under it, such as {_example_under(path)}",
     }
-    said = problem["msg"].replace("Input should", "it should").removeprefix("Value error, ")
-    reason = reasons.get(problem["type"], said)
+    message = problem["msg"].replace("Input should", "it should").removeprefix("Value error, ")
+    reason = reasons.get(problem["type"], message)
     return f"{path} cannot be {problem['input']!r}: {reason}"

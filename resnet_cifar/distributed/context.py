@@ -252,11 +252,11 @@ class DistributedContext:
             except UserError as mistake:
                 self._store.set(key, f"-{mistake}")
         self._store.wait([key], _FOREVER)
-        told = self._store.get(key).decode()
-        if told[0] == "-":
+        answer = self._store.get(key).decode()
+        if answer[0] == "-":
             self._await_readers(key, int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if per_node else self.size)
-            raise (NodeError if per_node else UserError)(told[1:])
-        return told[1:]
+            raise (NodeError if per_node else UserError)(answer[1:])
+        return answer[1:]
 
     def _await_readers(self, occasion: str, processes: int) -> None:
         """Rank 0, whose exit closes the store, waits until this many `processes` have read what they need."""

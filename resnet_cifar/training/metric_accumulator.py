@@ -65,16 +65,18 @@ class MetricAccumulator:
         """The number of consecutive fp16 updates that the scaler has skipped. Waits for the device."""
         return int(self._skipped)
 
-    def resume(self, step: int, begun: dict[str, float] | None, skipped: int) -> None:
-        """Continues after `step` updates; `begun`: `pending_sums` of the incomplete row at that point."""
+    def resume(self, step: int, partial: dict[str, float] | None, skipped: int) -> None:
+        """Continues after `step` updates; `partial`: `pending_sums` of the incomplete row at that point."""
         self._summed_to = step
         self._skipped.fill_(skipped)
-        if begun:
-            self._summed_to -= int(begun["steps"])
-            norms = [begun.get("norms", 0.0), begun.get("norms_count", 0.0)]  # older checkpoints have none
+        if partial:
+            self._summed_to -= int(partial["steps"])
+            norms = [partial["norms"], partial["norms_count"]]
             self._norms += torch.tensor(norms, dtype=torch.float64).to(self._norms.device)  # the same on all ranks
             if self.context.is_main:
-                self._sums += torch.tensor([begun["loss"], begun["correct"]], dtype=torch.float64).to(self._sums.device)
+                self._sums += torch.tensor([partial["loss"], partial["correct"]], dtype=torch.float64).to(
+                    self._sums.device
+                )
 
     def pending_sums(self, done: int) -> dict[str, float] | None:
         """The sums over all ranks since the previous flush, after `done` updates; None if there were no updates.

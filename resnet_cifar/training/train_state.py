@@ -162,7 +162,7 @@ class TrainState:
             raise UserError(f"the checkpoint of step {step} does not fit: {error}") from None
         if context.scaler is not None:
             context.scaler.load_state_dict(state["scaler"])
-        self.metrics.resume(step, state["begun"], state["skipped"])
+        self.metrics.resume(step, state["partial"], state["skipped"])
 
     def update_ema(self, step: int) -> None:
         """The decay grows with the updates up to the recipe's, as TensorFlow's does: initial weights fade quickly."""

@@ -333,14 +333,14 @@ class Trainer:
         for row in rows:
             self.writer.row(row, is_best=self.best is not None and self.best["step"] == row["step"])
 
-    def _save(self, begun: dict[str, float] | None = None) -> None:
-        """Hands a copy of the state to the writer; `begun`: the sums of a row that is not complete yet."""
+    def _save(self, partial: dict[str, float] | None = None) -> None:
+        """Hands a copy of the state to the writer; `partial`: the sums of a row that is not complete yet."""
         if not self.context.is_main:
             return
         values = {
             "best": self.best,
             "stopping": self.stopping.state(),
-            "begun": begun,
+            "partial": partial,
             "pending_row": self._pending_row,
             "bn_stats_current": self.bn_stats_step == self.writer.done,
             "scaler": self.context.scaler.state_dict() if self.context.scaler is not None else None,
@@ -353,8 +353,8 @@ class Trainer:
         """Saves what has been done since the last checkpoint, at the same step on every rank."""
         self.watchdog.training_done()
         self._log(*map(self._row, self.state.metrics.poll(wait=True)))
-        begun = self.state.metrics.pending_sums(self.writer.done)  # collective: every rank takes part
+        partial = self.state.metrics.pending_sums(self.writer.done)  # collective: every rank takes part
         if self.writer.done > self.writer.saved:
-            self._save(begun)
+            self._save(partial)
         self.writer.energy_kwh = self.telemetry.energy_kwh()
         self.writer.wait()

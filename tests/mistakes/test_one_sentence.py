@@ -284,7 +284,13 @@ GPU = Case(
 )
 # Left to `make proof`: what the same lines of code tell as in another case, or what tests/distributed has told already.
 LONG = ("tag", "no weights", "micro-batch", "no checkpoint", "another model's checkpoint", "run in a file")
-LONG += ("run among other files", "garbage for a result", "nothing to score", "every checkpoint is damaged", "empty set")
+LONG += (
+    "run among other files",
+    "garbage for a result",
+    "nothing to score",
+    "every checkpoint is damaged",
+    "empty set",
+)
 LONG += ("archive that reaches out", "labels without images")
 LONG += ("garbage for a model to check",)
 LONG += ("share", "norm group", "GPUs that are not there", "crop")

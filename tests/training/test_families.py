@@ -51,7 +51,9 @@ def start(name: str, head: dict, trains: tuple[str, ...] = ("all",)) -> tuple[Tr
         "data": {"source": "synthetic", "image_size": 32},
         "augment": {"crop_padding": 0},
         "model": {"name": name, "pretrained": False, "ghost_batch_size": 4, "head": head},
-        "phases": [{"epochs": BATCH / IMAGES, "lr": 1e-3, "schedule": "constant", "trainable": part} for part in trains],
+        "phases": [
+            {"epochs": BATCH / IMAGES, "lr": 1e-3, "schedule": "constant", "trainable": part} for part in trains
+        ],
     }
     context = DistributedContext("no")
     recipe = preflight.resolve(parse(values))

@@ -116,10 +116,10 @@ def test_the_logged_gradient_norm_is_the_mean_before_clipping(start: Start, monk
     state, loader = start(DistributedContext("no"), optimizer=values)
     for number in range(3):
         update(state, loader, number)
-    begun = json.loads(json.dumps(state.metrics.pending_sums(3)))
+    partial = json.loads(json.dumps(state.metrics.pending_sums(3)))
     state.metrics.flush_async(3)
     resumed, _ = start(DistributedContext("no"), optimizer=values)
-    resumed.metrics.resume(3, begun, skipped=0)
+    resumed.metrics.resume(3, partial, skipped=0)
     resumed.metrics.flush_async(3)
     for accumulator in (state.metrics, resumed.metrics):
         (sums,) = accumulator.poll(wait=True)

@@ -41,7 +41,9 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 def test_the_recipe_says_what_the_notebook_compiles() -> None:
     recipe = read_recipe("keras_upsample")
     assert (recipe.optimizer.name, recipe.optimizer.weight_decay) == ("rmsprop_keras", 0)
-    assert [(p.epochs, p.lr, p.warmup_epochs, p.schedule, p.trainable) for p in recipe.phases] == [(10, 2e-5, 0, "constant", "all")]
+    assert [(p.epochs, p.lr, p.warmup_epochs, p.schedule, p.trainable) for p in recipe.phases] == [
+        (10, 2e-5, 0, "constant", "all")
+    ]
     assert (recipe.data.image_size, recipe.data.interpolation, recipe.data.normalize) == (256, "nearest", "none")
     assert (recipe.data.test_fraction, recipe.data.validation_fraction) == (0.2, 0.1)
     assert (recipe.augment.crop_padding, recipe.augment.flip, recipe.loss.label_smoothing) == (0, "none", 0)

@@ -100,7 +100,9 @@ def _read_files(data: Data) -> tuple[_Set, dict[str, bytes]]:
     source = Path(data.source).expanduser()
     locations = _locations(source) if source.is_dir() else [source]
     if len(locations) > 1:
-        raise UserError(f"data.source {data.source!r} holds {' and '.join(location.name for location in locations)}: name one")
+        raise UserError(
+            f"data.source {data.source!r} holds {' and '.join(location.name for location in locations)}: name one"
+        )
     if locations[0].is_dir():
         kind = _identify({path.name for path in locations[0].iterdir()}, data)
         with archives.user_errors(f"data.source {data.source!r}"):

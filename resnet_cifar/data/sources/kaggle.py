@@ -152,7 +152,9 @@ def _labels(content: bytes, data: Data) -> dict[str, str]:
         twice += [name] if name in found else []
         found[name] = label
     if twice:
-        raise UserError(f"{where} has two rows or more of the ids {_format_ids(dict.fromkeys(twice))}: keep one of each")
+        raise UserError(
+            f"{where} has two rows or more of the ids {_format_ids(dict.fromkeys(twice))}: keep one of each"
+        )
     return found
 
 
