@@ -289,7 +289,7 @@ class Reference(FaultyRun):
                 # Bytes, for two zeros or NaNs may differ in them.
                 assert tensor.numpy().tobytes() == ours[name].numpy().tobytes(), name
         ours, theirs = (checkpoint.read_state(each.last) for each in (run, self))
-        for name in ("optimizer", "best", "stopping", "begun", "pending_row"):
+        for name in ("optimizer", "best", "stopping", "partial", "pending_row"):
             assert ours[name] == theirs[name], name
 
 
