@@ -157,7 +157,7 @@ def test_a_name_may_be_written_in_capitals(name: str) -> None:
 def test_an_unknown_name_suggests_one(written: str, meant: str) -> None:
     with pytest.raises(UserError) as caught:
         check_optimizer_name(written)
-    assert str(caught.value) == (f"optimizer.name {written!r} is not one of timm's optimisers; did you mean {meant}?")
+    assert str(caught.value) == (f"optimizer.name {written!r} is not one of timm's optimizers; did you mean {meant}?")
 
 
 @pytest.mark.parametrize("name", [name for name in KNOWN if name not in REFUSED])
