@@ -1,6 +1,6 @@
-"""What training has reached, as plain tensors by parameter name: taken from a model and its optimiser, and given back.
+"""The state of a model and its optimizer as plain tensors by parameter name.
 
-Nothing here depends on what wraps the model (DDP, compile) or on the number of processes.
+It does not depend on wrappers of the model (DDP, compile) or on the number of processes.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from resnet_cifar.config.errors import UserError
 
-# Of a group: what the constructor sets again, and which kernels suit the device.
+# Entries of a parameter group that the constructor sets; `fused` and `foreach` depend on the device.
 _CONSTRUCTED = ("params", "param_names", "fused", "foreach")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Copies of the model's weights and buffers, the optimiser's tensors, and its plain values.
+    """Copies of the model's weights and buffers, and of the optimizer's tensors and scalars.
 
-    `average`: the weights' moving average, with buffers of its own; None where the recipe has none. `copied`: what a
-    GPU reaches when the copies are made; None where they are on the host.
+    `average`: the moving average of the weights, with its own buffers, or None. `copied`: the CUDA event after the
+    copies; None if they are on the host.
     """
 
     weights: dict[str, Tensor]
@@ -32,9 +32,9 @@ class Snapshot:
     copied: torch.cuda.Event | None = None
 
     def on_host(self) -> Snapshot:
-        """The same in host memory: itself, or copied there by a stream of its own, for which only the caller waits.
+        """The same in host memory: itself, or a copy made on a separate stream, for which only the caller waits.
 
-        The host's memory is pinned where there is enough that can be; torch keeps it for the next checkpoint.
+        Host memory is pinned if possible; torch reuses it for the next checkpoint.
         """
         if self.copied is None:
             return self
@@ -44,15 +44,15 @@ class Snapshot:
             stream.wait_event(self.copied)
             weights, optimizer, average = ({key: _to_host(t) for key, t in part.items()} for part in parts)
             arrived.record(stream)
-        arrived.synchronize()  # this thread alone waits, and then the copies on the device may go
+        arrived.synchronize()  # only this thread waits; then the device copies can be freed
         return Snapshot(weights, optimizer, self.scalars, average if self.average is not None else None)
 
 
 def take(model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None) -> Snapshot:
-    """Copies the state, on the device where it is one, without waiting for it: `Snapshot.on_host` brings it from there.
+    """Copies the state on its device without waiting; `Snapshot.on_host` moves it to the host.
 
-    `model`, `optimizer` and `average` are the plain ones, not wrapped. It reads only: asking torch for the state of an
-    optimiser that has not stepped would make some step.
+    `model`, `optimizer` and `average` are not wrapped. The optimizer's attributes are read instead of its state_dict():
+    for an optimizer that has not stepped, that makes some of timm's step.
     """
     names = {id(parameter): key for key, parameter in model.named_parameters()}
     tensors: dict[str, Tensor] = {}
@@ -63,7 +63,7 @@ def take(model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module 
             if isinstance(value, Tensor):
                 tensors[f"group/{number}/{key}"] = value
             elif key not in _CONSTRUCTED and not isinstance(value, torch.dtype):
-                plain[key] = value  # a type is the constructor's, and is set by it again
+                plain[key] = value  # dtypes are set by the constructor
         scalars["groups"].append(plain)
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
@@ -71,7 +71,7 @@ def take(model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module 
                 tensors[f"state/{names[id(parameter)]}/{key}"] = value
             else:
                 scalars["state"].setdefault(names[id(parameter)], {})[key] = value
-    scalars["tensors"] = sorted(tensors)  # so that one that is missing is noticed
+    scalars["tensors"] = sorted(tensors)  # to detect a missing one
     averaged = _copies(average.state_dict()) if average is not None else None
     weights, tensors, copied = _copies(model.state_dict()), _copies(tensors), None
     if gpu := _gpu(weights, tensors, averaged or {}):
@@ -81,23 +81,23 @@ def take(model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module 
 
 
 def restore_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
-    """Gives `model` the weights and buffers it had. Raises UserError where they are another model's."""
+    """Loads weights and buffers. Raises UserError if they belong to another model."""
     _check_weights(weights, model)
     model.load_state_dict(weights)
 
 
 def restore(snapshot: Snapshot, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Gives `model`, and a new `optimizer` over it, the state they had. Raises UserError where it is another model's."""
+    """Restores `model` and its new `optimizer`. Raises UserError if the snapshot belongs to another model."""
     _check_weights(snapshot.weights, model)
     tensors, scalars = snapshot.optimizer, snapshot.scalars
     names = {id(parameter): key for key, parameter in model.named_parameters()}
-    whole = {**optimizer.state_dict(), "state": {}}  # some optimisers begin with one
+    whole = {**optimizer.state_dict(), "state": {}}  # some optimizers are created with state
     if len(scalars["groups"]) != len(optimizer.param_groups):
         raise UserError(
-            f"the optimiser's state has {len(scalars['groups'])} groups of weights, not {len(optimizer.param_groups)}"
+            f"the optimizer's state has {len(scalars['groups'])} groups of weights, not {len(optimizer.param_groups)}"
         )
     for key in sorted(tensors.keys() ^ set(scalars["tensors"])):
-        raise UserError(f"the optimiser's {key} is {'not part of it' if key in tensors else 'not in the checkpoint'}")
+        raise UserError(f"the optimizer's {key} is {'not part of it' if key in tensors else 'not in the checkpoint'}")
     for number, (group, saved) in enumerate(zip(optimizer.param_groups, whole["param_groups"], strict=True)):
         saved.update(scalars["groups"][number])
         saved.update(_under(tensors, f"group/{number}/"))
@@ -129,14 +129,14 @@ def _check_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
 
 
 def _laid_out_like(parameter: Tensor, saved: Tensor, name: str) -> Tensor:
-    """`saved` in the parameter's memory format, in which sums over it run in the same order as before."""
+    """`saved` in the parameter's memory format, so that sums over it run in the same order."""
     if saved.shape == parameter.shape:
         return torch.empty_like(parameter, dtype=saved.dtype).copy_(saved)
     if saved.ndim == parameter.ndim and any(
         have not in (1, want) for have, want in zip(saved.shape, parameter.shape, strict=True)
     ):
-        raise UserError(f"the optimiser's {name} has the shape {list(saved.shape)}, not {list(parameter.shape)}")
-    return saved  # of fewer dimensions: factored, or a number
+        raise UserError(f"the optimizer's {name} has the shape {list(saved.shape)}, not {list(parameter.shape)}")
+    return saved  # fewer dimensions: factored, or a scalar
 
 
 def _gpu(*parts: dict[str, Tensor]) -> torch.device | None:
@@ -146,7 +146,7 @@ def _gpu(*parts: dict[str, Tensor]) -> torch.device | None:
 def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     try:
         return {key: tensor.detach().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
-    except torch.OutOfMemoryError:  # the device is full: the host waits this time, and training goes on
+    except torch.OutOfMemoryError:  # no room on the device: copy to the host, which waits
         return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
 
 
@@ -155,7 +155,7 @@ def _to_host(tensor: Tensor) -> Tensor:
         return tensor
     try:
         there = torch.empty_like(tensor, device="cpu", pin_memory=True)
-    except RuntimeError:  # as much is pinned as the system allows
+    except RuntimeError:  # no more memory can be pinned
         there = torch.empty_like(tensor, device="cpu")
     return there.copy_(tensor, non_blocking=True)
 

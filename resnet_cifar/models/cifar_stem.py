@@ -1,7 +1,7 @@
 """ResNets for small images, registered with timm as NAME_cifar (resnet50_cifar and its family).
 
-timm cannot express them: a 3x3 first convolution of stride 1 and no max-pool (He et al. 2015, section 4.2), so that a
-32x32 image keeps its resolution through the first stage.
+The first convolution is 3x3 with stride 1, and there is no max-pool (He et al. 2015, section 4.2), so a 32x32 image
+keeps its resolution through the first stage. timm has no option for this.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SUFFIX = "_cifar"
 
 
 def replace_stem(model: ResNet) -> ResNet:
-    """Gives a timm ResNet the stem for small images, with new weights, and its registered name. Changes `model`."""
+    """Replaces the stem of a timm ResNet, with new random weights, in place; sets the registered architecture name."""
     width = model.bn1.num_features
     model.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -28,7 +28,7 @@ def replace_stem(model: ResNet) -> ResNet:
 
 
 def register() -> None:
-    """Adds NAME_cifar to timm's registry for every model of its ResNet family."""
+    """Adds NAME_cifar to timm's registry for every model of timm's resnet module."""
     for name in list_models(module="resnet"):
         register_model(_entrypoint(name))
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Exports a trained model in timm's own format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_cifar.config.schema import Recipe
-from resnet_cifar.models.factory import _input_size, normalization
+from resnet_cifar.models.factory import input_size_options, normalization
 
 
 def needs_package(architecture: str) -> bool:
@@ -31,17 +31,17 @@ def export_model(
 ) -> None:
     """Writes `weights` in timm's format: `timm.create_model("local-dir:FOLDER", pretrained=True)` loads them.
 
-    The folder is written aside and renamed. A CIFAR stem or a deep head loads after `import resnet_cifar`. config.json
-    keeps `facts` besides, of which None is left out (`temperature`, that logits are to be divided by; `decode_size` and
-    `fingerprint` of the images that it was trained on). `card`: what README.md says of it.
+    The folder is written aside and renamed. A CIFAR stem or an MLP head needs `import resnet_cifar` first. config.json
+    also holds the `facts` that are not None: `temperature`, which divides logits, and the training images'
+    `decode_size` and `fingerprint`. `card`: the text of README.md.
     """
     mean, std = normalization(model, recipe)
     size = recipe.data.image_size
-    name, remake = model.pretrained_cfg["architecture"], getattr(model, "remake", {})
-    with torch.device("meta"):  # neither drawn nor copied: the weights are taken as they are
-        clean = timm.create_model(name, num_classes=len(classes), **_input_size(recipe), **remake)
-    clean.load_state_dict({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, assign=True)
-    clean.pretrained_cfg = {
+    name, options = model.pretrained_cfg["architecture"], getattr(model, "entrypoint_options", {})
+    with torch.device("meta"):  # allocates nothing: `weights` are assigned
+        exported = timm.create_model(name, num_classes=len(classes), **input_size_options(recipe), **options)
+    exported.load_state_dict({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, assign=True)
+    exported.pretrained_cfg = {
         **model.pretrained_cfg,
         "input_size": (3, size, size),
         "mean": mean,
@@ -53,7 +53,7 @@ def export_model(
     aside = folder.with_name(folder.name + ".writing")
     shutil.rmtree(aside, ignore_errors=True)
     config = {"label_names": list(classes), **{name: fact for name, fact in facts.items() if fact is not None}}
-    timm.models.save_for_hf(clean, aside, model_config=config, safe_serialization=True)
+    timm.models.save_for_hf(exported, aside, model_config=config, safe_serialization=True)
     if card:
         (aside / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)

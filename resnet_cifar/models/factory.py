@@ -1,4 +1,4 @@
-"""timm models: weights, stem, head, precise BatchNorm statistics, export in timm's own format."""
+"""Creates timm models from a recipe: weights, stem, head and input normalization."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from resnet_cifar.models.mlp_head import head_module
 
 
 def check_model_name(name: str) -> None:
-    """Raises UserError where timm has no model of that name, or no weights of that tag."""
+    """Raises UserError if timm has no model of that name, or no weights with that tag."""
     architecture, _, tag = name.partition(".")
     if architecture.endswith(SUFFIX):
         raise UserError(f"model.name {name!r}: take {architecture.removesuffix(SUFFIX)} with --model.stem cifar")
@@ -29,8 +29,8 @@ def check_model_name(name: str) -> None:
             f"model.name {name!r}: take the model itself, such as resnet50, with --model.head.hidden_dims 128,64"
         )
     if not timm.is_model(architecture):
-        mend = did_you_mean(architecture, timm.list_models()) or "; timm.list_models() has all"
-        raise UserError(f"model.name {name!r} is not one of timm's models{mend}")
+        hint = did_you_mean(architecture, timm.list_models()) or "; timm.list_models() has all"
+        raise UserError(f"model.name {name!r} is not one of timm's models{hint}")
     tagged = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tagged:
         raise UserError(
@@ -39,16 +39,16 @@ def check_model_name(name: str) -> None:
 
 
 def check_pretrained(settings: Model) -> None:
-    """Raises UserError where timm has no pretrained weights of the model, and the recipe would start from them."""
+    """Raises UserError if the recipe starts from pretrained weights and timm has none for the model."""
     if settings.pretrained and not settings.init_from and not timm.is_model_pretrained(settings.name):
         raise UserError(f"model.name {settings.name!r} has no pretrained weights: take --model.pretrained False")
 
 
 def create_model(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
-    """The recipe's model with `classes` outputs, on the CPU, float32, in train mode.
+    """The recipe's model: images [n, 3, h, w] -> logits [n, classes], on the CPU, float32, in train mode.
 
-    Random weights follow from the seed. `pretrained`: whether timm's weights are loaded where the recipe asks for
-    them; ranks that get their weights from another rank spare themselves the download. Raises UserError.
+    Random weights depend only on the seed. With `pretrained` False timm's weights are not loaded even if the recipe
+    asks for them: ranks that receive their weights from another rank skip the download. Raises UserError.
     """
     settings = recipe.model
     check_model_name(settings.name)
@@ -56,10 +56,10 @@ def create_model(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
         check_pretrained(settings)
     torch.random.default_generator.manual_seed(rng.torch_seed(recipe.seed, "init"))
     pretrained = pretrained and settings.pretrained and not settings.init_from
-    options = {**_input_size(recipe), **({"drop_path_rate": settings.drop_path} if settings.drop_path else {})}
-    own = 0 if settings.head.is_deep else classes  # of timm's classifier
+    options = {**input_size_options(recipe), **({"drop_path_rate": settings.drop_path} if settings.drop_path else {})}
+    num_classes = 0 if settings.head.is_deep else classes
     try:
-        model = timm.create_model(settings.name, pretrained=pretrained, num_classes=own, **options)
+        model = timm.create_model(settings.name, pretrained=pretrained, num_classes=num_classes, **options)
     except (LocalEntryNotFoundError, OSError, HfHubHTTPError.__bases__[0]) as error:  # the last: httpx's or httpx2's
         raise UserError(
             f"the pretrained weights of model.name {settings.name!r} are not on this machine yet and cannot be fetched "
@@ -79,11 +79,13 @@ def create_model(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
             )
         replace_stem(model)
     if settings.head.is_deep:
-        layers = (settings.head.pool, settings.head.hidden_dims, settings.head.norm, settings.head.dropout)
-        mlp_head.attach(model, recipe.data.image_size, *layers, classes)
+        head = settings.head
+        mlp_head.add_mlp_head(
+            model, recipe.data.image_size, head.pool, head.hidden_dims, head.norm, head.dropout, classes
+        )
     if settings.head.init == "glorot":
-        _glorot(head_module(model))
-    elif pretrained:  # a classifier that starts at zero leaves the features alone until it knows something (BiT, ViT)
+        head_module(model).apply(_init_glorot)
+    elif pretrained:  # a zero classifier does not disturb pretrained features in the first steps (BiT, ViT)
         last = model.mlp_head.classifier if settings.head.is_deep else head_module(model)
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
@@ -91,7 +93,7 @@ def create_model(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
 
 
 def resolve_stem(settings: Model) -> str:
-    """`imagenet` or `cifar`: what `auto` means for the model."""
+    """`imagenet` or `cifar`; resolves `auto`."""
     if settings.stem == "auto":
         return "cifar" if _has_cifar_form(settings.name) else "imagenet"
     return settings.stem
@@ -101,24 +103,23 @@ def _has_cifar_form(name: str) -> bool:
     return timm.is_model(name.partition(".")[0] + SUFFIX)
 
 
-def _glorot(layers: nn.Module) -> None:
-    """Keras's first weights (Glorot & Bengio 2010)."""
-    for layer in layers.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            nn.init.xavier_uniform_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+def _init_glorot(layer: nn.Module) -> None:
+    """Keras's initial weights (Glorot & Bengio 2010)."""
+    if isinstance(layer, nn.Linear | nn.Conv2d):
+        nn.init.xavier_uniform_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
-def _input_size(recipe: Recipe) -> dict[str, int]:
-    """What models of a fixed input size (most transformers) want to be told."""
-    fixed = timm.get_pretrained_cfg(recipe.model.name).fixed_input_size
-    return {"img_size": recipe.data.image_size} if fixed else {}
+def input_size_options(recipe: Recipe) -> dict[str, int]:
+    """The options of timm.create_model that models with a fixed input size (most transformers) need."""
+    is_fixed = timm.get_pretrained_cfg(recipe.model.name).fixed_input_size
+    return {"img_size": recipe.data.image_size} if is_fixed else {}
 
 
 @contextlib.contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """A context in which the whole model is in train or eval mode; every module gets its own mode back."""
+    """Puts the whole model in train or eval mode within the context, then restores the mode of every module."""
     modes = [(module, module.training) for module in model.modules()]
     model.train(training)
     try:
@@ -129,7 +130,7 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def normalization(model: nn.Module, recipe: Recipe) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of the inputs, each of three numbers for pixels in 0..1."""
+    """(mean, std) of the input channels, for pixels in 0..1."""
     if recipe.data.normalize == "none":
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     config = timm.data.resolve_model_data_config(model)

@@ -1,15 +1,15 @@
-"""Ghost BatchNorm (Hoffer et al. 2017): in training, groups of consecutive rows are normalised by their own statistics.
+"""Ghost BatchNorm (Hoffer et al. 2017): in training, groups of consecutive rows are normalized by their own statistics.
 
-Groups of a fixed number of rows make a step the same computation on any number of processes and micro-batches. What
-computes them follows from the situation, and all forms agree to rounding:
+With groups of a fixed size, a step is the same computation on any number of processes and micro-batches. There are
+several implementations, which agree up to rounding:
 
-- compiled: a few vectorised operations in one graph, of which the compiler makes as many kernels as of one BatchNorm
-- eager, CUDA, channels_last: four Triton kernels a layer, whatever the number of groups (ghost_batchnorm_triton.py)
-- otherwise: torch's native BatchNorm for one group after the other, which on CPUs is the fastest
+- compiled: a few vectorized operations in one graph, compiled to as many kernels as stock BatchNorm
+- eager, CUDA, channels_last: four Triton kernels per layer for any number of groups (ghost_batchnorm_triton.py)
+- otherwise: torch's native BatchNorm for each group in turn, which is the fastest on CPUs
 - groups that span processes: torch's SyncBatchNorm
 
-Running statistics are not updated in training: they do not influence it, and `model.estimate_bn_stats` computes them
-before every evaluation.
+Running statistics are not updated in training: they do not influence it, and `precise_bn.estimate_bn_stats` computes
+them before every evaluation.
 """
 
 from __future__ import annotations
@@ -29,46 +29,45 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, None, None]
 
 
 def apply_ghost_batchnorm(model: nn.Module, rows: int, implementation: Implementation = "auto") -> nn.Module:
-    """Replaces every BatchNorm of `model`, in place, by one that normalises groups of `rows` rows in training.
+    """Replaces every BatchNorm of `model`, in place, by one that normalizes groups of `rows` rows in training.
 
-    Names of parameters and buffers stay, and so do the parameters themselves. Returns `model`, or its replacement where
-    it is a BatchNorm itself. `implementation` is for benchmarks and tests; "auto" chooses at every call.
+    Parameters and buffers are kept, with their names. Returns `model`, or its replacement if it is a BatchNorm itself.
+    `implementation` is for benchmarks and tests; "auto" chooses at every call.
     """
     replaced: dict[nn.Module, nn.Module] = {}
 
     def replacement(module: nn.Module) -> nn.Module:
         if not isinstance(module, _BatchNorm):
             return module
-        if module not in replaced:  # a module may stand in several places
+        if module not in replaced:  # a module may be used in several places
             replaced[module] = module if isinstance(module, GhostBatchNorm) else GhostBatchNorm(module)
             replaced[module].ghost_batch_size, replaced[module].implementation = rows, implementation
         return replaced[module]
 
     for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # named_children() would leave out the second place
+        for name, child in list(parent._modules.items()):  # named_children() skips repeated modules
             if child is not None and (new := replacement(child)) is not child:
                 setattr(parent, name, new)
     return replacement(model)
 
 
-def sync_batchnorm(model: nn.Module, group: Any, alone: Any) -> nn.Module:
-    """Makes every BatchNorm normalise over the rows of all processes in `group` (SyncBatchNorm, on GPUs only).
+def sync_batchnorm(model: nn.Module, group: Any, local_group: Any) -> nn.Module:
+    """Makes every BatchNorm normalize over the rows of all processes in `group` (SyncBatchNorm, on GPUs only).
 
-    `alone`: the process group of this process only, for statistics that are not shared batch by batch
-    (`model.estimate_bn_stats`).
+    `local_group`: the process group of this process only, which `precise_bn.estimate_bn_stats` uses.
     """
     model = convert_sync_batchnorm(model, process_group=group)
     for module in model.modules():
         if isinstance(module, nn.SyncBatchNorm):
-            module.alone = alone
+            module.local_group = local_group
     return model
 
 
 class GhostBatchNorm(_BatchNorm):
-    """Takes the place of `norm` (a BatchNorm of torch, or timm's BatchNormAct2d) and shares its parameters and buffers.
+    """Replaces `norm` (torch's BatchNorm or timm's BatchNormAct2d) and shares its parameters and buffers.
 
-    Training batches of more than `ghost_batch_size` rows are normalised group by group; smaller ones, and all in eval
-    mode, as `norm` would. Input: [rows, channels, ...] in any memory format, which the output keeps.
+    Training batches of more than `ghost_batch_size` rows are normalized group by group; smaller ones, and all in eval
+    mode, like `norm`. Input: [rows, channels, ...] in any memory format, which the output keeps.
     """
 
     ghost_batch_size: int
@@ -86,10 +85,10 @@ class GhostBatchNorm(_BatchNorm):
             self.add_module(name, child)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any number of dimensions: it stands for BatchNorm1d and BatchNorm2d."""
+        """Accepts any number of dimensions, since it replaces BatchNorm1d and BatchNorm2d."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalises, and applies what follows the norm in timm's class."""
+        """Normalizes, then applies the activation of timm's class, if any."""
         grouped = self.training and len(input) > self.ghost_batch_size
         output = self._normalize_groups(input) if grouped else super().forward(input)
         for child in self.children():
@@ -98,30 +97,30 @@ class GhostBatchNorm(_BatchNorm):
 
     def _normalize_groups(self, input: Tensor) -> Tensor:
         groups, rest = divmod(len(input), self.ghost_batch_size)
-        if rest:  # not in training, whose batches are whole groups
+        if rest:  # not in training, where batches consist of whole groups
             whole, last = input.split([len(input) - rest, rest])
             return torch.cat([ghost_batch_norm(whole, self, groups), ghost_batch_norm(last, self, 1)])
         return ghost_batch_norm(input, self, groups)
 
 
 def ghost_batch_norm(input: Tensor, norm: GhostBatchNorm, groups: int) -> Tensor:
-    """Normalises `groups` equal runs of consecutive rows of `input` [rows, channels, ...], each by its own statistics.
+    """Normalizes `groups` equal groups of consecutive rows of `input` [rows, channels, ...] by their own statistics.
 
-    Statistics are float32 (float64 for float64); the output has the type and the strides of `input`.
+    Statistics are float32 (float64 for float64); the output has the dtype and strides of `input`.
     """
     weight, bias = norm.weight, norm.bias
     if weight is None:
         wide = torch.float64 if input.dtype == torch.float64 else torch.float32
         weight, bias = input.new_ones(norm.num_features, dtype=wide), input.new_zeros(norm.num_features, dtype=wide)
-    form = _FORMS[choose(input) if norm.implementation == "auto" else norm.implementation]
-    return form(input, weight, bias, groups, norm.eps)
+    name = choose_implementation(input) if norm.implementation == "auto" else norm.implementation
+    return _IMPLEMENTATIONS[name](input, weight, bias, groups, norm.eps)
 
 
-def choose(input: Tensor) -> Implementation:
-    """The implementation for `input` as it is: its device, type and memory format, and whether it is being compiled."""
+def choose_implementation(input: Tensor) -> Implementation:
+    """Depends on the device, dtype and memory format of `input`, and on whether it is being compiled."""
     if torch.compiler.is_compiling():
         return "compiled"
-    # The kernels add in float32, and read [rows, channels] without gaps.
+    # The kernels accumulate in float32 and read dense [rows, channels].
     dense = input.dim() == 2 and input.is_contiguous()
     dense = dense or (input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last))
     return "triton" if input.is_cuda and input.dtype != torch.float64 and dense and _has_triton() else "native"
@@ -133,7 +132,7 @@ def _has_triton() -> bool:
 
 
 class _Compiled(torch.autograd.Function):
-    """The backward pass is written out: two reductions and one pass, a third less than autograd makes of it."""
+    """The explicit backward pass takes two reductions and one pass, a third less than autograd's."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
@@ -144,7 +143,7 @@ class _Compiled(torch.autograd.Function):
         scale = invstd * _per_channel(weight.to(wide), grouped)
         output = (grouped - mean) * scale + _per_channel(bias.to(wide), grouped)
         ctx.save_for_backward(x, weight, mean, invstd)
-        # The clone is no copy once compiled, and a ReLU may then write into what would else be a view.
+        # The clone costs nothing when compiled, and lets an in-place ReLU follow.
         return output.to(x.dtype).flatten(0, 1).clone()
 
     @staticmethod
@@ -170,14 +169,14 @@ def _per_channel(values: Tensor, grouped: Tensor) -> Tensor:
 
 
 class _Native(torch.autograd.Function):
-    """One call for each group, forward and backward, into one output: no list of parts that is concatenated.
+    """One call per group, forward and backward; the forward pass writes into one output without concatenation.
 
-    On CPUs the small layers of a ResNet take as long to call as to compute, so the calls are the cheapest there are.
+    On CPUs the call overhead of a ResNet's small layers matches their computation, so the cheapest calls are used.
     """
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-        output = torch.empty_like(x)  # its strides too
+        output = torch.empty_like(x)  # same strides
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         statistics = x.new_empty((2, groups, x.shape[1]), dtype=wide)  # mean and 1 / standard deviation
         for rows, *out in zip(x.chunk(groups), output.chunk(groups), *map(torch.unbind, statistics), strict=True):
@@ -194,11 +193,11 @@ class _Native(torch.autograd.Function):
             grad = torch.empty_like(x).copy_(grad)
         groups = statistics.shape[1]
         parts = zip(grad.chunk(groups), x.chunk(groups), *map(torch.unbind, statistics), strict=True)
-        found = [
+        gradients = [
             _native_backward(dy, rows, weight, None, None, mean, invstd, True, ctx.eps, (True, True, True))
             for dy, rows, mean, invstd in parts
         ]
-        dx, dweight, dbias = zip(*found, strict=True)
+        dx, dweight, dbias = zip(*gradients, strict=True)
         return torch.cat(dx), torch.stack(dweight).sum(0), torch.stack(dbias).sum(0), None, None
 
 
@@ -211,4 +210,4 @@ def _triton(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) ->
     return ghost_batch_norm_triton(x, weight, bias, groups, eps)
 
 
-_FORMS = {"compiled": _Compiled.apply, "triton": _triton, "native": _Native.apply}
+_IMPLEMENTATIONS = {"compiled": _Compiled.apply, "triton": _triton, "native": _Native.apply}

@@ -1,9 +1,9 @@
-"""Triton kernels of ghost BatchNorm: two forward and two backward, whatever the number of groups.
+"""Triton kernels of ghost BatchNorm: two forward and two backward, for any number of groups.
 
-x is [groups * rows, channels] in memory without gaps, as channels_last images are: `rows` counts the positions of one
-group, images times height times width. A program reads a tile of BLOCK_ROWS x BLOCK_CHANNELS. First, every split of a
-group's rows writes partial sums; then, every chunk of rows adds these up for itself and writes its part of the result,
-so that nothing waits in between. Everything is added in float32, in a fixed order: results repeat to the bit.
+x is dense [groups * rows, channels] in memory, as channels_last images are: `rows` is the number of positions in one
+group, images times height times width. A program reads tiles of BLOCK_ROWS x BLOCK_CHANNELS. First, every split of a
+group's rows writes partial sums; then every chunk of rows adds these up and writes its part of the result, without
+synchronization in between. Sums are float32 in a fixed order, so results are reproducible bit for bit.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def normalize_kernel(
     x, out, weight, bias, sums, squares, mean, invstd, rows, channels, groups, splits, rows_per_chunk, chunks, eps,
     MAX_SPLITS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Statistics from the partial sums, and the normalised rows of one chunk of one group."""
+    """Statistics from the partial sums, and the normalized rows of one chunk of one group."""
     group, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
     column = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     is_channel = column < channels
     base = group.to(tl.int64) * rows * channels
     shift = tl.load(x + base + column, mask=is_channel, other=0.0).to(tl.float32)
-    split = tl.arange(0, MAX_SPLITS)  # all at once: one latency instead of one for each split
+    split = tl.arange(0, MAX_SPLITS)  # all at once, to wait for memory only once
     place = (split[:, None] * groups + group) * channels + column[None, :]
     is_split = (split < splits)[:, None] & is_channel[None, :]
     total = tl.sum(tl.load(sums + place, mask=is_split, other=0.0), 0) / rows
@@ -86,7 +86,7 @@ def grad_sums_kernel(
     grad, x, mean, invstd, sums, products, rows, channels, rows_per_split, splits,
     BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Sums of the gradient, and of its products with the normalised input, over one split of one group."""
+    """Sums of the gradient, and of its products with the normalized input, over one split of one group."""
     group, split = tl.program_id(0) // splits, tl.program_id(0) % splits
     column = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     is_channel = column < channels
@@ -145,7 +145,7 @@ def grad_input_kernel(
 
 
 class Tiling(NamedTuple):
-    """How x is divided among programs; `across`: programs side by side over the channels."""
+    """How x is divided among programs; `across`: the number of programs along the channels."""
 
     rows: int
     channels: int
@@ -218,9 +218,9 @@ class _GhostBatchNorm(torch.autograd.Function):
 
 
 def ghost_batch_norm_triton(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-    """Normalises `groups` equal runs of consecutive rows of x, each by its own statistics (float32).
+    """Normalizes `groups` equal groups of consecutive rows of x by their own statistics (float32).
 
     x: [n, channels] contiguous, or [n, channels, h, w] in channels_last; float32, bfloat16 or float16, on a CUDA device
-    (or anywhere in Triton's interpreter). The output has x's type and strides.
+    (or anywhere in Triton's interpreter). The output has x's dtype and strides.
     """
     return _GhostBatchNorm.apply(x, weight, bias, groups, eps)

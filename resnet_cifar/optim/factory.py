@@ -1,4 +1,4 @@
-"""timm's optimisers and ours, and the learning rate as a function of the step."""
+"""Optimizers by name: timm's and our own."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from resnet_cifar.config.schema import Optimizer
 from resnet_cifar.models.mlp_head import head_module
 from resnet_cifar.optim.rmsprop_keras import RMSpropKeras
 
-# What timm lacks.
+# Not in timm.
 OWN_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"rmsprop_keras": RMSpropKeras}
 
-# Refused by a part of their name, and why.
+# Part of the name -> why it is not supported.
 UNSUPPORTED_OPTIMIZERS = {
     "adahessian": "it needs second derivatives",
-    "kron": "its preconditioner draws random numbers of its own, which no checkpoint holds",
+    "kron": "its preconditioner draws random numbers that are not part of a checkpoint",
     "bnb": "it needs bitsandbytes, which is not among the dependencies",
     "fused": "it needs NVIDIA's apex, which is not among the dependencies",
 }
@@ -27,10 +27,10 @@ UNSUPPORTED_OPTIMIZERS = {
 def create_optimizer(
     model: torch.nn.Module, settings: Optimizer, peak: float, device: torch.device
 ) -> torch.optim.Optimizer:
-    """The optimiser over `model`'s trainable parameters; norms and biases do not decay. Raises UserError.
+    """The optimizer for `model`'s trainable parameters, without weight decay for norms and biases. Raises UserError.
 
-    Each group has `lr_scale`, the multiple of the rate at which it learns (`set_rate`). `peak`: the run's highest rate,
-    which timm's corrected weight decay (adamc and its kin) is relative to.
+    The learning rate of each parameter group is multiplied by its `lr_scale` (see `set_lr`). `peak`: the run's highest
+    learning rate, to which timm's corrected weight decay (adamc and similar) is relative.
     """
     name = check_optimizer_name(settings.name)
     skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
@@ -41,7 +41,7 @@ def create_optimizer(
     else:
         groups = timm.optim.param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=skip)
     head = {id(parameter) for parameter in head_module(model).parameters()}
-    split = []
+    split = []  # every group into body and head
     for group in groups:
         for at_head, scale in ((False, 1.0), (True, settings.head_lr_multiplier)):
             parameters = [p for p in group["params"] if (id(p) in head) == at_head]
@@ -52,11 +52,11 @@ def create_optimizer(
     options = {}
     kind = timm.optim.get_optimizer_class(name, bind_defaults=False)
     if device.type == "cuda" and "fused" in inspect.signature(kind).parameters:
-        options["fused"] = True  # one kernel an update, and an fp16 skip that needs no look from the host
+        options["fused"] = True  # one kernel per update; fp16 can skip it without a host sync
     optimizer = timm.optim.create_optimizer_v2(split, opt=name, lr=peak, momentum=0.9, **options)
     if isinstance(optimizer, torch.optim.SGD) and options:
-        # torch's fused SGD makes its buffers in the first update from memory as it is, and where fp16's scaler skips
-        # that one, it goes on from there (torch 2.15). From zeros the first update is the same.
+        # torch's fused SGD allocates its buffers uninitialized and fills them in the first update. If fp16's scaler
+        # skips that update, they stay uninitialized (torch 2.15). Starting from zeros gives the same first update.
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -64,18 +64,18 @@ def create_optimizer(
 
 
 def check_optimizer_name(name: str) -> str:
-    """The optimiser's name. Raises UserError where there is none of that name, or where it cannot work here."""
+    """The name in lower case. Raises UserError if it is unknown or not supported."""
     known, name = [*timm.optim.list_optimizers(), *OWN_OPTIMIZERS], name.lower()
     if name not in known:
-        mend = did_you_mean(name, known) or "; timm.optim.list_optimizers() has all"
-        raise UserError(f"optimizer.name {name!r} is not one of timm's optimisers{mend}")
+        hint = did_you_mean(name, known) or "; timm.optim.list_optimizers() has all"
+        raise UserError(f"optimizer.name {name!r} is not one of timm's optimizers{hint}")
     for refused, reason in UNSUPPORTED_OPTIMIZERS.items():
         if refused in name:
             raise UserError(f"optimizer.name {name!r} is not supported, {reason}: take adamw, lamb or sgd")
     return name
 
 
-def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Gives every group its multiple of `rate`."""
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets the learning rate of every parameter group to `lr` times its `lr_scale`."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
+        group["lr"] = lr * group["lr_scale"]

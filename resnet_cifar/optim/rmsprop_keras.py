@@ -12,9 +12,9 @@ from timm.optim import RMSpropTF
 class RMSpropKeras(RMSpropTF):
     """v = rho v + (1 - rho) g^2, then w -= rate g / sqrt(v + epsilon), with v from zero.
 
-    rho 0.9, epsilon 1e-7 inside the root and no momentum are Keras's defaults; weight decay is decoupled, as there.
-    timm's RMSpropTF does the arithmetic, but begins with v of one, as TensorFlow 1 did: first updates are then about
-    rate g, where Keras's are 3 rate sign(g).
+    Keras's defaults: rho 0.9, epsilon 1e-7 inside the root, no momentum, decoupled weight decay. timm's RMSpropTF does
+    the arithmetic, but starts with v = 1, as TensorFlow 1 did: its first updates are about rate g, Keras's
+    3 rate sign(g).
     """
 
     def __init__(self, params: Any, lr: float = 1e-3, weight_decay: float = 0.0) -> None:

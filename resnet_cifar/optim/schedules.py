@@ -1,4 +1,4 @@
-"""TODO."""
+"""Learning-rate schedules: pure functions of the step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from resnet_cifar.config.schema import Phase
 
 
 def phase_lr(phase: Phase, step: int, steps: int, steps_per_epoch: float) -> float:
-    """The rate of update `step` of a phase of `steps`: linear warm-up from 0, then the phase's decay from its peak."""
+    """The rate of update `step` in a phase of `steps`: linear warm-up from 0, then the schedule from the peak rate."""
     warmup = min(round(phase.warmup_epochs * steps_per_epoch), steps)
     if step < warmup:
         return phase.lr * step / warmup
@@ -20,14 +20,6 @@ def _cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _linear(progress: float) -> float:
-    return 1 - progress
-
-
-def _step(progress: float) -> float:
-    return 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
-
-
 def _one_cycle(progress: float) -> float:
     """Smith & Topin 2019 with torch's default shape: cosine from 1/25 to 1 over 30 %, then to 1/250,000."""
     rise, start, end = 0.3, 1 / 25, 1 / 250_000
@@ -36,15 +28,11 @@ def _one_cycle(progress: float) -> float:
     return end + (1 - end) * _cosine((progress - rise) / (1 - rise))
 
 
-def _constant(progress: float) -> float:
-    return 1.0
-
-
-# The share of the peak rate as a function of progress in 0..1 (timm has neither linear nor one-cycle).
+# progress after warm-up in 0..1 -> fraction of the peak rate (timm has neither linear nor one-cycle).
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": _cosine,
-    "linear": _linear,
-    "step": _step,
+    "linear": lambda progress: 1 - progress,
+    "step": lambda progress: 0.1 ** ((progress >= 0.5) + (progress >= 0.75)),
     "one-cycle": _one_cycle,
-    "constant": _constant,
+    "constant": lambda progress: 1.0,
 }

@@ -49,7 +49,7 @@ class TrainState:
         self.average = copy.deepcopy(self.model).requires_grad_(False) if recipe.model.ema_decay else None
         self.model = _with_ghost_batchnorm(self.model, plan, context)
         self._learnable = [p for p in self.model.parameters() if p.requires_grad]  # some models freeze a few
-        self.dropout_units = getattr(head_module(self.model), "dropped_units", 0)  # per row, in an MLP head
+        self.dropout_units = getattr(head_module(self.model), "dropout_units", 0)  # per row, in an MLP head
         self._wrapped_average = context.prepare_for_eval(self.average) if self.average is not None else None
         if self.average is not None:
             self._averaged, self._weights = list(self.average.parameters()), list(self.model.parameters())
@@ -221,4 +221,4 @@ def _with_ghost_batchnorm(model: torch.nn.Module, plan: Plan, context: Distribut
         return model  # one group per backward pass is what BatchNorm computes anyway
     if rows < plan.micro_batch:
         return apply_ghost_batchnorm(model, rows)
-    return sync_batchnorm(model, context.batchnorm_group(rows // plan.per_rank_batch), alone=context.batchnorm_group(1))
+    return sync_batchnorm(model, context.batchnorm_group(rows // plan.per_rank_batch), local_group=context.batchnorm_group(1))

@@ -44,16 +44,14 @@ def narrow_vgg(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm, "create_model", narrow)
 
 
-def start(name: str, head: dict, trains: tuple[str, ...] = ("all",)) -> tuple[TrainState, Loader, ImageDataset]:
+def start(name: str, head: dict, stages: tuple[str, ...] = ("all",)) -> tuple[TrainState, Loader, ImageDataset]:
     values = {
         "batch_size": BATCH,
         "micro_batch": 4,
         "data": {"source": "synthetic", "image_size": 32},
         "augment": {"crop_padding": 0},
         "model": {"name": name, "pretrained": False, "ghost_batch_size": 4, "head": head},
-        "phases": [
-            {"epochs": BATCH / IMAGES, "lr": 1e-3, "schedule": "constant", "trainable": part} for part in trains
-        ],
+        "phases": [{"epochs": BATCH / IMAGES, "lr": 1e-3, "schedule": "constant", "trainable": s} for s in stages],
     }
     context = DistributedContext("no")
     recipe = preflight.resolve(parse(values))
@@ -78,7 +76,7 @@ def changed_by(state: TrainState, loader: Loader, step: int) -> set[str]:
 
 @pytest.mark.parametrize("head", [{}, DEEP], ids=["plain", "deep"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_learns_and_is_scored(name: str, head: dict) -> None:
+def test_every_family_trains_and_is_evaluated(name: str, head: dict) -> None:
     state, loader, training = start(name, head)
     changed = changed_by(state, loader, 0)
     assert {name.split(".")[0] for name in changed} >= {"mlp_head"} if head else changed
@@ -93,9 +91,9 @@ def test_every_family_learns_and_is_scored(name: str, head: dict) -> None:
 
 @pytest.mark.parametrize("head", [{}, DEEP], ids=["plain", "deep"])
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
-def test_first_the_head_learns_and_then_all(name: str, head: dict) -> None:
+def test_the_head_is_trained_first_and_then_all_weights(name: str, head: dict) -> None:
     """In the head's phase its own BatchNorm goes by the batch, and the frozen one by its statistics."""
-    state, loader, _ = start(name, head, trains=("head", "all"))
+    state, loader, _ = start(name, head, stages=("head", "all"))
     parts = {"head" if name.startswith("mlp_head.") else "body" for name in changed_by(state, loader, 0)}
     training = {name for name, module in state.model.named_modules() if module.training}
     if head:
@@ -138,7 +136,7 @@ def test_a_transformer_gets_whole_patches() -> None:
     assert preflight.resolve(recipe).data.image_size == 32
 
 
-def test_a_size_that_no_size_mends_is_refused() -> None:
+def test_a_size_without_a_valid_neighbor_is_refused() -> None:
     recipe = read_recipe("debug", {"model.name": "test_vit", "data.image_size": "200"})
     assert preflight.resolve(recipe).data.image_size == 200
     with pytest.raises(UserError, match=r"data\.image_size 200 does not fit model.name 'test_vit'"):

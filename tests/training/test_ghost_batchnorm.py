@@ -161,13 +161,13 @@ def test_the_kernels_compile_for_an_h100() -> None:
         assert compiled.asm["cubin"]
 
 
-def test_triton_is_chosen_for_eager_cuda_in_channels_last_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_is_used_only_for_eager_cuda_in_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from resnet_cifar.models import ghost_batchnorm
 
     monkeypatch.setattr(ghost_batchnorm, "_has_triton", lambda: True)
-    choose = ghost_batchnorm.choose
+    choose = ghost_batchnorm.choose_implementation
     with FakeTensorMode():
         images = torch.empty(8, 3, 4, 4, device="cuda", dtype=torch.bfloat16)
         assert choose(images) == "native"
@@ -252,7 +252,7 @@ def test_the_size_of_groups_can_be_set_again() -> None:
     torch.testing.assert_close(again(x), once(x), rtol=0, atol=0)
 
 
-def test_a_norm_that_stands_in_two_places_stays_one() -> None:
+def test_a_norm_used_in_two_places_stays_one_module() -> None:
     norm = nn.BatchNorm2d(3)
     model = apply_ghost_batchnorm(nn.Sequential(norm, nn.Identity(), norm), 4)
     assert isinstance(model[0], GhostBatchNorm)

@@ -38,12 +38,12 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def test_the_recipe_says_what_the_notebook_compiles() -> None:
+def test_the_recipe_has_the_notebooks_settings() -> None:
     recipe = read_recipe("keras_upsample")
     assert (recipe.optimizer.name, recipe.optimizer.weight_decay) == ("rmsprop_keras", 0)
-    assert [(p.epochs, p.lr, p.warmup_epochs, p.schedule, p.trainable) for p in recipe.phases] == [
-        (10, 2e-5, 0, "constant", "all")
-    ]
+    (phase,) = recipe.phases
+    assert (phase.epochs, phase.lr, phase.warmup_epochs) == (10, 2e-5, 0)
+    assert (phase.schedule, phase.trainable) == ("constant", "all")
     assert (recipe.data.image_size, recipe.data.interpolation, recipe.data.normalize) == (256, "nearest", "none")
     assert (recipe.data.test_fraction, recipe.data.validation_fraction) == (0.2, 0.1)
     assert (recipe.augment.crop_padding, recipe.augment.flip, recipe.loss.label_smoothing) == (0, "none", 0)
@@ -76,7 +76,7 @@ def test_first_weights(head: MlpHead) -> None:
 
 
 def test_batch_norm_in_training_and_its_moving_average(head: MlpHead) -> None:
-    """The moving variance is Keras's but for torch's n / (n - 1); training does not use it, and evaluations estimate it again."""
+    """The moving variance is Keras's but for torch's n / (n - 1); it is estimated again before evaluations."""
     norm = head[4].double().train()
     rows, gamma, beta = 3 * noise(32, 128) + 1, noise(128, seed=1), noise(128, seed=2)
     norm.weight.data, norm.bias.data = torch.tensor(gamma), torch.tensor(beta)
@@ -91,7 +91,7 @@ def test_batch_norm_in_training_and_its_moving_average(head: MlpHead) -> None:
     np.testing.assert_allclose(array(norm.eval()(torch.tensor(rows))), inference, rtol=1e-6, atol=1e-7)
 
 
-def test_dropout_keeps_the_mean_and_does_nothing_when_it_predicts() -> None:
+def test_dropout_keeps_the_mean_and_does_nothing_in_eval_mode() -> None:
     dropout = DeterministicDropout(4, 0.5)
     features, kept = torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([[True, False, False, True]])
     assert dropout.train()(features, kept).tolist() == [[2, 0, 0, 8]]

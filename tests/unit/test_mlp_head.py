@@ -78,7 +78,7 @@ def test_the_default_head_is_timms() -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_glorot_may_be_all_that_is_asked_for() -> None:
+def test_glorot_initialization_of_timms_own_head() -> None:
     model = built(head={"init": "glorot"})
     limit = (6 / (96 + 10)) ** 0.5
     assert 0.9 * limit < model.fc.weight.abs().max() <= limit
@@ -94,7 +94,7 @@ def test_on_pretrained_weights_the_last_layer_starts_at_zero(init: str, zero: bo
     assert head.dense0.weight.abs().sum() > 0
 
 
-def test_a_deep_head_is_the_head_everywhere() -> None:
+def test_an_mlp_head_counts_as_the_head() -> None:
     """For `phases.N.trainable head`, optimizer.head_lr_multiplier and layer decay."""
     model = built()
     assert head_module(model) is model.mlp_head
@@ -104,7 +104,7 @@ def test_a_deep_head_is_the_head_everywhere() -> None:
     assert max(rates[id(p)] for name, p in model.named_parameters() if not name.startswith("mlp_head")) <= 1
 
 
-def test_its_norms_are_grouped_estimated_and_left_as_they_are_by_their_names() -> None:
+def test_ghost_batchnorm_and_precise_bn_in_the_head_keep_weight_names() -> None:
     model = built(head={**DEEP, "dropout": 0}).double().train()
     grouped = copy.deepcopy(model)
     apply_ghost_batchnorm(grouped, 4)
@@ -117,7 +117,7 @@ def test_its_norms_are_grouped_estimated_and_left_as_they_are_by_their_names() -
     torch.testing.assert_close(grouped.mlp_head.norm0.running_var, pooled.var(0))
 
 
-def test_what_is_kept_is_scaled_to_the_last_bit_that_16_bits_have() -> None:
+def test_kept_features_are_scaled_exactly_in_bfloat16() -> None:
     features = torch.ones(1, 1000, dtype=torch.bfloat16)
     dropout = DeterministicDropout(1000, 0.1)
     ours = dropout(features, torch.ones(1, 1000, dtype=torch.bool))
@@ -125,7 +125,7 @@ def test_what_is_kept_is_scaled_to_the_last_bit_that_16_bits_have() -> None:
     assert torch.equal(ours, torch.full_like(features, 1 / 0.9))
 
 
-def test_dropout_of_another_hand_is_torchs() -> None:
+def test_dropout_without_a_mask_is_torchs() -> None:
     """An exported model can be trained by code that does not pass masks."""
     model = built(head={"dropout": 0.5}).train()
     torch.manual_seed(0)
@@ -211,6 +211,6 @@ def test_a_warm_start_takes_a_head_whole_or_not_at_all(
     assert changed == (learned if taken else learned - head)
 
 
-def test_the_registered_name_is_no_model_to_train() -> None:
+def test_the_registered_name_cannot_be_trained() -> None:
     with pytest.raises(UserError, match=r"model\.name 'mlp_head': take the model itself"):
         check_model_name("mlp_head")

@@ -193,12 +193,12 @@ def test_a_cifar_stem_keeps_the_resolution(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_efficientnet"])
-def test_a_cifar_stem_is_refused_where_there_is_none(name: str) -> None:
+def test_a_cifar_stem_is_refused_for_other_families(name: str) -> None:
     with pytest.raises(UserError, match=f"model.stem cifar is for timm's ResNets, not for model.name '{name}'"):
         create_model(recipe_of(name, stem="cifar"), 10, pretrained=False)
 
 
-def test_a_models_registered_name_with_a_stem_is_the_model_or_a_mistake() -> None:
+def test_the_registered_name_of_a_cifar_stem_is_the_model_or_a_user_error() -> None:
     """`timm.list_models()` offers resnet18_cifar after `import resnet_cifar`."""
     assert "resnet18_cifar" in timm.list_models()
     try:
@@ -232,7 +232,7 @@ def test_known_names_are_accepted(name: str) -> None:
     check_model_name(name)
 
 
-def test_inputs_are_normalised_as_in_pretraining_or_not_at_all() -> None:
+def test_inputs_are_normalized_as_in_pretraining_or_not_at_all() -> None:
     model = built()
     config = timm.get_pretrained_cfg("test_resnet")
     assert normalization(model, recipe_of()) == (tuple(config.mean), tuple(config.std))
@@ -257,7 +257,7 @@ def finished(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_a_warm_start_takes_everything_where_classes_agree(finished: Path) -> None:
+def test_a_warm_start_with_the_same_classes_loads_everything(finished: Path) -> None:
     model = built(dtype=torch.float32)
     load_init_weights(model, str(finished))
     saved = load_file(finished / "model" / "model.safetensors")
@@ -265,7 +265,7 @@ def test_a_warm_start_takes_everything_where_classes_agree(finished: Path) -> No
         torch.testing.assert_close(tensor, saved[name], rtol=0, atol=0)
 
 
-def test_a_warm_start_with_other_classes_begins_a_new_head(finished: Path) -> None:
+def test_a_warm_start_with_other_classes_uses_a_new_head(finished: Path) -> None:
     model = built(classes=4, dtype=torch.float32)
     head = {name: tensor.clone() for name, tensor in model.fc.state_dict().items()}
     load_init_weights(model, str(finished))
@@ -276,14 +276,14 @@ def test_a_warm_start_with_other_classes_begins_a_new_head(finished: Path) -> No
     assert model.fc.weight.shape[0] == 4
 
 
-def test_a_warm_start_from_another_architecture_or_nothing_is_a_mistake(finished: Path, tmp_path: Path) -> None:
+def test_a_warm_start_from_another_architecture_or_nothing_is_a_user_error(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds another architecture"):
         load_init_weights(built("test_efficientnet", dtype=torch.float32), str(finished))
     with pytest.raises(UserError, match=r"has no model/model\.safetensors"):
         load_init_weights(built(dtype=torch.float32), str(tmp_path))
 
 
-def test_a_warm_start_from_what_is_no_model_is_a_mistake(finished: Path) -> None:
+def test_a_warm_start_from_a_damaged_model_is_a_user_error(finished: Path) -> None:
     file = finished / "model" / "model.safetensors"
     whole = file.read_bytes()
     for damaged in (b"garbage", whole[: len(whole) // 2], b""):
@@ -292,7 +292,7 @@ def test_a_warm_start_from_what_is_no_model_is_a_mistake(finished: Path) -> None
             load_init_weights(built(dtype=torch.float32), str(finished))
 
 
-def test_what_a_model_would_take_is_told_from_shapes_alone(finished: Path) -> None:
+def test_loadable_weights_are_determined_by_shapes_alone(finished: Path) -> None:
     with torch.device("meta"):
         same, other_head = (create_model(recipe_of(), classes, False) for classes in (10, 4))
     everything = list(same.state_dict())
@@ -357,7 +357,7 @@ def test_a_cifar_stem_loads_after_the_package_is_imported(imports: str, tmp_path
     logits_of_a_fresh_process(imports, recipes, tmp_path, run)
 
 
-def test_an_exported_model_says_what_it_needs(tmp_path: Path) -> None:
+def test_an_exported_config_holds_the_input_settings(tmp_path: Path) -> None:
     recipe = parse(
         {
             "data": {"source": "synthetic", "image_size": 48, "interpolation": "bilinear", "normalize": "none"},
@@ -384,7 +384,7 @@ def test_an_export_replaces_an_older_one_and_leaves_nothing_aside(tmp_path: Path
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "model.safetensors"}
 
 
-def test_a_trained_grouped_model_exports_to_what_it_scores_as(tmp_path: Path) -> None:
+def test_an_exported_model_has_the_logits_of_the_evaluated_one(tmp_path: Path) -> None:
     """As the loop does it: grouped, trained a little, statistics estimated, exported."""
     recipe = recipe_of()
     model = create_model(recipe, 10, pretrained=False)

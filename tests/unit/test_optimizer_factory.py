@@ -51,7 +51,7 @@ def test_norms_and_biases_do_not_decay_and_weights_do(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
-def test_only_the_classifier_learns_at_its_own_rate(name: str) -> None:
+def test_only_the_classifier_has_the_head_multiplier(name: str) -> None:
     model = tiny(name)
     optimizer = create_optimizer(model, Optimizer(head_lr_multiplier=10), 0.1, CPU)
     head = {"fc.weight", "fc.bias", "head.weight", "head.bias", "classifier.weight", "classifier.bias"}
@@ -65,7 +65,7 @@ def test_only_the_classifier_learns_at_its_own_rate(name: str) -> None:
         assert group["lr"] == 0.02 * group["lr_scale"]
 
 
-def test_what_a_model_exempts_does_not_decay() -> None:
+def test_parameters_exempted_by_the_model_do_not_decay() -> None:
     """A vision transformer's position embedding is a matrix that should not shrink."""
     model = tiny("test_vit")
     assert "pos_embed" in model.no_weight_decay()
@@ -117,7 +117,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("name", REASONS)
-def test_a_refusal_is_one_sentence_that_names_the_optimiser_and_says_why(name: str) -> None:
+def test_a_refusal_is_one_sentence_that_names_the_optimizer_and_says_why(name: str) -> None:
     with pytest.raises(UserError) as caught:
         check_optimizer_name(name)
     text = str(caught.value)
@@ -126,7 +126,7 @@ def test_a_refusal_is_one_sentence_that_names_the_optimiser_and_says_why(name: s
     assert "\n" not in text
 
 
-def test_the_table_refuses_nothing_that_timm_has_not_and_nothing_by_accident() -> None:
+def test_every_unsupported_entry_matches_only_names_that_start_with_it() -> None:
     for part in UNSUPPORTED_OPTIMIZERS:
         assert [name for name in KNOWN if part in name] == [name for name in KNOWN if name.startswith(part)] != []
 
@@ -140,7 +140,7 @@ def test_some_names_are_refused_however_they_are_spelled(name: str, spelled: typ
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_a_refusal_names_is_accepted(name: str) -> None:
+def test_suggested_alternatives_are_supported(name: str) -> None:
     with pytest.raises(UserError) as caught:
         check_optimizer_name(name)
     offered = str(caught.value).rsplit("use ", 1)[1].replace(" or ", ", ").split(", ")
@@ -157,12 +157,12 @@ def test_a_name_may_be_written_in_capitals(name: str) -> None:
 def test_an_unknown_name_suggests_one(written: str, meant: str) -> None:
     with pytest.raises(UserError) as caught:
         check_optimizer_name(written)
-    assert str(caught.value) == (f"optimizer.name {written!r} is not one of timm's optimisers; did you mean {meant}?")
+    assert str(caught.value) == (f"optimizer.name {written!r} is not one of timm's optimizers; did you mean {meant}?")
 
 
 @pytest.mark.parametrize("name", [name for name in KNOWN if name not in REFUSED])
 def test_every_other_name_can_be_built_and_steps(name: str) -> None:
-    """DESIGN: to add an optimiser, open nothing."""
+    """To add an optimizer of timm, open nothing."""
     torch.manual_seed(0)
     model = tiny()
     optimizer = create_optimizer(model, Optimizer(name=name), 0.1, CPU)
@@ -178,7 +178,7 @@ def test_every_other_name_can_be_built_and_steps(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_layers_learn_the_slower_the_further_they_are_from_the_head(name: str) -> None:
+def test_layer_decay_lowers_the_rate_away_from_the_head(name: str) -> None:
     model = tiny(name)
     settings = Optimizer(weight_decay=0.3, layer_decay=0.5, head_lr_multiplier=4)
     found = settings_of(model, create_optimizer(model, settings, 0.1, CPU))
@@ -195,7 +195,7 @@ def test_layers_learn_the_slower_the_further_they_are_from_the_head(name: str) -
     assert found[first][1] < 0.5 < max(scale for _, scale in found.values()) == 4
 
 
-def test_what_does_not_learn_is_in_no_group() -> None:
+def test_frozen_parameters_are_in_no_group() -> None:
     model = tiny()
     model.requires_grad_(False)
     head_module(model).requires_grad_()

@@ -53,7 +53,7 @@ def test_sizes_that_a_model_cannot_take_are_refused(
     ("changes", "start"),
     [
         ({"model": {"stem": "cifar"}}, "model.stem cifar is for timm's ResNets, not for model.name 'test_vit'"),
-        ({"optimizer": {"name": "adammw"}}, "optimizer.name 'adammw' is not one of timm's optimisers"),
+        ({"optimizer": {"name": "adammw"}}, "optimizer.name 'adammw' is not one of timm's optimizers"),
         ({"micro_batch": 48}, "micro_batch 48 does not divide the 256 rows of a process in groups of 32: use 32 or 64"),
     ],
 )

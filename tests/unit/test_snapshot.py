@@ -315,13 +315,13 @@ def test_an_optimisers_tensor_of_another_shape_is_named(
 ) -> None:
     tensors = {**taken.optimizer, "state/fc.bias/exp_avg": wrong}
     text = sentence(forged(tmp_path, broken(taken, optimizer=tensors)), fresh("adamw"))
-    assert text == f"the optimiser's fc.bias/exp_avg has the shape {list(wrong.shape)}, not [10]"
+    assert text == f"the optimizer's fc.bias/exp_avg has the shape {list(wrong.shape)}, not [10]"
 
 
 def test_another_number_of_groups_is_refused(taken: snapshot.Snapshot, tmp_path: Path) -> None:
     scalars = {**taken.scalars, "groups": taken.scalars["groups"][:1]}
     text = sentence(forged(tmp_path, broken(taken, scalars=scalars)), fresh("adamw"))
-    assert text == "the optimiser's state has 1 groups of weights, not 4"
+    assert text == "the optimizer's state has 1 groups of weights, not 4"
 
 
 @pytest.mark.parametrize("key", ["state/fc.scale/exp_avg", "group/9/lr", "elsewhere"])
