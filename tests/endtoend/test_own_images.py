@@ -67,9 +67,9 @@ def test_a_broken_picture_is_named_and_left_out_and_the_rest_trains(
     train(TrainCommand(recipe="debug", run="device"), recipe_of(folder, **{"data.skip_broken": "True"}))
     said = capsys.readouterr().out
     for line in (
-        "left out (data.skip_broken): 1 image does not decode (train 60 (green/holiday.jpg))",
+        "skipped (data.skip_broken): 1 image does not decode (train 60 (green/holiday.jpg))",
         "images of several sizes: the shortest side is resized to 32",
-        "no test split: 10% of the images are cut off as one (data.test_fraction)",
+        "no test split: 10% of the images are held out as one (data.test_fraction)",
         "73 to train on, 8 to validate, 9 to test; 3 classes, stored 32x32",
         "free in memory",
     ):
@@ -80,7 +80,7 @@ def test_a_broken_picture_is_named_and_left_out_and_the_rest_trains(
         TrainCommand(recipe="debug", run="host"),
         recipe_of(folder, **{"data.skip_broken": "True", "data.storage": "host"}),
     )
-    assert "on this machine's disk, read ahead (data.storage)" in capsys.readouterr().out
+    assert "on local disk, prefetched (data.storage)" in capsys.readouterr().out
     assert_same_run("host", "device")
 
 

@@ -212,9 +212,9 @@ def test_configurations_splits_and_columns_of_other_names(hub: HubServer, tmp_pa
     configurations = "['coarse', 'fine']"
     assert (
         said[0]
-        == f"data.source 'owner/birds' has the configurations {configurations}: take one with --data.config_name"
+        == f"data.source 'owner/birds' has the configurations {configurations}: choose one with --data.config_name"
     )
-    assert said[1] == f"data.config_name 'medium' is no configuration of 'owner/birds': take one of {configurations}"
+    assert said[1] == f"data.config_name 'medium' is no configuration of 'owner/birds': use one of {configurations}"
     assert "has the splits ['summer', 'winter']" in said[2]
     assert "2 image columns" in said[3]
     assert "--data.columns.label" in said[4]

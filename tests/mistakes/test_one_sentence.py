@@ -225,7 +225,7 @@ CASES = [
     Case(
         "pickle that calls",
         f"{FOLDER} --data.source batches",
-        ("data.source", "batches'", "asks for os.mkdir", "fetch it again"),
+        ("data.source", "batches'", "asks for os.mkdir", "download it again"),
         "training",
         prepared.hostile_batches("batches"),
     ),

@@ -94,7 +94,7 @@ def test_the_published_files_come_in_the_order_of_their_archive_and_damage_is_no
     content[4000] ^= 1  # a pixel
     (folder / "data_batch_2").write_bytes(content)
     assert "data_batch_2 is damaged" in sentence(folder)
-    assert "fetch it again from https://" in sentence(folder)
+    assert "download it again from https://" in sentence(folder)
 
 
 def test_cifar_100_has_fine_labels_and_coarse_ones_if_asked(tmp_path: Path) -> None:
@@ -113,10 +113,10 @@ def test_cifar_100_has_fine_labels_and_coarse_ones_if_asked(tmp_path: Path) -> N
         for label in ("coarse_labels", "coarse_label"):  # as in the files, and as on the hub
             coarse = read(source, columns=Columns(label=label))
             assert (coarse.classes, coarse.labels["test"].tolist()) == (("even", "odd"), (TEST[1] % 2).tolist())
-    assert "data.columns.label 'kind' is none of" in sentence(root, columns=Columns(label="kind"))
-    assert "data.columns.image 'x' says nothing" in sentence(root, columns=Columns(image="x"))
+    assert "data.columns.label 'kind' is not one of" in sentence(root, columns=Columns(label="kind"))
+    assert "data.columns.image 'x' does not apply" in sentence(root, columns=Columns(image="x"))
     layouts.pickles(tmp_path, TRAIN, TEST)
-    assert "holds cifar-10-batches-py and cifar-100-python: name one" in sentence(tmp_path)
+    assert "contains cifar-10-batches-py and cifar-100-python: name one" in sentence(tmp_path)
 
 
 def test_labels_may_be_numpys(folder: Path) -> None:
@@ -131,11 +131,11 @@ def test_labels_may_be_numpys(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"labels": [0, 1]}, "test_batch has 12 images and 2 labels that are whole numbers"),
+        ({"labels": [0, 1]}, "test_batch has 12 images and 2 labels that are integers"),
         ({"labels": ["cat"] * 12}, "test_batch has 12 images and 0 labels"),
         ({"labels": None}, "has no labels, only ['batch_label', 'data', 'filenames']"),
         ({"labels": [10] * 12}, "no label of test is one of the 10 classes"),
-        ({"labels": [*range(10), 10, -1]}, "2 labels are none of the 10 classes (test 10-11)"),
+        ({"labels": [*range(10), 10, -1]}, "2 labels are not among the 10 classes (test 10-11)"),
         ({"data": None}, "the data of test_batch is no array"),
         ({"data": np.zeros((12, 3071), np.uint8)}, "uint8 of the shape [12, 3071], not uint8 [n, 3072]"),
         ({"data": np.zeros((12, 3072), np.int64)}, "int64 of the shape"),
@@ -153,9 +153,9 @@ def test_batches_that_cannot_be_used_are_a_mistake(changed: dict[str, Any], said
 def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
     (folder / "data_batch_3").unlink()
     (folder / "test_batch").unlink()
-    assert "lacks data_batch_3, test_batch of CIFAR10: fetch it again" in sentence(folder)
+    assert "lacks data_batch_3, test_batch of CIFAR10: download it again" in sentence(folder)
     assert "lacks data_batch_3" in sentence(layouts.tarball(tmp_path / "a.tar.gz", folder))
-    assert "holds no pickles of CIFAR-10" in sentence(layouts.tarball(tmp_path / "b.tar", tmp_path / "a.tar.gz"))
+    assert "contains no pickles of CIFAR-10" in sentence(layouts.tarball(tmp_path / "b.tar", tmp_path / "a.tar.gz"))
     rewrite(folder / "batches.meta", label_names=None)
     for name in ("data_batch_3", "test_batch"):
         shutil.copy(folder / "data_batch_1", folder / name)

@@ -11,10 +11,10 @@ from datasets import ClassLabel, DatasetDict, Value
 from read_sources import arrays, both, encoded, in_memory, sentence, split_of
 from PIL import Image
 
-from resnet_cifar.data.decoding import ArrayFile, listing
+from resnet_cifar.data.decoding import ArrayFile, format_indices
 
 ABC = ClassLabel(names=["a", "b", "c"])
-MEND = "; mend or remove them, or leave them out with --data.skip_broken True"
+MEND = "; fix or remove them, or skip them with --data.skip_broken True"
 UNREADABLE = {
     "nonsense": {"bytes": b"not a picture", "path": None},
     "empty": {"bytes": b"", "path": None},
@@ -49,13 +49,13 @@ def test_all_broken_pictures_and_labels_of_all_splits_are_named() -> None:
     train = split_of(rows, label=(ABC, labels))
     test = split_of([rows[0], rows[5]], label=(ABC, [0, 1]))
     assert sentence(both(train, test)) == (
-        "data.source 'x/y': 6 images do not decode (train 5, 130-132, 299; test 1) and 2 labels are none of the 3 "
+        "data.source 'x/y': 6 images do not decode (train 5, 130-132, 299; test 1) and 2 labels are not among the 3 "
         "classes (train 8-9)" + MEND
     )
 
 
 def test_files_are_named_and_neighbours_without_one_are_a_range() -> None:
-    assert listing({3: "", 4: "", 5: "", 9: "", 10: "a.png", 11: "b.png"}) == "3-5, 9, 10 (a.png), 11 (b.png)"
+    assert format_indices({3: "", 4: "", 5: "", 9: "", 10: "a.png", 11: "b.png"}) == "3-5, 9, 10 (a.png), 11 (b.png)"
 
 
 def test_what_is_broken_is_left_out_if_asked_and_said() -> None:
@@ -72,7 +72,7 @@ def test_what_is_broken_is_left_out_if_asked_and_said() -> None:
     assert found.labels["train"].tolist() == (kept % 3).tolist()
     assert found.decoded.left_out == {"train": [5, 150, 151]}
     assert found.decoded.remarks == (
-        "left out (data.skip_broken): 1 image does not decode (train 5) and 2 labels are none of the 3 classes "
+        "skipped (data.skip_broken): 1 image does not decode (train 5) and 2 labels are not among the 3 classes "
         "(train 150-151)",
     )
 
@@ -122,7 +122,7 @@ def test_a_split_without_pictures_labels_or_second_class_is_refused(four: list[A
     broken = split_of([UNREADABLE["nonsense"]] * 4, label=(ABC, [0, 1, 2, 0]))
     assert "no image of train decodes" in sentence(both(broken, good), skip_broken=True)
     broken = split_of([UNREADABLE["nonsense"], *four[:3]], label=(ABC, [0, -1, -1, -1]))
-    assert "nothing is left of train" in sentence(both(broken, good), skip_broken=True)
+    assert "no usable image in train" in sentence(both(broken, good), skip_broken=True)
 
 
 def test_each_picture_is_decoded_once(four: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

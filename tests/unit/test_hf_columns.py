@@ -98,7 +98,7 @@ def test_splits_of_other_names_can_be_named(four: list[Any]) -> None:
     assert (len(found.labels["train"]), found.labels["test"].tolist()) == (4, [1, 2])
     assert list(in_memory(loaded, splits=SplitNames(train="fold2")).images) == ["train"]
     assert sentence(loaded, splits=SplitNames(train="fold4")) == (
-        "data.splits.train 'fold4' is none of the splits ['fold1', 'fold2', 'fold3'] of data.source 'x/y'"
+        "data.splits.train 'fold4' is not one of the splits ['fold1', 'fold2', 'fold3'] of data.source 'x/y'"
     )
     assert "trained on too" in sentence(loaded, splits=SplitNames(train="fold1", test="fold1"))
 
@@ -126,7 +126,7 @@ def test_a_column_that_is_not_found_can_be_named(four: list[Any]) -> None:
 def test_a_column_that_is_not_there_is_a_mistake(role: str, other: str, four: list[Any]) -> None:
     columns = Columns(**{role: "nothing", other: {"image": "img", "label": "label"}[other]})
     text = sentence(both(split_of(four, label=(ABC, [0, 1, 2, 0]))), columns=columns)
-    assert text == f"data.columns.{role} 'nothing' is none of the columns ['img', 'label'] of data.source 'x/y'"
+    assert text == f"data.columns.{role} 'nothing' is not one of the columns ['img', 'label'] of data.source 'x/y'"
 
 
 @pytest.mark.parametrize("role", ["image", "label"])
@@ -200,7 +200,7 @@ def test_a_folders_identity_changes_with_its_files_and_not_with_the_way_it_is_wr
 def test_a_folder_that_is_no_data_set_is_a_mistake(content: bytes | None, tmp_path: Path) -> None:
     if content:
         (tmp_path / "train-00000.parquet").write_bytes(content)
-    assert "is not in a layout that is known" in sentence(tmp_path)
+    assert "has an unknown layout" in sentence(tmp_path)
 
 
 # A folder of save_to_disk
@@ -223,9 +223,9 @@ def test_a_saved_folder_that_is_damaged_is_a_mistake(tmp_path: Path) -> None:
     split_of([encoded(a) for a in arrays(4)], label=(ABC, [0, 1, 2, 0])).save_to_disk(tmp_path / "saved")
     (arrow,) = (tmp_path / "saved").glob("*.arrow")
     arrow.write_bytes(arrow.read_bytes()[:100])
-    assert "write it anew with save_to_disk" in sentence(tmp_path / "saved")
+    assert "write it again with save_to_disk" in sentence(tmp_path / "saved")
     arrow.unlink()
-    assert "write it anew with save_to_disk" in sentence(tmp_path / "saved")
+    assert "write it again with save_to_disk" in sentence(tmp_path / "saved")
 
 
 @pytest.mark.real_data

@@ -162,7 +162,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_behind(
     disk = mounted(f"size={size}")
     source.images = {name: array.repeat(6, 1).repeat(2, 2) for name, array in source.images.items()}
     monkeypatch.setenv("RESNET_CIFAR_CACHE", str(disk))
-    with pytest.raises(UserError, match=r"No space left.*resnet-cifar cache .*RESNET_CIFAR_CACHE"):
+    with pytest.raises(UserError, match=r"No space left.*resnet-cifar cache.*RESNET_CIFAR_CACHE"):
         image_data.prepare(XY)
     assert list(disk.iterdir()) == []
 
@@ -251,7 +251,7 @@ def test_a_source_without_a_test_split_has_one_cut_off_and_says_so(source: FakeS
     for part in parts:
         np.testing.assert_array_equal(part.images[:, 0, 0, 0], part.indices)
         assert np.bincount(part.labels).tolist() == [len(part) // 4] * 4
-    assert loaded.remarks == ("no test split: 20% of the images are cut off as one (data.test_fraction)",)
+    assert loaded.remarks == ("no test split: 20% of the images are held out as one (data.test_fraction)",)
 
 
 def test_indices_are_the_sources_where_images_were_left_out(source: FakeSource) -> None:

@@ -143,7 +143,7 @@ FREE = 8 * 2**30
 @pytest.mark.parametrize(
     ("storage", "nbytes", "processes", "place", "why"),
     [
-        ("auto", FREE // 2, 1, "device", "at most half of the 8.0 GiB that are free in memory"),
+        ("auto", FREE // 2, 1, "device", "at most half of the 8.0 GiB free in memory"),
         ("auto", FREE // 2 + 1, 1, "host", "more than half of the 8.0 GiB"),
         ("auto", FREE // 2, 2, "host", "more than half of the 4.0 GiB"),  # each process holds the images
         ("device", 10 * FREE, 1, "device", "data.storage"),
@@ -158,7 +158,7 @@ def test_the_place_follows_from_free_memory_and_says_why(
     found, said = choose_storage(storage, nbytes, CPU)
     assert found == place
     assert why in said
-    assert ("on this machine's disk" in said) == (place == "host")
+    assert ("on local disk" in said) == (place == "host")
 
 
 @pytest.mark.parametrize(("nbytes", "place"), [(FREE // 2, "device"), (FREE // 2 + 1, "host")])
@@ -172,4 +172,4 @@ def test_a_set_that_does_not_fit_is_mapped_by_itself(folder: Path, monkeypatch: 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     data = load(folder, "auto")[1]
     assert isinstance(data.train.images, MmapImages)
-    assert "read ahead" in data.place
+    assert "prefetched" in data.place

@@ -145,7 +145,8 @@ def flips(ours: Loader, images: Tensor) -> dict[tuple[int, int], bool]:
 
 def test_the_alternating_flip_starts_at_random_and_alternates_for_each_image(images: Tensor) -> None:
     found = flips(
-        loader_of(recipe_of({"crop_padding": 0, "flip": "alternating"}, batch_size=10, size=9), images, plain=True), images
+        loader_of(recipe_of({"crop_padding": 0, "flip": "alternating"}, batch_size=10, size=9), images, plain=True),
+        images,
     )
     assert len(found) == 3 * 50
     assert 13 < sum(found[image, 0] for image in range(50)) < 37
@@ -179,7 +180,9 @@ def constant_images(count: int) -> Tensor:
     return torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 8, 8, 3).contiguous()
 
 
-@pytest.mark.parametrize("augment", [{"mixup_alpha": 0.4}, {"cutmix_alpha": 1.0}, {"mixup_alpha": 0.4, "cutmix_alpha": 1.0}])
+@pytest.mark.parametrize(
+    "augment", [{"mixup_alpha": 0.4}, {"cutmix_alpha": 1.0}, {"mixup_alpha": 0.4, "cutmix_alpha": 1.0}]
+)
 def test_mixed_labels_match_the_share_of_pixels(augment: dict[str, float]) -> None:
     """Every image is a class of its own, and its value tells how much of it a mixed image holds."""
     images = constant_images(64)
@@ -195,7 +198,9 @@ def test_mixed_labels_match_the_share_of_pixels(augment: dict[str, float]) -> No
 
 
 def test_with_mixup_and_cutmix_each_is_applied_to_half_of_the_pairs() -> None:
-    ours = loader_of(recipe_of({**NOTHING, "mixup_alpha": 8.0, "cutmix_alpha": 1.0}, 64, 8), constant_images(256), plain=True)
+    ours = loader_of(
+        recipe_of({**NOTHING, "mixup_alpha": 8.0, "cutmix_alpha": 1.0}, 64, 8), constant_images(256), plain=True
+    )
     blended = total = 0
     for step in range(steps_of(ours)):
         indices, _ = indices_of(ours, step)

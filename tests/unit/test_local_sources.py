@@ -127,7 +127,7 @@ def test_a_tree_may_lie_deeper_and_hold_other_things(grove: Path) -> None:
     (grove / "dogs" / "Thumbs.db").write_bytes(b"left by a PC")
     found = read(grove)
     assert (found.classes, sorted(found.labels["train"])) == (plain.classes, sorted(plain.labels["train"]))
-    assert found.decoded.remarks == ("passed over, as their endings are not those of pictures: .db, .png (2)",)
+    assert found.decoded.remarks == ("ignored files without an image extension: .db, .png (2)",)
 
 
 @pytest.mark.parametrize(("train", "test"), [("train", "valid"), ("Training", "Val"), ("train", "dev")])
@@ -159,13 +159,13 @@ def test_test_pictures_without_classes_are_no_test_split(forest: Path) -> None:
 
 def test_what_a_tree_lacks_is_said(forest: Path, tmp_path: Path) -> None:
     (forest / "train" / "empty").mkdir()
-    assert "the class folders ['empty'] of train hold no pictures" in sentence(forest)
+    assert "the class folders ['empty'] of train contain no images" in sentence(forest)
     (forest / "train" / "empty").rmdir()
     (forest / "test" / "birds").mkdir()
     assert "test has the classes ['birds'], which are not among ['cats', 'dogs']" in sentence(forest)
     (tmp_path / "flat").mkdir()
     Image.fromarray(arrays(1)[0]).save(tmp_path / "flat" / "a.png")
-    assert "put those of each class into a folder of its own" in sentence(tmp_path / "flat")
+    assert "put those of each class into a folder named after it" in sentence(tmp_path / "flat")
 
 
 def test_mixed_pictures_of_a_stranger_and_a_broken_one(grove: Path) -> None:
@@ -176,8 +176,8 @@ def test_mixed_pictures_of_a_stranger_and_a_broken_one(grove: Path) -> None:
     Image.fromarray(wide).convert("RGBA").save(grove / "dogs" / "clear.png")
     (grove / "cats" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     assert sentence(grove, image_size=16) == (
-        f"data.source '{grove}': 1 image does not decode (train 2 (cats/broken.jpg)); mend or remove them, or leave "
-        "them out with --data.skip_broken True"
+        f"data.source '{grove}': 1 image does not decode (train 2 (cats/broken.jpg)); fix or remove them, or skip "
+        "them with --data.skip_broken True"
     )
     found = read(grove, image_size=16, skip_broken=True)
     assert found.images["train"].shape == (8, 16, 16, 3)
@@ -227,7 +227,7 @@ def test_one_pair_of_arrays_is_all_train(file: Path) -> None:
     assert "--data.columns.image" in text
     found = read(file, columns=Columns(image="pictures", label="kinds"))
     np.testing.assert_array_equal(found.images["train"], X)
-    assert "data.columns.label 'sorts' is none" in sentence(file, columns=Columns(image="pictures", label="sorts"))
+    assert "data.columns.label 'sorts' is not one" in sentence(file, columns=Columns(image="pictures", label="sorts"))
 
 
 def test_grey_and_sixteen_bit_arrays_become_rgb_bytes(file: Path) -> None:

@@ -1,5 +1,4 @@
-"""Properties of the batches of every valid recipe, on any number of ranks (Hypothesis draws recipes and shapes).
-"""
+"""Properties of the batches of every valid recipe, on any number of ranks (Hypothesis draws recipes and shapes)."""
 
 from __future__ import annotations
 
@@ -71,7 +70,10 @@ AUGMENTATIONS = {name: st.sampled_from(values) for name, values in VALUES.items(
 ALL_OFF = st.just(Augment(**NOTHING))
 # What leaves an image of one color as it is.
 CROP_AND_FLIP = st.builds(
-    Augment, **{name: AUGMENTATIONS[name] if name in ("crop_padding", "flip") else st.just(off) for name, off in NOTHING.items()}
+    Augment,
+    **{
+        name: AUGMENTATIONS[name] if name in ("crop_padding", "flip") else st.just(off) for name, off in NOTHING.items()
+    },
 )
 ANY = st.builds(Augment, **AUGMENTATIONS)
 
@@ -193,7 +195,9 @@ def blanked(chw: Tensor, top: int, left: int, tall: int, wide: int) -> Tensor:
 
 @settings(some, max_examples=60)
 @given(runs(ANY), st.integers(5, 15), st.integers(0, 4), st.integers(0, 9))
-def test_an_augmented_image_equals_torchvisions_for_the_same_random_numbers(run: Run, height: int, more: int, step: int) -> None:
+def test_an_augmented_image_equals_torchvisions_for_the_same_random_numbers(
+    run: Run, height: int, more: int, step: int
+) -> None:
     width = height + 2 * more  # both even or both odd, as test_trivial_augment says
     recipe = replace(run.recipe, augment=replace(run.recipe.augment, mixup_alpha=0.0, cutmix_alpha=0.0))
     images = noise(run.images, height, width)
@@ -228,9 +232,7 @@ def test_cutmix_labels_equal_the_counted_areas(run: Run, alpha: float, step: int
 
 @some
 @given(runs(CROP_AND_FLIP), st.floats(0.05, 4), st.sampled_from([0.0, 1.0]), st.integers(0, 9))
-def test_mixed_labels_sum_to_one_and_match_the_mean_pixel(
-    run: Run, mixup: float, cutmix: float, step: int
-) -> None:
+def test_mixed_labels_sum_to_one_and_match_the_mean_pixel(run: Run, mixup: float, cutmix: float, step: int) -> None:
     """An image's value is its class, so that the labels' mean is the pixels'; a row holds its pair's classes only."""
     run = replace(
         run, recipe=replace(run.recipe, augment=replace(run.recipe.augment, mixup_alpha=mixup, cutmix_alpha=cutmix))

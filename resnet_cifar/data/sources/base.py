@@ -77,7 +77,9 @@ def choose_splits(names: Iterable[str], data: Data) -> tuple[str, list[str]]:
     fix = "name them with --data.splits.train and --data.splits.test"
     for role, name in (("train", wanted.train), ("test", wanted.test)):
         if name and name not in names:
-            raise UserError(f"data.splits.{role} {name!r} is not one of the splits {names} of data.source {data.source!r}")
+            raise UserError(
+                f"data.splits.{role} {name!r} is not one of the splits {names} of data.source {data.source!r}"
+            )
     only = names[0] if len(names) == 1 else None
     known = {name.lower(): name for name in names}
     train = wanted.train or next((known[word] for word in TRAIN if word in known), only)
