@@ -57,7 +57,7 @@ def write_atomically(file: Path, flush: bool = False) -> Iterator[Path]:
 
 
 def fsync_path(path: Path) -> None:
-    """Flushes a file, or the names in a directory, to disk; does nothing if the file system cannot flush directories."""
+    """Flushes a file, or the names in a directory, to disk; skips directories that the file system cannot flush."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
-"""Images in the memory of the device, or memory-mapped from a file on local disk. Both give the same batches bit for bit.
+"""Images in device memory, or memory-mapped from a file on local disk. Both give the same batches bit for bit.
 
-Memory-mapped images are prefetched: a thread gathers the rows, into pinned memory for a GPU, and a separate stream copies
-them to the device while it computes.
+Memory-mapped images are prefetched: a thread gathers the rows, into pinned memory for a GPU, and a separate stream
+copies them to the device while it computes.
 """
 
 from __future__ import annotations

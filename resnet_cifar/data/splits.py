@@ -48,13 +48,13 @@ def split_indices(
     everything = set(train_labels[pool].tolist())
     if lost := everything - set(train_labels[train].tolist()):
         raise UserError(
-            f"data.limit {data.limit} and data.validation_fraction {data.validation_fraction:g} leave {len(lost)} of {classes} classes "
-            "no image to train on: raise the former or lower the latter"
+            f"data.limit {data.limit} and data.validation_fraction {data.validation_fraction:g} leave {len(lost)} of "
+            f"{classes} classes no image to train on: raise the former or lower the latter"
         )
     if data.validation_fraction and (lost := everything - set(train_labels[validation].tolist())):
         raise UserError(
-            f"data.validation_fraction {data.validation_fraction:g} of {len(subset)} images leaves {len(lost)} of {classes} classes out of "
-            "the validation split: raise it, or set it to 0"
+            f"data.validation_fraction {data.validation_fraction:g} of {len(subset)} images leaves {len(lost)} of "
+            f"{classes} classes out of the validation split: raise it, or set it to 0"
         )
     return SplitIndices(train, validation, test)
 
@@ -78,7 +78,7 @@ def _cut_test(labels: np.ndarray, classes: int, recipe: Recipe) -> tuple[np.ndar
 
 
 def stratified(labels: np.ndarray, count: int, seed: int, purpose: str, number: int) -> np.ndarray:
-    """`count` indices of `labels`, sorted, each class in proportion to its size (largest remainders), drawn from the seed."""
+    """`count` sorted indices of `labels`, drawn from the seed, proportional to class sizes (largest remainders)."""
     if count >= len(labels):
         return np.arange(len(labels))
     order = rng.permutation(seed, purpose, number, len(labels))

@@ -2,7 +2,7 @@
 
 Images are uint8 [n, height, width, 3] until `to_input`; `u` holds uniforms in [0, 1), float64, one row per image. None
 of these functions depends on ranks, steps or seeds, and none indexes with a boolean mask (which would synchronize with
-the device). The order is: crop, flip, AUGMENTATIONS in their order, all at the stored size; then normalize, resize, mix.
+the device). The order is: crop, flip, AUGMENTATIONS in their order, all at the stored size; normalize, resize, mix.
 """
 
 from collections.abc import Callable
@@ -114,7 +114,7 @@ def _enlarge(pixels: Tensor, size: int, interpolation: str) -> Tensor:
     An embedding bag is a weighted sum of rows: the large tensor is written once, by one kernel. Measured on one CPU
     thread, both axes from 32 to 224 pixels are 6 to 18 times as fast as torch's bicubic kernel, and never slower for
     other modes and sizes. A matrix product with the same weights comes close, but must not use
-    TensorFloat-32, and MKL sums in an order that depends on the batch; here an image's result depends on that image alone.
+    TensorFloat-32, and MKL sums in an order that depends on the batch; here an image's result depends on it alone.
     """
     n, side = pixels.shape[:2]
     places, weights = _taps(side, size, interpolation, pixels.dtype, pixels.device)

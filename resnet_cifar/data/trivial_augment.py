@@ -1,9 +1,9 @@
 """TrivialAugment (Mueller & Hutter 2021), the wide space: one random operation per image, at one of 31 magnitudes.
 
-All images of a batch go through the same three stages: an affine matrix, a lookup table of 256 levels, and a blend; stages
-that are not part of an image's operation get neutral parameters. Equal to torchvision's `TrivialAugmentWide` on CPU
-tensors (nearest, black fill), including its truncations, and the same on every device: sines are computed on the host; the
-rest is integer arithmetic, or rounded after each operation.
+All images of a batch go through the same three stages: an affine matrix, a lookup table of 256 levels, and a blend;
+stages that are not part of an image's operation get neutral parameters. Equal to torchvision's `TrivialAugmentWide` on
+CPU tensors (nearest, black fill), including its truncations, and the same on every device: sines are computed on the host;
+the rest is integer arithmetic, or rounded after each operation.
 """
 
 import math
@@ -36,7 +36,7 @@ _LUMA = torch.tensor([0.2989, 0.587, 0.114]).tolist()  # rounded to float32
 
 
 class _Settings(NamedTuple):
-    """Parameters of one operation and magnitude, or tensors [n] with one value per image; the defaults change nothing."""
+    """Parameters of one operation and magnitude, or tensors [n], one value per image; the defaults change nothing."""
 
     # The pixel at (x, y) from the center comes from (xx x + xy y + x0, yx x + yy y + y0).
     xx: float | Tensor = 1.0

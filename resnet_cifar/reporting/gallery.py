@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from resnet_cifar.atomic_io import write_atomically
 from resnet_cifar import rng
+from resnet_cifar.atomic_io import write_atomically
 from resnet_cifar.reporting.prediction_table import PredictionTable
 
 Read = Callable[[np.ndarray], np.ndarray]  # of images, int64 [k], their pixels, uint8 [k, height, width, 3]

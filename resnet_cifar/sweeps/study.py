@@ -19,8 +19,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from resnet_cifar.atomic_io import write_atomically
 from resnet_cifar import rng
+from resnet_cifar.atomic_io import write_atomically
 from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.diff import differences
 from resnet_cifar.config.errors import UserError

@@ -1,4 +1,4 @@
-"""Searches fields of a recipe: `python -m resnet_cifar.sweeps.tune RECIPE --phases.0.lr 1e-4..1e-1 [--FIELD ...] --trials 20`.
+"""Searches fields of a recipe: `resnet-cifar tune RECIPE --phases.0.lr 1e-4..1e-1 [--FIELD ...] --trials 20`.
 
 Each trial is a start of train.py in a process and a run folder of its own. What counts is the best accuracy on the
 validation split; train.py scores the test split at its end, and nothing here reads that. The same command goes on where

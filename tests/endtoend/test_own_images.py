@@ -19,9 +19,9 @@ from resnet_cifar.checkpoints import checkpoint
 from resnet_cifar.cli.evaluate import evaluate
 from resnet_cifar.cli.predict import label_images
 from resnet_cifar.cli.scoring import eval_command
-from resnet_cifar.cli.train import TrainCommand
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.config.options import TrainOptions
 from resnet_cifar.config.schema import Recipe
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -62,9 +62,9 @@ def test_a_broken_picture_is_named_and_left_out_and_the_rest_trains(
     folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
     with pytest.raises(UserError, match=r"train 60 \(green/holiday\.jpg\).*--data\.skip_broken True"):
-        train(TrainCommand(recipe="debug", run="run"), recipe_of(folder))
+        train(TrainOptions(recipe="debug", run="run"), recipe_of(folder))
     assert not Path("run").exists()
-    train(TrainCommand(recipe="debug", run="device"), recipe_of(folder, **{"data.skip_broken": "True"}))
+    train(TrainOptions(recipe="debug", run="device"), recipe_of(folder, **{"data.skip_broken": "True"}))
     said = capsys.readouterr().out
     for line in (
         "skipped (data.skip_broken): 1 image does not decode (train 60 (green/holiday.jpg))",
@@ -77,7 +77,7 @@ def test_a_broken_picture_is_named_and_left_out_and_the_rest_trains(
     assert json.loads(Path("device/result.json").read_text())["test/accuracy"] > 0.5
 
     train(
-        TrainCommand(recipe="debug", run="host"),
+        TrainOptions(recipe="debug", run="host"),
         recipe_of(folder, **{"data.skip_broken": "True", "data.storage": "host"}),
     )
     assert "on local disk, prefetched (data.storage)" in capsys.readouterr().out
@@ -109,7 +109,7 @@ def test_three_commands_lead_from_a_folder_to_labelled_pictures(folder: Path, ru
 
 def test_a_folder_that_has_moved_is_not_taken_for_new_pictures(folder: Path, fresh_accelerator: None) -> None:
     """Its class folders have no test split: of the same images the same tenth is scored, of others all are."""
-    train(TrainCommand(recipe="debug", run="run"), recipe_of(folder, **{"data.skip_broken": "True"}))
+    train(TrainOptions(recipe="debug", run="run"), recipe_of(folder, **{"data.skip_broken": "True"}))
     shutil.copytree(folder, "elsewhere")
     shutil.copytree(folder, "others")
     (Path("others") / "red" / "0.png").unlink()
@@ -133,7 +133,7 @@ def test_a_checkpoint_between_two_scores_has_its_norms_estimated(folder: Path, f
     }
     logits = []
     for run, every in (("seldom", "9"), ("often", "0.1")):
-        train(TrainCommand(recipe="debug", run=run), recipe_of(folder, **words, **{"evaluate.every_epochs": every}))
+        train(TrainOptions(recipe="debug", run=run), recipe_of(folder, **words, **{"evaluate.every_epochs": every}))
         saved = Path(run, "checkpoints", "step-00000003")
         assert checkpoint.read_state(saved)["bn_stats_current"] == (run == "often")
         AcceleratorState._reset_state(True)

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 TRAIN = Path(__file__).parents[2] / "train.py"
 # A run of four steps whose rate is so small that the weights stay what they were.
 SMALL = shlex.split(
-    "--model.name test_resnet.r160_in1k --data.image_size 32 --batch_size 32 --track.trackers none --track.report False "
-    "--phases.0.epochs 1 --phases.0.warmup_epochs 0 --phases.0.lr 1e-9"
+    "--model.name test_resnet.r160_in1k --data.image_size 32 --batch_size 32 --track.trackers none --track.report "
+    "False --phases.0.epochs 1 --phases.0.warmup_epochs 0 --phases.0.lr 1e-9"
 )
 CLOSED = "http://127.0.0.1:9"  # the discard port: nobody listens
 

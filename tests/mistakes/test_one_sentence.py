@@ -196,7 +196,7 @@ CASES = [
     Case(
         "broken images to explore",
         "-m resnet_cifar.cli.explore torn",
-        ("torn", "train", "3, 7", "mend or remove them", "--data.skip_broken True"),
+        ("torn", "train", "3, 7", "fix or remove them", "--data.skip_broken True"),
         "training",
         prepared.images("torn", [0, 1] * 20, broken=(3, 7)),
         script="",
@@ -204,7 +204,7 @@ CASES = [
     Case(
         "broken images",
         f"{FOLDER} --data.source torn",
-        ("torn", "train", "3, 7", "mend or remove them"),
+        ("torn", "train", "3, 7", "fix or remove them"),
         "training",
         prepared.images("torn", [0, 1] * 20, broken=(3, 7)),
     ),

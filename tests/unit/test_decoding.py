@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import ClassLabel, DatasetDict, Value
-from read_sources import arrays, both, encoded, in_memory, sentence, split_of
 from PIL import Image
+from read_sources import arrays, both, encoded, in_memory, sentence, split_of
 
 from resnet_cifar.data.decoding import ArrayFile, format_indices
 
@@ -93,7 +93,7 @@ def test_a_label_without_a_class_is_named_by_split_and_index(
     feature: Any, train: list[Any], test: list[Any], where: str, four: list[Any]
 ) -> None:
     text = sentence(both(split_of(four, label=(feature, train)), split_of(four, label=(feature, test))))
-    assert f"none of the {3 if feature is ABC else 2} classes {where}" in text
+    assert f"the {3 if feature is ABC else 2} classes {where}" in text
 
 
 def test_pictures_of_one_size_stay_as_they_are_and_others_are_brought_to_one(four: list[Any]) -> None:

@@ -100,7 +100,7 @@ def test_splits_of_other_names_can_be_named(four: list[Any]) -> None:
     assert sentence(loaded, splits=SplitNames(train="fold4")) == (
         "data.splits.train 'fold4' is not one of the splits ['fold1', 'fold2', 'fold3'] of data.source 'x/y'"
     )
-    assert "trained on too" in sentence(loaded, splits=SplitNames(train="fold1", test="fold1"))
+    assert "is also the training split" in sentence(loaded, splits=SplitNames(train="fold1", test="fold1"))
 
 
 def test_a_missing_label_column_is_answered_with_the_columns_there_are(four: list[Any]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from read_sources import arrays, encoded
 from PIL import Image
+from read_sources import arrays, encoded
 from torchvision.transforms import v2
 
 from resnet_cifar.data.sources.image_io import UndecodableImage, to_rgb

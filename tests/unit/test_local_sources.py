@@ -1,4 +1,4 @@
-"""data/sources/image_folder.py and npz.py: folders of pictures and files of arrays become what the hub's layout would."""
+"""data/sources/image_folder.py and npz.py: folders of images and .npz files give the same data as the hub's layout."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, DatasetDict
 from datasets import load_dataset as load
-from read_sources import Arrays, arrays, both, encoded, in_memory, read, sentence, split_of
 from PIL import Image
+from read_sources import Arrays, arrays, both, encoded, in_memory, read, sentence, split_of
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Columns, Data, SplitNames

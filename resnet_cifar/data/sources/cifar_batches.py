@@ -103,7 +103,7 @@ def _read_files(data: Data) -> tuple[_Set, dict[str, bytes]]:
     locations = _locations(source) if source.is_dir() else [source]
     if len(locations) > 1:
         raise UserError(
-            f"data.source {data.source!r} contains {' and '.join(location.name for location in locations)}: name one of them"
+            f"data.source {data.source!r} contains {' and '.join(location.name for location in locations)}: name one"
         )
     if locations[0].is_dir():
         kind = _identify({path.name for path in locations[0].iterdir()}, data)
@@ -129,8 +129,8 @@ def _identify(names: set[str], data: Data) -> _Set:
             continue
         return kind
     raise UserError(
-        f"data.source {data.source!r} contains no pickles of CIFAR-10 or CIFAR-100 (data_batch_1, ... or train, test and "
-        "meta): unpack it, and name its folder"
+        f"data.source {data.source!r} contains no pickles of CIFAR-10 or CIFAR-100 (data_batch_1, ... or train, test "
+        "and meta): unpack it, and name its folder"
     )
 
 

@@ -17,7 +17,7 @@ _LABELS = ("label", "labels", "class", "target", "category")
 
 
 def source_data(loaded: DatasetDict, data: Data) -> SourceData:
-    """The training split of `loaded` and, if one has labels, its test split. Raises UserError, naming what is missing."""
+    """The training split of `loaded` and, if one has labels, its test split. Raises UserError."""
     train_name, candidates = choose_splits(loaded, data)
     train = loaded[train_name]
     image, label = _image_column(train, data), _label_column(train, data)

@@ -148,8 +148,8 @@ def _http_error() -> type[Exception]:
 
 def _unknown(source: str) -> UserError:
     return UserError(
-        f"data.source {source!r} is not a data set on the hub that you can read: check OWNER/NAME, or run `hf auth login` "
-        "if it is private or gated"
+        f"data.source {source!r} is not a data set on the hub that you can read: check OWNER/NAME, or run `hf auth "
+        "login` if it is private or gated"
     )
 
 

@@ -1,7 +1,7 @@
 """The layout of Kaggle's CIFAR-10 competition: `train/1.png`, ..., and trainLabels.csv with the columns id and label.
 
-Either a folder of these, where train.7z or train.zip may replace train/; or an archive of these, which may contain such an
-archive itself; or train.7z with trainLabels.csv next to it. Images in test/ have no labels and are not read.
+Either a folder of these, where train.7z or train.zip may replace train/; or an archive of these, which may contain such
+an archive itself; or train.7z with trainLabels.csv next to it. Images in test/ have no labels and are not read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hor
 
 
 def recognizes(folder: Path) -> bool:
-    """Whether the folder has a table of labels next to train/ or an archive of it; train/ must not hold class folders."""
+    """Whether the folder has labels next to train/ or an archive of it; a train/ of class folders does not count."""
     if not (folder / _TABLE).is_file():  # reading train.7z then reports the missing table
         return (folder / "train.7z").is_file() and not (folder / "train").is_dir()
     inside = list((folder / "train").iterdir()) if (folder / "train").is_dir() else []

@@ -8,7 +8,7 @@ from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
 from resnet_cifar.data.sources.base import SourceData, file_stamps
 from resnet_cifar.data.sources.hf_columns import source_data
-from resnet_cifar.data.sources.hf_hub import check_disk_space, check_configuration
+from resnet_cifar.data.sources.hf_hub import check_configuration, check_disk_space
 
 FIELDS = ("config_name", "splits", "columns")
 

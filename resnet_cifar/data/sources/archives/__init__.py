@@ -1,8 +1,8 @@
 """Members of a .tar.gz, .zip or .7z file, read without unpacking it.
 
 The members that are needed are extracted to one anonymous file, which the system deletes with the process, however that
-ends. Paths outside the archive, links, devices, duplicate names, encryption, damage and zip bombs are refused, each in one
-sentence.
+ends. Paths outside the archive, links, devices, duplicate names, encryption, damage and zip bombs are refused, each in
+one sentence.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Archive:
         wanted = {name: self._members[name] for name in names}
         if large := next((name for name, member in wanted.items() if member.size > largest), None):
             raise UserError(
-                f"{self.where} holds {large!r} of {_in_gib(wanted[large].size)}, too large for an image or a table: unpack the archive"
+                f"{self.where} holds {large!r} of {_in_gib(wanted[large].size)}, too large for an image or table: unpack "
+                "the archive"
             )
         spool = MemberSpool()
         with contextlib.ExitStack() as on_error:
