@@ -3,7 +3,7 @@
 NumPy's Philox counts blocks of four 64-bit words, so row i of a table has a fixed position in the stream and any rank
 can generate just its own rows. Only raw words are used: their stream is fixed by the algorithm (Salmon et al. 2011),
 while NumPy's distributions may change between versions. Purposes: init, order, augment, flip, dropout, split, data,
-tune. """
+tune."""
 
 import hashlib
 

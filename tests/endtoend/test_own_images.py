@@ -58,7 +58,7 @@ def recipe_of(folder: Path, **words: str) -> Recipe:
     return read_recipe("debug", {**WORDS, "data.source": str(folder), **words})
 
 
-def test_a_broken_picture_is_named_and_left_out_and_the_rest_trains(
+def test_a_broken_image_is_named_and_skipped_and_the_rest_is_trained_on(
     folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
     with pytest.raises(UserError, match=r"train 60 \(green/holiday\.jpg\).*--data\.skip_broken True"):
@@ -84,7 +84,7 @@ def test_a_broken_picture_is_named_and_left_out_and_the_rest_trains(
     assert_same_run("host", "device")
 
 
-def test_three_commands_lead_from_a_folder_to_labelled_pictures(folder: Path, run: Run) -> None:
+def test_three_commands_lead_from_a_folder_to_classified_images(folder: Path, run: Run) -> None:
     """The README's, with a model that fits a test; one of the pictures to label is none."""
     small = ["--recipe", "debug", "--track.trackers", "none", "--track.report", "False", "--data.limit", 0]
     small += [word for name in ("model.name", "data.image_size") for word in (f"--{name}", WORDS[name])]
@@ -107,7 +107,7 @@ def test_three_commands_lead_from_a_folder_to_labelled_pictures(folder: Path, ru
     assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4) for row in rows if "label" in row)
 
 
-def test_a_folder_that_has_moved_is_not_taken_for_new_pictures(folder: Path, fresh_accelerator: None) -> None:
+def test_a_moved_folder_is_recognized_as_the_same_images(folder: Path, fresh_accelerator: None) -> None:
     """Its class folders have no test split: of the same images the same tenth is scored, of others all are."""
     train(TrainOptions(recipe="debug", run="run"), recipe_of(folder, **{"data.skip_broken": "True"}))
     shutil.copytree(folder, "elsewhere")
@@ -123,7 +123,7 @@ def test_a_folder_that_has_moved_is_not_taken_for_new_pictures(folder: Path, fre
     assert json.loads(moved.read_text())["accuracy"] == own["accuracy"]
 
 
-def test_a_checkpoint_between_two_scores_has_its_norms_estimated(folder: Path, fresh_accelerator: None) -> None:
+def test_a_checkpoint_between_two_evaluations_gets_precise_bn(folder: Path, fresh_accelerator: None) -> None:
     """It is scored as the same step is in a run that scores every step."""
     words = {
         "data.skip_broken": "True",

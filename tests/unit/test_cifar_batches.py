@@ -74,7 +74,7 @@ def test_torchvision_reads_the_same(folder: Path, monkeypatch: pytest.MonkeyPatc
         assert ours.classes == tuple(theirs.classes)
 
 
-def test_the_published_files_come_in_the_order_of_their_archive_and_damage_is_noticed(
+def test_published_files_have_the_order_of_their_archive_and_damage_is_detected(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the hub's copy has them, which was read from that archive: batches 4, 3, 2, 5 and 1."""
@@ -97,7 +97,7 @@ def test_the_published_files_come_in_the_order_of_their_archive_and_damage_is_no
     assert "download it again from https://" in sentence(folder)
 
 
-def test_cifar_100_has_fine_labels_and_coarse_ones_if_asked(tmp_path: Path) -> None:
+def test_cifar_100_has_fine_labels_or_coarse_ones_on_request(tmp_path: Path) -> None:
     root = tmp_path / "cifar-100-python"
     root.mkdir()
     for name, (images, labels) in (("train", TRAIN), ("test", TEST)):
@@ -143,14 +143,14 @@ def test_labels_may_be_numpys(folder: Path) -> None:
         ({"data": np.array([None])}, "an array has the type |O8, not integers"),  # objects
     ],
 )
-def test_batches_that_cannot_be_used_are_a_mistake(changed: dict[str, Any], said: str, folder: Path) -> None:
+def test_unusable_batches_are_refused(changed: dict[str, Any], said: str, folder: Path) -> None:
     batch = {**unpickle((folder / "test_batch").read_bytes()), **changed}
     content = {key: value for key, value in batch.items() if value is not None}
     (folder / "test_batch").write_bytes(pickle.dumps(content))
     assert said in sentence(folder)
 
 
-def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
+def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     (folder / "data_batch_3").unlink()
     (folder / "test_batch").unlink()
     assert "lacks data_batch_3, test_batch of CIFAR10: download it again" in sentence(folder)
@@ -174,7 +174,7 @@ class Runs:
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_a_pickle_that_calls_something_is_refused_and_nothing_is_called(
+def test_a_pickle_that_calls_a_function_is_refused_and_nothing_is_called(
     protocol: int, folder: Path, tmp_path: Path
 ) -> None:
     prey = tmp_path / "called"
@@ -212,7 +212,7 @@ def test_a_pickle_that_calls_something_is_refused_and_nothing_is_called(
         b"",
     ],
 )
-def test_hostile_and_broken_pickles_are_a_mistake(content: bytes, folder: Path) -> None:
+def test_hostile_and_broken_pickles_are_refused(content: bytes, folder: Path) -> None:
     """They change nothing, and take no more memory than their length."""
     (folder / "data_batch_1").write_bytes(content)
     tracemalloc.start()
@@ -225,7 +225,7 @@ def test_hostile_and_broken_pickles_are_a_mistake(content: bytes, folder: Path) 
     assert not hasattr(unpickler.find_class("_codecs", "encode"), "changed")
 
 
-def test_damage_anywhere_is_told_in_a_sentence(folder: Path) -> None:
+def test_damage_anywhere_is_reported_in_one_sentence(folder: Path) -> None:
     """A byte changed, or the end missing; a changed pixel cannot be told in files that nobody has published."""
     whole = (folder / "data_batch_1").read_bytes()
     for place in np.random.default_rng(1).integers(0, len(whole), 20).tolist() + list(range(0, 60, 3)):

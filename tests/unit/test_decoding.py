@@ -31,7 +31,7 @@ def four() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("labels", [(ABC, [0, 1, 2, 0]), (Value("int64"), [0, 1, 2, 0])], ids=["named", "whole"])
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_a_picture_that_does_not_decode_is_named_by_split_and_index(kind: str, labels: Any, four: list[Any]) -> None:
+def test_an_image_that_does_not_decode_is_named_by_split_and_index(kind: str, labels: Any, four: list[Any]) -> None:
     good = split_of(four, label=(ABC, [0, 1, 2, 0]))
     bad = split_of([*four[:2], UNREADABLE[kind], four[3]], label=labels)
     where = "2 (/nowhere/a.png)" if "gone" in kind else "2"
@@ -39,7 +39,7 @@ def test_a_picture_that_does_not_decode_is_named_by_split_and_index(kind: str, l
     assert sentence(both(good, bad)) == f"data.source 'x/y': 1 image does not decode (test {where})" + MEND
 
 
-def test_all_broken_pictures_and_labels_of_all_splits_are_named() -> None:
+def test_all_broken_images_and_labels_of_all_splits_are_named() -> None:
     """300 pictures are more than are decoded at a time."""
     rows = [encoded(array) for array in arrays(300)]
     labels = [row % 3 for row in range(300)]
@@ -58,7 +58,7 @@ def test_files_are_named_and_neighbours_without_one_are_a_range() -> None:
     assert format_indices({3: "", 4: "", 5: "", 9: "", 10: "a.png", 11: "b.png"}) == "3-5, 9, 10 (a.png), 11 (b.png)"
 
 
-def test_what_is_broken_is_left_out_if_asked_and_said() -> None:
+def test_broken_images_are_skipped_on_request_and_reported() -> None:
     pixels = arrays(300)
     rows, labels = [encoded(array) for array in pixels], [row % 3 for row in range(300)]
     rows[5], labels[150], labels[151] = UNREADABLE["nonsense"], -1, 7
@@ -96,7 +96,7 @@ def test_a_label_without_a_class_is_named_by_split_and_index(
     assert f"the {3 if feature is ABC else 2} classes {where}" in text
 
 
-def test_pictures_of_one_size_stay_as_they_are_and_others_are_brought_to_one(four: list[Any]) -> None:
+def test_images_of_one_size_are_kept_and_others_are_resized(four: list[Any]) -> None:
     label = (ABC, [0, 1, 2, 0])
     same = in_memory(both(split_of(four, label=label)), image_size=12)
     assert (same.decoded.size, same.decoded.side, same.decoded.remarks) == ((6, 8), 0, ())
@@ -111,7 +111,7 @@ def test_pictures_of_one_size_stay_as_they_are_and_others_are_brought_to_one(fou
         assert (asked.decoded.size, asked.decoded.side, asked.decoded.remarks) == ((10, 10), 0, ())
 
 
-def test_a_split_without_pictures_labels_or_second_class_is_refused(four: list[Any]) -> None:
+def test_a_split_without_images_labels_or_second_class_is_refused(four: list[Any]) -> None:
     good = split_of(four, label=(ABC, [0, 1, 2, 0]))
     assert "the split test is empty" in sentence(both(good, good.select([])))
     assert "the split train is empty" in sentence(both(good.select([]), good))
@@ -125,7 +125,7 @@ def test_a_split_without_pictures_labels_or_second_class_is_refused(four: list[A
     assert "no usable image in train" in sentence(both(broken, good), skip_broken=True)
 
 
-def test_each_picture_is_decoded_once(four: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_image_is_decoded_once(four: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels are read without the pictures: a set of large ones would take its time."""
     opened = 0
     original = Image.open

@@ -102,7 +102,7 @@ def test_every_split_holds_the_same_images_and_labels(folder: Path, data: dict[s
 
 @pytest.mark.parametrize("storage", ["host", "device"])
 @pytest.mark.parametrize("sizes", [[], [5], [1, 2], [7, 7, 7, 2], [30, 1] * 4])
-def test_what_is_read_ahead_comes_in_order_and_whole(sizes: list[int], storage: str, folder: Path) -> None:
+def test_prefetched_batches_arrive_complete_and_in_order(sizes: list[int], storage: str, folder: Path) -> None:
     images = load(folder, storage)[1].train
     batches = [np.random.default_rng(size).integers(0, len(images), size) for size in sizes]
     found = list(images.read(iter(batches)))
@@ -111,7 +111,7 @@ def test_what_is_read_ahead_comes_in_order_and_whole(sizes: list[int], storage: 
         assert torch.equal(pixels, images.gather(rows))
 
 
-def test_batches_are_asked_for_before_they_are_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_prefetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     ask = ImageDataset.prefetch
     monkeypatch.setattr(ImageDataset, "prefetch", lambda self, rows: asked.append(len(rows)) or ask(self, rows))
@@ -126,7 +126,7 @@ def test_batches_are_asked_for_before_they_are_needed(folder: Path, monkeypatch:
     assert asked == [16, 16]
 
 
-def test_what_cannot_be_read_is_said_where_it_is_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_errors_are_raised_by_the_consumer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = load(folder, "host")[1].train
     assert len(images.gather(np.arange(3))) == 3
     monkeypatch.setattr(

@@ -82,7 +82,7 @@ def files(*roots: Path) -> set[Path]:
 
 @pytest.mark.real_data
 @pytest.mark.proof_only
-def test_all_60000_real_images_come_the_same_through_every_door(real_data: Path, tmp_path: Path, cache: Path) -> None:
+def test_all_60000_real_images_are_the_same_from_every_source(real_data: Path, tmp_path: Path, cache: Path) -> None:
     """An hour's quarter, most of which packs the .7z archives."""
     found = read(real_data)
     train, test = ((found.images[role], found.labels[role]) for role in ("train", "test"))
@@ -101,7 +101,7 @@ def test_all_60000_real_images_come_the_same_through_every_door(real_data: Path,
 
 @pytest.mark.parametrize("numbers", [False, True], ids=["names", "numbers"])
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_gives_the_hubs_entry_and_leaves_nothing(
+def test_every_form_gives_the_same_entry_as_the_hub_and_leaves_no_files(
     form: str, numbers: bool, tmp_path: Path, cache: Path, fingerprint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """23 pictures: 10 comes after 9 and not after 1; those in test/ do not decode and must not be tried."""
@@ -158,7 +158,7 @@ def test_archives_hold_what_other_systems_leave_in_them(
     assert fingerprint_of(layouts.zipped(work / "b.zip", competition)) == fingerprint
 
 
-def test_an_archive_of_pictures_alone_has_its_labels_beside_it(unpacked: Path, work: Path) -> None:
+def test_an_archive_of_images_only_uses_the_labels_next_to_it(unpacked: Path, work: Path) -> None:
     shutil.copy(unpacked / "trainLabels.csv", work)
     for name, pack in (("train.zip", layouts.zipped), ("train.7z", layouts.seven_zipped)):
         assert read(pack(work / name, unpacked / "train")).labels["train"].tolist() == LABELS.tolist()
@@ -170,12 +170,12 @@ def test_an_archive_of_pictures_alone_has_its_labels_beside_it(unpacked: Path, w
         assert said in sentence(source)
 
 
-def test_unpacked_pictures_are_taken_before_their_archive(unpacked: Path) -> None:
+def test_unpacked_images_take_precedence_over_their_archive(unpacked: Path) -> None:
     (unpacked / "train.7z").write_bytes(b"not looked at")
     assert len(read(unpacked).labels["train"]) == 23
 
 
-def test_pictures_may_be_links_in_a_folder(unpacked: Path, work: Path) -> None:
+def test_images_in_a_folder_may_be_links(unpacked: Path, work: Path) -> None:
     """As in a folder of class folders; a link that leads nowhere is a picture that does not decode."""
     (unpacked / "train" / "3.png").rename(work / "elsewhere.png")
     (unpacked / "train" / "3.png").symlink_to(work / "elsewhere.png")
@@ -185,7 +185,7 @@ def test_pictures_may_be_links_in_a_folder(unpacked: Path, work: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["folder", "zip", "7z", "download"])
-def test_broken_and_unlabelled_pictures_are_named_by_their_files(form: str, unpacked: Path, work: Path) -> None:
+def test_broken_and_unlabeled_images_are_named_by_their_files(form: str, unpacked: Path, work: Path) -> None:
     (unpacked / "train" / "4.png").write_bytes(b"no picture")
     (unpacked / "train" / "6.png").write_bytes(b"")
     rows = (unpacked / "trainLabels.csv").read_text().splitlines()
@@ -205,7 +205,7 @@ def test_broken_and_unlabelled_pictures_are_named_by_their_files(form: str, unpa
 
 
 @pytest.mark.parametrize("form", ["folder", "zip", "7z"])
-def test_labels_without_pictures_are_named(form: str, unpacked: Path, work: Path) -> None:
+def test_labels_without_images_are_named(form: str, unpacked: Path, work: Path) -> None:
     for number in (3, 10, 11, 12):
         (unpacked / "train" / f"{number}.png").unlink()
     source = FORMS[form](unpacked, work)
@@ -231,7 +231,7 @@ def test_labels_without_pictures_are_named(form: str, unpacked: Path, work: Path
         ("id,label\n" + "".join(f"{number},cat\n" for number in range(1, 24)), "images of one class only, 'cat'"),
     ],
 )
-def test_a_table_that_cannot_be_used_is_a_mistake(rows: str, said: str, unpacked: Path) -> None:
+def test_an_unusable_table_is_refused(rows: str, said: str, unpacked: Path) -> None:
     table(unpacked, rows)
     assert said in sentence(unpacked)
 
@@ -271,7 +271,7 @@ def test_numbers_of_other_sets_are_names(tmp_path: Path) -> None:
     assert read(few).classes == tuple("012345678")
 
 
-def test_other_folders_are_not_taken_for_it(unpacked: Path) -> None:
+def test_other_folders_are_not_recognized_as_kaggle(unpacked: Path) -> None:
     assert find_source(str(unpacked)) is kaggle
     (unpacked / "train" / "cats").mkdir()
     for path in (unpacked / "train").glob("*.png"):
