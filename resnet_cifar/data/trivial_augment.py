@@ -2,8 +2,8 @@
 
 All images of a batch go through the same three stages: an affine matrix, a lookup table of 256 levels, and a blend;
 stages that are not part of an image's operation get neutral parameters. Equal to torchvision's `TrivialAugmentWide` on
-CPU tensors (nearest, black fill), including its truncations, and the same on every device: sines are computed on the host;
-the rest is integer arithmetic, or rounded after each operation.
+CPU tensors (nearest, black fill), including its truncations, and the same on every device: sines are computed on the
+host; the rest is integer arithmetic, or rounded after each operation.
 """
 
 import math

@@ -45,8 +45,8 @@ class Archive:
         wanted = {name: self._members[name] for name in names}
         if large := next((name for name, member in wanted.items() if member.size > largest), None):
             raise UserError(
-                f"{self.where} holds {large!r} of {_in_gib(wanted[large].size)}, too large for an image or table: unpack "
-                "the archive"
+                f"{self.where} holds {large!r} of {_in_gib(wanted[large].size)}, too large for an image or table: "
+                "unpack the archive"
             )
         spool = MemberSpool()
         with contextlib.ExitStack() as on_error:
