@@ -26,34 +26,34 @@ def read_json(file: Path) -> dict[str, Any] | None:
     except ValueError:
         values = None
     if not isinstance(values, dict):
-        raise UserError(
-            f"{file} is damaged, it is not the JSON that was written: remove it, or start over with --restart"
-        )
+        raise UserError(f"{file} is damaged, it is not valid JSON: remove it, or start over with --restart")
     return values
 
 
 @contextlib.contextmanager
-def atomic_write(file: Path, before_rename: Callable[[], None] = lambda: None) -> Iterator[Path]:
-    """Yields a path beside `file` to write to; it is then flushed and renamed, so readers see the old or the new file.
+def atomic_write(file: Path, flush: bool = True, before_rename: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """Yields a temporary path beside `file` to write to; it replaces `file` at the end, or is deleted on an error.
 
-    `before_rename` is called in between, and may refuse by raising.
+    `flush`: the content and then the name reach the disk before this returns. `before_rename` may refuse by raising.
     """
-    aside = file.with_name(f"{file.name}.writing-{secrets.token_hex(4)}")  # two processes may write at the same time
+    temporary = file.with_name(f"{file.name}.writing-{secrets.token_hex(4)}")  # unique: others may write the same file
     try:
-        yield aside
-        fsync_path(aside)
+        yield temporary
+        if flush:
+            fsync_path(temporary)
         before_rename()
-        aside.replace(file)
-        fsync_path(file.parent)
+        temporary.replace(file)
+        if flush:
+            fsync_path(file.parent)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def write_json(file: Path, values: dict[str, Any]) -> None:
     """Writes the object atomically."""
-    with atomic_write(file) as aside:
-        aside.write_text(json.dumps(values, indent=1) + "\n")
+    with atomic_write(file) as temporary:
+        temporary.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def fsync_path(path: Path) -> None:

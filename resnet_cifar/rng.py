@@ -1,20 +1,20 @@
-"""Randomness as a function of (seed, purpose, numbers): no generator has a state, so none is saved or restored.
+"""Counter-based random numbers: functions of (seed, purpose, numbers), so there is no generator state to save.
 
-NumPy's Philox counts blocks of four 64-bit words, so row i of a table lies at a fixed place of the stream and any rank
-can make just its own rows. Only raw words are used: their stream is fixed by the algorithm (Salmon et al. 2011), while
-NumPy's distributions may change between versions. Purposes: init, order, augment, flip, dropout, split, data, tune.
-"""
+NumPy's Philox counts blocks of four 64-bit words, so row i of a table has a fixed position in the stream and any rank
+can generate just its own rows. Only raw words are used: their stream is fixed by the algorithm (Salmon et al. 2011),
+while NumPy's distributions may change between versions. Purposes: init, order, augment, flip, dropout, split, data,
+tune."""
 
 import hashlib
 
 import numpy as np
 
-COLUMNS = 32  # uniforms of one row; more than are used, so that a new augmentation does not move the others' draws
+COLUMNS = 32  # uniforms per row; more than are used, so that a new augmentation does not change the numbers of others
 _WORDS_PER_BLOCK = 4
 
 
 def words(seed: int, purpose: str, *numbers: int, start: int = 0, count: int) -> np.ndarray:
-    """`count` uint64 words of the stream (seed, purpose, numbers), from word `start` (a multiple of four) on."""
+    """`count` uint64 words of the stream (seed, purpose, numbers), starting at word `start` (a multiple of four)."""
     assert start % _WORDS_PER_BLOCK == 0, start
     name = repr((seed, purpose, *numbers)).encode()
     key = np.frombuffer(hashlib.blake2b(name, digest_size=16).digest(), dtype="<u8")
@@ -33,14 +33,14 @@ def row_uniforms(seed: int, purpose: str, step: int, rows: slice) -> np.ndarray:
 
 
 def dropout_masks(seed: int, purpose: str, step: int, rows: slice, units: int, dropped: float) -> np.ndarray:
-    """Dropout's masks of rows `rows` of step `step`: bool [n, units], each False with probability `dropped`.
+    """Dropout masks of rows `rows` of step `step`: bool [n, units], each False with probability `dropped`.
 
-    A unit takes 32 bits, which is as fine as a float32 can tell: masks are wide.
+    A unit uses 32 bits, the resolution of a float32, as masks are wide.
     """
-    each = -(-units // (2 * _WORDS_PER_BLOCK)) * _WORDS_PER_BLOCK  # a row's words, in whole blocks
+    words_per_row = -(-units // (2 * _WORDS_PER_BLOCK)) * _WORDS_PER_BLOCK  # words per row, in whole blocks
     count = rows.stop - rows.start
-    drawn = words(seed, purpose, step, start=rows.start * each, count=count * each)
-    halves = drawn.astype("<u8", copy=False).view("<u4").reshape(count, 2 * each)[:, :units]
+    drawn = words(seed, purpose, step, start=rows.start * words_per_row, count=count * words_per_row)
+    halves = drawn.astype("<u8", copy=False).view("<u4").reshape(count, 2 * words_per_row)[:, :units]
     return halves >= np.uint32(min(round(dropped * 2**32), 2**32 - 1))
 
 
@@ -50,17 +50,17 @@ def permutation(seed: int, purpose: str, number: int, size: int) -> np.ndarray:
 
 
 def bits(seed: int, purpose: str, size: int) -> np.ndarray:
-    """A fair coin for each of `size` things, uint8 [size] of 0 and 1."""
+    """`size` fair coin flips, uint8 [size] of 0 and 1."""
     return (words(seed, purpose, count=size) >> np.uint64(63)).astype(np.uint8)
 
 
 def torch_seed(seed: int, purpose: str, *numbers: int) -> int:
-    """A seed for torch's CPU generator, which keeps 32 bits of it."""
+    """A seed for torch's CPU generator, which uses 32 bits of it."""
     return int(words(seed, purpose, *numbers, count=1)[0] >> np.uint64(32))
 
 
 def beta(uniform: np.ndarray, alpha: float) -> np.ndarray:
-    """Beta(alpha, alpha) through its inverse, the same shape as `uniform`; ones where alpha is 0 (nothing is mixed)."""
+    """Beta(alpha, alpha) by its inverse CDF, of the shape of `uniform`; ones if alpha is 0 (nothing is mixed)."""
     if alpha in (0, 1):
         return uniform if alpha else np.ones_like(uniform)
     from scipy.special import betaincinv  # takes half a second to import

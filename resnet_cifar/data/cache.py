@@ -1,7 +1,7 @@
 """The cache of decoded data sets: one directory per entry, with .npy files and meta.json, which holds their checksums.
 
-An entry is built in a directory of its own and renamed into place, so no lock is needed: the loser of a race deletes its
-copy. The modification time of the directory is when the entry was last used, that of its files when it was created.
+An entry is built in a directory of its own and renamed into place, so no lock is needed: the loser of a race deletes
+its copy. The modification time of the directory is when the entry was last used, that of its files when it was created.
 """
 
 from __future__ import annotations

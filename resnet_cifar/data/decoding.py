@@ -1,4 +1,4 @@
-"""The pictures of a source become arrays in files, a chunk at a time, so that memory bounds no data set."""
+"""Decodes the images of a source into .npy files, a chunk at a time, so that data sets may exceed the memory."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from resnet_cifar.data.cache import write_errors
 from resnet_cifar.data.sources import image_io
 from resnet_cifar.data.sources.base import SourceData, Split
 
-_CHUNK = 128  # pictures decoded at a time
+_CHUNK = 128  # images decoded at a time
 
-Named = dict[int, str]  # index of a picture -> its file, where that is known
+Files = dict[int, str]  # index of an image -> its file, or "" if unknown
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """`images`: how many each file holds, all of `size` (height, width); `side`: what pictures of several sizes were
-    brought to, or 0; `left_out`: indices of each split's pictures that are not in its file; `remarks`: for a person.
+    """`images`: number of images in each file, all of `size` (height, width); `side`: what images of several sizes were
+    resized to, or 0; `left_out`: indices of each split's images that were skipped; `remarks`: shown to the user.
     """
 
     images: dict[str, int]
@@ -36,57 +36,56 @@ class Decoded:
 
 
 class _SeveralSizes(Exception):
-    """Not all pictures have the same size."""
+    """The images do not all have the same size."""
 
 
 def decode(contents: SourceData, data: Data, folder: Path) -> Decoded:
     """Writes ROLE-images.npy, uint8 [n, height, width, 3], and ROLE-labels.npy, int64 [n], for `train` and `test`.
 
-    Raises UserError where a split is empty or has no labels; where pictures do not decode or labels are none of the
-    classes, naming every one of them; and where a single class is left.
+    Raises UserError if a split is empty or has no labels; if images do not decode or labels are out of range, naming
+    every one of them; and if there is only one class.
     """
     splits = {"train": contents.train, **({"test": contents.test} if contents.test else {})}
     classes = len(contents.classes)
-    unlabelled = {role: dict.fromkeys(_unlabelled(split, classes, data), "") for role, split in splits.items()}
+    unlabeled = {role: dict.fromkeys(_unlabeled(split, classes, data), "") for role, split in splits.items()}
     try:
-        side, (broken, size) = 0, _write_images(splits, unlabelled, data.decode_size, folder, data)
+        side, (broken, size) = 0, _write_images(splits, unlabeled, data.decode_size, folder, data)
     except _SeveralSizes:
-        side, (broken, size) = data.image_size, _write_images(splits, unlabelled, data.image_size, folder, data)
+        side, (broken, size) = data.image_size, _write_images(splits, unlabeled, data.image_size, folder, data)
     for role, split in splits.items():
         if len(broken[role]) == len(split.images):
             raise UserError(
                 f"data.source {data.source!r}: no image of {split.name} decodes: an image column can be named with "
                 "--data.columns.image"
             )
-    problems = _problems(splits, broken, unlabelled, classes)
+    problems = _problems(splits, broken, unlabeled, classes)
     if problems and not data.skip_broken:
         raise UserError(
-            f"data.source {data.source!r}: {problems}; mend or remove them, or leave them out with "
-            "--data.skip_broken True"
+            f"data.source {data.source!r}: {problems}; fix or remove them, or skip them with --data.skip_broken True"
         )
-    left_out = {role: sorted({*broken[role], *unlabelled[role]}) for role in splits}
+    left_out = {role: sorted({*broken[role], *unlabeled[role]}) for role in splits}
     images = {}
     for role, split in splits.items():
         labels = np.delete(split.labels, left_out[role])
         if not len(labels):
-            raise UserError(f"data.source {data.source!r}: nothing is left of {split.name}, {problems}: mend them")
+            raise UserError(f"data.source {data.source!r}: no usable image in {split.name}, {problems}: fix them")
         if role == "train" and len(np.unique(labels)) == 1:
             raise UserError(
-                f"data.source {data.source!r} has images of one class only, {contents.classes[labels[0]]!r}: take one "
-                "of two classes or more; a label column can be named with --data.columns.label"
+                f"data.source {data.source!r} has images of one class only, {contents.classes[labels[0]]!r}: use one "
+                "with two classes or more; a label column can be named with --data.columns.label"
             )
         images[role] = len(labels)
         with write_errors():
             np.save(folder / f"{role}-labels.npy", labels)
-    sizes = f"images of several sizes: the shortest side is resized to {side} and the centre kept (data.decode_size)"
-    left = f"left out (data.skip_broken): {problems}"
-    remarks = (contents.remark, sizes if side else "", left if problems else "")
+    sizes = f"images of several sizes: the shortest side is resized to {side} and the center cropped (data.decode_size)"
+    skipped = f"skipped (data.skip_broken): {problems}"
+    remarks = (contents.remark, sizes if side else "", skipped if problems else "")
     left_out = {role: rows for role, rows in left_out.items() if rows}
     return Decoded(images, size, side, left_out, tuple(filter(None, remarks)))
 
 
 class ArrayFile:
-    """An .npy file that grows by rows: byte for byte what numpy.save writes of all of them. Raises UserError."""
+    """An .npy file written in parts, byte for byte as numpy.save writes the whole array. Raises UserError."""
 
     def __init__(self, path: Path) -> None:
         self._rows, self._layout = 0, None
@@ -94,7 +93,7 @@ class ArrayFile:
             self._file = path.open("wb")
 
     def append(self, rows: np.ndarray) -> None:
-        """Rows of one shape and type, [n, ...]."""
+        """Appends rows [n, ...], always of the same shape and dtype."""
         with write_errors():
             if self._layout is None:
                 self._layout = np.lib.format.dtype_to_descr(rows.dtype), rows.shape[1:]
@@ -103,7 +102,7 @@ class ArrayFile:
         self._rows += len(rows)
 
     def close(self) -> None:
-        """Writes into the header how many rows there are; numpy leaves room for that number."""
+        """Writes the number of rows into the header, where NumPy leaves room for it."""
         with write_errors():
             if self._layout is not None:
                 self._file.seek(0)
@@ -116,8 +115,8 @@ class ArrayFile:
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
-def _unlabelled(split: Split, classes: int, data: Data) -> list[int]:
-    """The pictures whose label is none of the classes."""
+def _unlabeled(split: Split, classes: int, data: Data) -> list[int]:
+    """The images whose label is not one of the classes."""
     if not len(split.labels):
         raise UserError(f"data.source {data.source!r}: the split {split.name} is empty: name another in data.splits")
     rows = np.flatnonzero((split.labels < 0) | (split.labels >= classes)).tolist()
@@ -130,68 +129,70 @@ def _unlabelled(split: Split, classes: int, data: Data) -> list[int]:
 
 
 def _write_images(
-    splits: dict[str, Split], unlabelled: dict[str, Named], side: int, folder: Path, data: Data
-) -> tuple[dict[str, Named], tuple[int, int]]:
-    """Decodes every picture and writes those that can be used; returns the ones that do not decode, and the size.
+    splits: dict[str, Split], unlabeled: dict[str, Files], side: int, folder: Path, data: Data
+) -> tuple[dict[str, Files], tuple[int, int]]:
+    """Decodes every image and writes the usable ones; returns those that do not decode, and the size of the images.
 
-    Fills in the files of those that are `unlabelled`.
+    Fills in the files of those that are `unlabeled`.
     """
-    broken: dict[str, Named] = {role: {} for role in splits}
+    broken: dict[str, Files] = {role: {} for role in splits}
     shapes: set[tuple[int, ...]] = set()
-    with ThreadPoolExecutor() as threads:  # Pillow decodes outside the interpreter's lock
+    with ThreadPoolExecutor() as threads:  # Pillow releases the GIL
         for role, split in splits.items():
             with contextlib.closing(ArrayFile(folder / f"{role}-images.npy")) as file:
                 for start in range(0, len(split.images), _CHUNK):
                     encoded = split.images[start : start + _CHUNK]
-                    decoded = threads.map(_rgb, encoded, itertools.repeat(side))
-                    kept = []
-                    for row, (picture, image) in enumerate(zip(encoded, decoded, strict=True), start=start):
-                        if row in unlabelled[role]:
-                            unlabelled[role][row] = _file(picture, data)
+                    decoded = threads.map(_decode_image, encoded, itertools.repeat(side))
+                    usable = []
+                    for row, (source, image) in enumerate(zip(encoded, decoded, strict=True), start=start):
+                        if row in unlabeled[role]:
+                            unlabeled[role][row] = _file(source, data)
                         if image is None:
-                            broken[role][row] = _file(picture, data)
-                        elif row not in unlabelled[role]:
-                            kept.append(image)
-                    shapes |= {image.shape for image in kept}
+                            broken[role][row] = _file(source, data)
+                        elif row not in unlabeled[role]:
+                            usable.append(image)
+                    shapes |= {image.shape for image in usable}
                     if len(shapes) > 1:
                         raise _SeveralSizes
-                    if kept:
-                        file.append(np.stack(kept))
+                    if usable:
+                        file.append(np.stack(usable))
     return broken, min(shapes, default=(0, 0, 3))[:2]
 
 
-def _rgb(picture: Any, side: int) -> np.ndarray | None:
+def _decode_image(image: Any, side: int) -> np.ndarray | None:
     try:
-        return image_io.to_rgb(picture, side)
+        return image_io.to_rgb(image, side)
     except image_io.UndecodableImage:
         return None
 
 
-def _file(picture: Any, data: Data) -> str:
-    """The picture's file, as seen from the source's folder."""
-    file = Path(image_io.source_file(picture))
+def _file(image: Any, data: Data) -> str:
+    """The image's file, relative to the source."""
+    file = Path(image_io.source_file(image))
     root = Path(data.source).expanduser()
     return "" if file == Path() else str(file.relative_to(root) if file.is_relative_to(root) else file)
 
 
-def _problems(splits: dict[str, Split], broken: dict[str, Named], unlabelled: dict[str, Named], classes: int) -> str:
-    """All that is wrong with a source's pictures, as half a sentence, or nothing."""
+def _problems(splits: dict[str, Split], broken: dict[str, Files], unlabeled: dict[str, Files], classes: int) -> str:
+    """All problems of the images of a source, as part of a sentence, or ""."""
 
-    def listed(found: dict[str, Named], one: str, many: str) -> str:
+    def describe(found: dict[str, Files], one: str, many: str) -> str:
         count = sum(map(len, found.values()))
-        where = "; ".join(f"{splits[role].name} {listing(rows)}" for role, rows in found.items() if rows)
+        where = "; ".join(f"{splits[role].name} {format_indices(rows)}" for role, rows in found.items() if rows)
         return f"{count} {one if count == 1 else many} ({where})" if count else ""
 
-    undecoded = listed(broken, "image does not decode", "images do not decode")
-    lost = listed(unlabelled, f"label is none of the {classes} classes", f"labels are none of the {classes} classes")
-    return " and ".join(filter(None, (undecoded, lost)))
+    undecoded = describe(broken, "image does not decode", "images do not decode")
+    invalid = describe(
+        unlabeled, f"label is not one of the {classes} classes", f"labels are not among the {classes} classes"
+    )
+    return " and ".join(filter(None, (undecoded, invalid)))
 
 
-def listing(found: Named) -> str:
-    """`5-7, 19 (cats/a.jpg)`: every index, neighbours without a file of their own as a range."""
-    words = []
+def format_indices(found: Files) -> str:
+    """`5-7, 19 (cats/a.jpg)`: every index; consecutive ones without a file as a range."""
+    parts = []
     for (_, file), run in itertools.groupby(enumerate(sorted(found)), lambda pair: (pair[1] - pair[0], found[pair[1]])):
         rows = [row for _, row in run]
         span = str(rows[0]) if len(rows) == 1 else f"{rows[0]}-{rows[-1]}"
-        words.append(f"{span} ({file})" if file else span)
-    return ", ".join(words)
+        parts.append(f"{span} ({file})" if file else span)
+    return ", ".join(parts)

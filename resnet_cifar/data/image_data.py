@@ -1,4 +1,4 @@
-"""Decode once, keep as uint8, and put what a recipe uses where it will be used from."""
+"""The images of a run: decoded once into the cache, divided into splits, on the device or memory-mapped."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from resnet_cifar.data.sources.registry import check_source_fields, find_source
 
 @dataclass(frozen=True)
 class ImageData:
-    """What a run works on. `fingerprint` is a digest of every decoded image and label of the source.
+    """The data of a run. `fingerprint` is a digest of every decoded image and label of the source.
 
-    `place` says where the images live and why; `remarks` are sentences on how they came to be what they are.
+    `place` describes where the images are stored and why; `remarks` are sentences on how they were decoded and split.
     """
 
     train: ImageDataset
@@ -35,15 +35,15 @@ class ImageData:
 
 
 def prepare(data: Data) -> Path:
-    """The cache entry of `data`, decoded first if it is not there, and again if it is damaged. Raises UserError."""
+    """The cache entry of `data`, decoded if it is missing or damaged. Raises UserError."""
     kind = find_source(data.source)
     check_source_fields(data, kind)
     described = f"{kind.identity(data)} {data.config_name} {data.splits} {data.columns} {data.decode_size}"
-    # An entry's name says what was done to the images, which is known only afterwards; one of these is true.
+    # The key depends on how the images were decoded, which is known only afterwards: one of these.
     sides = (0,) if data.decode_size else (0, data.image_size)
     for side in sides:
-        for is_whole in (True, False) if data.skip_broken else (True,):
-            entry = cache.entry_path(f"{described} {side} {is_whole}")
+        for complete in (True, False) if data.skip_broken else (True,):
+            entry = cache.entry_path(f"{described} {side} {complete}")
             if entry.is_dir():
                 damage = cache.find_damage(entry)
                 if damage is None:
@@ -52,7 +52,7 @@ def prepare(data: Data) -> Path:
                 print(f"the cache entry {entry} is damaged ({damage}): decoding again", file=sys.stderr, flush=True)
                 cache.discard(entry)
     print(f"decoding {data.source} once, into {cache_root()}", flush=True)
-    with cache.new_entry() as folder:  # a cache that cannot be written is told before anything is fetched
+    with cache.new_entry() as folder:  # fails before any download if the cache is not writable
         contents = kind.read(data)
         decoded = decode(contents, data, folder)
         entry = cache.entry_path(f"{described} {decoded.side} {not decoded.left_out}")
@@ -61,9 +61,9 @@ def prepare(data: Data) -> Path:
 
 
 def load(entry: Path, recipe: Recipe, device: torch.device) -> ImageData:
-    """Reads a cache entry, applies `data.limit` and the test and validation cuts, and puts the images in their place.
+    """Loads a cache entry: applies `data.limit`, splits the images, and moves them to the device if they fit.
 
-    Raises UserError where a cut leaves a class without images.
+    Raises UserError if a split lacks a class.
     """
     meta = json.loads((entry / "meta.json").read_text())
     labels = {role: np.load(entry / f"{role}-labels.npy") for role in meta["images"]}
@@ -75,23 +75,23 @@ def load(entry: Path, recipe: Recipe, device: torch.device) -> ImageData:
         "test": (tested, chosen.test),
     }
     nbytes = sum(len(rows) for _, rows in parts.values()) * int(np.prod(meta["size"])) * 3
-    place, where = choose_storage(recipe.data.storage, nbytes, device)
+    place, description = choose_storage(recipe.data.storage, nbytes, device)
 
     def images(role: str, rows: np.ndarray) -> ImageDataset:
         file, everything = entry / f"{role}-images.npy", len(rows) == len(labels[role])
         if place == "host":
-            held = MmapImages(file, rows, device)
+            stored = MmapImages(file, rows, device)
         else:
-            held = torch.from_numpy(np.load(file) if everything else np.load(file, mmap_mode="r")[rows]).to(device)
+            stored = torch.from_numpy(np.load(file) if everything else np.load(file, mmap_mode="r")[rows]).to(device)
         left_out = meta["left_out"].get(role, [])
         indices = np.delete(np.arange(len(labels[role]) + len(left_out)), left_out)
-        return ImageDataset(held, torch.from_numpy(labels[role][rows]).to(device), indices[rows])
+        return ImageDataset(stored, torch.from_numpy(labels[role][rows]).to(device), indices[rows])
 
-    cut = f"no test split: {recipe.data.test_fraction:.0%} of the images are cut off as one (data.test_fraction)"
+    cut = f"no test split: {recipe.data.test_fraction:.0%} of the images are held out as one (data.test_fraction)"
     return ImageData(
         **{name: images(*part) for name, part in parts.items()},
         classes=tuple(meta["classes"]),
         fingerprint=meta["fingerprint"],
-        place=where,
+        place=description,
         remarks=(*meta["remarks"], *([cut] if tested == "train" else [])),
     )

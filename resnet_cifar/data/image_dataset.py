@@ -1,7 +1,7 @@
-"""Where images live while they are used: in the device's memory, or in a file on this machine's disk that is mapped.
+"""Images in device memory, or memory-mapped from a file on local disk. Both give the same batches bit for bit.
 
-What is mapped is asked for before it is needed: a thread gathers the rows, into pinned memory for a GPU, and a stream
-of its own copies them there, beside the computation. Both give the same images to the bit.
+Memory-mapped images are prefetched: a thread gathers the rows, into pinned memory for a GPU, and a separate stream
+copies them to the device while it computes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import psutil
 import torch
 from torch import Tensor
 
-_AHEAD = 2  # batches asked for before they are needed
-_SHARE = 0.5  # of a device's free memory that images may take: weights and activations need the rest
+_AHEAD = 2  # batches prefetched
+_SHARE = 0.5  # of the free memory that images may use: weights and activations need the rest
 _GIB = 2**30
 
 ALL = slice(None)
@@ -29,7 +29,7 @@ ALL = slice(None)
 class MmapImages:
     """Rows `rows` (int64 [n]) of a uint8 .npy file [m, height, width, 3], read by a thread and sent to `device`.
 
-    `seconds_waited`: how long whoever asked has waited for the thread so far.
+    `seconds_waited`: total time that callers have waited for the thread.
     """
 
     def __init__(self, file: Path, rows: np.ndarray, device: torch.device) -> None:
@@ -40,7 +40,7 @@ class MmapImages:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def prefetch(self, rows: np.ndarray) -> Callable[[slice], Tensor]:
-        """Sends for images; what it returns waits for them to be on the device, and not for the device."""
+        """Starts reading images; the returned function waits until they are read, but not for the device."""
         return _PendingImages(self, self._reader.submit(self._read, self._rows[rows]))
 
     def _read(self, rows: np.ndarray) -> tuple[Tensor, torch.cuda.Event | None]:
@@ -49,7 +49,7 @@ class MmapImages:
         if self._stream is None:
             return images, None
         with torch.cuda.stream(self._stream):
-            # torch keeps the pinned memory from being used again until the copy is done.
+            # torch does not reuse the pinned memory before the copy is done.
             there = images.to(self._device, non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
@@ -71,13 +71,15 @@ class _PendingImages:
         if arrived is not None:
             computing = torch.cuda.current_stream(images.device)
             computing.wait_event(arrived)  # the device waits, not the host
-            images.record_stream(computing)  # its memory is the copying stream's, which may not take it back too early
+            images.record_stream(
+                computing
+            )  # its memory belongs to the copying stream, which must not reuse it too early
         return images[part]
 
 
 @dataclass(frozen=True)
 class PendingBatch:
-    """Images and labels on their way: `images(part)`, uint8 [n, height, width, 3], and `labels(part)`, int64 [n]."""
+    """Images and labels being read: `images(part)`, uint8 [n, height, width, 3], and `labels(part)`, int64 [n]."""
 
     images: Callable[[slice], Tensor]
     labels: Callable[[slice], Tensor]
@@ -87,7 +89,7 @@ class PendingBatch:
 class ImageDataset:
     """Images, uint8 [n, height, width, 3], on a device or mapped, and their labels, int64 [n], on the device.
 
-    `indices` (int64 [n], on the host) says which image of the source's split each one is.
+    `indices` (int64 [n], on the host) holds their positions in the split of the source.
     """
 
     images: Tensor | MmapImages
@@ -99,7 +101,7 @@ class ImageDataset:
 
     @property
     def device(self) -> torch.device:
-        """Where batches are made."""
+        """The device of the batches."""
         return self.labels.device
 
     @property
@@ -109,22 +111,22 @@ class ImageDataset:
 
     @property
     def side(self) -> int:
-        """Side of the stored images where they are squares, else 0."""
+        """Side of the stored images if they are square, else 0."""
         height, width = self.size
         return height if height == width else 0
 
     @property
     def resident_bytes(self) -> int:
-        """What the images take of the device's memory."""
+        """Bytes of the images in device memory."""
         return self.images.nbytes if isinstance(self.images, Tensor) else 0
 
     @property
     def seconds_waited(self) -> float:
-        """How long the host has waited so far for images to be read from disk."""
+        """Total time that the host has waited for images to be read from disk."""
         return self.images.seconds_waited if isinstance(self.images, MmapImages) else 0.0
 
     def prefetch(self, rows: np.ndarray) -> PendingBatch:
-        """Sends for the images `rows` (int64 [k], on the host), so that they are there when they are needed."""
+        """Starts reading the images `rows` (int64 [k], on the host)."""
         here = to_device(rows, self.device)
         resident = self.images
         images = resident.prefetch(rows) if isinstance(resident, MmapImages) else lambda part: resident[here[part]]
@@ -135,33 +137,33 @@ class ImageDataset:
         return self.prefetch(rows).images(ALL)
 
     def read(self, batches: Iterable[np.ndarray]) -> Iterator[Tensor]:
-        """The images of one batch of rows after the other, each asked for before the ones ahead of it are used."""
-        coming: deque[PendingBatch] = deque()
+        """The images of each batch of rows, with the next ones prefetched."""
+        pending: deque[PendingBatch] = deque()
         for rows in batches:
-            coming.append(self.prefetch(rows))
-            if len(coming) > _AHEAD:
-                yield coming.popleft().images(ALL)
-        while coming:
-            yield coming.popleft().images(ALL)
+            pending.append(self.prefetch(rows))
+            if len(pending) > _AHEAD:
+                yield pending.popleft().images(ALL)
+        while pending:
+            yield pending.popleft().images(ALL)
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """The array on the device; the host does not wait for the copy."""
+    """Copies the array to the device, without waiting."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def choose_storage(storage: str, nbytes: int, device: torch.device) -> tuple[str, str]:
-    """(`device` or `host`, where that is and why) for images of `nbytes` and the recipe's `data.storage`."""
+    """(`device` or `host`, a description with the reason) for images of `nbytes` and the recipe's `data.storage`."""
     if device.type == "cuda":
         free, memory = torch.cuda.mem_get_info(device)[0], "the GPU's memory"
     else:
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each holds the images
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each one loads the images
         free, memory = psutil.virtual_memory().available // processes, "memory"
     place = storage
     if storage == "auto":
         place = "device" if nbytes <= _SHARE * free else "host"
-    where = f"in {memory}" if place == "device" else "on this machine's disk, read ahead"
+    where = f"in {memory}" if place == "device" else "on local disk, prefetched"
     limit = "at most" if nbytes <= _SHARE * free else "more than"
-    why = "data.storage" if storage == place else f"{limit} half of the {free / _GIB:.1f} GiB that are free in {memory}"
+    why = "data.storage" if storage == place else f"{limit} half of the {free / _GIB:.1f} GiB free in {memory}"
     return place, f"{nbytes / _GIB:.2f} GiB {where} ({why})"

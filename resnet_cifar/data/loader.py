@@ -1,4 +1,4 @@
-"""Augmented training batches: order, random numbers, images and augmentations put together."""
+"""Augmented training batches: the sampling order, random numbers, images and augmentations combined."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class _Rows:
 
 
 def check_crop_padding(recipe: Recipe, images: ImageDataset) -> None:
-    """Raises UserError where the random crop reflects more than the images have."""
+    """Raises UserError if the padding is not smaller than the images."""
     side, padding = min(images.size), recipe.augment.crop_padding
     if padding >= side and not recipe.data.overfit_images:
-        raise UserError(f"augment.crop_padding {padding} reflects more than images of {side} pixels have: lower it")
+        raise UserError(f"augment.crop_padding {padding} must be smaller than the images of {side} pixels: lower it")
 
 
 class Loader:
-    """Batches of the rows `rows` of every global batch (a rank's share). Any step can be asked for, in any order.
+    """Batches of the rows `rows` of every global batch (a rank's share). Steps can be requested in any order.
 
-    The rows of the step after the one asked for are drawn and prefetched, so that neither the host nor the device
-    waits for them.
+    The random numbers and images of the next step are prepared and prefetched, so that neither host nor device waits
+    for them.
     """
 
     def __init__(self, recipe: Recipe, images: ImageDataset, classes: int, preprocess: Preprocess, rows: slice) -> None:
@@ -84,7 +84,7 @@ class Loader:
 
     @property
     def _mixup_probability(self) -> float:
-        """The probability that a pair is mixed by Mixup and not by CutMix."""
+        """The probability that a pair is mixed by Mixup instead of CutMix."""
         both = self.settings.mixup_alpha > 0 and self.settings.cutmix_alpha > 0
         return 0.5 if both else float(self.settings.mixup_alpha > 0)
 
@@ -102,7 +102,7 @@ class Loader:
         return inputs, targets
 
     def _shares(self, lambdas: Tensor, u: Tensor, size: int) -> Tensor:
-        """The share that each pixel of each pair keeps. lambdas [pairs], u [pairs, COLUMNS] -> as `mix` takes it."""
+        """The share that each pixel of each pair keeps, for `mix`. lambdas [pairs], u [pairs, COLUMNS]."""
         mixup = mixing.mixup_share(lambdas)
         if not self.settings.cutmix_alpha:  # no mask of the images' size is needed
             return mixup

@@ -11,7 +11,7 @@ import numpy as np
 
 from resnet_cifar import rng
 
-BN_IMAGES = 256, 2048  # bounds of the number of images that BatchNorm's statistics are estimated on
+BN_IMAGES = 256, 2048  # minimum and maximum number of images for precise BatchNorm statistics
 
 
 def sample_indices(seed: int, images: int, batch_size: int, step: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:

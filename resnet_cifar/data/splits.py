@@ -1,4 +1,4 @@
-"""Which images a run uses: `data.limit` and the validation cut, both stratified by class and drawn from the seed."""
+"""The images of a run: `data.limit` and the validation split, both stratified by class and drawn from the seed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from resnet_cifar.config.schema import Recipe
 @dataclass(frozen=True)
 class SplitIndices:
     """Sorted indices, int64: `train` and `validation` of the source's training images, `test` of its test images (of
-    its training images too where it has no test split).
+    its training images if it has no test split).
     """
 
     train: np.ndarray
@@ -25,7 +25,7 @@ class SplitIndices:
 def split_indices(
     train_labels: np.ndarray, test_labels: np.ndarray | None, classes: int, recipe: Recipe
 ) -> SplitIndices:
-    """The images of `recipe`. Raises UserError where a cut leaves a class without images."""
+    """The images of `recipe`. Raises UserError if a split lacks a class."""
     seed, data = recipe.seed, recipe.data
     if test_labels is None:
         pool, test = _cut_test(train_labels, classes, recipe)
@@ -33,36 +33,36 @@ def split_indices(
         pool, test = np.arange(len(train_labels)), np.arange(len(test_labels))
     labels = train_labels if test_labels is None else test_labels
     test = test[stratified(labels[test], data.limit or len(test), seed, "data", 1)]
-    if not len(pool):  # to be scored on, not trained on
+    if not len(pool):  # for evaluation only
         return SplitIndices(pool, pool, test)
     if data.overfit_images:
         same = pool[stratified(train_labels[pool], data.overfit_images, seed, "data", 0)]
         return SplitIndices(same, same, test)
     if data.limit and data.limit < classes:
         raise UserError(f"data.limit {data.limit} is less than one image for each of {classes} classes: raise it")
-    kept = pool[stratified(train_labels[pool], data.limit or len(pool), seed, "data", 0)]
-    held_out = round(len(kept) * data.validation_fraction)
-    inside = stratified(train_labels[kept], held_out, seed, "split", 0)
-    validation = kept[inside]
-    train = np.delete(kept, inside)
+    subset = pool[stratified(train_labels[pool], data.limit or len(pool), seed, "data", 0)]
+    held_out = round(len(subset) * data.validation_fraction)
+    held_out_rows = stratified(train_labels[subset], held_out, seed, "split", 0)
+    validation = subset[held_out_rows]
+    train = np.delete(subset, held_out_rows)
     everything = set(train_labels[pool].tolist())
     if lost := everything - set(train_labels[train].tolist()):
         raise UserError(
-            f"data.limit {data.limit} and data.validation_fraction {data.validation_fraction:g} leave {len(lost)} of {classes} classes "
-            "no image to train on: raise the one or lower the other"
+            f"data.limit {data.limit} and data.validation_fraction {data.validation_fraction:g} leave {len(lost)} of "
+            f"{classes} classes no image to train on: raise the former or lower the latter"
         )
     if data.validation_fraction and (lost := everything - set(train_labels[validation].tolist())):
         raise UserError(
-            f"data.validation_fraction {data.validation_fraction:g} of {len(kept)} images leaves {len(lost)} of {classes} classes out of "
-            "the validation split: raise it, or set it to 0"
+            f"data.validation_fraction {data.validation_fraction:g} of {len(subset)} images leaves {len(lost)} of "
+            f"{classes} classes out of the validation split: raise it, or set it to 0"
         )
     return SplitIndices(train, validation, test)
 
 
 def _cut_test(labels: np.ndarray, classes: int, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-    """What is left to train on, and a test split, of a source that has none."""
+    """The training images and a test split of a source that has none."""
     fraction = recipe.data.test_fraction
-    # The same for every seed: runs are compared on it, and a run that starts from another's weights may be scored.
+    # The same for every seed, so that runs are comparable and weights can be shared between runs.
     test = stratified(labels, round(len(labels) * fraction), 0, "split", 1)
     pool = np.delete(np.arange(len(labels)), test)
     sizes = np.bincount(labels)
@@ -78,7 +78,7 @@ def _cut_test(labels: np.ndarray, classes: int, recipe: Recipe) -> tuple[np.ndar
 
 
 def stratified(labels: np.ndarray, count: int, seed: int, purpose: str, number: int) -> np.ndarray:
-    """`count` indices of `labels`, sorted, each class in its share (largest remainders), drawn from the seed."""
+    """`count` sorted indices of `labels`, drawn from the seed, proportional to class sizes (largest remainders)."""
     if count >= len(labels):
         return np.arange(len(labels))
     order = rng.permutation(seed, purpose, number, len(labels))

@@ -1,8 +1,8 @@
-"""Augmentations: pure functions of a batch and its random numbers, vectorised, the same on every device.
+"""Augmentations: pure functions of a batch and its random numbers, vectorized, the same on every device.
 
 Images are uint8 [n, height, width, 3] until `to_input`; `u` holds uniforms in [0, 1), float64, one row per image. None
-of these functions knows about ranks, steps or seeds, and none indexes with a boolean mask (which would synchronise with
-the device). The order is: crop, flip, AUGMENTATIONS in their order, all at the stored size; then normalise, resize, mix.
+of these functions depends on ranks, steps or seeds, and none indexes with a boolean mask (which would synchronize with
+the device). The order is: crop, flip, AUGMENTATIONS in their order, all at the stored size; normalize, resize, mix.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def crop_and_flip(images: Tensor, u: Tensor, flips: Tensor, padding: int) -> Ten
     """Random crop of the reflect-padded image, then a horizontal flip where `flips` is 1.
 
     Equal to torchvision's `pad(padding_mode="reflect")`, `crop` and `hflip`, without the padded copy: each output
-    pixel looks its source up. u: [n, 2] (down, right); flips: integer [n].
+    pixel is read from its source. u: [n, 2] (down, right); flips: integer [n].
     """
     n, height, width, _ = images.shape
     assert padding < min(height, width), "reflection needs a side longer than the padding"
@@ -33,17 +33,17 @@ def crop_and_flip(images: Tensor, u: Tensor, flips: Tensor, padding: int) -> Ten
 
 
 def cutout(images: Tensor, u: Tensor, side: int, fill: Tensor) -> Tensor:
-    """Blanks a square around a random centre, cut off at the border (DeVries & Taylor 2017). u: [n, 2]; fill: [3]."""
+    """Fills a square around a random center, clipped at the border (DeVries & Taylor 2017). u: [n, 2]; fill: [3]."""
     height, width = images.shape[1:3]
     top = (u[:, 0] * height).long() - side // 2
     left = (u[:, 1] * width).long() - side // 2
-    return _blank(images, top, left, torch.full_like(top, side), torch.full_like(left, side), fill)
+    return _fill_boxes(images, top, left, torch.full_like(top, side), torch.full_like(left, side), fill)
 
 
 def random_erasing(images: Tensor, u: Tensor, probability: float, fill: Tensor) -> Tensor:
     """Random erasing (Zhong et al. 2017) with torchvision's ranges: area 2 to 33 %, aspect 0.3 to 3.3, log-uniform.
 
-    One attempt, clamped to the image, where torchvision tries ten times. u: [n, 5]: whether, area, aspect, down, right.
+    One attempt, clamped to the image (torchvision makes ten). u: [n, 5]: probability, area, aspect, down, right.
     """
     height, width = images.shape[1:3]
     area = height * width * (0.02 + u[:, 1] * (0.33 - 0.02))
@@ -54,13 +54,13 @@ def random_erasing(images: Tensor, u: Tensor, probability: float, fill: Tensor) 
     tall = torch.where(u[:, 0] < probability, tall, 0)
     top = (u[:, 3] * (height - tall + 1)).long()
     left = (u[:, 4] * (width - wide + 1)).long()
-    return _blank(images, top, left, tall, wide, fill)
+    return _fill_boxes(images, top, left, tall, wide, fill)
 
 
 class Augmentation(NamedTuple):
-    """An augmentation of single images: the field of `augment` that turns it on, and its columns of random numbers.
+    """An augmentation of single images: the field of `augment` that enables it, and its columns of random numbers.
 
-    apply(images, u, value of the field, fill colour uint8 [3]) -> images, all uint8 [n, height, width, 3].
+    apply(images, u, value of the field, fill color uint8 [3]) -> images, all uint8 [n, height, width, 3].
     """
 
     field: str
@@ -68,7 +68,7 @@ class Augmentation(NamedTuple):
     apply: Callable[[Tensor, Tensor, Any, Tensor], Tensor]
 
 
-# In this order. A new one takes the next free columns of 32 (2 to 16 are taken), so that others keep their numbers.
+# Applied in this order. A new one takes the next free columns of 32 (0 to 16 are taken), so that others keep theirs.
 AUGMENTATIONS = (
     Augmentation("trivial_augment", slice(14, 17), lambda images, u, value, fill: trivial_augment(images, u)),
     Augmentation("cutout", slice(3, 5), cutout),
@@ -77,15 +77,15 @@ AUGMENTATIONS = (
 
 
 def to_input(images: Tensor, size: int, interpolation: str, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [n, h, w, 3] -> normalised [n, 3, size, size] in the type of `mean` and `std` ([3], in 0..1).
+    """uint8 [n, h, w, 3] -> normalized [n, 3, size, size] in the type of `mean` and `std` ([3], in 0..1).
 
     The memory format is channels_last. Resizing is `torch.nn.functional.interpolate`, what torchvision's `resize`
-    calls, with antialiasing where it shrinks. It is linear and its weights sum to one, so the images are normalised
+    calls, with antialiasing if it shrinks. It is linear and its weights sum to one, so the images are normalized
     first, while they are small.
     """
     height, width = images.shape[1:3]
     black, white = -mean / std, (1 - mean) / std
-    # Rows of width * 3 values: element-wise operations that repeat every 3 values are slow on CPUs.
+    # Rows of width * 3 values: broadcasting over a dimension of 3 is slow on CPUs.
     rows = images.flatten(2).to(mean.dtype)
     torch.addcmul(black.repeat(width), rows, (1 / (255 * std)).repeat(width), out=rows)
     if (height, width) == (size, size):
@@ -103,7 +103,7 @@ def to_input(images: Tensor, size: int, interpolation: str, mean: Tensor, std: T
             antialias=smooth,
         ).permute(0, 2, 3, 1)
     rows = resized.flatten(2)
-    if interpolation == "bicubic":  # it overshoots at edges, as PIL and torchvision know too
+    if interpolation == "bicubic":  # it overshoots at edges; PIL and torchvision clamp too
         rows = rows.clamp_(black.repeat(size), white.repeat(size))
     return rows.unflatten(2, (size, 3)).permute(0, 3, 1, 2)
 
@@ -113,8 +113,8 @@ def _enlarge(pixels: Tensor, size: int, interpolation: str) -> Tensor:
 
     An embedding bag is a weighted sum of rows: the large tensor is written once, by one kernel. Measured on one CPU
     thread, both axes from 32 to 224 pixels are 6 to 18 times as fast as torch's bicubic kernel, and never slower for
-    other modes and sizes. A matrix product with the same weights comes close, but would have to be kept out of
-    TensorFloat-32, and MKL's adds in an order that depends on the batch; here an image's values depend on it alone.
+    other modes and sizes. A matrix product with the same weights comes close, but must not use
+    TensorFloat-32, and MKL sums in an order that depends on the batch; here an image's result depends on it alone.
     """
     n, side = pixels.shape[:2]
     places, weights = _taps(side, size, interpolation, pixels.dtype, pixels.device)
@@ -131,7 +131,7 @@ def _enlarge(pixels: Tensor, size: int, interpolation: str) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _taps(side: int, size: int, interpolation: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which input pixels each output pixel takes and with what weights, both [size, taps], read off torch's kernel."""
+    """The input pixels of each output pixel and their weights, both [size, taps], obtained from torch's own kernel."""
     unit = torch.eye(side, dtype=torch.float64)[None, None]  # its columns are enlarged, along the height only
     align = None if interpolation == "nearest" else False
     weights = F.interpolate(unit, size=(size, side), mode=interpolation, align_corners=align)[0, 0]
@@ -144,7 +144,7 @@ def _reflect(position: Tensor, length: int) -> Tensor:
 
 
 def inside_boxes(top: Tensor, left: Tensor, tall: Tensor, wide: Tensor, height: int, width: int) -> Tensor:
-    """bool [n, height, width]: the boxes' pixels."""
+    """bool [n, height, width]: True inside each image's box."""
     y = torch.arange(height, device=top.device)
     x = torch.arange(width, device=top.device)
     down = (y >= top[:, None]) & (y < (top + tall)[:, None])
@@ -152,6 +152,6 @@ def inside_boxes(top: Tensor, left: Tensor, tall: Tensor, wide: Tensor, height: 
     return down[:, :, None] & across[:, None, :]
 
 
-def _blank(images: Tensor, top: Tensor, left: Tensor, tall: Tensor, wide: Tensor, fill: Tensor) -> Tensor:
+def _fill_boxes(images: Tensor, top: Tensor, left: Tensor, tall: Tensor, wide: Tensor, fill: Tensor) -> Tensor:
     inside = inside_boxes(top, left, tall, wide, *images.shape[1:3])
     return torch.where(inside[..., None], fill, images)

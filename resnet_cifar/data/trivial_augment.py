@@ -1,9 +1,9 @@
-"""TrivialAugment (Mueller & Hutter 2021), the wide space: one operation an image, at one of 31 magnitudes.
+"""TrivialAugment (Mueller & Hutter 2021), the wide space: one random operation per image, at one of 31 magnitudes.
 
-Every image has an operation of its own, and all go the same way: pixels move through the image's matrix, grey levels
-through its table of 256, and colours are blended. What an image did not draw is neutral for it. Equal to torchvision's
-`TrivialAugmentWide` on CPU tensors (nearest, black where nothing is), truncations included, and the same on every
-device: what has a sine in it is made on the host; the rest counts whole numbers, or is rounded one operation at a time.
+All images of a batch go through the same three stages: an affine matrix, a lookup table of 256 levels, and a blend;
+stages that are not part of an image's operation get neutral parameters. Equal to torchvision's `TrivialAugmentWide` on
+CPU tensors (nearest, black fill), including its truncations, and the same on every device: sines are computed on the
+host; the rest is integer arithmetic, or rounded after each operation.
 """
 
 import math
@@ -36,21 +36,21 @@ _LUMA = torch.tensor([0.2989, 0.587, 0.114]).tolist()  # rounded to float32
 
 
 class _Settings(NamedTuple):
-    """One operation at one magnitude, or tensors [n] of an image each; the defaults leave an image as it is."""
+    """Parameters of one operation and magnitude, or tensors [n], one value per image; the defaults change nothing."""
 
-    # The pixel at (x, y) from the centre comes from (xx x + xy y + x0, yx x + yy y + y0).
+    # The pixel at (x, y) from the center comes from (xx x + xy y + x0, yx x + yy y + y0).
     xx: float | Tensor = 1.0
     xy: float | Tensor = 0.0
     x0: float | Tensor = 0.0
     yx: float | Tensor = 0.0
     yy: float | Tensor = 1.0
     y0: float | Tensor = 0.0
-    # A grey level times `level`, plus the image's mean times `mean`; inverted from `invert` on; the bits of `mask`.
+    # A level times `level`, plus the mean gray of the image times `mean`; inverted from `invert` on; masked by `mask`.
     level: float | Tensor = 1.0
     mean: float | Tensor = 0.0
     invert: float | Tensor = _LEVELS
     mask: float | Tensor = _LEVELS - 1
-    # A pixel times `pixel`, plus another one (its grey, or how far away its neighbourhood is) times `other`.
+    # A pixel times `pixel`, plus another value (its gray, or the difference to its neighborhood) times `other`.
     pixel: float | Tensor = 1.0
     other: float | Tensor = 0.0
 
@@ -61,9 +61,9 @@ def trivial_augment(images: Tensor, u: Tensor) -> Tensor:
     row = (operation * MAGNITUDES + (u[:, 1] * MAGNITUDES).long()) * 2 + (u[:, 2] < 0.5)
     settings = _Settings(*_table(*images.shape[1:3], images.device)[row].unbind(1))
     images = _move(images, settings)
-    grey = _grey(images)
-    images = _map_levels(images, grey, settings, operation)
-    return _blend(images, grey, settings, operation)
+    gray = _gray(images)
+    images = _map_levels(images, gray, settings, operation)
+    return _blend(images, gray, settings, operation)
 
 
 @lru_cache(maxsize=8)
@@ -78,7 +78,7 @@ def _table(height: int, width: int, device: torch.device) -> Tensor:
         ],
         dtype=torch.float32,
     )
-    # The matrix leads to halves of the image, where torchvision looks pixels up.
+    # In half image sizes, the coordinates of torchvision's grid.
     table[:, 0:3] /= width / 2
     table[:, 3:6] /= height / 2
     return table.to(device)
@@ -111,11 +111,11 @@ def _magnitude(first: float, last: float, number: int) -> float:
 
 
 def _move(images: Tensor, settings: _Settings) -> Tensor:
-    """Looks each pixel up where the image's matrix says, to the nearest; black where that is outside."""
+    """Applies the affine matrix with nearest-neighbor sampling; pixels from outside are black."""
     n, height, width, _ = images.shape
     xx, xy, x0, yx, yy, y0 = (entry[:, None, None] for entry in settings[:6])
-    x = _from_the_centre(width, images.device)
-    y = _from_the_centre(height, images.device)[:, None]
+    x = _centered(width, images.device)
+    y = _centered(height, images.device)[:, None]
     across = _nearest(x * xx + y * xy + x0, width)
     down = _nearest(x * yx + y * yy + y0, height)
     inside = (across >= 0) & (across < width) & (down >= 0) & (down < height)
@@ -123,35 +123,35 @@ def _move(images: Tensor, settings: _Settings) -> Tensor:
     return images[rows, down.clamp(0, height - 1), across.clamp(0, width - 1)] * inside[..., None]
 
 
-def _from_the_centre(side: int, device: torch.device) -> Tensor:
+def _centered(side: int, device: torch.device) -> Tensor:
     return torch.arange(side, dtype=torch.float32, device=device) - (side - 1) / 2
 
 
 def _nearest(position: Tensor, side: int) -> Tensor:
-    """From -1..1 over the image to the index of a pixel, as grid_sample rounds."""
+    """From coordinates in -1..1 to pixel indices, rounded as grid_sample does."""
     return ((position + 1) * (side / 2) - 0.5).round().long()
 
 
-def _grey(images: Tensor) -> Tensor:
-    """torchvision's grey, whole levels: float32 [n, height, width]."""
+def _gray(images: Tensor) -> Tensor:
+    """torchvision's gray in integer levels: float32 [n, height, width]."""
     red, green, blue = images.float().unbind(-1)
     return _add(_add(red * _LUMA[0], green, _LUMA[1]), blue, _LUMA[2]).floor()
 
 
-def _map_levels(images: Tensor, grey: Tensor, settings: _Settings, operation: Tensor) -> Tensor:
-    """Brightness, Contrast, Posterize, Solarize, AutoContrast and Equalize: a table of each channel's levels."""
+def _map_levels(images: Tensor, gray: Tensor, settings: _Settings, operation: Tensor) -> Tensor:
+    """Brightness, Contrast, Posterize, Solarize, AutoContrast and Equalize: one lookup table per channel."""
     n, height, width, channels = images.shape
     levels = torch.arange(_LEVELS, dtype=torch.float32, device=images.device)
-    mean = (grey.sum((1, 2), dtype=torch.float64) / (height * width)).float()
+    mean = (gray.sum((1, 2), dtype=torch.float64) / (height * width)).float()
     table = _add(levels * settings.level[:, None], mean[:, None], settings.mean[:, None]).clamp(0, 255).to(torch.uint8)
     table = torch.where(table >= settings.invert[:, None], 255 - table, table) & settings.mask[:, None].to(torch.uint8)
 
     tables = torch.arange(n * channels, device=images.device).view(n, 1, 1, channels)
     places = tables * _LEVELS + images
     lowest, highest = images.amin((1, 2))[..., None], images.amax((1, 2))[..., None]
-    drew = operation[:, None, None]
-    table = torch.where(drew == _AUTOCONTRAST, _stretched(levels, lowest, highest), table[:, None])
-    table = torch.where(drew == _EQUALIZE, _equalized(levels, places, highest), table)
+    drawn = operation[:, None, None]
+    table = torch.where(drawn == _AUTOCONTRAST, _stretched(levels, lowest, highest), table[:, None])
+    table = torch.where(drawn == _EQUALIZE, _equalized(levels, places, highest), table)
     return table.take(places)
 
 
@@ -163,9 +163,9 @@ def _stretched(levels: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
 
 
 def _equalized(levels: Tensor, places: Tensor, highest: Tensor) -> Tensor:
-    """PIL's equalisation, from a histogram of each channel: uint8 [n, channels, levels].
+    """PIL's equalization, from a histogram of each channel: uint8 [n, channels, levels].
 
-    `places`: for each pixel the place of its level in that result.
+    `places`: the index of every pixel's level in the result.
     """
     n, height, width, channels = places.shape
     counts = torch.zeros(n * channels * _LEVELS, dtype=torch.int32, device=places.device)
@@ -177,17 +177,17 @@ def _equalized(levels: Tensor, places: Tensor, highest: Tensor) -> Tensor:
     return torch.where(each == 0, levels, equalized).to(torch.uint8)
 
 
-def _blend(images: Tensor, grey: Tensor, settings: _Settings, operation: Tensor) -> Tensor:
-    """Color and Sharpness: each pixel with its grey, or with its neighbourhood (which pixels at the border lack)."""
+def _blend(images: Tensor, gray: Tensor, settings: _Settings, operation: Tensor) -> Tensor:
+    """Color and Sharpness: blends pixels with their gray, or with their neighborhood (except at the border)."""
     pixel, other = (factor[:, None, None, None] for factor in (settings.pixel, settings.other))
     whole = images.to(torch.int16)
-    centre = whole[:, 1:-1, 1:-1]
+    center = whole[:, 1:-1, 1:-1]
     rows = whole[:, :-2] + whole[:, 1:-1] + whole[:, 2:]
     box = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
     away = torch.zeros_like(whole)
-    away[:, 1:-1, 1:-1] = (2 * (box + 4 * centre) + 13) // 26 - centre  # (box + 4 centre) / 13, rounded
+    away[:, 1:-1, 1:-1] = (2 * (box + 4 * center) + 13) // 26 - center  # (box + 4 center) / 13, rounded
     is_color = (operation == _COLOR)[:, None, None, None]
-    added = torch.where(is_color, grey[..., None], away)
+    added = torch.where(is_color, gray[..., None], away)
     return _add(images * pixel, added, other).clamp(0, 255).to(torch.uint8)
 
 

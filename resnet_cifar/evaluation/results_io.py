@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from resnet_cifar.atomic_io import write_json
+from resnet_cifar.atomic_io import atomic_write, write_json
 from resnet_cifar.config.schema import Recipe
 
 
@@ -50,9 +50,8 @@ def write(
         "logits": list(logits.numpy()),
         **({} if flipped is None else {"logits_flip": list(flipped.numpy())}),
     }
-    aside = file.with_name(file.name + ".writing")
-    pyarrow.parquet.write_table(pyarrow.table(columns), aside)
-    aside.replace(file)
+    with atomic_write(file, flush=False) as temporary:
+        pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
     return summary, file
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import secrets
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from resnet_cifar import rng
+from resnet_cifar.atomic_io import atomic_write
 from resnet_cifar.reporting.prediction_table import PredictionTable
 
 Read = Callable[[np.ndarray], np.ndarray]  # of images, int64 [k], their pixels, uint8 [k, height, width, 3]
@@ -89,14 +89,8 @@ def keep(file: Path, guesses: PredictionTable, size: tuple[int, int], read: Read
     rows = choose(guesses, room(*size)).rows
     parts = [_small(read(rows[start : start + _AT_A_TIME])) for start in range(0, len(rows), _AT_A_TIME)]
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f"{file.name}.writing-{secrets.token_hex(4)}")
-    try:
-        with aside.open("wb") as stream:
-            np.savez_compressed(stream, index=guesses.index[rows], images=np.concatenate(parts))
-        aside.replace(file)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
+    with atomic_write(file, flush=False) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, index=guesses.index[rows], images=np.concatenate(parts))
 
 
 class SavedImages(NamedTuple):

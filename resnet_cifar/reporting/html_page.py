@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import functools
 import io
-import secrets
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
 from PIL import Image
+
+from resnet_cifar.atomic_io import atomic_write
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -38,13 +39,8 @@ def _environment(folder: Path) -> jinja2.Environment:
 
 def write(file: Path, text: str) -> None:
     """Writes aside and renames, so that a browser that reloads sees the old or the new page."""
-    aside = file.with_name(f"{file.name}.writing-{secrets.token_hex(4)}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(file)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
+    with atomic_write(file, flush=False) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def picture(image: np.ndarray) -> str:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import io
 import re
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from resnet_cifar.atomic_io import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,16 +64,11 @@ def save(figure: Figure, folder: Path, name: str) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     for kind in ("png", "svg"):
-        aside = folder / f"{name}.{kind}.writing-{secrets.token_hex(4)}"
-        try:
+        with atomic_write(folder / f"{name}.{kind}", flush=False) as temporary:
             with rc_context({**_TEXT, "svg.hashsalt": name}):
                 metadata = {"Date": None} if kind == "svg" else {}
-                figure.savefig(aside, format=kind, dpi=_DPI, facecolor="white", metadata=metadata)
+                figure.savefig(temporary, format=kind, dpi=_DPI, facecolor="white", metadata=metadata)
             figure.set_layout_engine("none")  # it has found its places, which takes as long as drawing
-            aside.replace(folder / f"{name}.{kind}")
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
 
 
 def is_older(folder: Path, name: str, than: float) -> bool:

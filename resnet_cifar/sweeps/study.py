@@ -20,6 +20,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from resnet_cifar import rng
+from resnet_cifar.atomic_io import atomic_write
 from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.diff import differences
 from resnet_cifar.config.errors import UserError
@@ -151,9 +152,8 @@ class Study:
             what = "; ".join(differing[:6])
             raise UserError(f"--run {self.home} belongs to another search ({what}): name another folder")
         study.set_user_attr("asked", ours)
-        aside = self.base.with_name(f"{_BASE}.writing")  # other processes' trials may be reading it
-        write_recipe(recipe, aside)
-        aside.replace(self.base)
+        with atomic_write(self.base, flush=False) as temporary:  # other processes' trials may be reading it
+            write_recipe(recipe, temporary)
         return study
 
     def _trial(self, number: int, values: dict[str, Any], before: list[FrozenTrial]) -> Trial:

@@ -1,4 +1,4 @@
-"""Searches fields of a recipe: `python -m resnet_cifar.sweeps.tune RECIPE --phases.0.lr 1e-4..1e-1 [--FIELD ...] --trials 20`.
+"""Searches fields of a recipe: `resnet-cifar tune RECIPE --phases.0.lr 1e-4..1e-1 [--FIELD ...] --trials 20`.
 
 Each trial is a start of train.py in a process and a run folder of its own. What counts is the best accuracy on the
 validation split; train.py scores the test split at its end, and nothing here reads that. The same command goes on where
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_cifar.atomic_io import read_json, write_json
+from resnet_cifar.atomic_io import atomic_write, read_json, write_json
 from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.cli.entry import run_main
 from resnet_cifar.cli.repeating import TuneCommand, tune_command
@@ -178,9 +178,8 @@ def _tell(command: TuneCommand, search: Search, study: Study) -> bool:
         try:
             write_json(study.home / "study.json", _summary(command, search, trials, importance, best))
             if best is not None:
-                aside = study.home / "best.yaml.writing"
-                write_recipe(search.recipe_of(trials[best][0]), aside)
-                aside.replace(study.home / "best.yaml")
+                with atomic_write(study.home / "best.yaml", flush=False) as temporary:
+                    write_recipe(search.recipe_of(trials[best][0]), temporary)
         except OSError as error:
             raise UserError(
                 f"{study.home} cannot be written ({error.strerror}): make room, the same command writes it"

@@ -221,4 +221,6 @@ def _with_ghost_batchnorm(model: torch.nn.Module, plan: Plan, context: Distribut
         return model  # one group per backward pass is what BatchNorm computes anyway
     if rows < plan.micro_batch:
         return apply_ghost_batchnorm(model, rows)
-    return sync_batchnorm(model, context.batchnorm_group(rows // plan.per_rank_batch), local_group=context.batchnorm_group(1))
+    return sync_batchnorm(
+        model, context.batchnorm_group(rows // plan.per_rank_batch), local_group=context.batchnorm_group(1)
+    )

@@ -15,9 +15,9 @@ from starting import assert_same_run, interrupt, train
 
 from resnet_cifar.cli import evaluate, predict
 from resnet_cifar.cli.scoring import eval_command
-from resnet_cifar.config.options import TrainOptions
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.config.options import TrainOptions
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.data.sources import synthetic
 

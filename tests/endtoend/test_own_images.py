@@ -19,9 +19,9 @@ from resnet_cifar.checkpoints import checkpoint
 from resnet_cifar.cli.evaluate import evaluate
 from resnet_cifar.cli.predict import label_images
 from resnet_cifar.cli.scoring import eval_command
-from resnet_cifar.cli.train import TrainCommand
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.config.options import TrainOptions
 from resnet_cifar.config.schema import Recipe
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -58,18 +58,18 @@ def recipe_of(folder: Path, **words: str) -> Recipe:
     return read_recipe("debug", {**WORDS, "data.source": str(folder), **words})
 
 
-def test_a_broken_picture_is_named_and_left_out_and_the_rest_trains(
+def test_a_broken_image_is_named_and_skipped_and_the_rest_is_trained_on(
     folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
     with pytest.raises(UserError, match=r"train 60 \(green/holiday\.jpg\).*--data\.skip_broken True"):
-        train(TrainCommand(recipe="debug", run="run"), recipe_of(folder))
+        train(TrainOptions(recipe="debug", run="run"), recipe_of(folder))
     assert not Path("run").exists()
-    train(TrainCommand(recipe="debug", run="device"), recipe_of(folder, **{"data.skip_broken": "True"}))
+    train(TrainOptions(recipe="debug", run="device"), recipe_of(folder, **{"data.skip_broken": "True"}))
     said = capsys.readouterr().out
     for line in (
-        "left out (data.skip_broken): 1 image does not decode (train 60 (green/holiday.jpg))",
+        "skipped (data.skip_broken): 1 image does not decode (train 60 (green/holiday.jpg))",
         "images of several sizes: the shortest side is resized to 32",
-        "no test split: 10% of the images are cut off as one (data.test_fraction)",
+        "no test split: 10% of the images are held out as one (data.test_fraction)",
         "73 to train on, 8 to validate, 9 to test; 3 classes, stored 32x32",
         "free in memory",
     ):
@@ -77,14 +77,14 @@ def test_a_broken_picture_is_named_and_left_out_and_the_rest_trains(
     assert json.loads(Path("device/result.json").read_text())["test/accuracy"] > 0.5
 
     train(
-        TrainCommand(recipe="debug", run="host"),
+        TrainOptions(recipe="debug", run="host"),
         recipe_of(folder, **{"data.skip_broken": "True", "data.storage": "host"}),
     )
-    assert "on this machine's disk, read ahead (data.storage)" in capsys.readouterr().out
+    assert "on local disk, prefetched (data.storage)" in capsys.readouterr().out
     assert_same_run("host", "device")
 
 
-def test_three_commands_lead_from_a_folder_to_labelled_pictures(folder: Path, run: Run) -> None:
+def test_three_commands_lead_from_a_folder_to_classified_images(folder: Path, run: Run) -> None:
     """The README's, with a model that fits a test; one of the pictures to label is none."""
     small = ["--recipe", "debug", "--track.trackers", "none", "--track.report", "False", "--data.limit", 0]
     small += [word for name in ("model.name", "data.image_size") for word in (f"--{name}", WORDS[name])]
@@ -107,9 +107,9 @@ def test_three_commands_lead_from_a_folder_to_labelled_pictures(folder: Path, ru
     assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4) for row in rows if "label" in row)
 
 
-def test_a_folder_that_has_moved_is_not_taken_for_new_pictures(folder: Path, fresh_accelerator: None) -> None:
+def test_a_moved_folder_is_recognized_as_the_same_images(folder: Path, fresh_accelerator: None) -> None:
     """Its class folders have no test split: of the same images the same tenth is scored, of others all are."""
-    train(TrainCommand(recipe="debug", run="run"), recipe_of(folder, **{"data.skip_broken": "True"}))
+    train(TrainOptions(recipe="debug", run="run"), recipe_of(folder, **{"data.skip_broken": "True"}))
     shutil.copytree(folder, "elsewhere")
     shutil.copytree(folder, "others")
     (Path("others") / "red" / "0.png").unlink()
@@ -123,7 +123,7 @@ def test_a_folder_that_has_moved_is_not_taken_for_new_pictures(folder: Path, fre
     assert json.loads(moved.read_text())["accuracy"] == own["accuracy"]
 
 
-def test_a_checkpoint_between_two_scores_has_its_norms_estimated(folder: Path, fresh_accelerator: None) -> None:
+def test_a_checkpoint_between_two_evaluations_gets_precise_bn(folder: Path, fresh_accelerator: None) -> None:
     """It is scored as the same step is in a run that scores every step."""
     words = {
         "data.skip_broken": "True",
@@ -133,7 +133,7 @@ def test_a_checkpoint_between_two_scores_has_its_norms_estimated(folder: Path, f
     }
     logits = []
     for run, every in (("seldom", "9"), ("often", "0.1")):
-        train(TrainCommand(recipe="debug", run=run), recipe_of(folder, **words, **{"evaluate.every_epochs": every}))
+        train(TrainOptions(recipe="debug", run=run), recipe_of(folder, **words, **{"evaluate.every_epochs": every}))
         saved = Path(run, "checkpoints", "step-00000003")
         assert checkpoint.read_state(saved)["bn_stats_current"] == (run == "often")
         AcceleratorState._reset_state(True)

@@ -16,9 +16,9 @@ from datasets import ClassLabel, Dataset, Features, Image
 from metric_rows import rows_of
 from starting import assert_same_run, interrupt, train
 
-from resnet_cifar.config.options import TrainOptions
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.config.options import TrainOptions
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.data import image_data
 from resnet_cifar.training.trainer import Trainer

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 TRAIN = Path(__file__).parents[2] / "train.py"
 # A run of four steps whose rate is so small that the weights stay what they were.
 SMALL = shlex.split(
-    "--model.name test_resnet.r160_in1k --data.image_size 32 --batch_size 32 --track.trackers none --track.report False "
-    "--phases.0.epochs 1 --phases.0.warmup_epochs 0 --phases.0.lr 1e-9"
+    "--model.name test_resnet.r160_in1k --data.image_size 32 --batch_size 32 --track.trackers none --track.report "
+    "False --phases.0.epochs 1 --phases.0.warmup_epochs 0 --phases.0.lr 1e-9"
 )
 CLOSED = "http://127.0.0.1:9"  # the discard port: nobody listens
 
@@ -88,7 +88,7 @@ def test_fetch_brings_images_and_weights_and_trains_nothing(hub: HubServer, tmp_
     assert not (tmp_path / "never").exists()
 
 
-def test_without_hub_and_caches_one_sentence_offers_other_sources(hub: HubServer, tmp_path: Path):
+def test_without_hub_and_caches_the_error_suggests_other_sources(hub: HubServer, tmp_path: Path):
     hub.gone = True
     said = sentence(train(tmp_path / "home", hub.url, "--run", "never"))
     assert "--data.source FOLDER" in said
@@ -97,7 +97,7 @@ def test_without_hub_and_caches_one_sentence_offers_other_sources(hub: HubServer
     assert not (tmp_path / "home" / "never").exists()
 
 
-def test_without_weights_one_sentence_offers_random_ones(copied: Path):
+def test_without_weights_the_error_suggests_random_ones(copied: Path):
     shutil.rmtree(copied / "hf")
     assert "--model.pretrained False" in sentence(train(copied, CLOSED, "--run", "again", "--seed", "1"))
 
@@ -117,7 +117,7 @@ def test_fine_labels_of_cifar100(hub: HubServer, tmp_path: Path):
         pytest.param("/resolve/", 403, "GatedRepo", id="gated"),  # such a set's facts are open, its files are not
     ],
 )
-def test_what_may_not_be_read_is_one_sentence(hub: HubServer, tmp_path: Path, path: str, status: int, code: str):
+def test_an_inaccessible_data_set_is_one_sentence(hub: HubServer, tmp_path: Path, path: str, status: int, code: str):
     hub.refuse(path, status, code)
     said = sentence(train(tmp_path, hub.url, "--dry-run"))
     assert "uoft-cs/cifar10" in said
@@ -152,7 +152,7 @@ def test_a_push_in_between_does_not_change_what_a_commit_holds(hub: HubServer, t
     assert sorted(len(np.load(labels)) for labels in home.glob("cache/*/test-labels.npy")) == [40, 160]
 
 
-def test_a_busy_moment_is_survived(hub: HubServer, tmp_path: Path):
+def test_a_temporary_error_of_the_hub_is_survived(hub: HubServer, tmp_path: Path):
     hub.refuse("", 503, times=1)
     succeeded(train(tmp_path, hub.url, "--dry-run"))
 
@@ -179,7 +179,7 @@ def test_weights_of_a_hub_that_hangs_up_are_one_sentence(hub: HubServer, tmp_pat
     assert "--model.pretrained False" in said
 
 
-def test_a_busy_hub_is_not_needed_for_what_is_cached(hub: HubServer, copied: Path):
+def test_a_busy_hub_is_not_needed_for_cached_data(hub: HubServer, copied: Path):
     hub.refuse("/api/datasets/", 503)
     succeeded(train(copied, hub.url, "--dry-run"))
 
@@ -212,9 +212,9 @@ def test_configurations_splits_and_columns_of_other_names(hub: HubServer, tmp_pa
     configurations = "['coarse', 'fine']"
     assert (
         said[0]
-        == f"data.source 'owner/birds' has the configurations {configurations}: take one with --data.config_name"
+        == f"data.source 'owner/birds' has the configurations {configurations}: choose one with --data.config_name"
     )
-    assert said[1] == f"data.config_name 'medium' is no configuration of 'owner/birds': take one of {configurations}"
+    assert said[1] == f"data.config_name 'medium' is no configuration of 'owner/birds': use one of {configurations}"
     assert "has the splits ['summer', 'winter']" in said[2]
     assert "2 image columns" in said[3]
     assert "--data.columns.label" in said[4]

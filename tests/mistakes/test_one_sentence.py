@@ -196,7 +196,7 @@ CASES = [
     Case(
         "broken images to explore",
         "-m resnet_cifar.cli.explore torn",
-        ("torn", "train", "3, 7", "mend or remove them", "--data.skip_broken True"),
+        ("torn", "train", "3, 7", "fix or remove them", "--data.skip_broken True"),
         "training",
         prepared.images("torn", [0, 1] * 20, broken=(3, 7)),
         script="",
@@ -204,7 +204,7 @@ CASES = [
     Case(
         "broken images",
         f"{FOLDER} --data.source torn",
-        ("torn", "train", "3, 7", "mend or remove them"),
+        ("torn", "train", "3, 7", "fix or remove them"),
         "training",
         prepared.images("torn", [0, 1] * 20, broken=(3, 7)),
     ),
@@ -225,7 +225,7 @@ CASES = [
     Case(
         "pickle that calls",
         f"{FOLDER} --data.source batches",
-        ("data.source", "batches'", "asks for os.mkdir", "fetch it again"),
+        ("data.source", "batches'", "asks for os.mkdir", "download it again"),
         "training",
         prepared.hostile_batches("batches"),
     ),

@@ -43,7 +43,7 @@ def test_a_mistake_of_one_node_is_said_by_that_node(submit, project: Path):
     with (project / "slurm/site.sh").open("a") as site:
         site.write('[ "$SLURMD_NODENAME" = node1 ] || export RESNET_CIFAR_CACHE=/proc/cache\n')
     check_failed(
-        submit("--nodes=2", words=arguments()), "error: rank 1 on node2: the cache folder /proc/cache cannot be made"
+        submit("--nodes=2", words=arguments()), "error: rank 1 on node2: the cache folder /proc/cache cannot be created"
     )
 
 

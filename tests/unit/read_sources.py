@@ -65,7 +65,7 @@ def decoded(contents: SourceData, data: Data) -> Arrays:
 def in_memory(loaded: DatasetDict, **data: Any) -> Arrays:
     """A data set of `datasets`, as source x/y."""
     made = Data(source="x/y", **data)
-    return decoded(hf_columns.contents(loaded, made), made)
+    return decoded(hf_columns.source_data(loaded, made), made)
 
 
 def read(source: str | Path, **data: Any) -> Arrays:

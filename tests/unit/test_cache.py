@@ -58,7 +58,7 @@ def test_entries_are_listed_with_what_they_hold(entries: list[Path], say: Say) -
     assert rows[2].split()[-2] == time.strftime("%Y-%m-%d", time.localtime(time.time() - 40 * DAY))
 
 
-def test_a_use_is_noted(entries: list[Path], say: Say) -> None:
+def test_the_time_of_last_use_is_recorded(entries: list[Path], say: Say) -> None:
     image_data.prepare(Data(source=str(entries[2].parents[1] / "c.npz")))
     _, _, *rows = say()
     made, used = rows[0].split()[-4], rows[0].split()[-2]
@@ -68,7 +68,7 @@ def test_a_use_is_noted(entries: list[Path], say: Say) -> None:
     )
 
 
-def test_one_entry_is_cleared_and_said(entries: list[Path], say: Say) -> None:
+def test_one_entry_is_cleared_and_reported(entries: list[Path], say: Say) -> None:
     said = say("--clear", entries[1].name)
     assert [entry.exists() for entry in entries] == [True, False, True]
     assert said[0].startswith(f"cleared {entries[1].name} ({entries[1].parents[1] / 'b.npz'}), ")
@@ -124,7 +124,7 @@ def test_a_full_disk_can_be_cleared(
         (["--clea", "all"], "unknown field --clea; did you mean clear?"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_clears_nothing(words: list[str], said: str, entries: list[Path]) -> None:
+def test_an_error_is_one_sentence_and_clears_nothing(words: list[str], said: str, entries: list[Path]) -> None:
     with pytest.raises(UserError) as caught:
         cache.main(words)
     assert said in str(caught.value)

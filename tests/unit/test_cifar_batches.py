@@ -74,7 +74,7 @@ def test_torchvision_reads_the_same(folder: Path, monkeypatch: pytest.MonkeyPatc
         assert ours.classes == tuple(theirs.classes)
 
 
-def test_the_published_files_come_in_the_order_of_their_archive_and_damage_is_noticed(
+def test_published_files_have_the_order_of_their_archive_and_damage_is_detected(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the hub's copy has them, which was read from that archive: batches 4, 3, 2, 5 and 1."""
@@ -94,10 +94,10 @@ def test_the_published_files_come_in_the_order_of_their_archive_and_damage_is_no
     content[4000] ^= 1  # a pixel
     (folder / "data_batch_2").write_bytes(content)
     assert "data_batch_2 is damaged" in sentence(folder)
-    assert "fetch it again from https://" in sentence(folder)
+    assert "download it again from https://" in sentence(folder)
 
 
-def test_cifar_100_has_fine_labels_and_coarse_ones_if_asked(tmp_path: Path) -> None:
+def test_cifar_100_has_fine_labels_or_coarse_ones_on_request(tmp_path: Path) -> None:
     root = tmp_path / "cifar-100-python"
     root.mkdir()
     for name, (images, labels) in (("train", TRAIN), ("test", TEST)):
@@ -113,10 +113,10 @@ def test_cifar_100_has_fine_labels_and_coarse_ones_if_asked(tmp_path: Path) -> N
         for label in ("coarse_labels", "coarse_label"):  # as in the files, and as on the hub
             coarse = read(source, columns=Columns(label=label))
             assert (coarse.classes, coarse.labels["test"].tolist()) == (("even", "odd"), (TEST[1] % 2).tolist())
-    assert "data.columns.label 'kind' is none of" in sentence(root, columns=Columns(label="kind"))
-    assert "data.columns.image 'x' says nothing" in sentence(root, columns=Columns(image="x"))
+    assert "data.columns.label 'kind' is not one of" in sentence(root, columns=Columns(label="kind"))
+    assert "data.columns.image 'x' does not apply" in sentence(root, columns=Columns(image="x"))
     layouts.pickles(tmp_path, TRAIN, TEST)
-    assert "holds cifar-10-batches-py and cifar-100-python: name one" in sentence(tmp_path)
+    assert "contains cifar-10-batches-py and cifar-100-python: name one" in sentence(tmp_path)
 
 
 def test_labels_may_be_numpys(folder: Path) -> None:
@@ -131,11 +131,11 @@ def test_labels_may_be_numpys(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"labels": [0, 1]}, "test_batch has 12 images and 2 labels that are whole numbers"),
+        ({"labels": [0, 1]}, "test_batch has 12 images and 2 labels that are integers"),
         ({"labels": ["cat"] * 12}, "test_batch has 12 images and 0 labels"),
         ({"labels": None}, "has no labels, only ['batch_label', 'data', 'filenames']"),
         ({"labels": [10] * 12}, "no label of test is one of the 10 classes"),
-        ({"labels": [*range(10), 10, -1]}, "2 labels are none of the 10 classes (test 10-11)"),
+        ({"labels": [*range(10), 10, -1]}, "2 labels are not among the 10 classes (test 10-11)"),
         ({"data": None}, "the data of test_batch is no array"),
         ({"data": np.zeros((12, 3071), np.uint8)}, "uint8 of the shape [12, 3071], not uint8 [n, 3072]"),
         ({"data": np.zeros((12, 3072), np.int64)}, "int64 of the shape"),
@@ -143,19 +143,19 @@ def test_labels_may_be_numpys(folder: Path) -> None:
         ({"data": np.array([None])}, "an array has the type |O8, not integers"),  # objects
     ],
 )
-def test_batches_that_cannot_be_used_are_a_mistake(changed: dict[str, Any], said: str, folder: Path) -> None:
+def test_unusable_batches_are_refused(changed: dict[str, Any], said: str, folder: Path) -> None:
     batch = {**unpickle((folder / "test_batch").read_bytes()), **changed}
     content = {key: value for key, value in batch.items() if value is not None}
     (folder / "test_batch").write_bytes(pickle.dumps(content))
     assert said in sentence(folder)
 
 
-def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
+def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     (folder / "data_batch_3").unlink()
     (folder / "test_batch").unlink()
-    assert "lacks data_batch_3, test_batch of CIFAR10: fetch it again" in sentence(folder)
+    assert "lacks data_batch_3, test_batch of CIFAR10: download it again" in sentence(folder)
     assert "lacks data_batch_3" in sentence(layouts.tarball(tmp_path / "a.tar.gz", folder))
-    assert "holds no pickles of CIFAR-10" in sentence(layouts.tarball(tmp_path / "b.tar", tmp_path / "a.tar.gz"))
+    assert "contains no pickles of CIFAR-10" in sentence(layouts.tarball(tmp_path / "b.tar", tmp_path / "a.tar.gz"))
     rewrite(folder / "batches.meta", label_names=None)
     for name in ("data_batch_3", "test_batch"):
         shutil.copy(folder / "data_batch_1", folder / name)
@@ -174,7 +174,7 @@ class Runs:
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_a_pickle_that_calls_something_is_refused_and_nothing_is_called(
+def test_a_pickle_that_calls_a_function_is_refused_and_nothing_is_called(
     protocol: int, folder: Path, tmp_path: Path
 ) -> None:
     prey = tmp_path / "called"
@@ -212,7 +212,7 @@ def test_a_pickle_that_calls_something_is_refused_and_nothing_is_called(
         b"",
     ],
 )
-def test_hostile_and_broken_pickles_are_a_mistake(content: bytes, folder: Path) -> None:
+def test_hostile_and_broken_pickles_are_refused(content: bytes, folder: Path) -> None:
     """They change nothing, and take no more memory than their length."""
     (folder / "data_batch_1").write_bytes(content)
     tracemalloc.start()
@@ -225,7 +225,7 @@ def test_hostile_and_broken_pickles_are_a_mistake(content: bytes, folder: Path) 
     assert not hasattr(unpickler.find_class("_codecs", "encode"), "changed")
 
 
-def test_damage_anywhere_is_told_in_a_sentence(folder: Path) -> None:
+def test_damage_anywhere_is_reported_in_one_sentence(folder: Path) -> None:
     """A byte changed, or the end missing; a changed pixel cannot be told in files that nobody has published."""
     whole = (folder / "data_batch_1").read_bytes()
     for place in np.random.default_rng(1).integers(0, len(whole), 20).tolist() + list(range(0, 60, 3)):

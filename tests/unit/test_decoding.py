@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import ClassLabel, DatasetDict, Value
-from read_sources import arrays, both, encoded, in_memory, sentence, split_of
 from PIL import Image
+from read_sources import arrays, both, encoded, in_memory, sentence, split_of
 
-from resnet_cifar.data.decoding import ArrayFile, listing
+from resnet_cifar.data.decoding import ArrayFile, format_indices
 
 ABC = ClassLabel(names=["a", "b", "c"])
-MEND = "; mend or remove them, or leave them out with --data.skip_broken True"
+MEND = "; fix or remove them, or skip them with --data.skip_broken True"
 UNREADABLE = {
     "nonsense": {"bytes": b"not a picture", "path": None},
     "empty": {"bytes": b"", "path": None},
@@ -31,7 +31,7 @@ def four() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("labels", [(ABC, [0, 1, 2, 0]), (Value("int64"), [0, 1, 2, 0])], ids=["named", "whole"])
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_a_picture_that_does_not_decode_is_named_by_split_and_index(kind: str, labels: Any, four: list[Any]) -> None:
+def test_an_image_that_does_not_decode_is_named_by_split_and_index(kind: str, labels: Any, four: list[Any]) -> None:
     good = split_of(four, label=(ABC, [0, 1, 2, 0]))
     bad = split_of([*four[:2], UNREADABLE[kind], four[3]], label=labels)
     where = "2 (/nowhere/a.png)" if "gone" in kind else "2"
@@ -39,7 +39,7 @@ def test_a_picture_that_does_not_decode_is_named_by_split_and_index(kind: str, l
     assert sentence(both(good, bad)) == f"data.source 'x/y': 1 image does not decode (test {where})" + MEND
 
 
-def test_all_broken_pictures_and_labels_of_all_splits_are_named() -> None:
+def test_all_broken_images_and_labels_of_all_splits_are_named() -> None:
     """300 pictures are more than are decoded at a time."""
     rows = [encoded(array) for array in arrays(300)]
     labels = [row % 3 for row in range(300)]
@@ -49,16 +49,16 @@ def test_all_broken_pictures_and_labels_of_all_splits_are_named() -> None:
     train = split_of(rows, label=(ABC, labels))
     test = split_of([rows[0], rows[5]], label=(ABC, [0, 1]))
     assert sentence(both(train, test)) == (
-        "data.source 'x/y': 6 images do not decode (train 5, 130-132, 299; test 1) and 2 labels are none of the 3 "
+        "data.source 'x/y': 6 images do not decode (train 5, 130-132, 299; test 1) and 2 labels are not among the 3 "
         "classes (train 8-9)" + MEND
     )
 
 
 def test_files_are_named_and_neighbours_without_one_are_a_range() -> None:
-    assert listing({3: "", 4: "", 5: "", 9: "", 10: "a.png", 11: "b.png"}) == "3-5, 9, 10 (a.png), 11 (b.png)"
+    assert format_indices({3: "", 4: "", 5: "", 9: "", 10: "a.png", 11: "b.png"}) == "3-5, 9, 10 (a.png), 11 (b.png)"
 
 
-def test_what_is_broken_is_left_out_if_asked_and_said() -> None:
+def test_broken_images_are_skipped_on_request_and_reported() -> None:
     pixels = arrays(300)
     rows, labels = [encoded(array) for array in pixels], [row % 3 for row in range(300)]
     rows[5], labels[150], labels[151] = UNREADABLE["nonsense"], -1, 7
@@ -72,7 +72,7 @@ def test_what_is_broken_is_left_out_if_asked_and_said() -> None:
     assert found.labels["train"].tolist() == (kept % 3).tolist()
     assert found.decoded.left_out == {"train": [5, 150, 151]}
     assert found.decoded.remarks == (
-        "left out (data.skip_broken): 1 image does not decode (train 5) and 2 labels are none of the 3 classes "
+        "skipped (data.skip_broken): 1 image does not decode (train 5) and 2 labels are not among the 3 classes "
         "(train 150-151)",
     )
 
@@ -93,10 +93,10 @@ def test_a_label_without_a_class_is_named_by_split_and_index(
     feature: Any, train: list[Any], test: list[Any], where: str, four: list[Any]
 ) -> None:
     text = sentence(both(split_of(four, label=(feature, train)), split_of(four, label=(feature, test))))
-    assert f"none of the {3 if feature is ABC else 2} classes {where}" in text
+    assert f"the {3 if feature is ABC else 2} classes {where}" in text
 
 
-def test_pictures_of_one_size_stay_as_they_are_and_others_are_brought_to_one(four: list[Any]) -> None:
+def test_images_of_one_size_are_kept_and_others_are_resized(four: list[Any]) -> None:
     label = (ABC, [0, 1, 2, 0])
     same = in_memory(both(split_of(four, label=label)), image_size=12)
     assert (same.decoded.size, same.decoded.side, same.decoded.remarks) == ((6, 8), 0, ())
@@ -111,7 +111,7 @@ def test_pictures_of_one_size_stay_as_they_are_and_others_are_brought_to_one(fou
         assert (asked.decoded.size, asked.decoded.side, asked.decoded.remarks) == ((10, 10), 0, ())
 
 
-def test_a_split_without_pictures_labels_or_second_class_is_refused(four: list[Any]) -> None:
+def test_a_split_without_images_labels_or_second_class_is_refused(four: list[Any]) -> None:
     good = split_of(four, label=(ABC, [0, 1, 2, 0]))
     assert "the split test is empty" in sentence(both(good, good.select([])))
     assert "the split train is empty" in sentence(both(good.select([]), good))
@@ -122,10 +122,10 @@ def test_a_split_without_pictures_labels_or_second_class_is_refused(four: list[A
     broken = split_of([UNREADABLE["nonsense"]] * 4, label=(ABC, [0, 1, 2, 0]))
     assert "no image of train decodes" in sentence(both(broken, good), skip_broken=True)
     broken = split_of([UNREADABLE["nonsense"], *four[:3]], label=(ABC, [0, -1, -1, -1]))
-    assert "nothing is left of train" in sentence(both(broken, good), skip_broken=True)
+    assert "no usable image in train" in sentence(both(broken, good), skip_broken=True)
 
 
-def test_each_picture_is_decoded_once(four: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_image_is_decoded_once(four: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels are read without the pictures: a set of large ones would take its time."""
     opened = 0
     original = Image.open

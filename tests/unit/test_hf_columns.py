@@ -41,7 +41,7 @@ def test_cifar_10s_columns_become_arrays() -> None:
     assert found.classes == ("a", "b", "c")
 
 
-def test_of_cifar_100s_labels_the_fine_ones_are_taken(four: list[Any]) -> None:
+def test_cifar_100_uses_its_fine_labels(four: list[Any]) -> None:
     fine = ClassLabel(names=[f"fine {i}" for i in range(7)])
     split = split_of(four, coarse_label=(ABC, [0, 1, 2, 0]), fine_label=(fine, [6, 5, 4, 3]))
     found = in_memory(both(split))
@@ -98,12 +98,12 @@ def test_splits_of_other_names_can_be_named(four: list[Any]) -> None:
     assert (len(found.labels["train"]), found.labels["test"].tolist()) == (4, [1, 2])
     assert list(in_memory(loaded, splits=SplitNames(train="fold2")).images) == ["train"]
     assert sentence(loaded, splits=SplitNames(train="fold4")) == (
-        "data.splits.train 'fold4' is none of the splits ['fold1', 'fold2', 'fold3'] of data.source 'x/y'"
+        "data.splits.train 'fold4' is not one of the splits ['fold1', 'fold2', 'fold3'] of data.source 'x/y'"
     )
-    assert "trained on too" in sentence(loaded, splits=SplitNames(train="fold1", test="fold1"))
+    assert "is also the training split" in sentence(loaded, splits=SplitNames(train="fold1", test="fold1"))
 
 
-def test_a_missing_label_column_is_answered_with_the_columns_there_are(four: list[Any]) -> None:
+def test_a_missing_label_column_error_lists_the_columns(four: list[Any]) -> None:
     text = sentence(both(split_of(four, breed=(Value("string"), ["w", "x", "y", "z"]))))
     assert "has the columns ['img', 'breed']" in text
     assert "--data.columns.label" in text
@@ -123,19 +123,19 @@ def test_a_column_that_is_not_found_can_be_named(four: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(("role", "other"), [("image", "label"), ("label", "image")])
-def test_a_column_that_is_not_there_is_a_mistake(role: str, other: str, four: list[Any]) -> None:
+def test_a_missing_column_is_refused(role: str, other: str, four: list[Any]) -> None:
     columns = Columns(**{role: "nothing", other: {"image": "img", "label": "label"}[other]})
     text = sentence(both(split_of(four, label=(ABC, [0, 1, 2, 0]))), columns=columns)
-    assert text == f"data.columns.{role} 'nothing' is none of the columns ['img', 'label'] of data.source 'x/y'"
+    assert text == f"data.columns.{role} 'nothing' is not one of the columns ['img', 'label'] of data.source 'x/y'"
 
 
 @pytest.mark.parametrize("role", ["image", "label"])
-def test_a_column_of_something_else_is_a_mistake(role: str, four: list[Any]) -> None:
+def test_a_column_of_another_type_is_refused(role: str, four: list[Any]) -> None:
     split = split_of(four, label=(ABC, [0, 1, 2, 0]), weight=(Value("float32"), [0.1, 0.2, 0.3, 0.4]))
     assert f"data.columns.{role} 'weight'" in sentence(both(split), columns=Columns(**{role: "weight"}))
 
 
-def test_numbers_with_gaps_and_words_become_classes_in_order(four: list[Any]) -> None:
+def test_numbers_with_gaps_and_strings_become_sorted_classes(four: list[Any]) -> None:
     found = in_memory(both(split_of(four, label=(Value("int64"), [7, 3, 100, 7]))))
     assert (found.classes, found.labels["train"].tolist()) == (("3", "7", "100"), [1, 0, 2, 1])
     found = in_memory(both(split_of(four, label=(Value("string"), ["b", "a", "b", "a"]))))
@@ -148,7 +148,7 @@ def test_class_names_in_another_order_in_the_test_split_are_matched_by_name(four
     assert in_memory(both(train, test)).labels["test"].tolist() == [2, 1, 0, 2]
 
 
-def test_pictures_that_another_program_wrote_into_parquet_are_found(four: list[Any]) -> None:
+def test_images_written_to_parquet_by_other_programs_are_found(four: list[Any]) -> None:
     """Without the description of `datasets` the column is a struct of bytes and path."""
     bare = Dataset.from_dict({"image": four, "label": [0, 1, 0, 1]})
     np.testing.assert_array_equal(in_memory(both(bare)).images["train"], arrays(4))
@@ -197,10 +197,10 @@ def test_a_folders_identity_changes_with_its_files_and_not_with_the_way_it_is_wr
 
 
 @pytest.mark.parametrize("content", [None, b"no parquet"])
-def test_a_folder_that_is_no_data_set_is_a_mistake(content: bytes | None, tmp_path: Path) -> None:
+def test_a_folder_without_a_data_set_is_refused(content: bytes | None, tmp_path: Path) -> None:
     if content:
         (tmp_path / "train-00000.parquet").write_bytes(content)
-    assert "is not in a layout that is known" in sentence(tmp_path)
+    assert "has an unknown layout" in sentence(tmp_path)
 
 
 # A folder of save_to_disk
@@ -219,13 +219,13 @@ def test_what_save_to_disk_wrote_is_read(single: bool, in_folder: Path, tmp_path
         np.testing.assert_array_equal(ours.labels[role], theirs.labels[role])
 
 
-def test_a_saved_folder_that_is_damaged_is_a_mistake(tmp_path: Path) -> None:
+def test_a_damaged_saved_folder_is_refused(tmp_path: Path) -> None:
     split_of([encoded(a) for a in arrays(4)], label=(ABC, [0, 1, 2, 0])).save_to_disk(tmp_path / "saved")
     (arrow,) = (tmp_path / "saved").glob("*.arrow")
     arrow.write_bytes(arrow.read_bytes()[:100])
-    assert "write it anew with save_to_disk" in sentence(tmp_path / "saved")
+    assert "write it again with save_to_disk" in sentence(tmp_path / "saved")
     arrow.unlink()
-    assert "write it anew with save_to_disk" in sentence(tmp_path / "saved")
+    assert "write it again with save_to_disk" in sentence(tmp_path / "saved")
 
 
 @pytest.mark.real_data

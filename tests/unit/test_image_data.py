@@ -99,7 +99,7 @@ FILES = ["train-images.npy", "train-labels.npy", "test-images.npy", "test-labels
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "changed"])
 @pytest.mark.parametrize("file", FILES)
-def test_a_damaged_entry_is_noticed_said_and_built_again(
+def test_a_damaged_entry_is_detected_reported_and_rebuilt(
     file: str, damage: str, source: FakeSource, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     entry = image_data.prepare(XY)
@@ -128,7 +128,7 @@ def test_a_meta_file_of_another_shape_is_damage(text: str, source: FakeSource) -
     assert source.reads == 2
 
 
-def test_who_comes_second_discards(source: FakeSource, cache: Path) -> None:
+def test_the_loser_of_a_race_deletes_its_copy(source: FakeSource, cache: Path) -> None:
     """Another process has built the entry while this one decoded."""
     entries: list[Path] = []
 
@@ -162,7 +162,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_behind(
     disk = mounted(f"size={size}")
     source.images = {name: array.repeat(6, 1).repeat(2, 2) for name, array in source.images.items()}
     monkeypatch.setenv("RESNET_CIFAR_CACHE", str(disk))
-    with pytest.raises(UserError, match=r"No space left.*resnet-cifar cache .*RESNET_CIFAR_CACHE"):
+    with pytest.raises(UserError, match=r"No space left.*resnet-cifar cache.*RESNET_CIFAR_CACHE"):
         image_data.prepare(XY)
     assert list(disk.iterdir()) == []
 
@@ -180,7 +180,7 @@ def test_a_write_that_fails_leaves_nothing_behind(
     assert list(cache.iterdir()) == []
 
 
-def test_a_cache_that_may_not_be_written_is_a_mistake_where_it_is_needed(
+def test_a_read_only_cache_is_an_error_only_when_it_must_be_written(
     source: FakeSource, mounted: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = mounted("size=1m")
@@ -193,7 +193,7 @@ def test_a_cache_that_may_not_be_written_is_a_mistake_where_it_is_needed(
 
 
 @pytest.mark.parametrize("below", ["", "deeper"])
-def test_a_cache_that_cannot_be_made_is_a_mistake(
+def test_a_cache_that_cannot_be_created_is_an_error(
     below: str, source: FakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -202,7 +202,7 @@ def test_a_cache_that_cannot_be_made_is_a_mistake(
         image_data.prepare(XY)
 
 
-def test_a_source_that_cannot_be_read_is_not_blamed_on_the_cache(source: FakeSource) -> None:
+def test_an_unreadable_source_is_not_reported_as_a_cache_error(source: FakeSource) -> None:
     def unreadable(data: Data) -> SourceData:
         raise OSError(5, "Input/output error", "pictures/train.parquet")
 
@@ -226,7 +226,7 @@ def test_the_cache_follows_its_variables(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "data", [{}, {"limit": 16, "validation_fraction": 0.25}, {"validation_fraction": 0}, {"overfit_images": 8}]
 )
-def test_every_split_holds_its_own_images_labels_and_indices(source: FakeSource, data: dict[str, float]) -> None:
+def test_every_split_has_its_own_images_labels_and_indices(source: FakeSource, data: dict[str, float]) -> None:
     recipe = parse({"data": {"source": "synthetic", "validation_fraction": 0.2, **data}})
     loaded = image_data.load(image_data.prepare(XY), recipe, CPU)
     chosen = splits.split_indices(source.labels["train"], source.labels["test"], 4, recipe)
@@ -241,7 +241,7 @@ def test_every_split_holds_its_own_images_labels_and_indices(source: FakeSource,
     assert loaded.classes == ("a", "b", "c", "d")
 
 
-def test_a_source_without_a_test_split_has_one_cut_off_and_says_so(source: FakeSource) -> None:
+def test_a_test_split_is_held_out_of_a_source_without_one_and_reported(source: FakeSource) -> None:
     source.has_test = False
     recipe = parse({"data": {"source": "synthetic", "validation_fraction": 0.25, "test_fraction": 0.2}})
     loaded = image_data.load(image_data.prepare(XY), recipe, CPU)
@@ -251,10 +251,10 @@ def test_a_source_without_a_test_split_has_one_cut_off_and_says_so(source: FakeS
     for part in parts:
         np.testing.assert_array_equal(part.images[:, 0, 0, 0], part.indices)
         assert np.bincount(part.labels).tolist() == [len(part) // 4] * 4
-    assert loaded.remarks == ("no test split: 20% of the images are cut off as one (data.test_fraction)",)
+    assert loaded.remarks == ("no test split: 20% of the images are held out as one (data.test_fraction)",)
 
 
-def test_indices_are_the_sources_where_images_were_left_out(source: FakeSource) -> None:
+def test_indices_refer_to_the_source_if_images_were_skipped(source: FakeSource) -> None:
     """The first pixel of an image is its index."""
     for role in ("train", "test"):
         source.labels[role] = source.labels[role].copy()
@@ -270,7 +270,7 @@ def test_indices_are_the_sources_where_images_were_left_out(source: FakeSource) 
     assert "train 3-4, 17; test 3-4, 17" in loaded.remarks[0]
 
 
-def test_an_entry_is_named_after_what_was_done_and_not_after_what_was_allowed(source: FakeSource) -> None:
+def test_the_key_depends_on_what_was_done_and_not_on_what_was_allowed(source: FakeSource) -> None:
     """Sets of one size do not depend on image_size, nor whole ones on skip_broken."""
     entry = image_data.prepare(XY)
     assert {image_data.prepare(replace(XY, **more)) for more in ({"image_size": 32}, {"skip_broken": True})} == {entry}
@@ -288,7 +288,7 @@ def test_an_entry_is_named_after_what_was_done_and_not_after_what_was_allowed(so
         image_data.prepare(XY)
 
 
-def test_images_of_several_sizes_are_decoded_anew_for_another_image_size(source: FakeSource) -> None:
+def test_images_of_several_sizes_are_decoded_again_for_another_image_size(source: FakeSource) -> None:
     source.images["test"] = source.images["test"][:, :5]
     sizes = {}
     for size in (8, 12, 8):

@@ -102,7 +102,7 @@ def test_every_split_holds_the_same_images_and_labels(folder: Path, data: dict[s
 
 @pytest.mark.parametrize("storage", ["host", "device"])
 @pytest.mark.parametrize("sizes", [[], [5], [1, 2], [7, 7, 7, 2], [30, 1] * 4])
-def test_what_is_read_ahead_comes_in_order_and_whole(sizes: list[int], storage: str, folder: Path) -> None:
+def test_prefetched_batches_arrive_complete_and_in_order(sizes: list[int], storage: str, folder: Path) -> None:
     images = load(folder, storage)[1].train
     batches = [np.random.default_rng(size).integers(0, len(images), size) for size in sizes]
     found = list(images.read(iter(batches)))
@@ -111,7 +111,7 @@ def test_what_is_read_ahead_comes_in_order_and_whole(sizes: list[int], storage: 
         assert torch.equal(pixels, images.gather(rows))
 
 
-def test_batches_are_asked_for_before_they_are_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_prefetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     ask = ImageDataset.prefetch
     monkeypatch.setattr(ImageDataset, "prefetch", lambda self, rows: asked.append(len(rows)) or ask(self, rows))
@@ -126,7 +126,7 @@ def test_batches_are_asked_for_before_they_are_needed(folder: Path, monkeypatch:
     assert asked == [16, 16]
 
 
-def test_what_cannot_be_read_is_said_where_it_is_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_errors_are_raised_by_the_consumer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = load(folder, "host")[1].train
     assert len(images.gather(np.arange(3))) == 3
     monkeypatch.setattr(
@@ -143,7 +143,7 @@ FREE = 8 * 2**30
 @pytest.mark.parametrize(
     ("storage", "nbytes", "processes", "place", "why"),
     [
-        ("auto", FREE // 2, 1, "device", "at most half of the 8.0 GiB that are free in memory"),
+        ("auto", FREE // 2, 1, "device", "at most half of the 8.0 GiB free in memory"),
         ("auto", FREE // 2 + 1, 1, "host", "more than half of the 8.0 GiB"),
         ("auto", FREE // 2, 2, "host", "more than half of the 4.0 GiB"),  # each process holds the images
         ("device", 10 * FREE, 1, "device", "data.storage"),
@@ -158,7 +158,7 @@ def test_the_place_follows_from_free_memory_and_says_why(
     found, said = choose_storage(storage, nbytes, CPU)
     assert found == place
     assert why in said
-    assert ("on this machine's disk" in said) == (place == "host")
+    assert ("on local disk" in said) == (place == "host")
 
 
 @pytest.mark.parametrize(("nbytes", "place"), [(FREE // 2, "device"), (FREE // 2 + 1, "host")])
@@ -172,4 +172,4 @@ def test_a_set_that_does_not_fit_is_mapped_by_itself(folder: Path, monkeypatch: 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     data = load(folder, "auto")[1]
     assert isinstance(data.train.images, MmapImages)
-    assert "read ahead" in data.place
+    assert "prefetched" in data.place

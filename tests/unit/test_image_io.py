@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from read_sources import arrays, encoded
 from PIL import Image
+from read_sources import arrays, encoded
 from torchvision.transforms import v2
 
 from resnet_cifar.data.sources.image_io import UndecodableImage, to_rgb
@@ -25,7 +25,7 @@ def grey(bits: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 2**bits, (6, 8), dtype=np.uint16 if bits == 16 else np.uint8)
 
 
-def test_grey_is_the_same_in_every_channel() -> None:
+def test_gray_is_the_same_in_every_channel() -> None:
     for picture in (
         encoded(grey(8)),
         grey(8),
@@ -69,7 +69,7 @@ def test_a_palette_gives_its_colours() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "array"])
-def test_what_is_transparent_lies_on_white(mode: str) -> None:
+def test_transparency_is_placed_on_white(mode: str) -> None:
     """Left half opaque black, right half clear."""
     if mode in ("P", "RGB"):
         image = Image.new(mode, (8, 6), 0)
@@ -96,14 +96,14 @@ def test_half_transparency_is_half_of_white() -> None:
     assert abs(int(to_rgb(encoded(array))[0, 0, 0]) - 127) <= 1
 
 
-def test_print_colours_become_screen_colours() -> None:
+def test_cmyk_is_converted_to_rgb() -> None:
     red = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     found = to_rgb(saved(red, "JPEG", quality=100)).astype(int)
     assert np.abs(found - (255, 0, 0)).max() < 12
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a_picture_is_turned_as_its_camera_says(kind: str) -> None:
+def test_exif_orientation_is_applied(kind: str) -> None:
     image = Image.fromarray(np.repeat(np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None], 32, 0).repeat(3, 2))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise

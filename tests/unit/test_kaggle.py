@@ -82,7 +82,7 @@ def files(*roots: Path) -> set[Path]:
 
 @pytest.mark.real_data
 @pytest.mark.proof_only
-def test_all_60000_real_images_come_the_same_through_every_door(real_data: Path, tmp_path: Path, cache: Path) -> None:
+def test_all_60000_real_images_are_the_same_from_every_source(real_data: Path, tmp_path: Path, cache: Path) -> None:
     """An hour's quarter, most of which packs the .7z archives."""
     found = read(real_data)
     train, test = ((found.images[role], found.labels[role]) for role in ("train", "test"))
@@ -101,7 +101,7 @@ def test_all_60000_real_images_come_the_same_through_every_door(real_data: Path,
 
 @pytest.mark.parametrize("numbers", [False, True], ids=["names", "numbers"])
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_gives_the_hubs_entry_and_leaves_nothing(
+def test_every_form_gives_the_same_entry_as_the_hub_and_leaves_no_files(
     form: str, numbers: bool, tmp_path: Path, cache: Path, fingerprint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """23 pictures: 10 comes after 9 and not after 1; those in test/ do not decode and must not be tried."""
@@ -116,7 +116,7 @@ def test_every_form_gives_the_hubs_entry_and_leaves_nothing(
     (entry,) = cache.iterdir()
     assert files(tmp_path) - before == set(entry.iterdir())
     remarks = json.loads((entry / "meta.json").read_text())["remarks"]
-    said = "labels 0 to 9 are taken for CIFAR-10's, airplane to truck: others, write as names"
+    said = "labels 0 to 9 are interpreted as CIFAR-10's, airplane to truck: write others as names"
     assert remarks == ([said] if numbers else [])
 
 
@@ -158,24 +158,24 @@ def test_archives_hold_what_other_systems_leave_in_them(
     assert fingerprint_of(layouts.zipped(work / "b.zip", competition)) == fingerprint
 
 
-def test_an_archive_of_pictures_alone_has_its_labels_beside_it(unpacked: Path, work: Path) -> None:
+def test_an_archive_of_images_only_uses_the_labels_next_to_it(unpacked: Path, work: Path) -> None:
     shutil.copy(unpacked / "trainLabels.csv", work)
     for name, pack in (("train.zip", layouts.zipped), ("train.7z", layouts.seven_zipped)):
         assert read(pack(work / name, unpacked / "train")).labels["train"].tolist() == LABELS.tolist()
         assert find_source(str(work)) is kaggle
         assert read(work).labels["train"].tolist() == LABELS.tolist()
     (work / "trainLabels.csv").unlink()
-    said = "holds no trainLabels.csv, and none lies beside it: fetch it from the competition"
+    said = "contains no trainLabels.csv, and there is none next to it: download it from the competition"
     for source in (work / "train.7z", work / "train.zip", work):
         assert said in sentence(source)
 
 
-def test_unpacked_pictures_are_taken_before_their_archive(unpacked: Path) -> None:
+def test_unpacked_images_take_precedence_over_their_archive(unpacked: Path) -> None:
     (unpacked / "train.7z").write_bytes(b"not looked at")
     assert len(read(unpacked).labels["train"]) == 23
 
 
-def test_pictures_may_be_links_in_a_folder(unpacked: Path, work: Path) -> None:
+def test_images_in_a_folder_may_be_links(unpacked: Path, work: Path) -> None:
     """As in a folder of class folders; a link that leads nowhere is a picture that does not decode."""
     (unpacked / "train" / "3.png").rename(work / "elsewhere.png")
     (unpacked / "train" / "3.png").symlink_to(work / "elsewhere.png")
@@ -185,7 +185,7 @@ def test_pictures_may_be_links_in_a_folder(unpacked: Path, work: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["folder", "zip", "7z", "download"])
-def test_broken_and_unlabelled_pictures_are_named_by_their_files(form: str, unpacked: Path, work: Path) -> None:
+def test_broken_and_unlabeled_images_are_named_by_their_files(form: str, unpacked: Path, work: Path) -> None:
     (unpacked / "train" / "4.png").write_bytes(b"no picture")
     (unpacked / "train" / "6.png").write_bytes(b"")
     rows = (unpacked / "trainLabels.csv").read_text().splitlines()
@@ -194,7 +194,7 @@ def test_broken_and_unlabelled_pictures_are_named_by_their_files(form: str, unpa
     source = FORMS[form](unpacked, work)
     inner = "train.7z/" if form == "download" else ""
     said = (
-        f"2 images do not decode (train 3 ({inner}train/4.png), 5 ({inner}train/6.png)) and 2 labels are none of the "
+        f"2 images do not decode (train 3 ({inner}train/4.png), 5 ({inner}train/6.png)) and 2 labels are not among the "
         f"10 classes (train 8 ({inner}train/9.png), 22 ({inner}train/23.png))"
     )
     assert said in sentence(source)
@@ -205,15 +205,15 @@ def test_broken_and_unlabelled_pictures_are_named_by_their_files(form: str, unpa
 
 
 @pytest.mark.parametrize("form", ["folder", "zip", "7z"])
-def test_labels_without_pictures_are_named(form: str, unpacked: Path, work: Path) -> None:
+def test_labels_without_images_are_named(form: str, unpacked: Path, work: Path) -> None:
     for number in (3, 10, 11, 12):
         (unpacked / "train" / f"{number}.png").unlink()
     source = FORMS[form](unpacked, work)
-    said = "4 of the ids in trainLabels.csv have no picture in train/ (3, 10-12)"
-    assert f"{said}; bring them back or remove their rows" in sentence(source)
+    said = "4 of the ids in trainLabels.csv have no image in train/ (3, 10-12)"
+    assert f"{said}; restore them or remove their rows" in sentence(source)
     found = read(source, skip_broken=True)
     np.testing.assert_array_equal(found.images["train"], np.delete(IMAGES, [2, 9, 10, 11], axis=0))
-    assert found.decoded.remarks == (f"left out (data.skip_broken): {said}",)
+    assert found.decoded.remarks == (f"skipped (data.skip_broken): {said}",)
 
 
 @pytest.mark.parametrize(
@@ -224,14 +224,14 @@ def test_labels_without_pictures_are_named(form: str, unpacked: Path, work: Path
         ("id,kind\n1,cat\n", "has the columns ['id', 'kind'], none of them 'label'"),
         ("id;label\n1;cat\n", "has the columns ['id;label'], none of them 'id'"),
         ("", "has the columns [], none of them 'id'"),
-        ("id,label\n1,cat\n,dog\n", "line 3: no id: mend the row"),
-        ("id,label\n1,cat\n2,dog,spotted\n", "line 3: too many columns: mend the row"),
+        ("id,label\n1,cat\n,dog\n", "line 3: no id: correct the row"),
+        ("id,label\n1,cat\n2,dog,spotted\n", "line 3: too many columns: correct the row"),
         ('id,label\n1,"cat\n2,dog\n', "cannot be read (unexpected end of data)"),
         ("id,label\n", "no label of train is one of the 0 classes"),
         ("id,label\n" + "".join(f"{number},cat\n" for number in range(1, 24)), "images of one class only, 'cat'"),
     ],
 )
-def test_a_table_that_cannot_be_used_is_a_mistake(rows: str, said: str, unpacked: Path) -> None:
+def test_an_unusable_table_is_refused(rows: str, said: str, unpacked: Path) -> None:
     table(unpacked, rows)
     assert said in sentence(unpacked)
 
@@ -260,7 +260,7 @@ def test_ids_are_in_the_order_of_their_numbers_and_then_of_their_names(unpacked:
     np.testing.assert_array_equal(read(unpacked).images["train"], IMAGES[order])
     (unpacked / "train" / "9.jpg").write_bytes(b"")
     (unpacked / "train" / "a.bmp").write_bytes(b"")
-    assert "holds two pictures of the ids 9, a: keep one of each" in sentence(unpacked)
+    assert "contains two images each for the ids 9, a: keep one of each" in sentence(unpacked)
 
 
 def test_numbers_of_other_sets_are_names(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_numbers_of_other_sets_are_names(tmp_path: Path) -> None:
     assert read(few).classes == tuple("012345678")
 
 
-def test_other_folders_are_not_taken_for_it(unpacked: Path) -> None:
+def test_other_folders_are_not_recognized_as_kaggle(unpacked: Path) -> None:
     assert find_source(str(unpacked)) is kaggle
     (unpacked / "train" / "cats").mkdir()
     for path in (unpacked / "train").glob("*.png"):
@@ -279,7 +279,7 @@ def test_other_folders_are_not_taken_for_it(unpacked: Path) -> None:
     assert find_source(str(unpacked)).__name__.endswith("image_folder")
     shutil.rmtree(unpacked / "train")
     (unpacked / "train").mkdir()
-    assert "holds no pictures in train/" in sentence(unpacked)
+    assert "contains no images in train/" in sentence(unpacked)
 
 
 def test_only_what_is_read_decides_the_identity(unpacked: Path, work: Path) -> None:

@@ -1,4 +1,4 @@
-"""data/sources/image_folder.py and npz.py: folders of pictures and files of arrays become what the hub's layout would."""
+"""data/sources/image_folder.py and npz.py: folders of images and .npz files give the same data as the hub's layout."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, DatasetDict
 from datasets import load_dataset as load
-from read_sources import Arrays, arrays, both, encoded, in_memory, read, sentence, split_of
 from PIL import Image
+from read_sources import Arrays, arrays, both, encoded, in_memory, read, sentence, split_of
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Columns, Data, SplitNames
@@ -93,7 +93,7 @@ def test_every_kind_of_source_gives_the_same_entry(forest: Path, tmp_path: Path,
 # Folders of pictures
 
 
-def test_classes_and_pictures_of_a_tree_are_in_the_order_of_their_names(forest: Path) -> None:
+def test_classes_and_images_of_a_folder_are_sorted_by_name(forest: Path) -> None:
     found = read(forest)
     assert found.classes == ("cats", "dogs")
     assert found.labels["train"].tolist() == sorted(LABELS)
@@ -101,7 +101,7 @@ def test_classes_and_pictures_of_a_tree_are_in_the_order_of_their_names(forest: 
     assert len(found.labels["test"]) == 3
 
 
-def test_a_tree_without_splits_is_all_train(grove: Path, forest: Path) -> None:
+def test_a_folder_without_splits_is_all_train(grove: Path, forest: Path) -> None:
     found = read(grove)
     assert list(found.images) == ["train"]
     np.testing.assert_array_equal(found.images["train"], read(forest).images["train"])
@@ -115,7 +115,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert read(tmp_path).classes == ("bus", "train")
 
 
-def test_a_tree_may_lie_deeper_and_hold_other_things(grove: Path) -> None:
+def test_a_folder_may_be_nested_and_contain_other_files(grove: Path) -> None:
     plain = read(grove)
     (grove / "dogs" / "more").mkdir()
     (grove / "dogs" / "1.png").rename(grove / "dogs" / "more" / "1.png")  # below its class
@@ -127,7 +127,7 @@ def test_a_tree_may_lie_deeper_and_hold_other_things(grove: Path) -> None:
     (grove / "dogs" / "Thumbs.db").write_bytes(b"left by a PC")
     found = read(grove)
     assert (found.classes, sorted(found.labels["train"])) == (plain.classes, sorted(plain.labels["train"]))
-    assert found.decoded.remarks == ("passed over, as their endings are not those of pictures: .db, .png (2)",)
+    assert found.decoded.remarks == ("ignored files without an image extension: .db, .png (2)",)
 
 
 @pytest.mark.parametrize(("train", "test"), [("train", "valid"), ("Training", "Val"), ("train", "dev")])
@@ -146,7 +146,7 @@ def test_split_folders_can_be_named(forest: Path) -> None:
     assert "data.splits.test 'spring'" in sentence(forest, splits=SplitNames(train="summer", test="spring"))
 
 
-def test_test_pictures_without_classes_are_no_test_split(forest: Path) -> None:
+def test_test_images_without_classes_are_not_a_test_split(forest: Path) -> None:
     """Kaggle's test folders are such."""
     for file in list((forest / "test").glob("*/*.png")):
         file.rename(forest / "test" / f"{file.parent.name}-{file.name}")
@@ -157,18 +157,18 @@ def test_test_pictures_without_classes_are_no_test_split(forest: Path) -> None:
     assert "has no class folders" in sentence(forest, splits=SplitNames(test="test"))
 
 
-def test_what_a_tree_lacks_is_said(forest: Path, tmp_path: Path) -> None:
+def test_missing_parts_of_a_folder_are_reported(forest: Path, tmp_path: Path) -> None:
     (forest / "train" / "empty").mkdir()
-    assert "the class folders ['empty'] of train hold no pictures" in sentence(forest)
+    assert "the class folders ['empty'] of train contain no images" in sentence(forest)
     (forest / "train" / "empty").rmdir()
     (forest / "test" / "birds").mkdir()
     assert "test has the classes ['birds'], which are not among ['cats', 'dogs']" in sentence(forest)
     (tmp_path / "flat").mkdir()
     Image.fromarray(arrays(1)[0]).save(tmp_path / "flat" / "a.png")
-    assert "put those of each class into a folder of its own" in sentence(tmp_path / "flat")
+    assert "put those of each class into a folder named after it" in sentence(tmp_path / "flat")
 
 
-def test_mixed_pictures_of_a_stranger_and_a_broken_one(grove: Path) -> None:
+def test_mixed_image_formats_and_a_broken_image(grove: Path) -> None:
     """PNG, JPEG, WebP, grey, transparent and of several sizes, and one file that is none."""
     wide = arrays(1, 30, 50)[0]
     Image.fromarray(wide).save(grove / "cats" / "wide.JPG")
@@ -176,15 +176,15 @@ def test_mixed_pictures_of_a_stranger_and_a_broken_one(grove: Path) -> None:
     Image.fromarray(wide).convert("RGBA").save(grove / "dogs" / "clear.png")
     (grove / "cats" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     assert sentence(grove, image_size=16) == (
-        f"data.source '{grove}': 1 image does not decode (train 2 (cats/broken.jpg)); mend or remove them, or leave "
-        "them out with --data.skip_broken True"
+        f"data.source '{grove}': 1 image does not decode (train 2 (cats/broken.jpg)); fix or remove them, or skip "
+        "them with --data.skip_broken True"
     )
     found = read(grove, image_size=16, skip_broken=True)
     assert found.images["train"].shape == (8, 16, 16, 3)
     assert "cats/broken.jpg" in found.decoded.remarks[-1]
 
 
-def test_a_trees_identity_changes_with_its_files(grove: Path) -> None:
+def test_a_folders_identity_changes_with_its_files(grove: Path) -> None:
     data = Data(source=str(grove))
     first = image_folder.identity(data)
     file = grove / "cats" / "0.png"
@@ -227,10 +227,10 @@ def test_one_pair_of_arrays_is_all_train(file: Path) -> None:
     assert "--data.columns.image" in text
     found = read(file, columns=Columns(image="pictures", label="kinds"))
     np.testing.assert_array_equal(found.images["train"], X)
-    assert "data.columns.label 'sorts' is none" in sentence(file, columns=Columns(image="pictures", label="sorts"))
+    assert "data.columns.label 'sorts' is not one" in sentence(file, columns=Columns(image="pictures", label="sorts"))
 
 
-def test_grey_and_sixteen_bit_arrays_become_rgb_bytes(file: Path) -> None:
+def test_gray_and_16_bit_arrays_become_rgb_bytes(file: Path) -> None:
     grey = np.random.default_rng(0).integers(0, 2**16, (5, 6, 8), dtype=np.uint16)
     for images in (grey, grey[..., None]):
         np.savez(file, x_train=images, y_train=Y)
@@ -257,18 +257,18 @@ def test_words_are_classes_in_their_order(file: Path) -> None:
         ({"x_train": X, "y_train": Y, "x_test": X_TEST, "y_test": Y_TEST + 1}, "(test 0, 2)"),
     ],
 )
-def test_arrays_that_cannot_be_used_are_a_mistake(content: dict[str, np.ndarray], said: str, file: Path) -> None:
+def test_unusable_arrays_are_refused(content: dict[str, np.ndarray], said: str, file: Path) -> None:
     np.savez(file, **content)
     assert said in sentence(file)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"\x80\x04K\x01."])
-def test_a_file_that_is_no_archive_is_a_mistake(content: bytes, file: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_refused(content: bytes, file: Path) -> None:
     file.write_bytes(content)
     assert "cannot be read" in sentence(file)
 
 
-def test_a_damaged_archive_is_a_mistake(file: Path) -> None:
+def test_a_damaged_archive_is_refused(file: Path) -> None:
     np.savez_compressed(file, x_train=X, y_train=Y)
     whole = bytearray(file.read_bytes())
     whole[len(whole) // 3] ^= 0xFF
@@ -286,7 +286,7 @@ def test_an_archives_identity_changes_with_the_file(file: Path) -> None:
 # All of them
 
 
-def test_fields_that_say_nothing_about_a_source_are_refused(grove: Path, file: Path, cache: Path) -> None:
+def test_fields_that_do_not_apply_to_a_source_are_refused(grove: Path, file: Path, cache: Path) -> None:
     np.savez(file, images=X, labels=Y)
     for name, data in (
         ("config_name", Data(source=str(grove), config_name="plain_text")),
@@ -314,7 +314,7 @@ def test_hub_columns_and_splits_make_entries_of_their_own(tmp_path: Path, cache:
 
 
 @pytest.mark.real_data
-def test_real_images_come_the_same_through_every_door(real_data: Path, tmp_path: Path, cache: Path) -> None:
+def test_real_images_are_the_same_from_every_source(real_data: Path, tmp_path: Path, cache: Path) -> None:
     """2000 of them, with their class names."""
     from datasets import load_dataset
 

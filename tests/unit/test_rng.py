@@ -50,7 +50,7 @@ def test_golden_torch_seed_has_32_bits() -> None:
 
 
 @pytest.mark.parametrize("rows", [slice(0, 1), slice(5, 9), slice(63, 64), slice(0, 64), slice(32, 48)])
-def test_a_row_of_a_table_does_not_depend_on_which_rows_are_asked_for(rows: slice) -> None:
+def test_a_row_of_a_table_does_not_depend_on_the_requested_rows(rows: slice) -> None:
     whole = rng.row_uniforms(1, "augment", 12, slice(0, 64))
     assert whole.shape == (64, rng.COLUMNS)
     np.testing.assert_array_equal(rng.row_uniforms(1, "augment", 12, rows), whole[rows])
@@ -78,7 +78,7 @@ def test_every_part_of_the_name_changes_the_numbers() -> None:
     assert len(streams) == len(names)
 
 
-def test_two_rows_of_one_table_share_no_number() -> None:
+def test_two_rows_of_one_table_have_no_number_in_common() -> None:
     table = rng.row_uniforms(3, "augment", 0, slice(0, 256))
     assert len(np.unique(table)) == table.size
 
@@ -142,7 +142,7 @@ def test_beta_stays_in_its_interval_at_the_ends() -> None:
 
 @pytest.mark.parametrize("units", [1, 8, 9, 192])
 @pytest.mark.parametrize("rows", [slice(0, 1), slice(5, 9), slice(63, 64), slice(0, 64)])
-def test_what_a_row_keeps_does_not_depend_on_which_rows_are_asked_for(rows: slice, units: int) -> None:
+def test_a_rows_dropout_mask_does_not_depend_on_the_requested_rows(rows: slice, units: int) -> None:
     whole = rng.dropout_masks(1, "dropout", 12, slice(0, 64), units, 0.5)
     assert (whole.shape, whole.dtype) == ((64, units), bool)
     np.testing.assert_array_equal(rng.dropout_masks(1, "dropout", 12, rows, units, 0.5), whole[rows])

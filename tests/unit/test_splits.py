@@ -52,7 +52,7 @@ def test_a_balanced_set_is_cut_evenly() -> None:
 
 @settings(deadline=None, derandomize=True)
 @given(st.integers(0, 5), st.floats(0.05, 0.9), st.integers(0, 200))
-def test_train_and_validation_share_no_image_and_lose_none(seed: int, validation: float, limit: int) -> None:
+def test_train_and_validation_are_disjoint_and_complete(seed: int, validation: float, limit: int) -> None:
     train, test = labels_of(80, 60, 40), labels_of(20, 20, 20)
     try:
         chosen = split_indices(train, test, 3, recipe_of(seed, validation_fraction=validation, limit=limit))
@@ -112,7 +112,7 @@ def test_overfit_validates_on_what_it_trains_on() -> None:
         ),
     ],
 )
-def test_a_cut_that_cannot_be_made_is_answered(sizes: tuple[int, ...], data: dict[str, Any], start: str) -> None:
+def test_an_impossible_split_is_refused(sizes: tuple[int, ...], data: dict[str, Any], start: str) -> None:
     with pytest.raises(UserError) as caught:
         split_indices(labels_of(*sizes), labels_of(*sizes), len(sizes), recipe_of(**data))
     assert str(caught.value).startswith(start)
@@ -156,7 +156,7 @@ def test_a_test_split_is_cut_before_all_else_and_does_not_depend_on_the_rest() -
 @pytest.mark.parametrize(
     ("fraction", "word"), [(0.05, "out of the test split.*raise"), (0.95, "out of training.*lower")]
 )
-def test_a_test_cut_that_leaves_a_class_empty_is_a_mistake(fraction: float, word: str) -> None:
+def test_a_test_split_that_lacks_a_class_is_refused(fraction: float, word: str) -> None:
     with pytest.raises(UserError, match=rf"data\.test_fraction {fraction} of 44 images leaves 1 of 3 classes {word}"):
         split_indices(labels_of(20, 20, 4), None, 3, recipe_of(test_fraction=fraction))
 

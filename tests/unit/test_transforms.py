@@ -90,7 +90,7 @@ def blanked_by_hand(image: Tensor, top: int, left: int, tall: int, wide: int) ->
 
 
 @pytest.mark.parametrize("side", [1, 2, 5, 8, 30])
-def test_cutout_blanks_a_square_around_its_centre_and_nothing_else(side: int) -> None:
+def test_cutout_fills_a_square_around_its_center_and_nothing_else(side: int) -> None:
     images, u = pictures(20, 12, 9), uniforms(20, 2)
     u[0], u[1] = 0, 1 - 2.0**-53
     found = transforms.cutout(images, u, side, FILL)
@@ -105,7 +105,7 @@ def test_cutout_in_the_middle_has_its_whole_area() -> None:
     assert int((blank == FILL).all(-1).sum()) == 64
 
 
-def test_erase_blanks_the_box_of_its_formula_where_it_is_due() -> None:
+def test_random_erasing_fills_the_box_of_its_formula_with_its_probability() -> None:
     images, u = pictures(64, 20, 16), uniforms(64, 5)
     found = transforms.random_erasing(images, u, 0.5, FILL)
     erased = 0
@@ -145,7 +145,7 @@ def test_erase_never_and_always(probability: float) -> None:
     assert changed.all() if probability else not changed.any()
 
 
-def test_the_stored_images_are_left_alone() -> None:
+def test_the_stored_images_are_not_modified() -> None:
     images = pictures(4, 8, 8)
     before = images.clone()
     cropped = transforms.crop_and_flip(images, uniforms(4, 2), torch.ones(4, dtype=torch.uint8), 0)
@@ -188,7 +188,7 @@ def test_to_input_is_channels_last(size: int) -> None:
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(8, 8, 19), (20, 20, 7), (12, 9, 16), (32, 32, 224)])
-def test_nearest_takes_the_very_pixels_that_torch_takes(height: int, width: int, size: int) -> None:
+def test_nearest_selects_the_same_pixels_as_torch(height: int, width: int, size: int) -> None:
     images = pictures(3, height, width)
     found = transforms.to_input(images, size, "nearest", torch.zeros(3), torch.ones(3) / 255)
     expected = F.interpolate(images.permute(0, 3, 1, 2).float(), size=(size, size), mode="nearest")
@@ -266,7 +266,7 @@ def two_kinds(pairs: int, size: int, dtype: torch.dtype = torch.float64) -> tupl
 
 @settings(deadline=None, derandomize=True, max_examples=50)
 @given(st.integers(1, 40), st.integers(0, 1000))
-def test_cutmix_labels_share_what_pixels_share_exactly(size: int, seed: int) -> None:
+def test_cutmix_labels_match_the_share_of_pixels_exactly(size: int, seed: int) -> None:
     inputs, targets = two_kinds(8, size)
     lam, u = uniforms(8, 1, seed)[:, 0], uniforms(8, 2, seed + 1)
     mixed, labels = mixing.mix(inputs, targets, mixing.cutmix_share(lam, u, size))

@@ -119,7 +119,7 @@ def test_the_ends_of_the_uniforms_are_within_the_space() -> None:
     torch.testing.assert_close(trivial_augment(images, u), expected, rtol=0, atol=0)
 
 
-def test_the_images_are_left_alone() -> None:
+def test_the_images_are_not_modified() -> None:
     images = pictures(10, 10)
     before = images.clone()
     for operation in range(len(OPERATIONS)):

@@ -87,7 +87,7 @@ def choose_splits(names: Iterable[str], data: Data) -> tuple[str, list[str]]:
         raise UserError(f"data.source {data.source!r} has the splits {names}, none called train: {fix}")
     if wanted.test == train:
         raise UserError(
-            f"data.splits.test {train!r} is also the training split: name another, or remove the field to hold out a part"
+            f"data.splits.test {train!r} is also the training split: name another, or remove it to hold out a part"
         )
     return train, [wanted.test] if wanted.test else [known[word] for word in _TEST if known.get(word, train) != train]
 

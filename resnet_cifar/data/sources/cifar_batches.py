@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as their authors publish them and torchvision keeps them: a folder of pickles, or its .tar.gz.
+"""CIFAR-10 and CIFAR-100 as published and as downloaded by torchvision: a folder of pickles, or its .tar.gz.
 
 The folder is cifar-10-batches-py or cifar-100-python, or one that contains it.
 """
@@ -23,9 +23,9 @@ FIELDS = ("columns",)
 
 @dataclass(frozen=True)
 class _Set:
-    """One of the two: its class in torchvision, which knows the checksums, and its files.
+    """One of the two data sets. `name`: its class in torchvision, which knows the checksums of the published files.
 
-    `nbytes`: sizes of published files. `order`: in which their archive has them, and so the hub's copy.
+    `nbytes`: sizes of the published files. `order`: of the training files in the published archive and the hub's copy.
     """
 
     name: str
@@ -58,36 +58,38 @@ _SETS = (
 
 
 def recognizes(folder: Path) -> bool:
-    """Whether the folder is such a one, or contains one or its archive."""
+    """Whether the folder holds such files, or contains such a folder or its archive."""
     return bool(_locations(folder))
 
 
 def identity(data: Data) -> str:
-    """Every file's path, size and time of change."""
+    """Path, size and modification time of every file."""
     source = Path(data.source).expanduser()
     return f"pickles {' '.join(map(file_stamps, _locations(source) if source.is_dir() else [source]))}"
 
 
 def read(data: Data) -> SourceData:
-    """Both splits; CIFAR-100 has its fine labels, or those that data.columns.label names. Raises UserError."""
+    """Both splits; CIFAR-100 has its fine labels unless data.columns.label names others. Raises UserError."""
     if data.columns.image:
-        raise UserError(f"data.columns.image {data.columns.image!r} says nothing about pickles of CIFAR: leave it out")
+        raise UserError(f"data.columns.image {data.columns.image!r} does not apply to CIFAR pickles: remove it")
     kind, files = _read_files(data)
     is_published = _is_published(kind, files, data)
     loaded = {name: _unpickle(files.pop(name), name, data) for name in kind.files}
     label = _label_key(loaded[kind.test], data)
     try:
-        classes = tuple(text(word) for word in loaded[kind.meta][f"{label.removesuffix('s')}_names"])
+        classes = tuple(text(name) for name in loaded[kind.meta][f"{label.removesuffix('s')}_names"])
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"data.source {data.source!r}: {kind.meta} does not name the classes: fetch it again") from None
+        raise UserError(
+            f"data.source {data.source!r}: {kind.meta} does not name the classes: download it again"
+        ) from None
     train = [_arrays(loaded.pop(name), name, label, data) for name in (kind.order if is_published else kind.train)]
-    pictures, labels = (np.concatenate(parts) for parts in zip(*train, strict=True))
+    images, labels = (np.concatenate(parts) for parts in zip(*train, strict=True))
     test = Split("test", *_arrays(loaded[kind.test], kind.test, label, data))
-    return SourceData(Split("train", pictures, labels), test, classes)
+    return SourceData(Split("train", images, labels), test, classes)
 
 
 def _locations(folder: Path) -> list[Path]:
-    """The folder itself where it holds batches, else what it contains: their folders or, without these, archives."""
+    """The folder itself if it holds batches, else the folders of batches in it or, without these, archives."""
     if any((folder / kind.train[0]).is_file() and (folder / kind.meta).is_file() for kind in _SETS):
         return [folder]
     inside = [folder / kind.folder for kind in _SETS if (folder / kind.folder).is_dir()]
@@ -96,12 +98,12 @@ def _locations(folder: Path) -> list[Path]:
 
 
 def _read_files(data: Data) -> tuple[_Set, dict[str, bytes]]:
-    """Which of the two sets it is, and what its files hold."""
+    """The data set that the source is, and the contents of its files."""
     source = Path(data.source).expanduser()
     locations = _locations(source) if source.is_dir() else [source]
     if len(locations) > 1:
         raise UserError(
-            f"data.source {data.source!r} holds {' and '.join(location.name for location in locations)}: name one"
+            f"data.source {data.source!r} contains {' and '.join(location.name for location in locations)}: name one"
         )
     if locations[0].is_dir():
         kind = _identify({path.name for path in locations[0].iterdir()}, data)
@@ -119,34 +121,34 @@ def _read_files(data: Data) -> tuple[_Set, dict[str, bytes]]:
 
 def _identify(names: set[str], data: Data) -> _Set:
     for kind in _SETS:
-        if lacking := [name for name in kind.files if name not in names]:
-            if len(lacking) < len(kind.files):
+        if missing := [name for name in kind.files if name not in names]:
+            if len(missing) < len(kind.files):
                 raise UserError(
-                    f"data.source {data.source!r} lacks {', '.join(lacking)} of {kind.name}: fetch it again"
+                    f"data.source {data.source!r} lacks {', '.join(missing)} of {kind.name}: download it again"
                 )
             continue
         return kind
     raise UserError(
-        f"data.source {data.source!r} holds no pickles of CIFAR-10 or CIFAR-100 (data_batch_1, ... or train, test and "
-        "meta): unpack it, and name its folder"
+        f"data.source {data.source!r} contains no pickles of CIFAR-10 or CIFAR-100 (data_batch_1, ... or train, test "
+        "and meta): unpack it, and name its folder"
     )
 
 
 def _is_published(kind: _Set, files: dict[str, bytes], data: Data) -> bool:
-    """Whether these are the published files. Raises UserError where one has their size and another checksum."""
+    """Whether these are the published files. Raises UserError if one has the published size but another checksum."""
     import torchvision
 
     known = getattr(torchvision.datasets, kind.name)
-    same = 0
+    matching = 0
     for name, md5 in known.train_list + known.test_list:
         if len(files[name]) == kind.nbytes.get(name):
-            same += 1
+            matching += 1
             if hashlib.md5(files[name], usedforsecurity=False).hexdigest() != md5:
                 raise UserError(
-                    f"data.source {data.source!r}: {name} is damaged (it has the size of the published file and "
-                    f"another checksum): fetch it again from {known.url}"
+                    f"data.source {data.source!r}: {name} is damaged (it has the size of the published file but "
+                    f"another checksum): download it again from {known.url}"
                 )
-    return same == len(kind.nbytes)
+    return matching == len(kind.nbytes)
 
 
 def _unpickle(content: bytes, name: str, data: Data) -> dict[str, Any]:
@@ -155,33 +157,33 @@ def _unpickle(content: bytes, name: str, data: Data) -> dict[str, Any]:
 
 
 def _label_key(batch: dict[str, Any], data: Data) -> str:
-    """The key of the labels, as the files have it; the hub's copy has it without the s."""
+    """The key of the labels in the files; data.columns.label may omit the s, as the hub's copy does."""
     known = [key for key in ("labels", "fine_labels", "coarse_labels") if key in batch]
     wanted = data.columns.label
     if wanted and wanted not in known and f"{wanted}s" not in known:
-        raise UserError(f"data.columns.label {wanted!r} is none of the labels {known} of data.source {data.source!r}")
+        raise UserError(
+            f"data.columns.label {wanted!r} is not one of the labels {known} of data.source {data.source!r}"
+        )
     if not known:
-        raise UserError(f"data.source {data.source!r} has no labels, only {sorted(batch)}: fetch it again")
+        raise UserError(f"data.source {data.source!r} has no labels, only {sorted(batch)}: download it again")
     return next((key for key in known if wanted in (key, key.removesuffix("s"))), known[0])
 
 
 def _arrays(batch: dict[str, Any], name: str, label: str, data: Data) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures, uint8 [n, 32, 32, 3], and labels, int64 [n], of a file that has the channels one after the other."""
-    pictures = batch.get("data")
-    if not (isinstance(pictures, np.ndarray) and pictures.dtype == np.uint8 and pictures.shape[1:] == (3072,)):
-        held = (
-            f"{pictures.dtype} of the shape {list(pictures.shape)}" if isinstance(pictures, np.ndarray) else "no array"
-        )
+    """Images, uint8 [n, 32, 32, 3], and labels, int64 [n], of a file whose rows hold one channel after the other."""
+    images = batch.get("data")
+    if not (isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == (3072,)):
+        found = f"{images.dtype} of the shape {list(images.shape)}" if isinstance(images, np.ndarray) else "no array"
         raise UserError(
-            f"data.source {data.source!r}: the data of {name} is {held}, not uint8 [n, 3072]: fetch it again"
+            f"data.source {data.source!r}: the data of {name} is {found}, not uint8 [n, 3072]: download it again"
         )
     try:
         labels = np.array(batch[label], dtype=np.int64)
     except (KeyError, TypeError, ValueError, OverflowError):
         labels = np.array([])
-    if labels.shape != (len(pictures),):
+    if labels.shape != (len(images),):
         raise UserError(
-            f"data.source {data.source!r}: {name} has {len(pictures)} images and {labels.size} {label} that are whole "
-            "numbers: fetch it again"
+            f"data.source {data.source!r}: {name} has {len(images)} images and {labels.size} {label} that are "
+            "integers: download it again"
         )
-    return np.ascontiguousarray(pictures.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels
+    return np.ascontiguousarray(images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels

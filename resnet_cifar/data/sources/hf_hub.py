@@ -1,4 +1,4 @@
-"""A data set of the Hugging Face hub, through `datasets`."""
+"""A data set of the Hugging Face hub, loaded by `datasets`."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from resnet_cifar.config.schema import Data
 from resnet_cifar.data.cache import write_errors
 from resnet_cifar.data.paths import cache_root
 from resnet_cifar.data.sources.base import SourceData
-from resnet_cifar.data.sources.hf_columns import contents
+from resnet_cifar.data.sources.hf_columns import source_data
 
 FIELDS = ("config_name", "splits", "columns")
-_SECONDS = 4  # `datasets` alone takes 24 s to find out that there is no hub
+_SECONDS = 4  # `datasets` itself takes 24 s to notice that the hub is unreachable
 
 
 def endpoint() -> str:
-    """The hub's address."""
+    """The address of the hub."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
 def answers(address: str) -> bool:
-    """Whether a web server answers within a few seconds, whatever it says."""
-    heard: list[bool] = []
+    """Whether a web server answers within a few seconds, with any status."""
+    answered = threading.Event()
 
-    def ask() -> None:
+    def request_head() -> None:
         request = urllib.request.Request(address, method="HEAD")
         try:
             urllib.request.urlopen(request, timeout=_SECONDS).close()
         except urllib.error.HTTPError:
             pass
         except OSError as error:
-            # huggingface_hub brings certificates of its own, so a doubt about them is left to it.
+            # huggingface_hub has its own certificates: it decides about these.
             if not isinstance(getattr(error, "reason", None), ssl.SSLError):
                 return
-        heard.append(True)
+        answered.set()
 
-    # In a thread, because a name server that is silent takes longer than any timeout of the request.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(_SECONDS + 1)
-    return bool(heard)
+    # In a thread, because the timeout of the request does not cover a silent name server.
+    thread = threading.Thread(target=request_head, daemon=True)
+    thread.start()
+    thread.join(_SECONDS + 1)
+    return answered.is_set()
 
 
 def is_offline() -> bool:
@@ -56,14 +56,14 @@ def is_offline() -> bool:
 
 
 def identity(data: Data) -> str:
-    """The data set's commit: asked of the hub or, where it does not say, the one that was seen last. Raises UserError."""
+    """The latest commit, from the hub or, if it does not answer, the last one that was seen. Raises UserError."""
     source = data.source
-    seen = _seen(source)
+    last = _last_commit(source)
     commit = None if is_offline() else _commit(source)
-    if commit not in (None, seen):
+    if commit not in (None, last):
         with write_errors():
-            _note(source).write_text(commit)
-    return f"hub {source} {commit or seen or 'unknown'}"
+            _commit_file(source).write_text(commit)
+    return f"hub {source} {commit or last or 'unknown'}"
 
 
 def read(data: Data) -> SourceData:
@@ -73,37 +73,37 @@ def read(data: Data) -> SourceData:
     datasets.disable_progress_bars()
     source = data.source
     try:
-        # Of the commit that the cache is keyed by, though another may have been pushed since.
-        loaded = datasets.load_dataset(source, data.config_name or None, revision=_seen(source))
+        # The commit in the cache key, even if another was pushed since.
+        loaded = datasets.load_dataset(source, data.config_name or None, revision=_last_commit(source))
     except datasets.exceptions.DatasetNotFoundError:
         raise (_unreachable(source) if is_offline() else _unknown(source)) from None
     except (_http_error(), OSError) as error:  # huggingface_hub's errors are one or the other
-        check_room(error)
+        check_disk_space(error)
         raise _unreachable(source) from None
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        configuration(error, data)
-        if is_offline():  # the cache knows the name, but not these files
+        check_configuration(error, data)
+        if is_offline():  # the cache has the name, but not these files
             raise _unreachable(source) from None
         raise UserError(f"data.source {source!r} cannot be loaded: {str(error).splitlines()[0]}") from None
-    return contents(loaded, data)
+    return source_data(loaded, data)
 
 
-def configuration(error: Exception, data: Data) -> None:
-    """Raises UserError where `datasets` says that a set has several configurations, or none of this name."""
+def check_configuration(error: Exception, data: Data) -> None:
+    """Raises UserError if the error is that a configuration must be chosen, or that there is none of this name."""
     listed = re.search(r"(?:available configs|Available): (\[.*\])", str(error))
     if listed is None:
         return
     if data.config_name:
         raise UserError(
-            f"data.config_name {data.config_name!r} is no configuration of {data.source!r}: take one of {listed[1]}"
+            f"data.config_name {data.config_name!r} is no configuration of {data.source!r}: use one of {listed[1]}"
         ) from None
     raise UserError(
-        f"data.source {data.source!r} has the configurations {listed[1]}: take one with --data.config_name"
+        f"data.source {data.source!r} has the configurations {listed[1]}: choose one with --data.config_name"
     ) from None
 
 
-def check_room(error: Exception) -> None:
-    """Raises UserError where a full or read-only disk is what kept `datasets` from its own cache."""
+def check_disk_space(error: Exception) -> None:
+    """Raises UserError if the cause of an error of `datasets` is a full or read-only disk."""
     cause = error if isinstance(error, OSError) else error.__cause__
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         import datasets
@@ -114,18 +114,18 @@ def check_room(error: Exception) -> None:
         ) from None
 
 
-def _note(source: str) -> Path:
-    """The file that holds the newest commit that was seen."""
+def _commit_file(source: str) -> Path:
+    """The file with the latest commit that was seen."""
     return cache_root() / f"hub-{source.replace('/', '--')}.commit"
 
 
-def _seen(source: str) -> str | None:
-    note = _note(source)
-    return note.read_text() if note.is_file() else None
+def _last_commit(source: str) -> str | None:
+    file = _commit_file(source)
+    return file.read_text() if file.is_file() else None
 
 
 def _commit(source: str) -> str | None:
-    """The newest commit, or None where the hub is too busy to say. Raises UserError where it knows no such data set."""
+    """The latest commit, or None if the hub is too busy. Raises UserError if the hub has no such data set."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -140,7 +140,7 @@ def _commit(source: str) -> str | None:
 
 
 def _http_error() -> type[Exception]:
-    """What the library below huggingface_hub raises: httpx or, from its version 2 on, httpx2."""
+    """The base class of the errors of the HTTP library of huggingface_hub (httpx, or httpx2 from version 2 on)."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return HfHubHTTPError.__bases__[0]
@@ -148,13 +148,13 @@ def _http_error() -> type[Exception]:
 
 def _unknown(source: str) -> UserError:
     return UserError(
-        f"data.source {source!r} is no data set of the hub that you may read: check OWNER/NAME, or run `hf auth login` "
-        "if it is private or gated"
+        f"data.source {source!r} is not a data set on the hub that you can read: check OWNER/NAME, or run `hf auth "
+        "login` if it is private or gated"
     )
 
 
 def _unreachable(source: str) -> UserError:
     return UserError(
-        f"data.source {source!r} is not on this machine yet and the hub ({endpoint()}) cannot be reached: take a local "
+        f"data.source {source!r} is not on this machine yet and the hub ({endpoint()}) cannot be reached: use a local "
         "copy (--data.source FOLDER, in the hub's layout) or the embedded set (--data.source synthetic)"
     )

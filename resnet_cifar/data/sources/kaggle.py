@@ -1,7 +1,7 @@
-"""A Kaggle competition's layout, as CIFAR-10's: `train/1.png`, ..., and trainLabels.csv with the columns id and label.
+"""The layout of Kaggle's CIFAR-10 competition: `train/1.png`, ..., and trainLabels.csv with the columns id and label.
 
-A folder of these, where train.7z or train.zip may stand for train/; an archive of these, which may hold such an archive
-itself; or train.7z with trainLabels.csv beside it. What lies in test/ has no labels and is not read.
+Either a folder of these, where train.7z or train.zip may replace train/; or an archive of these, which may contain such
+an archive itself; or train.7z with trainLabels.csv next to it. Images in test/ have no labels and are not read.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from resnet_cifar.data.sources.image_folder import is_image_file
 FIELDS = ("columns",)
 _TABLE = "trainLabels.csv"
 _PLACES = ("train", "train.7z", "train.zip")
-# What CIFAR-10's numbers mean, wherever it is published.
+# The names of CIFAR-10's labels 0 to 9.
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def recognizes(folder: Path) -> bool:
-    """Whether labels lie in the folder beside train/, or beside an archive of it; a train/ of class folders is none."""
-    if not (folder / _TABLE).is_file():  # which is missed when train.7z is read: nothing else is a data set with one
+    """Whether the folder has labels next to train/ or an archive of it; a train/ of class folders does not count."""
+    if not (folder / _TABLE).is_file():  # reading train.7z then reports the missing table
         return (folder / "train.7z").is_file() and not (folder / "train").is_dir()
     inside = list((folder / "train").iterdir()) if (folder / "train").is_dir() else []
     return _image_location(folder) is not None and (not inside or any(is_image_file(path.name) for path in inside))
@@ -41,13 +41,13 @@ def recognizes(folder: Path) -> bool:
 def identity(data: Data) -> str:
     """Path, size and time of change of every file that is read."""
     source = Path(data.source).expanduser()
-    pictures = source if source.is_file() else _image_location(source)
-    table = pictures.parent / _TABLE
-    return f"kaggle {file_stamps(pictures)} {file_stamps(table) if table.is_file() else ''}"
+    images = source if source.is_file() else _image_location(source)
+    table = images.parent / _TABLE
+    return f"kaggle {file_stamps(images)} {file_stamps(table) if table.is_file() else ''}"
 
 
 def read(data: Data) -> SourceData:
-    """All labelled pictures, in the order of their numbers; there is no test split. Raises UserError."""
+    """All labeled images, in the order of their ids; there is no test split. Raises UserError."""
     source = Path(data.source).expanduser()
     place = source if source.is_file() else _image_location(source)
     beside = place.parent / _TABLE
@@ -58,37 +58,37 @@ def read(data: Data) -> SourceData:
     with archives.open_archive(place, data) as archive:
         tables = [name for name in archive.sizes if PurePosixPath(name).name == _TABLE]
         if len(tables) > 1:
-            raise UserError(f"{archive.where} holds {' and '.join(tables)}: pack one")
+            raise UserError(f"{archive.where} contains {' and '.join(tables)}: pack one")
         if not tables and not beside.is_file():
             raise UserError(
-                f"{archive.where} holds no {_TABLE}, and none lies beside it: fetch it from the competition"
+                f"{archive.where} contains no {_TABLE}, and there is none next to it: download it from the competition"
             )
-        pictures, loose = _pictures(archive)
+        images, loose = _images(archive)
         inner = [name for name in archive.sizes if PurePosixPath(name).name in _PLACES[1:]]
-        pictures = pictures or ([] if inner else loose)
-        spool = archive.extract([*tables, *pictures])  # at once: what is solid is read from its start each time
+        images = images or ([] if inner else loose)
+        spool = archive.extract([*tables, *images])  # in one call: a solid archive is read from its start each time
         table = spool.read(tables[0]) if tables else beside.read_bytes()
-        if pictures or not inner:
-            return _source_data(table, _spooled(spool, pictures, place, data), data)
+        if images or not inner:
+            return _source_data(table, _spooled(spool, images, place, data), data)
         with archive.nested(inner[0]) as nested:
-            pictures = next(filter(None, _pictures(nested)), [])
-            return _source_data(table, _spooled(nested.extract(pictures), pictures, place / inner[0], data), data)
+            images = next(filter(None, _images(nested)), [])
+            return _source_data(table, _spooled(nested.extract(images), images, place / inner[0], data), data)
 
 
 def _image_location(folder: Path) -> Path | None:
-    """Where a folder has its pictures: unpacked ones first."""
+    """Where the images of a folder are: unpacked ones take precedence."""
     return next((folder / name for name in _PLACES if (folder / name).exists()), None)
 
 
-def _pictures(archive: archives.Archive) -> tuple[list[str], list[str]]:
-    """The pictures in a folder train, and those in no folder."""
+def _images(archive: archives.Archive) -> tuple[list[str], list[str]]:
+    """The images in folders called train, and those in no folder."""
     ours = [path for path in map(PurePosixPath, archive.sizes) if is_image_file(path.name)]
     ours = [path for path in ours if not any(part.startswith((".", "__")) for part in path.parts)]
     return [str(path) for path in ours if path.parent.name == "train"], [str(p) for p in ours if len(p.parts) == 1]
 
 
-def _spooled(spool: MemberSpool, pictures: list[str], root: Path, data: Data) -> tuple[list[str], SpooledImages]:
-    ids, names = _sort_by_id(pictures, data)
+def _spooled(spool: MemberSpool, images: list[str], root: Path, data: Data) -> tuple[list[str], SpooledImages]:
+    ids, names = _sort_by_id(images, data)
     return ids, SpooledImages(spool, names, root)
 
 
@@ -97,37 +97,37 @@ def _sort_by_id(files: Iterable[Any], data: Data) -> tuple[list[str], list[Any]]
     found = sorted(((PurePosixPath(file).stem, file) for file in files), key=lambda pair: _numeric_order(pair[0]))
     ids = [name for name, _ in found]
     if twice := _format_ids(name for name, count in Counter(ids).items() if count > 1):
-        raise UserError(f"data.source {data.source!r} holds two pictures of the ids {twice}: keep one of each")
+        raise UserError(f"data.source {data.source!r} contains two images each for the ids {twice}: keep one of each")
     return ids, [file for _, file in found]
 
 
 def _source_data(table: bytes, found: tuple[list[str], Any], data: Data) -> SourceData:
-    (ids, pictures), named = found, _labels(table, data)
+    (ids, images), named = found, _labels(table, data)
     if not ids:
-        raise UserError(
-            f"data.source {data.source!r} holds no pictures in train/: they should be there as 1.png, 2.png"
-        )
+        raise UserError(f"data.source {data.source!r} contains no images in train/: put them there as 1.png, 2.png")
     remarks = []
     if lost := sorted(named.keys() - set(ids), key=_numeric_order):
-        problem = f"{len(lost)} of the ids in {_TABLE} have no picture in train/ ({_format_ids(lost)})"
+        problem = f"{len(lost)} of the ids in {_TABLE} have no image in train/ ({_format_ids(lost)})"
         if not data.skip_broken:
             raise UserError(
-                f"data.source {data.source!r}: {problem}; bring them back or remove their rows, or leave them out with "
+                f"data.source {data.source!r}: {problem}; restore them or remove their rows, or skip them with "
                 "--data.skip_broken True"
             )
-        remarks.append(f"left out (data.skip_broken): {problem}")
+        remarks.append(f"skipped (data.skip_broken): {problem}")
     words = [named.get(name, "") for name in ids]
     is_numbers = all(re.fullmatch(r"-?\d{1,18}|", word) for word in words)
     values = np.array([int(word or -1) for word in words] if is_numbers else words)
     classes, labels, _ = encode_labels(values, None)
-    if classes == tuple("0123456789") and is_numbers and _have_cifar10_size(pictures):
+    if classes == tuple("0123456789") and is_numbers and _have_cifar10_size(images):
         classes = _CIFAR10
-        remarks.append(f"labels 0 to 9 are taken for CIFAR-10's, {classes[0]} to {classes[-1]}: others, write as names")
-    return SourceData(Split("train", pictures, labels), None, classes, "; ".join(remarks))
+        remarks.append(
+            f"labels 0 to 9 are interpreted as CIFAR-10's, {classes[0]} to {classes[-1]}: write others as names"
+        )
+    return SourceData(Split("train", images, labels), None, classes, "; ".join(remarks))
 
 
 def _labels(content: bytes, data: Data) -> dict[str, str]:
-    """Labels by id, as they are written; "" where there is none. Raises UserError."""
+    """Labels by id, as written, "" if missing. Raises UserError."""
     where, columns = f"data.source {data.source!r}: {_TABLE}", data.columns
     try:
         rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
@@ -139,15 +139,15 @@ def _labels(content: bytes, data: Data) -> dict[str, str]:
     for role, name in given.items():
         if name not in names.values():
             raise UserError(
-                f"{where} has the columns {list(names.values())}, none of them {name or role!r}: it should have id and "
-                "label, or name its columns with --data.columns.image and --data.columns.label"
+                f"{where} has the columns {list(names.values())}, none of them {name or role!r}: rename them to id and "
+                "label, or name them with --data.columns.image and --data.columns.label"
             )
     found: dict[str, str] = {}
     twice = []
     for line, row in table:
         name, label = ((row[given[role]] or "").strip() for role in ("id", "label"))
         if not name or None in row:
-            raise UserError(f"{where}, line {line}: {'too many columns' if name else 'no id'}: mend the row")
+            raise UserError(f"{where}, line {line}: {'too many columns' if name else 'no id'}: correct the row")
         name = PurePosixPath(name).stem if is_image_file(name) else name
         twice += [name] if name in found else []
         found[name] = label
@@ -158,20 +158,20 @@ def _labels(content: bytes, data: Data) -> dict[str, str]:
     return found
 
 
-def _have_cifar10_size(pictures: Any) -> bool:
+def _have_cifar10_size(images: Any) -> bool:
     try:
-        return image_io.to_rgb(pictures[0]).shape == (32, 32, 3)
+        return image_io.to_rgb(images[0]).shape == (32, 32, 3)
     except image_io.UndecodableImage:
         return False
 
 
 def _numeric_order(name: str) -> tuple[int, int, str]:
-    """Numbers by their value, before words."""
+    """Sort key of an id: numbers by value, before other strings."""
     return (0, int(name), name) if re.fullmatch(r"[0-9]{1,18}", name) else (1, 0, name)
 
 
 def _format_ids(ids: Iterable[str]) -> str:
-    """All of them; neighbours as a range: `3, 5-7, x`."""
+    """All ids, consecutive ones as a range: `3, 5-7, x`."""
     spans: list[list[str]] = []
     for name in sorted(ids, key=_numeric_order):
         if spans and all(map(str.isdecimal, (name, spans[-1][-1]))) and int(name) == int(spans[-1][-1]) + 1:

@@ -13,7 +13,7 @@ from resnet_cifar.config.schema import Data
 from resnet_cifar.data.sources.base import SourceData, Split, encode_labels, file_stamps
 
 FIELDS = ("columns",)
-# As Keras, MedMNIST and many scripts name them.
+# The names of Keras, MedMNIST and many scripts.
 _NAMES = (
     ("x_train", "y_train", "x_test", "y_test"),
     ("train_images", "train_labels", "test_images", "test_labels"),
@@ -23,16 +23,16 @@ _NAMES = (
 
 
 def identity(data: Data) -> str:
-    """The file's path, size and time of change."""
+    """Path, size and modification time of the file."""
     return f"npz {file_stamps(Path(data.source))}"
 
 
 def read(data: Data) -> SourceData:
-    """The file's arrays. Raises UserError."""
+    """The arrays in the file. Raises UserError."""
     try:
-        # Pickled objects could run code.
+        # Pickled objects could execute code.
         with np.load(Path(data.source).expanduser(), allow_pickle=False) as arrays:
-            return _contents(arrays, data)
+            return _source_data(arrays, data)
     except UserError:
         raise
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
@@ -41,20 +41,20 @@ def read(data: Data) -> SourceData:
         ) from None
 
 
-def _contents(arrays: np.lib.npyio.NpzFile, data: Data) -> SourceData:
+def _source_data(arrays: np.lib.npyio.NpzFile, data: Data) -> SourceData:
     x, y, x_test, y_test = _choose(arrays.files, data)
     has_test = x_test in arrays.files and y_test in arrays.files
-    pictures = {name: _pictures(arrays[name], name, data) for name in (x, x_test)[: 1 + has_test]}
+    images = {name: _images(arrays[name], name, data) for name in (x, x_test)[: 1 + has_test]}
     labels = {name: _labels(arrays[name], name, data) for name in (y, y_test)[: 1 + has_test]}
-    for image, label in zip(pictures, labels, strict=True):
-        if len(pictures[image]) != len(labels[label]):
+    for image, label in zip(images, labels, strict=True):
+        if len(images[image]) != len(labels[label]):
             raise UserError(
-                f"data.source {data.source!r} has {len(pictures[image])} images in {image} and {len(labels[label])} "
-                f"labels in {label}: save one label for each image"
+                f"data.source {data.source!r} has {len(images[image])} images in {image} and {len(labels[label])} "
+                f"labels in {label}: save one label per image"
             )
     classes, train_labels, test_labels = encode_labels(labels[y], labels[y_test] if has_test else None)
-    test = Split("test", pictures[x_test], test_labels) if has_test else None
-    return SourceData(Split("train", pictures[x], train_labels), test, classes)
+    test = Split("test", images[x_test], test_labels) if has_test else None
+    return SourceData(Split("train", images[x], train_labels), test, classes)
 
 
 def _choose(names: list[str], data: Data) -> tuple[str, str, str, str]:
@@ -63,7 +63,7 @@ def _choose(names: list[str], data: Data) -> tuple[str, str, str, str]:
     for role, name in (("image", wanted.image), ("label", wanted.label)):
         if name and name not in names:
             raise UserError(
-                f"data.columns.{role} {name!r} is none of the arrays {names} of data.source {data.source!r}"
+                f"data.columns.{role} {name!r} is not one of the arrays {names} of data.source {data.source!r}"
             )
     for x, y, x_test, y_test in _NAMES:
         if (wanted.image or x) in names and (wanted.label or y) in names:
@@ -76,7 +76,7 @@ def _choose(names: list[str], data: Data) -> tuple[str, str, str, str]:
     )
 
 
-def _pictures(array: np.ndarray, name: str, data: Data) -> np.ndarray:
+def _images(array: np.ndarray, name: str, data: Data) -> np.ndarray:
     if array.dtype not in (np.uint8, np.uint16):
         raise UserError(f"data.source {data.source!r}: {name} is {array.dtype}: save it as uint8 (0..255) or uint16")
     if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 2, 3, 4)):
@@ -88,12 +88,12 @@ def _pictures(array: np.ndarray, name: str, data: Data) -> np.ndarray:
 
 
 def _labels(array: np.ndarray, name: str, data: Data) -> np.ndarray:
-    """int64 or words, [n]; Keras' are [n, 1]."""
+    """Integers or strings, [n]; Keras has [n, 1]."""
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or array.dtype.kind not in "iubU":
         raise UserError(
-            f"data.source {data.source!r}: {name} is {array.dtype} of the shape {list(array.shape)}: save one whole "
-            "number or name for each image"
+            f"data.source {data.source!r}: {name} is {array.dtype} of the shape {list(array.shape)}: save one "
+            "integer or name per image"
         )
     return array if array.dtype.kind == "U" else array.astype(np.int64)

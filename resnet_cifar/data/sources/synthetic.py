@@ -1,11 +1,11 @@
-"""An embedded ten-class set of 32x32 RGB images, drawn by formula, so that a demo needs no download.
+"""An embedded ten-class set of 32x32 RGB images, computed by formula, so that a demo needs no download.
 
 Five classes are single figures (disc, ring, square, triangle, cross), five are textures that fill
 the image (horizontal, vertical and diagonal stripes, checkerboard, dots). Position, size, phase and
-tilt vary; so do both colours, the shading, the pixel noise and a small spot that belongs to no class.
+tilt vary; so do both colors, the shading, the pixel noise and a small spot that belongs to no class.
 
 Figure and ground are dark on light or light on dark at random, so every class has nearly the same
-grey mean image: a linear model finds no template, while a few local edges tell the classes apart.
+gray mean image: a linear model finds no template, while a few local edges tell the classes apart.
 A horizontal flip keeps every class.
 
 The bytes are the same on every platform and numpy version: the randomness is the raw Philox stream,
@@ -26,15 +26,15 @@ SIZES = {"train": 10_000, "test": 2_000}
 
 _SIDE = 32
 _KEYS = {"train": 1, "test": 2}
-_NOISE_COUNTER = 1 << 128  # far beyond what the parameters use of the same stream
+_NOISE_COUNTER = 1 << 128  # far beyond the part of the stream that the parameters use
 _PARAMETERS = 19  # uniforms per image, besides the noise
-_BLOCK = 500  # images drawn at a time: bounds the memory; a multiple of ten keeps the labels in step
+_BLOCK = 500  # images drawn at a time, to bound memory; a multiple of ten, so that labels alternate across blocks
 
 
 def draw(split: str, count: int | None = None) -> tuple[Array, Array]:
-    """The first `count` images of a split (by default all) and their labels.
+    """The first `count` images of a split (all by default) and their labels.
 
-    Images are uint8 [n, 32, 32, 3], labels int64 [n]. The classes take turns, so a prefix is
+    Images are uint8 [n, 32, 32, 3], labels int64 [n]. The classes alternate, so a prefix is
     balanced too, and image i does not depend on `count`.
     """
     if split not in SIZES:
@@ -59,8 +59,8 @@ def _uniform(source: np.random.Philox, *shape: int) -> Array:
 
 
 def _paint(p: Array, noise: Array) -> Array:
-    """Images for parameters [_PARAMETERS, n, 1, 1] and noise [n, 32, 32], the classes taking turns."""
-    pose, dark, light, spot_colour, others = np.split(p, (5, 8, 11, 14))
+    """Images for parameters [_PARAMETERS, n, 1, 1] and noise [n, 32, 32], the classes alternating."""
+    pose, dark, light, spot_color, others = np.split(p, (5, 8, 11, 14))
     polarity, slope_x, slope_y, spot_x, spot_y = others
     axis = np.arange(_SIDE, dtype=np.float32) - (_SIDE - 1) / 2
     y, x = axis[:, None], axis[None, :]
@@ -77,18 +77,18 @@ def _paint(p: Array, noise: Array) -> Array:
     images = np.empty((*noise.shape, 3), np.uint8)
     for channel in range(3):
         value = ground[channel] + (ink[channel] - ground[channel]) * cover
-        value += (255 * spot_colour[channel] - value) * spot
+        value += (255 * spot_color[channel] - value) * spot
         images[..., channel] = np.clip(value + shade, 0, 255)
     return images
 
 
 def _coverage(distance: Array) -> Array:
-    """How much of a pixel a shape covers, from the signed distance to its edge (negative inside)."""
+    """Coverage of each pixel by a shape, from the signed distance to its edge (negative inside)."""
     return np.clip(0.5 - distance, 0, 1)
 
 
-def _turn(y: Array, x: Array, t: Array) -> tuple[Array, Array]:
-    """Coordinates turned by the angle 2 atan(t): rational in t, so that no sine is needed."""
+def _rotate(y: Array, x: Array, t: Array) -> tuple[Array, Array]:
+    """Coordinates rotated by the angle 2 atan(t): rational in t, so that no sine is needed."""
     cos, sin = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
     return cos * y - sin * x, cos * x + sin * y
 
@@ -107,7 +107,7 @@ def _figure(distance: Field) -> Field:
 
     def shape(pose: Array, y: Array, x: Array) -> Array:
         down, right, size, tilt, _ = pose
-        v, u = _turn(y - 10 * (down - 0.5), x - 10 * (right - 0.5), 0.16 * (tilt - 0.5))
+        v, u = _rotate(y - 10 * (down - 0.5), x - 10 * (right - 0.5), 0.16 * (tilt - 0.5))
         return distance(v, u, 8 + 4 * size)
 
     return shape
@@ -118,7 +118,7 @@ def _texture(distance: Callable[[Array, Array], Array], slant: float = 0.0) -> F
 
     def shape(pose: Array, y: Array, x: Array) -> Array:
         down, right, size, tilt, side = pose
-        v, u = _turn(y, x, np.copysign(slant, side - 0.5) + 0.16 * (tilt - 0.5))
+        v, u = _rotate(y, x, np.copysign(slant, side - 0.5) + 0.16 * (tilt - 0.5))
         period = 6 + 5 * size
         return period * distance(_wave(v / period + down), _wave(u / period + right))
 
@@ -142,7 +142,7 @@ _SHAPES: dict[str, Field] = {
     "cross": _figure(_cross),
     "horizontal stripes": _texture(lambda v, u: v),
     "vertical stripes": _texture(lambda v, u: u),
-    # 45 degrees to either side, as _turn wants it: one side alone would be changed by a flip.
+    # 45 degrees to either side (the argument of _rotate), so that a flip keeps the class.
     "diagonal stripes": _texture(lambda v, u: v, slant=0.41421356),
     "checkerboard": _texture(lambda v, u: np.maximum(np.minimum(v, u), -np.maximum(v, u))),
     "dots": _texture(lambda v, u: _length(v + 0.25, u + 0.25) - 0.3),
@@ -154,10 +154,10 @@ FIELDS = ()
 
 
 def identity(_data: Data) -> str:
-    """The drawing's version: to be raised with any change of the bytes."""
+    """The version of the images: must change if any byte changes."""
     return "synthetic 1"
 
 
 def read(_data: Data) -> SourceData:
-    """Both splits, drawn."""
+    """Both splits."""
     return SourceData(*(Split(name, *draw(name)) for name in SIZES), CLASS_NAMES)

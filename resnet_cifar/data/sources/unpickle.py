@@ -67,10 +67,11 @@ class _Array:
         self.array = np.frombuffer(content, dtype.numpy()).reshape(shape, order="F" if is_fortran else "C")
 
 
-def _array(content: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
-    array = _Array()
-    array.__setstate__((1, shape, dtype, order == "F", content))
-    return array
+class _Buffer(_Array):
+    """Replaces NumPy's _frombuffer."""
+
+    def __init__(self, content: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> None:
+        self.__setstate__((1, shape, dtype, order == "F", content))
 
 
 class _Unpickler(pickle.Unpickler):
@@ -80,7 +81,7 @@ class _Unpickler(pickle.Unpickler):
             "numpy.ndarray": None,  # an argument of _reconstruct
             "numpy.dtype": _Dtype,
             "numpy.core.multiarray._reconstruct": _Array,
-            "numpy.core.numeric._frombuffer": lambda *arguments: _array(*arguments),  # of protocol 5
+            "numpy.core.numeric._frombuffer": _Buffer,  # of protocol 5
             "numpy.core.multiarray.scalar": lambda dtype, content: int(np.frombuffer(content, dtype.numpy())[0]),
             "_codecs.encode": lambda string, *_: string.encode("latin1"),  # a byte string that Python 3 wrote
         }

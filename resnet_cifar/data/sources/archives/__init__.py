@@ -1,8 +1,8 @@
 """Members of a .tar.gz, .zip or .7z file, read without unpacking it.
 
-What is needed of an archive goes into one file without a name, which the system takes away with the process, however
-that ends. Refused, each in one sentence: what would lie outside, links and devices, a name given twice, what is
-encrypted or damaged, and bombs.
+The members that are needed are extracted to one anonymous file, which the system deletes with the process, however that
+ends. Paths outside the archive, links, devices, duplicate names, encryption, damage and zip bombs are refused, each in
+one sentence.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from resnet_cifar.data.sources.archives.formats import Encrypted, Format, Member
 from resnet_cifar.data.sources.archives.spool import MemberSpool
 
 _GIB = 2**30
-# An archive may unpack to so many bytes, or to so many times its size: pictures hardly shrink when they are packed,
-# bombs shrink a thousandfold.
+# An archive may unpack to this many bytes, or this many times its size: images hardly compress, bombs a thousandfold.
 _FREE, _RATIO = _GIB, 100
-_LARGEST = 2**28  # bytes of a picture or a table
+_LARGEST = 2**28  # bytes of an image or a table
 _MEMBERS = 2_000_000
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An open archive whose members have been checked. `where`: how a sentence names it; `limit`: bytes, unpacked."""
+    """An open archive with checked members. `where`: its name in messages; `limit`: bytes that it may unpack to."""
 
     where: str
     limit: int
@@ -38,28 +37,31 @@ class Archive:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The files in it, by name, in its order, bytes."""
+        """Bytes of every file by name, in the order of the archive."""
         return {name: member.size for name, member in self._members.items()}
 
     def extract(self, names: Iterable[str], largest: int = _LARGEST) -> MemberSpool:
-        """These files' bytes. Raises UserError where one is too large to be what it is taken for, or damaged."""
+        """Extracts these files. Raises UserError if one is too large for an image or table, or damaged."""
         wanted = {name: self._members[name] for name in names}
         if large := next((name for name, member in wanted.items() if member.size > largest), None):
-            raise UserError(f"{self.where} holds {large!r} of {_in_gib(wanted[large].size)}: unpack it by hand")
+            raise UserError(
+                f"{self.where} holds {large!r} of {_in_gib(wanted[large].size)}, too large for an image or table: "
+                "unpack the archive"
+            )
         spool = MemberSpool()
-        with contextlib.ExitStack() as undo:
-            undo.callback(spool.close)
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(spool.close)
             with user_errors(self.where):
                 self._format.copy(wanted, spool)
                 if short := [name for name, member in wanted.items() if spool.size(name) != member.size]:
-                    raise EOFError(f"{short[0]} is cut short")
+                    raise EOFError(f"{short[0]} is truncated")
             spool.flush()
-            undo.pop_all()
+            on_error.pop_all()
         return spool
 
     @contextlib.contextmanager
     def nested(self, name: str) -> Iterator[Archive]:
-        """An archive in this one, under the limit of this one: it is packed twice, and unpacks no further for it."""
+        """Opens an archive inside this one; the limit of this one applies to it as well."""
         file = self.extract([name], self.limit).as_file()
         with contextlib.closing(file), _open(file, name, f"{self.where}: {name}", self.limit) as archive:
             yield archive
@@ -67,7 +69,7 @@ class Archive:
 
 @contextlib.contextmanager
 def open_archive(path: Path, data: Data) -> Iterator[Archive]:
-    """An archive that is data.source, or lies in it. Raises UserError, also for what the caller finds in it damaged."""
+    """Opens an archive that is data.source or lies in it. Raises UserError."""
     source = Path(data.source).expanduser()
     where = f"data.source {data.source!r}" + ("" if path == source else f": {path.name}")
     with user_errors(where):
@@ -95,40 +97,39 @@ def _format(name: str) -> Callable[[BinaryIO], Format]:
 
 @contextlib.contextmanager
 def user_errors(where: str) -> Iterator[None]:
-    """Around what reads a file of a user: raises UserError for whatever goes wrong."""
+    """Turns any error of reading a user's file into a UserError."""
     try:
         yield
     except UserError:
         raise
     except Encrypted:
-        raise UserError(f"{where} is encrypted: unpack it by hand") from None
+        raise UserError(f"{where} is encrypted: unpack it") from None
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
-        raise UserError(f"{where} cannot be read ({reason}): fetch it again, or unpack it by hand") from None
+        raise UserError(f"{where} cannot be read ({reason}): download it again") from None
 
 
 def _check_members(members: Iterable[Member], where: str, limit: int) -> dict[str, Member]:
-    """The files by their names. Raises UserError."""
-    found: dict[str, Member] = {}
+    """The files by name. Raises UserError for members that are not safe to extract."""
+    files: dict[str, Member] = {}
     total = 0
     for count, member in enumerate(members):
         name = member.name.replace("\\", "/")
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
-            raise UserError(f"{where} holds {member.name!r}, which would lie outside of it: do not trust it")
+            raise UserError(f"{where} holds {member.name!r}, a path outside the archive: do not trust it")
         if member.kind not in ("file", "folder"):
             raise UserError(f"{where} holds {member.name!r}, a {member.kind}: pack files and folders only")
         total += member.size
         if total > limit or count >= _MEMBERS:
             raise UserError(
-                f"{where} says that it unpacks to more than {_in_gib(limit)} or {_MEMBERS:,} files, as bombs do: do not "
-                "trust it"
+                f"{where} unpacks to more than {_in_gib(limit)} or {_MEMBERS:,} files, as zip bombs do: do not trust it"
             )
         if member.kind == "file":
-            if str(path) in found:
+            if str(path) in files:
                 raise UserError(f"{where} holds {str(path)!r} twice: pack it once")
-            found[str(path)] = member
-    return found
+            files[str(path)] = member
+    return files
 
 
 def _in_gib(nbytes: int) -> str:

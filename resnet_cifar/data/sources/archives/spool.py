@@ -15,7 +15,7 @@ from resnet_cifar.data.paths import cache_root
 
 
 class MemberSpool:
-    """Members of an archive in one anonymous file, which disappears with the process. Raises UserError if disk is full."""
+    """Members of an archive in one anonymous file, deleted with the process. Raises UserError on a full disk."""
 
     def __init__(self) -> None:
         with write_errors():
