@@ -14,7 +14,7 @@ from resnet_cifar.config.errors import UserError
 def test_a_file_is_replaced_at_the_end(flush: bool, tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("old")
-    with atomic_io.atomic_write(file, flush, flush=False) as temporary:
+    with atomic_io.atomic_write(file, flush) as temporary:
         temporary.write_text("new")
         assert file.read_text() == "old"
     assert file.read_text() == "new"
