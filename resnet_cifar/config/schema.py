@@ -310,7 +310,7 @@ class Track:
     project: Name = "resnet-cifar"
     """The trackers' project."""
     report: bool = True
-    """Write RUN/report/index.html when training is over; `python -m resnet_cifar.cli.report RUN` does so at any time."""
+    """Write RUN/report/index.html when training is over; `resnet-cifar report RUN` does so at any time."""
 
 
 @dataclass(frozen=True)

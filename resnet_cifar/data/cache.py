@@ -49,7 +49,7 @@ def writing() -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"the cache {cache_root()} cannot be written ({error.strerror or error}): make room (python -m "
-            "resnet_cifar.cli.cache lists and clears it), or set RESNET_CIFAR_CACHE"
+            "resnet-cifar cache lists and clears it), or set RESNET_CIFAR_CACHE"
         ) from None
 
 

@@ -139,6 +139,7 @@ def attach(
     model.train()
 
 
+@register_model
 def mlp_head(
     body: str,
     image_size: int,
@@ -161,11 +162,6 @@ def mlp_head(
         saved = {**model.pretrained_cfg, "classifier": f"{NAME}.classifier"}  # left out where classes are others
         load_pretrained(model, pretrained_cfg=saved, num_classes=num_classes, cache_dir=cache_dir)
     return model
-
-
-def register() -> None:
-    """Adds `mlp_head` to timm's registry."""
-    register_model(mlp_head)
 
 
 def head_module(model: torch.nn.Module) -> torch.nn.Module:

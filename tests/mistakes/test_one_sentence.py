@@ -61,18 +61,18 @@ CASES = [
         script="eval.py",
     ),
     Case(
-        "nothing to explore", "-m resnet_cifar.cli.explore", ("explore takes one source", "SOURCE"), "import", script=""
+        "nothing to explore", "-m resnet_cifar explore", ("explore takes one source", "SOURCE"), "import", script=""
     ),
     Case(
         "no source to explore",
-        "-m resnet_cifar.cli.explore cifar",
+        "-m resnet_cifar explore cifar",
         ("data.source 'cifar'", "no hub id", "synthetic"),
         "import",
         script="",
     ),
     Case(
         "another page to explore into",
-        "-m resnet_cifar.cli.explore synthetic --out notes.html",
+        "-m resnet_cifar explore synthetic --out notes.html",
         ("--out notes.html", "no page of this command", "name another file"),
         "import",
         prepared.file("notes.html", "<p>my notes"),
@@ -195,7 +195,7 @@ CASES = [
     ),
     Case(
         "broken images to explore",
-        "-m resnet_cifar.cli.explore torn",
+        "-m resnet_cifar explore torn",
         ("torn", "train", "3, 7", "mend or remove them", "--data.skip_broken True"),
         "training",
         prepared.images("torn", [0, 1] * 20, broken=(3, 7)),

@@ -1,4 +1,4 @@
-"""`python -m resnet_cifar.cli.cache`: what is there, and how it goes."""
+"""`resnet-cifar cache`: what is there, and how it goes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from resnet_cifar.cli import cache
-from resnet_cifar.cli.looking import cache_command
+from resnet_cifar.cli.cache import parse_arguments
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
 from resnet_cifar.data import image_data
@@ -133,6 +133,6 @@ def test_a_mistake_is_one_sentence_and_clears_nothing(words: list[str], said: st
 
 def test_help_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cache_command(["--help"])
+        parse_arguments(["--help"])
     assert not ended.value.code
     assert "--clear ENTRY|all" in capsys.readouterr().out
