@@ -113,7 +113,7 @@ def _range(path: str, word: str, ends: tuple[str, ...]) -> Range | Choices:
             raise UserError(f"--{path} cannot be {word!r}: a choice is listed twice, name it once")
         return Choices(ends)
     low, high = (_parse(path, end) for end in ends)
-    if isinstance(low, str) or low >= high:  # a list of one number is not a number
+    if not isinstance(low, int | float) or low >= high:  # a list of one number is not a number
         raise _invalid(path, word)
     return Range(low, high)
 

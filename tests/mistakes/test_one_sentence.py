@@ -43,11 +43,11 @@ CASES = [
         prepared.file("my.yaml", "seed: 1\nseed: 2\n"),
     ),
     Case("no yaml", "--recipe my.yaml", ("my.yaml is not YAML",), "import", prepared.file("my.yaml", "data: [")),
-    Case("no run to score", "nowhere", ("nowhere is no run folder", "recipe.yaml"), "import", script="eval.py"),
+    Case("no run to score", "nowhere", ("nowhere is no run", "recipe.yaml"), "import", script="eval.py"),
     Case(
         "check of a model alone",
         "RUN/model --verify-export",
-        ("--verify-export", "RUN/model is no run folder"),
+        ("--verify-export", "RUN/model is not a run directory"),
         "import",
         prepared.run(),
         script="eval.py",
@@ -61,7 +61,7 @@ CASES = [
         script="eval.py",
     ),
     Case(
-        "nothing to explore", "-m resnet_cifar explore", ("explore takes one source", "SOURCE"), "import", script=""
+        "nothing to explore", "-m resnet_cifar explore", ("SOURCE is missing", "resnet-cifar explore SOURCE"), "import", script=""
     ),
     Case(
         "no source to explore",
@@ -73,7 +73,7 @@ CASES = [
     Case(
         "another page to explore into",
         "-m resnet_cifar explore synthetic --out notes.html",
-        ("--out notes.html", "no page of this command", "name another file"),
+        ("--out notes.html", "not a page of this command", "name another file"),
         "import",
         prepared.file("notes.html", "<p>my notes"),
         script="",
@@ -240,7 +240,7 @@ CASES = [
     Case(
         "garbage for a model to check",
         "RUN --verify-export 16",
-        ("timm cannot load RUN/model", "bring it back"),
+        ("timm cannot load RUN/model", "restore it"),
         "training",
         prepared.run(prepared.garbled("model/model.safetensors")),
         script="eval.py",

@@ -73,7 +73,7 @@ def test_a_checkpoint_brings_its_recipe_and_a_model_its_input(run: Path, tmp_pat
 def test_a_model_alone_needs_a_source_to_be_scored_and_none_to_label(tmp_path: Path) -> None:
     alone, picture = str(export(tmp_path / "alone")), tmp_path / "a.png"
     picture.write_text("")
-    with pytest.raises(UserError, match=r"alone is a model without a recipe: say with --data.source"):
+    with pytest.raises(UserError, match=r"alone is a model without a recipe: name its evaluation data with --data.source"):
         parse_arguments([alone])
     assert parse_arguments([alone, "--data.source", "synthetic"])[1].data.source == "synthetic"
     assert parse_arguments([alone, "--images", str(picture)])[0].images == (str(picture),)
