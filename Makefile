@@ -8,8 +8,12 @@ READY := $(VENV)/.ready
 
 demo: $(READY)
 	$(BIN)/python train.py --recipe demo
+	@echo
+	@echo "Open the report in a browser: $$(ls -t runs/demo-*/report/index.html | head -n 1)"
+	@echo "Then activate the environment, for resnet-cifar --help and train.py:"
+	@echo "    . $(VENV)/bin/activate"
 
-# Tests that start several processes, kill them or watch the clock have the machine for themselves.
+# Tests that start several processes, kill them or measure time run alone.
 ALONE := tests/distributed tests/faults tests/slurm
 
 test: $(READY)

@@ -1,9 +1,8 @@
-"""Trains a recipe: `accelerate launch train.py [--recipe NAME|FILE] [--FIELD VALUE ...]`; --help shows every field."""
+"""Trains a recipe: `accelerate launch train.py [--recipe NAME|FILE] [--FIELD VALUE ...]`; --help lists every field."""
 
 import sys
 
-from resnet_cifar.cli import train
-from resnet_cifar.cli.entry import run_main
+from resnet_cifar.cli.entry import run_command
 
 if __name__ == "__main__":
-    sys.exit(run_main(train.main))
+    sys.exit(run_command("train"))

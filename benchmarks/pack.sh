@@ -15,7 +15,7 @@ cd "$(dirname "$(realpath "$0")")/.."
 images=${1:-} freeze=${2:-}
 export OUT=${OUT:-.carry} PYTHON_VERSION=${PYTHON_VERSION:-3.12} PLATFORM=${PLATFORM:-x86_64}
 export MISSING=${MISSING:-timm pydantic pydantic-core datasets multiprocess dill typing-extensions typing-inspection annotated-types}
-export SKIP=${SKIP:-torch torchvision wandb tyro py7zr}
+export SKIP=${SKIP:-torch torchvision wandb py7zr}
 rm -rf "$OUT/wheels" "$OUT/images"
 mkdir -p "$OUT/wheels"
 git describe --always --dirty --abbrev=12 --exclude='*' >"$OUT/commit.txt" || rm -f "$OUT/commit.txt"

@@ -60,5 +60,5 @@ list)
 esac
 echo "== task $task: ${words[*]} $*"
 name=$(job_name)
-echo "== compare all tasks: python -m resnet_cifar.report $RUNS/${name%"$task"}*"
+echo "== compare all tasks: resnet-cifar compare $RUNS/${name%"$task"}*"
 exec bash slurm/train.sh "$@" "${words[@]}"

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from resnet_cifar.cli.entry import run_main
+from resnet_cifar.cli.entry import run
 from resnet_cifar.data.paths import cache_root
 from resnet_cifar.data.sources import hf_hub
 from resnet_cifar.distributed.context import DistributedContext
@@ -179,4 +179,4 @@ def _give_up_later(sentence: str) -> threading.Timer:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    sys.exit(run(main))

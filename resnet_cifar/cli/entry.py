@@ -1,51 +1,110 @@
-"""TODO."""
+"""Entry point of all commands: `resnet-cifar COMMAND ...`, train.py and eval.py.
+
+Imports only the standard library, so that --help is immediate and a missing package is reported in one sentence.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from resnet_cifar.config.errors import NodeError, UserError
+from resnet_cifar.config.errors import NodeError, UserError, did_you_mean
+
+COMMANDS = {
+    "train": "train a recipe, evaluate the model and write a report",
+    "evaluate": "evaluate a trained model on a split of its dataset or of another one",
+    "predict": "classify images with a trained model",
+    "report": "write the report of a run",
+    "compare": "compare runs in a table and on a page",
+    "explore": "write a page about the images of a data source",
+    "seeds": "train a recipe with several seeds and summarize the results",
+    "tune": "search hyperparameters of a recipe",
+    "cache": "list and clear decoded datasets",
+}
+HELP = "\n".join(
+    [
+        "usage: resnet-cifar COMMAND ...\n",
+        *(f"  {name:9} {summary}" for name, summary in COMMANDS.items()),
+        "\nresnet-cifar COMMAND --help shows the options of a command.",
+    ]
+)
+ROOT = Path(__file__).parents[2]
 
 
-def run_main(main: Callable[[list[str]], None]) -> int:
-    """Runs `main` on the command line; the user's mistakes end in one sentence, from one process, and exit code 2."""
+def main() -> int:
+    """Runs the command that the command line names; returns the exit code."""
+    return run(lambda arguments: _dispatch(*arguments))
+
+
+def run_command(name: str) -> int:
+    """Runs the command `name` with the words of the command line; returns the exit code."""
+    return run(lambda arguments: _dispatch(name, *arguments))
+
+
+def _dispatch(name: str = "--help", *arguments: str) -> None:
+    if name in ("-h", "--help"):
+        print_once(HELP)
+        return
+    if name not in COMMANDS:
+        hint = did_you_mean(name, list(COMMANDS)) or f": it should be one of {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {name!r}{hint}")
+    importlib.import_module(f"resnet_cifar.cli.{name}").main(list(arguments))
+
+
+def run(main: Callable[[list[str]], None]) -> int:
+    """Runs `main` on the words of the command line; returns the exit code.
+
+    A user's mistake becomes one sentence on standard error, printed by one process, and exit code 2.
+    """
     try:
         try:
             main(sys.argv[1:])
         finally:
             sys.stdout.flush()
-    except NodeError as mistake:
+    except NodeError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             several_nodes = os.environ.get("WORLD_SIZE") != os.environ.get("LOCAL_WORLD_SIZE")
-            print(f"error: {_who() if several_nodes else ''}{mistake}", file=sys.stderr, flush=True)
+            print(f"error: {f'{_this_rank()}: ' if several_nodes else ''}{error}", file=sys.stderr, flush=True)
         return 2
-    except UserError as mistake:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {mistake}", file=sys.stderr, flush=True)
+    except UserError as error:
+        print_once(f"error: {error}", to_stderr=True)
         return 2
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":
-            print("\nstopped: the same command starts again", file=sys.stderr, flush=True)
+        print_once("\nstopped: rerun the same command to start again", to_stderr=True)
         return 130
     except BrokenPipeError:  # `train.py --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int("torch" in sys.modules)  # training that broke off is no success
+        return int("torch" in sys.modules)  # interrupted training is not a success
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("resnet_cifar"):
+            raise
+        print_once(f"error: {_how_to_install(error.name)}", to_stderr=True)
+        return 2
     except Exception:
         if "RANK" in os.environ:
-            print(f"{_who()}this went wrong:", file=sys.stderr, flush=True)
+            print(f"{_this_rank()} failed:", file=sys.stderr, flush=True)
         raise
     return 0
 
 
-def _who() -> str:
-    """`rank 3 on node2: `, as the launcher numbers this process."""
-    return f"rank {os.environ['RANK']} on {socket.gethostname()}: "
+def _how_to_install(package: str) -> str:
+    activate = Path(os.path.relpath(ROOT / ".venv/bin/activate"))
+    command = f". {activate}" if activate.is_file() else f"pip install -e {os.path.relpath(ROOT)}"
+    if not (ROOT / "setup.cfg").is_file():
+        command = "pip install resnet-cifar"
+    return f"{sys.executable} does not have the package {package}: run `{command}`, then the same command again"
 
 
-def print_once(text: str) -> None:
-    """Prints it, from one process."""
+def _this_rank() -> str:
+    """`rank 3 on node2`, as numbered by the launcher."""
+    return f"rank {os.environ['RANK']} on {socket.gethostname()}"
+
+
+def print_once(text: str, to_stderr: bool = False) -> None:
+    """Prints from the process of rank 0 only."""
     if os.environ.get("RANK", "0") == "0":
-        print(text)
+        print(text, file=sys.stderr if to_stderr else sys.stdout, flush=to_stderr)

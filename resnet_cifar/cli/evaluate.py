@@ -1,4 +1,4 @@
-"""The eval command: a trained model's scores on its own images, or on any others of its classes."""
+"""`resnet-cifar evaluate TARGET`, which eval.py runs too: metrics of a trained model on a split of a dataset."""
 
 from __future__ import annotations
 
@@ -6,91 +6,186 @@ import dataclasses
 import hashlib
 import json
 import re
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-
-from resnet_cifar.cli.scoring import EvalCommand, target_recipe
+from resnet_cifar.cli.parser import parse
+from resnet_cifar.cli.predict import PredictOptions, predict
 from resnet_cifar.config.diff import flatten
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
-from resnet_cifar.data import image_data
-from resnet_cifar.data.image_data import ImageData
-from resnet_cifar.data.preprocess import Preprocess
-from resnet_cifar.data.sampling import bn_indices
-from resnet_cifar.distributed.context import DistributedContext
-from resnet_cifar.evaluation import loaded_model, metrics, results_io
 from resnet_cifar.evaluation import target as targets
-from resnet_cifar.evaluation.loaded_model import LoadedModel
-from resnet_cifar.evaluation.predict import Predictions, fit_temperature_on_validation, precise_bn, predict
 from resnet_cifar.evaluation.target import Target
-from resnet_cifar.reporting import artifacts
-from resnet_cifar.reporting.console import Screen
 
-_DIGITS = 6  # of a digest that tells settings apart
-_SIGHT = ("image_size", "interpolation", "normalize")  # how images are seen, not which
+if TYPE_CHECKING:
+    from resnet_cifar.data.image_data import ImageData
+    from resnet_cifar.distributed.context import DistributedContext
+    from resnet_cifar.evaluation.loaded_model import LoadedModel
+    from resnet_cifar.reporting.console import Screen
+
+_USAGE = "resnet-cifar evaluate TARGET [--split validation] [--data.source SOURCE] [--data.FIELD VALUE ...]"
+_DIGITS = 6  # hex digits in a file name that identify the changed settings
+_INPUT_FIELDS = ("image_size", "interpolation", "normalize")  # how images are preprocessed, not which they are
 
 
-def evaluate(command: EvalCommand, recipe: Recipe) -> None:
-    """Scores `command.target` on a split, prints the scores and writes them. Raises UserError."""
-    target = targets.find(Path(command.target))
-    own = target_recipe(target)
-    before = flatten(own)
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Evaluate a model on a split of its dataset or of another one; with --images, classify image files instead."""
+
+    target: str
+    """A run directory (its best checkpoint), a checkpoint (RUN/checkpoints/step-...), or a model in timm's format
+    (RUN/model, or one written by timm's save_for_hf: it needs --data.source)."""
+    split: Literal["test", "validation"] = "test"
+    """The split to evaluate."""
+    tta: Literal["none", "flip"] = "none"
+    """`flip`: test-time augmentation, the mean over each image and its mirror image, reported besides."""
+    out: str = ""
+    """Directory of eval-NAME.json and predictions-NAME.parquet [default: the run; without one, TARGET-scores]."""
+    images: tuple[str, ...] = ()
+    """Image files and directories to classify, as in resnet-cifar predict."""
+    json: bool = False
+    """With --images: print one JSON object per line instead of the table."""
+    verify_export: int = field(default=0, metadata={"const": "256"})
+    """Load RUN/model with timm in a separate process and compare its logits with the run's on this many test images
+    [256 if no number is given]."""
+
+
+def parse_arguments(arguments: list[str]) -> tuple[EvaluateOptions, Recipe]:
+    """The options and the target's recipe with overrides of `data.*` and `precision`. Raises UserError."""
+    options, overrides = parse(EvaluateOptions, _USAGE, arguments, fields=("data.", "precision"))
+    _check(options, [word[2:].partition("=")[0] for word in arguments if word.startswith("--")])
+    target = targets.find(Path(options.target))
+    if options.verify_export:
+        _check_export(target)
+    recipe = targets.recipe(target, overrides)
+    if target.kind == "model" and target.run is None and "data.source" not in overrides and not options.images:
+        raise UserError(f"{target.path} is a model without a recipe: name its evaluation data with --data.source")
+    if options.split == "test" and recipe.data.source != targets.recipe(target).data.source:
+        # Another source may have a test split only: do not cut a validation split that is not used.
+        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, validation_fraction=0.0))
+    return options, recipe
+
+
+def _check(options: EvaluateOptions, given: list[str]) -> None:
+    """Raises UserError if options exclude each other. `given`: the options and overrides on the command line."""
+    if options.images:
+        for name in ("split", "tta", "out"):
+            if name in given:
+                raise UserError(f"--{name} is for evaluations, and --images classifies images: remove one of them")
+        for word in options.images:
+            if not Path(word).exists():
+                raise UserError(f"--images {word}: there is no such file or directory")
+    elif options.json:
+        raise UserError("--json is for --images: evaluations are written as JSON anyway")
+    if options.verify_export and (others := [name for name in given if name.replace("_", "-") != "verify-export"]):
+        raise UserError(f"--verify-export compares with the run's own evaluation: remove --{others[0]}")
+
+
+def _check_export(target: Target) -> None:
+    """Raises UserError if there is no exported model, or no predictions to compare it with."""
+    if target.kind != "run":
+        raise UserError(
+            f"--verify-export compares a run's exported model with its predictions, and {target.path} is not a run "
+            "directory: name one"
+        )
+    for file in ("result.json", "model/config.json", "predictions-test.parquet"):
+        if not (target.path / file).is_file():
+            raise UserError(
+                f"--verify-export: {target.path} has no {file}: let train.py finish the run, or restore the file"
+            )
+
+
+def main(arguments: list[str]) -> None:
+    """Nothing heavy is imported before the options are checked."""
+    options, recipe = parse_arguments(arguments)
+    if options.images:
+        predict(PredictOptions(options.target, options.images, options.json), recipe)
+        return
+
+    from resnet_cifar.data.sources import hf_hub
+
+    hf_hub.settle_offline(recipe)
+    if options.verify_export:
+        from resnet_cifar.cli.verify_export import verify_export
+
+        verify_export(targets.find(Path(options.target)), recipe, options.verify_export)
+        return
+    evaluate(options, recipe)
+
+
+def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
+    """Evaluates the target on a split; prints and writes the metrics. Raises UserError."""
+    import torch
+
+    from resnet_cifar.data import image_data
+    from resnet_cifar.data.sampling import bn_indices
+    from resnet_cifar.distributed.context import DistributedContext
+    from resnet_cifar.evaluation import loaded_model, metrics, results_io
+    from resnet_cifar.evaluation.predict import precise_bn, predict
+    from resnet_cifar.evaluation.throughput import ThroughputTimer
+    from resnet_cifar.evaluation.tta import MirroredPreprocess, mean_logits
+    from resnet_cifar.reporting import artifacts
+    from resnet_cifar.reporting.console import Screen
+
+    target = targets.find(Path(options.target))
+    trained = targets.recipe(target)
+    before = flatten(trained)
     changed = {path: value for path, value in flatten(recipe).items() if before.get(path) != value}
     context = DistributedContext(recipe.precision)
     recipe = dataclasses.replace(recipe, precision=context.precision)
     screen = Screen(shown=context.is_main)
     model = loaded_model.load(target, recipe, context)
-    entry = context.run_on_main(lambda: str(image_data.prepare(recipe.data)), per_node=True)
-    data = image_data.load(Path(entry), recipe, context.device)
-    is_foreign = "data.source" in changed and model.fingerprint != data.fingerprint
-    if is_foreign and command.split == "test" and "data.test_fraction" not in changed:
-        # Nothing of it has been trained on: where it has no test split, all of it is one.
+    entry = Path(context.run_on_main(lambda: str(image_data.prepare(recipe.data)), per_node=True))
+    data = image_data.load(entry, recipe, context.device)
+    is_other_data = model.fingerprint != data.fingerprint
+    if is_other_data and options.split == "test" and "data.source" in changed and "data.test_fraction" not in changed:
+        # None of it was used for training: without a test split of its own, all of it is one.
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, test_fraction=1.0))
-        data = image_data.load(Path(entry), recipe, context.device)
-    images = data.test if command.split == "test" else data.validation
+        data = image_data.load(entry, recipe, context.device)
+        is_other_data = model.fingerprint != data.fingerprint
+    images = data.test if options.split == "test" else data.validation
     if not len(images):
-        raise UserError("--split validation is empty, no images were held out (data.validation_fraction 0): take test")
-    places = class_places(data.classes, model.classes, recipe.data.source)
-    images = dataclasses.replace(images, labels=torch.tensor(places, device=context.device)[images.labels])
+        raise UserError(
+            "--split validation is empty, no images were held out (data.validation_fraction 0): use --split test"
+        )
+    indices = class_indices(data.classes, model.classes, recipe.data.source)
+    images = dataclasses.replace(images, labels=torch.tensor(indices, device=context.device)[images.labels])
 
-    if model.fingerprint != data.fingerprint or not len(data.train):
+    if is_other_data or not len(data.train):
         model.check_fresh()
     elif not model.is_fresh:
         rows = bn_indices(recipe.seed, len(data.train))
         precise_bn(context, model.plain, data.train, model.preprocess, rows)
 
-    stopwatch = Stopwatch(context.device)
-    predictions = predict(context, model.model, images, model.preprocess, stopwatch)
-    speed = stopwatch.images_per_second(len(images))
-    flipped = (
-        predict(context, model.model, images, Mirrored(**vars(model.preprocess))) if command.tta == "flip" else None
-    )
-    temperature, origin = _temperature(context, model, data, own, recipe)
-    is_other = model.fingerprint not in (None, data.fingerprint)
-    changed |= {"fingerprint": data.fingerprint} if is_other else {}
-    name = file_name(command, target, model.name, changed)
-    folder = Path(command.out) if command.out else target.results
+    timer = ThroughputTimer(context.device)
+    predictions = predict(context, model.model, images, model.preprocess, timer)
+    speed = timer.images_per_second(len(images))
+    flipped = None
+    if options.tta == "flip":
+        flipped = predict(context, model.model, images, MirroredPreprocess(**vars(model.preprocess)))
+    temperature, origin = _temperature(context, model, data, trained, recipe)
+    is_foreign = is_other_data and model.fingerprint is not None
+    changed |= {"fingerprint": data.fingerprint} if is_foreign else {}
+    name = file_name(options, target, model.name, changed)
+    folder = Path(options.out) if options.out else target.results
     if context.is_main:
         found = {
-            **results_io.facts(command.split, recipe, data.fingerprint, model.name),
+            **results_io.facts(options.split, recipe, data.fingerprint, model.name),
             **metrics.full(*predictions, model.classes, temperature),
-            **({} if flipped is None else {"flip": metrics.overall(*mean(predictions, flipped))}),
+            **({} if flipped is None else {"flip": metrics.overall(*mean_logits(predictions, flipped))}),
             "throughput": {"images_per_second": speed, "processes": context.size, "device": context.describe()},
         }
-        if is_other:
+        if is_foreign:
             screen.warn("these are not the images that the model was trained on, or they have changed since")
         try:
             extra = None if flipped is None else flipped.logits
             written = results_io.write(folder, name, found, *predictions, images.indices, extra)
         except OSError as error:
             raise UserError(
-                f"{folder} cannot be written ({error.strerror}), and the scores were {results_io.sentence(found)}: "
-                "make it writable, or name another with --out"
+                f"{folder} cannot be written ({error.strerror}); the result was {results_io.sentence(found)}: "
+                "make it writable, or name another directory with --out"
             ) from None
         _show(screen, found, origin, model.remark)
         artifacts.keep_pictures(folder, name, predictions, images, temperature, screen.warn)
@@ -100,71 +195,39 @@ def evaluate(command: EvalCommand, recipe: Recipe) -> None:
         screen.say("written: " + ", ".join(map(str, filter(None, (*written, page)))))
 
 
-def class_places(classes: Sequence[str], known: Sequence[str], source: str) -> list[int]:
-    """For each of a source's classes its place in the head of a model that knows `known`, by name. Raises UserError."""
-    places = {name: place for place, name in enumerate(known)}
-    lacking = [name for name in classes if name not in places]
-    if lacking:
+def class_indices(classes: Sequence[str], known: Sequence[str], source: str) -> list[int]:
+    """The index of each of the source's classes in the model's classes `known`, by name. Raises UserError."""
+    indices = {name: index for index, name in enumerate(known)}
+    if missing := [name for name in classes if name not in indices]:
         raise UserError(
-            f"data.source {source!r} has classes that the head lacks: {_short(lacking)}; it knows {_short(known)}: "
-            "take a source whose classes are among these, in any order"
+            f"data.source {source!r} has classes that the model does not know: {_short(missing)}; it knows "
+            f"{_short(known)}: use a source whose classes are among these, in any order"
         )
-    return [places[name] for name in classes]
+    return [indices[name] for name in classes]
 
 
-class Mirrored(Preprocess):
-    """What the network sees of the mirror images."""
+def file_name(options: EvaluateOptions, target: Target, weights: str, changed: dict[str, Any]) -> str:
+    """NAME of eval-NAME.json: the split and weights, a hash of the fields `changed` since training, and the TTA."""
+    from resnet_cifar.evaluation.loaded_model import results_name
 
-    def __call__(self, images: Tensor, size: int | None = None) -> Tensor:
-        """As of an Preprocess."""
-        return super().__call__(images.flip(2), size)
-
-
-def mean(plain: Predictions, flipped: Predictions) -> Predictions:
-    """Flip test-time augmentation: the mean of an image's and its mirror image's logits (Jordan 2024, airbench)."""
-    return Predictions((plain.logits + flipped.logits) / 2, plain.labels)
-
-
-class Stopwatch:
-    """Times a `predict` as its `check_stop`, without its first batch, which warms up (and compiles)."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._batches, self._began = device, 0, 0.0
-
-    def __call__(self) -> None:
-        """Before each batch."""
-        self._batches += 1
-        if self._batches == 2:
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
-            self._began = time.perf_counter()
-
-    def images_per_second(self, images: int) -> float | None:
-        """Of all processes together, when `predict` has just returned; None where there was one batch a process."""
-        if self._batches < 2:
-            return None
-        timed = images * (self._batches - 1) / self._batches
-        return round(timed / (time.perf_counter() - self._began), 1)
-
-
-def file_name(command: EvalCommand, target: Target, weights: str, changed: dict[str, Any]) -> str:
-    """NAME of eval-NAME.json: `results_name`, and what `changed` since training (by a digest) and flips besides."""
-    parts = [loaded_model.results_name(target, command.split, weights)]
+    parts = [results_name(target, options.split, weights)]
     if "data.source" in changed:
         parts.append(re.sub(r"\W+", "-", Path(changed["data.source"]).name).strip("-"))
     if changed:
         parts.append(hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:_DIGITS])
-    if command.tta != "none":
-        parts.append(command.tta)
+    if options.tta != "none":
+        parts.append(options.tta)
     return "-".join(parts)
 
 
 def _temperature(
-    context: DistributedContext, model: LoadedModel, data: ImageData, own: Recipe, recipe: Recipe
+    context: DistributedContext, model: LoadedModel, data: ImageData, trained: Recipe, recipe: Recipe
 ) -> tuple[float | None, str]:
-    """(the temperature, where it is from or why there is none): fitted on images that are known to be held out only."""
-    as_trained = dataclasses.replace(recipe.data, **{name: getattr(own.data, name) for name in _SIGHT})
-    if model.fingerprint == data.fingerprint and as_trained == own.data:
+    """(temperature, its origin or why there is none): fitted only on images that are known to have been held out."""
+    from resnet_cifar.evaluation.predict import fit_temperature_on_validation
+
+    same_input = {name: getattr(trained.data, name) for name in _INPUT_FIELDS}
+    if model.fingerprint == data.fingerprint and dataclasses.replace(recipe.data, **same_input) == trained.data:
         fitted = fit_temperature_on_validation(context, model.model, data, model.preprocess)
         return fitted, "fitted on the validation split" if fitted else "none: no images held out, or no optimum on them"
     if model.temperature is None:
@@ -173,20 +236,22 @@ def _temperature(
 
 
 def _show(screen: Screen, found: dict[str, Any], origin: str, remark: str | None) -> None:
+    from resnet_cifar.evaluation import results_io
+
     if remark:
         screen.warn(remark)
     title = f"{found['split']} split of {found['source']}, {found['checkpoint']}: {results_io.sentence(found)}"
     screen.table(title, results_io.by_class(found))
     if absent := [name for name, values in found["classes"].items() if not values["images"]]:
-        screen.say(f"without images here: {_short(absent)}")
+        screen.say(f"classes without images: {_short(absent)}")
     if "flip" in found:
-        screen.say(f"beside it, with flips (mean of two logits): {results_io.sentence(found['flip'])}")
+        screen.say(f"with flip test-time augmentation: {results_io.sentence(found['flip'])}")
     if found["temperature"]:
         origin = f"{found['temperature']:.4f} ({origin}): calibration error {found['calibration_error_scaled']:.4f}"
     screen.say(f"temperature: {origin}")
     if speed := found["throughput"]["images_per_second"]:
         where = "{processes} x {device}".format(**found["throughput"])
-        screen.say(f"{speed:,.0f} images/s on {where}: resized, scored and gathered, without the first batch")
+        screen.say(f"{speed:,.0f} images/s on {where}: resized, classified and gathered, without the first batch")
 
 
 def _short(classes: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Writes a page about a source's images: `python -m resnet_cifar.cli.explore SOURCE [--recipe NAME] [--FIELD VALUE ...]`.
+"""`resnet-cifar explore SOURCE [--recipe NAME] [--FIELD VALUE ...]`: writes a page about a data source's images.
 
 It reads them as training does, from the same cache and with the recipe's splits and augmentations.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_cifar.cli.entry import run_main
-from resnet_cifar.cli.looking import explore_command
+from resnet_cifar.cli.parser import parse
 from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Recipe
 
 if TYPE_CHECKING:
@@ -22,13 +22,36 @@ if TYPE_CHECKING:
     from resnet_cifar.reporting.dataset_report.pixel_stats import Statistics
     from resnet_cifar.reporting.dataset_report.source_metadata import Originals
 
-_MARK = "written by resnet_cifar.cli.explore"  # stands in the page, in its template
+_MARK = "written by resnet-cifar explore"  # in templates/explore.html
+
+
+@dataclass(frozen=True)
+class ExploreOptions:
+    """Write a page about a source's images: class balance, samples, pixel statistics, duplicates and augmentations."""
+
+    source: str
+    """As data.source: a dataset on the Hub, a directory, a file, or `synthetic`."""
+    recipe: str = "finetune"
+    """The shipped recipe or YAML file whose splits and augmentations are used."""
+    out: str = ""
+    """The page [default: explore-NAME.html, named after the source]."""
+
+
+def parse_arguments(arguments: list[str]) -> tuple[ExploreOptions, Recipe]:
+    """The options and the recipe. Exits after --help; raises UserError."""
+    usage = "resnet-cifar explore SOURCE [--recipe NAME|FILE] [--FIELD VALUE ...]"
+    options, overrides = parse(ExploreOptions, usage, arguments, fields=("",))
+    if "data.source" in overrides:
+        raise UserError(
+            f"--data.source {overrides['data.source']} and {options.source} both name the source: remove one of them"
+        )
+    return options, read_recipe(options.recipe, {"data.source": options.source, **overrides})
 
 
 def main(arguments: list[str]) -> None:
-    """Writes the page and prints where it is and the most important of what it found. Raises UserError."""
-    command, recipe = explore_command(arguments)
-    file = _place(command.out, command.source)
+    """Writes the page and prints its path and the main findings. Raises UserError."""
+    options, recipe = parse_arguments(arguments)
+    file = _output_file(options.out, options.source)
 
     from resnet_cifar.data.sources.registry import go_offline_if_unreachable
 
@@ -37,38 +60,38 @@ def main(arguments: list[str]) -> None:
 
     from resnet_cifar.reporting import html_page
 
-    values, said = _look(recipe)
-    shown = shlex.join(["python", "-m", "resnet_cifar.cli.explore", *arguments])
-    text = html_page.render("explore.html", command=shown, recipe_name=command.recipe, **values)
+    values, summary = _analyze(recipe)
+    command = shlex.join(["resnet-cifar", "explore", *arguments])
+    text = html_page.render("explore.html", command=command, recipe_name=options.recipe, **values)
     try:
         html_page.write(file, text)
     except OSError as error:
         raise UserError(f"--out {file} cannot be written ({error.strerror}): name another file") from None
-    for name, value in said:
+    for name, value in summary:
         print(f"{name:<12} {value}")
     print(f"{'page':<12} {file} ({len(text.encode()) / 1e6:.1f} MB)", flush=True)
 
 
-def _place(out: str, source: str) -> Path:
-    """Where the page goes. Raises UserError where it cannot, or where something else would be overwritten."""
+def _output_file(out: str, source: str) -> Path:
+    """The file to write. Raises UserError if it cannot be, or if it holds something else."""
     name = re.sub(r"[^\w.-]+", "-", _name(source)).strip("-.")
     file = Path(out or f"explore-{name or 'source'}.html")
     if file.is_dir():
-        raise UserError(f"--out {file} is a folder: name a file, such as {file / 'explore.html'}")
+        raise UserError(f"--out {file} is a directory: name a file, such as {file / 'explore.html'}")
     if not file.parent.is_dir():
-        raise UserError(f"--out {file}: there is no folder {file.parent}: make it, or name another file")
+        raise UserError(f"--out {file}: there is no directory {file.parent}: create it, or name another file")
     if file.exists() and _MARK not in file.read_text(encoding="utf-8", errors="replace"):
-        raise UserError(f"--out {file} is there and is no page of this command: name another file")
+        raise UserError(f"--out {file} exists and is not a page of this command: name another file")
     return file
 
 
 def _name(source: str) -> str:
-    """What a source is called for short."""
+    """A short name of the source."""
     return Path(source).expanduser().resolve().stem
 
 
-def _look(recipe: Recipe) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """The values of the page's template, and lines for the terminal: name and value. Raises UserError."""
+def _analyze(recipe: Recipe) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """The values of the page's template, and (name, value) lines for the terminal. Raises UserError."""
     import torch
 
     from resnet_cifar.data import image_data
@@ -103,11 +126,11 @@ def _look(recipe: Recipe) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         "augmented": page_context.augmented(training, data, shown),
         "augment_fields": dataclasses.asdict(recipe.augment).items(),
     }
-    return values, _said(values, found, doubled)
+    return values, _summary(values, found, doubled)
 
 
 def _originals(recipe: Recipe) -> tuple[list[Originals], str]:
-    """The headers of the source's pictures, or why it cannot be read now, though its decoded images are cached."""
+    """Metadata of the source's image files, or why it cannot be read now although its decoded images are cached."""
     from resnet_cifar.data.sources.registry import find_source
     from resnet_cifar.reporting.dataset_report.source_metadata import survey
 
@@ -118,23 +141,19 @@ def _originals(recipe: Recipe) -> tuple[list[Originals], str]:
     return [survey(split) for split in (contents.train, contents.test) if split is not None], ""
 
 
-def _said(values: dict[str, Any], found: Statistics, doubled: Copies) -> list[tuple[str, str]]:
+def _summary(values: dict[str, Any], found: Statistics, doubled: Copies) -> list[tuple[str, str]]:
     height, width = values["size"]
     counts = ", ".join(f"{count:,} {name}" for name, count in values["parts"].items())
     mean, std = (", ".join(f"{value:.4f}" for value in three) for three in (found.mean, found.std))
     kinds = [pair.kind for pair in doubled.pairs]
-    doubt = " (doubtful: too many pictures look alike, see the page)" if doubled.doubtful else ""
+    doubt = " (doubtful: too many images look alike, see the page)" if doubled.doubtful else ""
     tested = doubled.elsewhere.get("test", 0)
     lines = [
         ("images", f"{counts}; {len(values['classes']):,} classes, stored at {width}x{height}"),
-        ("mean", f"{mean} (of {found.images:,} images that are not tested on)"),
+        ("mean", f"{mean} (of {found.images:,} training and validation images)"),
         ("std", std),
         ("copies", f"{len(kinds):,} pairs; {tested:,} test images have one in training or validation{doubt}"),
     ]
     if kinds.count("labels"):
         lines.append(("labels", f"{kinds.count('labels'):,} of these pairs have two labels"))
     return lines + [("remark", remark) for remark in values["remarks"]]
-
-
-if __name__ == "__main__":
-    sys.exit(run_main(main))

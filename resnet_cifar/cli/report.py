@@ -1,39 +1,46 @@
-"""Writes a run's page, or compares runs: `python -m resnet_cifar.cli.report RUN [RUN ...] [--out FILE]`."""
+"""`resnet-cifar report RUN` writes RUN/report/index.html."""
 
-import sys
+from __future__ import annotations
+
+from dataclasses import dataclass
 from pathlib import Path
 
-from resnet_cifar.cli.entry import run_main
-from resnet_cifar.cli.looking import report_command
+from resnet_cifar.cli.parser import parse
 from resnet_cifar.config.errors import UserError
 
-_MARK = "written by resnet_cifar.cli.report"  # stands in the page, in its template
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write the report of a run, finished or not, to RUN/report/index.html."""
+
+    run: str
+    """The run directory."""
+
+
+def parse_arguments(arguments: list[str]) -> ReportOptions:
+    """The options. Exits after --help; raises UserError."""
+    usage = "resnet-cifar report RUN (to compare runs: resnet-cifar compare RUN RUN ...)"
+    options, _ = parse(ReportOptions, usage, arguments)
+    check_run(Path(options.run))
+    return options
 
 
 def main(arguments: list[str]) -> None:
-    """Prints a row for each run, and writes RUN/report/index.html of one, or a page that compares several."""
-    command = report_command(arguments)
+    """Writes the report and prints its path. Raises UserError."""
+    run = Path(parse_arguments(arguments).run)
 
-    from resnet_cifar.reporting import comparison_report, run_report
+    from resnet_cifar.reporting import run_report
     from resnet_cifar.reporting.comparison_table import compare
 
-    folders = [Path(run) for run in command.runs]
-    if len(folders) > 1:
-        _check_out(Path(command.out))
-    compare(folders)
+    compare([run])
     try:
-        page = comparison_report.write(folders, Path(command.out)) if len(folders) > 1 else run_report.write(folders[0])
+        page = run_report.write(run)
     except OSError as error:
-        place, mend = (command.out, "name another with --out") if len(folders) > 1 else (folders[0], "make it writable")
-        raise UserError(f"{place} cannot be written ({error.strerror}): {mend}") from None
+        raise UserError(f"{run} cannot be written ({error.strerror}): make it writable") from None
     print(f"written: {page}", flush=True)
 
 
-def _check_out(file: Path) -> None:
-    """Raises UserError where something else would be overwritten."""
-    if file.is_file() and _MARK not in file.read_text(encoding="utf-8", errors="replace"):
-        raise UserError(f"--out {file} is there and is no page of this command: name another file")
-
-
-if __name__ == "__main__":
-    sys.exit(run_main(main))
+def check_run(run: Path) -> None:
+    """Raises UserError if `run` is not a run directory."""
+    if not (run / "recipe.yaml").is_file():
+        raise UserError(f"{run} is not a run directory (it has no recipe.yaml): name one that train.py wrote")

@@ -42,11 +42,11 @@ RENAMED = {
     "evaluate.every": "evaluate.every_epochs",
     "checkpoint.keep": "checkpoint.keep_last",
     "track.to": "track.trackers",
-    "fetch": "download_only",
+    "fetch": "download-only",
     "fresh": "restart",
-    "extend": "extend_epochs",
-    "profile": "profile_steps",
-    "check": "verify_export",
+    "extend": "extend-epochs",
+    "profile": "profile-steps",
+    "check": "verify-export",
 }
 
 

@@ -1,9 +1,10 @@
-"""What a start of training is asked for besides its recipe: the options of train.py."""
+"""The options of train.py besides the recipe."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 from resnet_cifar.config.schema import Recipe
 
@@ -28,8 +29,8 @@ class TrainOptions:
     """Save and exit after this many minutes, as if interrupted [default: never]."""
     profile_steps: int = 0
     """Trace this many steps to RUN/profile and print what takes the time [default: none]. Changes no result."""
-    compile: str = ""
-    """torch.compile's mode: default, reduce-overhead, max-autotune, max-autotune-no-cudagraphs [the launcher's]."""
+    compile: Literal["", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = ""
+    """Compile the model with this mode of torch.compile [default: the launcher's setting]."""
 
 
 def extended(recipe: Recipe, epochs: float) -> Recipe:

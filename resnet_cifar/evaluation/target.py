@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from resnet_cifar.checkpoints.run_dir import check_version
 from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import read_yaml, with_overrides
+from resnet_cifar.config.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,23 @@ def export(path: Path) -> Export:
     if list(size) != [3, found.image_size, found.image_size]:
         raise UserError(f"{file} has input_size {size}: only squares of three colours can be scored")
     return found
+
+
+def recipe(target: Target, overrides: dict[str, str] | None = None) -> Recipe:
+    """The recipe the target was trained with, with `overrides`. Raises UserError.
+
+    An exported model has its own input size and interpolation; without its run, only `data` and `precision` apply.
+    """
+    if target.kind == "checkpoint":
+        return with_overrides(checkpoint_recipe(target.path), overrides)
+    values = read_yaml(str(target.run / "recipe.yaml")) if target.run else {}
+    if target.kind == "model":
+        exported = export(target.path)
+        size = {"image_size": exported.image_size, "interpolation": exported.interpolation}
+        values["data"] = {**values.get("data", {}), **size}
+        if target.run is None:
+            values["model"] = {"name": exported.architecture, "pretrained": False}
+    return with_overrides(values, overrides)
 
 
 def _object(file: Path, otherwise: str) -> dict[str, Any]:

@@ -47,3 +47,6 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
     entrypoint.__name__ = name + SUFFIX
     entrypoint.__doc__ = f"timm's {name} with a stem for small images."
     return entrypoint
+
+
+register()

@@ -136,6 +136,7 @@ def add_mlp_head(
     model.train()
 
 
+@register_model
 def mlp_head(
     body: str,
     image_size: int,
@@ -158,11 +159,6 @@ def mlp_head(
         saved = {**model.pretrained_cfg, "classifier": f"{NAME}.classifier"}  # not loaded if num_classes differs
         load_pretrained(model, pretrained_cfg=saved, num_classes=num_classes, cache_dir=cache_dir)
     return model
-
-
-def register() -> None:
-    """Adds `mlp_head` to timm's registry."""
-    register_model(mlp_head)
 
 
 def head_module(model: nn.Module) -> nn.Module:

@@ -41,7 +41,7 @@ def write_page(folder: Path, name: str, warn: Callable[[str], None]) -> Path | N
     try:
         return run_report.write_scoring(folder, name)
     except Exception as error:
-        mend = f"; python -m resnet_cifar.cli.report {folder} tries again" * (folder / "recipe.yaml").is_file()
+        mend = f"; resnet-cifar report {folder} tries again" * (folder / "recipe.yaml").is_file()
         warn(f"{folder / 'report'} could not be written: {_why(error)}{mend}")
         return None
 

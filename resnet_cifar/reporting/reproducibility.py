@@ -119,7 +119,7 @@ def commands(run: Path, environment: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("label pictures", f"python eval.py {folder} --images FOLDER"))
         load = f"timm.create_model({'local-dir:' + str(run / 'model')!r}, pretrained=True)"
         found.append(("load the model", f"import resnet_cifar, timm; model = {load}"))
-    return [*found, ("write this page", f"python -m resnet_cifar.cli.report {folder}")]
+    return [*found, ("write this page", f"resnet-cifar report {folder}")]
 
 
 def _word(values: dict[str, Any], path: str) -> str:

@@ -1,4 +1,4 @@
-"""Starts of train.py in processes of their own: where it lies, whether it still has to be started, and how."""
+"""Starts training in processes of its own."""
 
 from __future__ import annotations
 
@@ -22,47 +22,48 @@ from resnet_cifar.config.schema import Recipe
 from resnet_cifar.distributed import launcher_env
 from resnet_cifar.distributed.signals import EXIT_RESUBMIT, SIGNALS
 
-_LOOK = 1.0  # seconds between looks at a run
+_ROOT = Path(__file__).parents[2]
+_POLL = 1.0  # seconds between checks of a run
 
 
-def script() -> Path:
-    """train.py of this checkout. Raises UserError where the package was installed without it."""
-    found = Path(__file__).parents[2] / "train.py"
-    if not found.is_file():
-        raise UserError(f"{found} is not there, and starts every run: install with pip install -e from a checkout")
-    return found
+def train_program() -> list[str]:
+    """The arguments of Python, or of a launcher, that train: train.py of a checkout, else the installed package."""
+    script = _ROOT / "train.py"
+    return [str(script)] if script.is_file() else ["-m", "resnet_cifar", "train"]
 
 
 def finished(run: RunDir, recipe: Recipe, extends: bool = False) -> dict[str, Any] | None:
-    """The result of the finished run of all of the recipe's phases, or None. Raises UserError where it is another's.
+    """The result if the run has finished all of the recipe's phases. Raises UserError if it belongs to another recipe.
 
     `extends`: see `RunDir.check`.
     """
     file = run.path / "recipe.yaml"
     if file.is_file():
-        from resnet_cifar.training import preflight  # timm takes seconds, and a new run does not need it here
+        from resnet_cifar.training import preflight  # imports timm, which takes seconds and is not needed for a new run
 
         recipe = preflight.resolve(recipe)
-        if recipe.precision == "auto":  # what the launcher made of it is the launcher's to compare
+        if recipe.precision == "auto":  # resolved by the launcher
             recipe = dataclasses.replace(recipe, precision=read_recipe(str(file)).precision)
     run.check(recipe, extends)
     return run.finished(recipe)
 
 
 def start(words: Sequence[str], processes: int, quiet: bool) -> subprocess.Popen:
-    """Starts train.py with these words on so many processes of this machine, in a session of its own.
+    """Starts training with `words` and this number of processes on this machine, in a new session.
 
-    So a signal reaches it once, from whoever started it; when that one ends, the run stops saved. Its standard error is
-    a pipe of text, and where `quiet` its standard output too. Raises UserError.
+    Signals therefore reach it only from the caller; when the caller ends, the run saves and stops. Its standard error
+    is a text pipe, and with `quiet` its standard output too.
     """
-    command = [sys.executable, str(script()), *words]
+    command = [sys.executable, *train_program(), *words]
     if processes > 1:
         import torch
 
-        kind = "multi_gpu" if torch.cuda.is_available() else "cpu_ddp"
-        config = script().parent / "accelerate_configs" / f"{kind}.yaml"
-        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", str(processes)]
-        command[1:1] = launcher
+        has_gpu = torch.cuda.is_available()
+        config = _ROOT / "accelerate_configs" / f"{'multi_gpu' if has_gpu else 'cpu_ddp'}.yaml"
+        # accelerate starts several processes on a CPU only if it is asked for GPUs, which are then hidden.
+        flags = ["--multi_gpu", "--mixed_precision", "bf16"] if has_gpu else ["--cpu", "--multi_gpu", "--gpu_ids", "-1"]
+        settings = ["--config_file", str(config)] if config.is_file() else flags
+        command[1:1] = ["-m", "accelerate.commands.launch", *settings, "--num_processes", str(processes)]
     return subprocess.Popen(
         command,
         env={**os.environ, **launcher_env.follower_env()},
@@ -76,60 +77,57 @@ def start(words: Sequence[str], processes: int, quiet: bool) -> subprocess.Popen
 
 
 class Launcher:
-    """Starts train.py through a launcher, one after the other, and hands signals on; `stopped`: whether there was one.
-
-    Raises UserError where there is no train.py.
-    """
+    """Starts training through a launcher, one run after the other, and forwards signals. `stopped`: got one."""
 
     def __init__(self, launch: str) -> None:
         self.stopped = False
-        self._command = [*shlex.split(launch), str(script())]
+        self._command = [*shlex.split(launch), *train_program()]
         self._process: subprocess.Popen | None = None
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup
-                signal.signal(number, self._hand_on)
+                signal.signal(number, self._forward)
 
     def run(
         self,
         run: RunDir,
         words: Sequence[str],
         output: BinaryIO | None = None,
-        is_hopeless: Callable[[], bool] = lambda: False,
+        should_end: Callable[[], bool] = lambda: False,
     ) -> str:
-        """Starts train.py with `words` in the run's folder, and how it ended: `finished`, `interrupted` or `failed`.
+        """Trains in the run's directory with `words`; returns `finished`, `interrupted` or `failed`.
 
-        Launchers hide exit codes, so the folder is asked. What it prints goes to `output`, and it is asked to end when
-        `is_hopeless` says so. Raises UserError where the launcher cannot be started.
+        Launchers hide exit codes, so the state is read from the directory. `output` receives what the process prints;
+        the process is terminated when `should_end` returns True. Raises UserError if the launcher cannot be started.
         """
-        began = time.time()
-        code = self._wait([*self._command, *words, "--run", str(run.path)], output, is_hopeless)
+        started = time.time()
+        code = self._wait([*self._command, *words, "--run", str(run.path)], output, should_end)
         if run.result() is not None:
             return "finished"
         status = read_json(run.path / "status.json") or {}
-        says_interrupted = status.get("state") == "interrupted" and status["time"] >= began
-        return "interrupted" if self.stopped or code == EXIT_RESUBMIT or says_interrupted else "failed"
+        is_interrupted = status.get("state") == "interrupted" and status["time"] >= started
+        return "interrupted" if self.stopped or code == EXIT_RESUBMIT or is_interrupted else "failed"
 
-    def _wait(self, command: Sequence[str], output: BinaryIO | None, is_hopeless: Callable[[], bool]) -> int:
-        here = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    def _wait(self, command: Sequence[str], output: BinaryIO | None, should_end: Callable[[], bool]) -> int:
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         errors = subprocess.STDOUT if output else None
-        # Where this process is killed, the run stops saved, and whoever starts it again finds it alone.
-        env = {**os.environ, "PATH": here, **launcher_env.follower_env()}
+        # If this process is killed, the run saves and stops, so that a rerun finds it free.
+        env = {**os.environ, "PATH": path, **launcher_env.follower_env()}
         try:
             self._process = subprocess.Popen(command, env=env, stdout=output, stderr=errors)
         except OSError as error:
             raise UserError(f"--launch {command[0]!r} cannot be started ({error.strerror}): name a launcher") from None
         if self.stopped:  # while it was being started
             self._process.send_signal(signal.SIGTERM)
-        asked = False
+        is_ending = False
         while True:
             try:
-                return self._process.wait(_LOOK)
+                return self._process.wait(_POLL)
             except subprocess.TimeoutExpired:
-                if not asked and is_hopeless():
+                if not is_ending and should_end():
                     self._process.send_signal(signal.SIGTERM)
-                    asked = True
+                    is_ending = True
 
-    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+    def _forward(self, number: int, frame: FrameType | None) -> None:
         self.stopped = True
         if self._process is not None:
             self._process.send_signal(number)

@@ -1,4 +1,4 @@
-"""A start of train.py, followed from a notebook or a script: what it says, how it ends, how it is stopped."""
+"""Follows a training process from a notebook or a script: its output, progress, interruption and end."""
 
 from __future__ import annotations
 
@@ -18,81 +18,80 @@ from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.distributed.signals import EXIT_RESUBMIT
 
-_LOOK = 0.5  # seconds between looks at the run folder
-_SHARE = 10  # drawing takes at most one part in so many of the time: training needs the processor
+_POLL = 0.5  # seconds between checks of the run directory
+_IDLE_FACTOR = 10  # after drawing, wait this many times as long as it took: training needs the processor
 
 
-class Stopped(KeyboardInterrupt):
-    """The run was interrupted. The message says where it is and how to go on."""
+class Interrupted(KeyboardInterrupt):
+    """The run was interrupted. The message says at which step and how to resume."""
 
     def _render_traceback_(self) -> list[str]:
         return [str(self)]
 
 
 class Failed(RuntimeError):
-    """train.py broke. The message ends with the last lines that it said."""
+    """Training failed. The message ends with its last lines of output."""
 
     def _render_traceback_(self) -> list[str]:
         return str(self).splitlines()
 
 
 def follow(process: subprocess.Popen, folder: Path, is_shown: bool) -> None:
-    """Waits for train.py, and shows in a notebook how it goes. Raises UserError, Stopped or Failed where it went wrong.
+    """Waits for train.py and shows its progress in a notebook. Raises UserError, Interrupted or Failed.
 
-    A KeyboardInterrupt becomes the process's SIGINT, and is waited for until the run is saved. What cannot be drawn is
-    said, and stops nothing.
+    A KeyboardInterrupt is forwarded as SIGINT; this function then waits until the run has been saved. If the progress
+    cannot be shown, a warning is printed and training continues.
     """
-    began, heard, stopped = time.time(), _Heard(process), False
-    view = _View(folder, heard) if is_shown else None
+    started, output, interrupted = time.time(), _OutputReader(process), False
+    view = _ProgressView(folder, output) if is_shown else None
     try:
         while process.poll() is None:
             try:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(_LOOK)
+                    process.wait(_POLL)
                 if view:
-                    view.look()
+                    view.update()
             except KeyboardInterrupt:
-                stopped = True
-                print("stopping: it saves first", file=sys.stderr, flush=True)
+                interrupted = True
+                print("interrupting: the run is being saved", file=sys.stderr, flush=True)
                 process.send_signal(signal.SIGINT)
     finally:
-        if process.poll() is None:  # something went wrong here
+        if process.poll() is None:  # an error in this process
             process.terminate()
             process.wait()
-        heard.join()
+        output.join()
     try:
-        _conclude(process.returncode, folder, heard, began, stopped)
+        _raise_if_unfinished(process.returncode, folder, output, started, interrupted)
     finally:
         if view:
-            view.look(last=True)
+            view.update(last=True)
 
 
-def _conclude(code: int, folder: Path, heard: _Heard, began: float, stopped: bool) -> None:
-    if heard.error:
-        raise UserError(heard.error)
+def _raise_if_unfinished(code: int, folder: Path, output: _OutputReader, started: float, interrupted: bool) -> None:
+    if output.error:
+        raise UserError(output.error)
     status = read_json(folder / "status.json") or {}
-    is_new = status.get("time", 0) >= began
+    is_new = status.get("time", 0) >= started
     if is_new and status["state"] == "interrupted":
-        raise Stopped(
-            f"interrupted ({status['why']}) at step {status['step']} of {status['steps']}, and saved: "
-            "the same call goes on from there"
+        raise Interrupted(
+            f"interrupted ({status['why']}) and saved at step {status['step']} of {status['steps']}: call again to "
+            "resume"
         )
-    if code == EXIT_RESUBMIT or (stopped and code):
-        raise Stopped("stopped with nothing new to save: the same call goes on where the run was")
+    if code == EXIT_RESUBMIT or (interrupted and code):
+        raise Interrupted("interrupted with nothing new to save: call again to resume")
     if code or RunDir(folder).result() is None:
-        raise Failed("\n".join([f"train.py ended with code {code}, and said last:", *heard.last]))
+        raise Failed("\n".join([f"train.py exited with code {code}; its last output:", *output.last]))
 
 
-class _Heard:
-    """What the process prints: its last lines, its warnings and the sentence of a mistake. Other lines go where ours do
-    where nobody shows them."""
+class _OutputReader:
+    """Reads the process's last lines, warnings and error. Outside a notebook, standard error is passed on."""
 
     def __init__(self, process: subprocess.Popen) -> None:
         self.error = ""
         self.warnings: list[str] = []
         self.last: deque[str] = deque(maxlen=30)
         streams = [stream for stream in (process.stdout, process.stderr) if stream is not None]
-        self._is_alone = process.stdout is None  # standard output is the user's own
+        self._passes_on = process.stdout is None  # outside a notebook; standard output is then inherited
         self._threads = [threading.Thread(target=self._read, args=(stream,), daemon=True) for stream in streams]
         for thread in self._threads:
             thread.start()
@@ -107,39 +106,43 @@ class _Heard:
             self.last.append(line.rstrip("\n"))
             if found := re.match(r"error: (.*)", line):
                 self.error = self.error or found[1]
-            elif self._is_alone:
+            elif self._passes_on:
                 print(line, end="", file=sys.stderr, flush=True)
             if found := re.match(r"warning: (.*)", line):
                 self.warnings.append(found[1])
 
 
-class _View:
-    """The cell's output, drawn anew in its place."""
+class _ProgressView:
+    """The cell's output, which is updated in place."""
 
-    def __init__(self, folder: Path, heard: _Heard) -> None:
-        self._folder, self._heard = folder, heard
-        self._seen: Any = None
+    def __init__(self, folder: Path, output: _OutputReader) -> None:
+        self._folder, self._output = folder, output
+        self._file_state: Any = None
         self._rows: list[dict[str, Any]] = []
-        self._curves, self._next = "", 0.0
-        self._began = time.time()
+        self._curves, self._next_update = "", 0.0
+        self._started = time.time()
         self._display: Any = None
         self._has_failed = False
-        self.look()
+        self.update()
 
-    def look(self, last: bool = False) -> None:
-        """Draws what has changed since the last look, if it is time to. Says once where that fails, and tries again."""
-        began = time.monotonic()
-        if began < self._next and not last:
+    def update(self, last: bool = False) -> None:
+        """Redraws what has changed, if it is time to. A failure is reported once; the next update tries again."""
+        started = time.monotonic()
+        if started < self._next_update and not last:
             return
         try:
             self._draw()
-        except Exception as error:  # a drive that is away, a folder that is moved: the run does not care
+        except Exception as error:  # an unmounted drive, a moved directory: training does not depend on it
             if not self._has_failed:
-                what = f"{type(error).__name__}: {error}"
-                print(f"warning: the run goes on, but cannot be shown ({what})", file=sys.stderr, flush=True)
+                reason = f"{type(error).__name__}: {error}"
+                print(
+                    f"warning: training continues, but its progress cannot be shown ({reason})",
+                    file=sys.stderr,
+                    flush=True,
+                )
             self._has_failed = True
         now = time.monotonic()
-        self._next = now + _SHARE * (now - began)
+        self._next_update = now + _IDLE_FACTOR * (now - started)
 
     def _draw(self) -> None:
         from IPython.display import HTML, display
@@ -149,10 +152,10 @@ class _View:
 
         file = self._folder / "metrics.jsonl"
         facts = file.stat() if file.is_file() else None
-        seen = (facts.st_mtime_ns, facts.st_size, facts.st_ino) if facts else None
-        if seen != self._seen:
+        state = (facts.st_mtime_ns, facts.st_size, facts.st_ino) if facts else None
+        if state != self._file_state:
             rows = read_rows(file)
-            self._seen, self._rows, self._curves = seen, rows, notebook_panel.curves(rows)
+            self._file_state, self._rows, self._curves = state, rows, notebook_panel.curves(rows)
         panel = HTML(self._panel())
         if self._display is None:
             self._display = display(panel, display_id=True)
@@ -164,10 +167,10 @@ class _View:
 
         status = read_json(self._folder / "status.json") or {}
         steps = status.get("steps", 0)
-        is_of_before = status.get("time", 0) < self._began
-        state = "starting" if is_of_before else status["state"]
+        is_stale = status.get("time", 0) < self._started
+        state = "starting" if is_stale else status["state"]
         if state == "running":
-            state = "scoring the test split" if self._rows and self._rows[-1]["step"] == steps else "training"
-        rows = [] if is_of_before else self._rows
-        curves = "" if is_of_before else self._curves
-        return notebook_panel.panel(str(self._folder), state, steps, rows, self._heard.warnings, curves)
+            state = "evaluating the test split" if self._rows and self._rows[-1]["step"] == steps else "training"
+        rows = [] if is_stale else self._rows
+        curves = "" if is_stale else self._curves
+        return notebook_panel.panel(str(self._folder), state, steps, rows, self._output.warnings, curves)

@@ -1,7 +1,7 @@
-"""The trials of a search: optuna's journal in a folder that several processes may share, and what it proposes next.
+"""The trials of a search: optuna's journal in a directory that several processes may share, and the next proposal.
 
-A proposal is a function of the recipe's seed, the trial's number and the trials before it. So where trials run one
-after the other, a search makes the same trials again, also when it was killed in between.
+A proposal is a function of the recipe's seed, the trial's number and the earlier trials. A search whose trials run one
+after the other is therefore reproducible, even if it was killed in between.
 """
 
 from __future__ import annotations
@@ -20,22 +20,21 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from resnet_cifar import rng
-from resnet_cifar.atomic_io import atomic_write
 from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.diff import differences
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe, write_recipe
-from resnet_cifar.sweeps.search_space import Choices, Range, Search
+from resnet_cifar.sweeps.search_space import Choices, Range, SearchSpace
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 _JOURNAL, _LOCKS, _BASE = "journal.log", "locks", "base.yaml"
-_FEW = 4  # finished trials under which nothing is said about what mattered
+_MIN_TRIALS = 4  # finished trials below which no importance is computed
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial that this process has taken. `before`: all that had been taken before it."""
+    """A trial that this process runs. `before`: the trials that were started before it."""
 
     number: int
     values: dict[str, Any]
@@ -46,10 +45,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: `finished`, `ended early`, `diverged`, `failed`, or not yet: `under way`.
+    """How a trial ended: `finished`, `ended early`, `diverged`, `failed`; or `running`.
 
-    `accuracy`: the best on the validation split, of a trial that finished. `scores`: accuracies on it that were reached
-    on the way, by which hopeless trials are known. `why`: the sentence it failed with, or what else there is to say.
+    `accuracy`: the best validation accuracy of a finished trial. `scores`: its validation accuracies during training,
+    by which trials are pruned. `why`: the error it failed with, or another reason.
     """
 
     state: str
@@ -59,52 +58,52 @@ class Outcome:
 
 
 class Study:
-    """A search's folder: base.yaml (what its trials share), journal.log (optuna's), trial-N/ and trial-N.log.
+    """A search's directory: base.yaml (the recipe that trials share), journal.log (optuna's), trial-N/, trial-N.log.
 
-    `first`: the first trial that is new since it was opened.
+    `first`: the number of the first trial that started after the study was opened.
     """
 
-    def __init__(self, home: Path, search: Search, prune: int) -> None:
-        """Makes the folder, or goes on in it. Raises UserError where it holds something else, or cannot be used."""
+    def __init__(self, home: Path, space: SearchSpace, prune: int) -> None:
+        """Creates or resumes the study. Raises UserError if the directory holds something else or cannot be used."""
         self.home, self.base = home, home / _BASE
-        self._search, self._prune = search, prune
-        self._space = {path: _distribution(found) for path, found in search.ranges.items()}
-        self._lock: BinaryIO | None = None  # of the trial that this process trains: others see that it is alive
+        self.space, self.prune = space, prune
+        self._distributions = {path: _distribution(found) for path, found in space.ranges.items()}
+        self._lock: BinaryIO | None = None  # of the trial that this process runs: others see that it is alive
         names = {path.name for path in home.iterdir()} if home.is_dir() else set()
         if _JOURNAL not in names and names - {_LOCKS}:
-            raise UserError(f"--run {home} holds files that are no search: name a new or empty folder")
+            raise UserError(f"--run {home} contains files but no search: name a new or empty directory")
         try:
             (home / _LOCKS).mkdir(parents=True, exist_ok=True)
-            with self.alone():
+            with self.locked():
                 self._study = self._open()
                 self.first = len(self._study.get_trials(deepcopy=False))
         except OSError as error:
-            raise UserError(f"--run {home} cannot be used ({error.strerror}): name another folder") from None
+            raise UserError(f"--run {home} cannot be used ({error.strerror}): name another directory") from None
 
     def take(self, limit: int) -> Trial | None:
-        """A trial that a process has left unfinished, or else a new one; None where there are `limit` of them."""
-        with self.alone():
+        """A trial that a dead process left unfinished, or else a new one; None if there are `limit` trials."""
+        with self.locked():
             trials = self._study.get_trials(deepcopy=False)
             for trial in trials:
-                if trial.state == TrialState.RUNNING and self._hold(trial.number):
+                if trial.state == TrialState.RUNNING and self._lock_trial(trial.number):
                     return self._trial(trial.number, trial.params, trials[: trial.number])
             if len(trials) >= limit:
                 return None
-            values = propose(trials, self._space, self._search.recipe.seed)
+            values = propose(trials, self._distributions, self.space.recipe.seed)
             self._study.add_trial(
-                optuna.create_trial(state=TrialState.RUNNING, params=values, distributions=self._space)
+                optuna.create_trial(state=TrialState.RUNNING, params=values, distributions=self._distributions)
             )
-            self._hold(len(trials))
+            self._lock_trial(len(trials))
             return self._trial(len(trials), values, trials)
 
     def record(self, trial: Trial, outcome: Outcome) -> None:
-        """Keeps how the trial ended, for good."""
+        """Records how the trial ended."""
         state = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL}.get(outcome.state, TrialState.PRUNED)
-        with self.alone():
-            kept = self._study.get_trials(deepcopy=False)[trial.number]
-            live = optuna.Trial(self._study, kept._trial_id)
+        with self.locked():
+            recorded = self._study.get_trials(deepcopy=False)[trial.number]
+            live = optuna.Trial(self._study, recorded._trial_id)
             for number, score in enumerate(outcome.scores):
-                if number not in kept.intermediate_values:  # by a process that was killed right here
+                if number not in recorded.intermediate_values:  # by a process that was killed right here
                     live.report(score, number)
             live.set_user_attr("state", outcome.state)
             live.set_user_attr("why", outcome.why)
@@ -112,37 +111,37 @@ class Study:
         self._lock.close()
 
     def trials(self) -> list[tuple[dict[str, Any], Outcome]]:
-        """All trials so far, by their number: the searched fields' values, and how it ended."""
+        """The values and the outcome of all trials so far, by number."""
         return [(trial.params, _outcome(trial)) for trial in self._study.get_trials(deepcopy=False)]
 
     def importance(self) -> dict[str, float]:
-        """Each field's share in what made the best trials (PED-ANOVA, Watanabe et al. 2023), the largest first.
+        """Each field's importance for the best trials (PED-ANOVA, Watanabe et al. 2023), the largest first.
 
-        Empty where too few trials have finished, or all alike.
+        Empty if too few trials have finished, or all with the same accuracy.
         """
         values = [trial.value for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
-        if len(values) < _FEW or len(set(values)) == 1:
+        if len(values) < _MIN_TRIALS or len(set(values)) == 1:
             return {}
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
         return optuna.importance.get_param_importances(self._study, evaluator=evaluator)
 
     def _open(self) -> optuna.Study:
         file = self.home / _JOURNAL
-        recipe = self._search.recipe
+        recipe = self.space.recipe
         before = read_recipe(str(self.base)) if file.exists() and self.base.exists() else recipe
         try:
             storage = JournalStorage(JournalFileBackend(str(file), JournalFileOpenLock(str(file))))
             study = optuna.create_study(
                 storage=storage,
-                sampler=optuna.samplers.RandomSampler(),  # which nobody asks: see `propose`
+                sampler=optuna.samplers.RandomSampler(),  # not used: see `propose`
                 study_name="tune",
                 direction="maximize",
                 load_if_exists=True,
             )
         except (ValueError, KeyError):
-            raise UserError(f"{file} is damaged: remove its last line, or name another folder with --run") from None
-        ours = asked(self._search, self._prune)
-        theirs = study.user_attrs.get("asked", ours)
+            raise UserError(f"{file} is damaged: remove its last line, or name another directory with --run") from None
+        ours = settings(self.space, self.prune)
+        theirs = study.user_attrs.get("settings", ours)
         differing = [
             f"{name}: {theirs.get(name, 'not searched')}, not {ours.get(name, 'a value')}"
             for name in {**ours, **theirs}
@@ -150,10 +149,9 @@ class Study:
         ]
         if differing := differing or differences(recipe, before):
             what = "; ".join(differing[:6])
-            raise UserError(f"--run {self.home} belongs to another search ({what}): name another folder")
-        study.set_user_attr("asked", ours)
-        with atomic_write(self.base, flush=False) as temporary:  # other processes' trials may be reading it
-            write_recipe(recipe, temporary)
+            raise UserError(f"--run {self.home} belongs to another search ({what}): name another directory")
+        study.set_user_attr("settings", ours)
+        write_recipe(recipe, self.base)
         return study
 
     def _trial(self, number: int, values: dict[str, Any], before: list[FrozenTrial]) -> Trial:
@@ -161,14 +159,14 @@ class Study:
         return Trial(number, values, RunDir(self.home / name), self.home / f"{name}.log", before)
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """While no other process takes or records a trial, or says what all reached."""
+    def locked(self) -> Iterator[None]:
+        """Excludes other processes from taking and recording trials and from writing the summary."""
         with (self.home / _LOCKS / "study").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _hold(self, number: int) -> bool:
-        """Makes the trial this process's, until it is recorded or the process ends; False where it is another's."""
+    def _lock_trial(self, number: int) -> bool:
+        """Locks the trial until it is recorded or the process ends; False if another process runs it."""
         file = (self.home / _LOCKS / f"{number}").open("ab")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -179,17 +177,17 @@ class Study:
         return True
 
 
-def asked(search: Search, prune: int) -> dict[str, Any]:
-    """What tells a search from another, besides all that decides how a run trains."""
-    ranges = {path: str(found) for path, found in search.ranges.items()}
-    return {**ranges, "evaluate.every_epochs": search.recipe.evaluate.every_epochs, "--prune": prune}
+def settings(space: SearchSpace, prune: int) -> dict[str, Any]:
+    """The settings that identify a search, besides the recipe's fields that decide how a run trains."""
+    ranges = {path: str(found) for path, found in space.ranges.items()}
+    return {**ranges, "evaluate.every_epochs": space.recipe.evaluate.every_epochs, "--prune": prune}
 
 
 def propose(trials: Sequence[FrozenTrial], space: dict[str, BaseDistribution], seed: int) -> dict[str, Any]:
     """The values of the trial after `trials`, by TPE (Bergstra et al. 2011, Watanabe 2023).
 
-    The sampler is made anew, with a seed of the trial's own, for one that is kept would repeat its first draws in every
-    process, and after every stop.
+    The sampler is created for each trial with a seed of its own; a persistent one would repeat its first random numbers
+    in every process and after every interruption.
     """
     sampler = optuna.samplers.TPESampler(seed=rng.torch_seed(seed, "tune", len(trials)), constant_liar=True)
     study = optuna.create_study(direction="maximize", sampler=sampler)
@@ -197,11 +195,11 @@ def propose(trials: Sequence[FrozenTrial], space: dict[str, BaseDistribution], s
     return study.ask(space).params
 
 
-def hopeless_at(scores: Sequence[float], others: Sequence[FrozenTrial], startups: int) -> int | None:
-    """The first score at which a trial's best so far is below the median of what finished ones had there, or None.
+def pruned_at(scores: Sequence[float], others: Sequence[FrozenTrial], startups: int) -> int | None:
+    """The index of the first evaluation at which the best so far is below the median of finished trials, or None.
 
-    The rule is optuna's MedianPruner: a function of the scores alone, whenever they are looked at. `startups`: finished
-    trials before which none is hopeless.
+    The rule is optuna's MedianPruner, applied to each prefix of `scores`, so that the result does not depend on when it
+    is called. `startups`: finished trials before which none is pruned.
     """
     pruner = optuna.pruners.MedianPruner(n_startup_trials=startups)
     study = optuna.create_study(direction="maximize")
@@ -214,9 +212,9 @@ def hopeless_at(scores: Sequence[float], others: Sequence[FrozenTrial], startups
 
 
 def earlier(trial: Trial, first: int = 0) -> Outcome | None:
-    """How an earlier trial with the same values ended, which this one would repeat; None: there is none.
+    """The outcome of an earlier trial with the same values, or None.
 
-    One that failed before trial `first`, where this command began, is tried again: what it met may have been mended.
+    Trials before `first` that failed are tried again: the cause may have been fixed.
     """
     for number, other in enumerate(trial.before):
         is_over = other.state.is_finished() and (other.state != TrialState.FAIL or number >= first)
@@ -231,7 +229,7 @@ def _outcome(trial: FrozenTrial) -> Outcome:
     scores = tuple(score for _, score in sorted(trial.intermediate_values.items()))
     facts = trial.user_attrs
     accuracy = trial.value if trial.state == TrialState.COMPLETE else None
-    return Outcome(facts.get("state", "under way"), accuracy, scores, facts.get("why", ""))
+    return Outcome(facts.get("state", "running"), accuracy, scores, facts.get("why", ""))
 
 
 def _distribution(found: Range | Choices) -> BaseDistribution:

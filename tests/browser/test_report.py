@@ -259,7 +259,7 @@ def test_ten_thousand_images_make_a_page_of_less_than_five_megabytes(
     browser: Any, ten_thousand: Path, record: Callable[..., None]
 ) -> None:
     began, spent = time.perf_counter(), children_seconds()
-    words = [sys.executable, "-m", "resnet_cifar.cli.report", ten_thousand]
+    words = [sys.executable, "-m", "resnet_cifar", "report", ten_thousand]
     done = subprocess.run(words, check=False, capture_output=True, text=True)
     seconds, cpu_seconds = time.perf_counter() - began, children_seconds() - spent
     assert done.returncode == 0, done.stderr

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from resnet_cifar.atomic_io import write_json
 from resnet_cifar.checkpoints.run_dir import RunDir
-from resnet_cifar.cli.train import train_command
+from resnet_cifar.cli.train import parse_arguments
 
 STEPS = 40
 ASKED = {signal.SIGTERM, signal.SIGINT}
 
 
 def main() -> None:
-    command, recipe = train_command(sys.argv[2:])
+    command, recipe = parse_arguments(sys.argv[2:])
     run, name = RunDir(Path(command.run)), recipe.optimizer.name
     if "MEET" in os.environ:
         meet(Path(os.environ["MEET"]), run.path.name)

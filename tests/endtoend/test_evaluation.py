@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from starting import train
 
 from resnet_cifar.cli import evaluate, predict
-from resnet_cifar.cli.scoring import eval_command
+from resnet_cifar.cli.evaluate import parse_arguments
 from resnet_cifar.cli.train import TrainCommand
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
@@ -57,7 +57,7 @@ ink.save = lambda *_: None  # the figures beside each page take longer than all 
 for words in json.load(sys.stdin):
     AcceleratorState._reset_state(True)
     print("==", *words, flush=True)
-    score(*commands.eval_command(words))
+    score(*parse_arguments(words))
 """
 NAMES = synthetic.CLASS_NAMES
 DRAWN = 400  # synthetic images of which a stranger has some
@@ -231,8 +231,8 @@ def test_other_images_are_matched_by_the_names_of_their_classes(place: Path, sai
 
 def test_a_class_that_the_head_lacks_is_refused_by_name(place: Path, fresh_accelerator: None) -> None:
     with pytest.raises(UserError, match=r"has classes that the head lacks: frog, truck; .*in any order"):
-        evaluate.evaluate(*eval_command([str(place / "run"), "--data.source", str(place / "foreign")]))
-    assert evaluate.class_places(("c", "a"), ("a", "b", "c"), "x") == [2, 0]
+        evaluate.evaluate(*parse_arguments([str(place / "run"), "--data.source", str(place / "foreign")]))
+    assert evaluate.class_indices(("c", "a"), ("a", "b", "c"), "x") == [2, 0]
 
 
 def test_flips_are_reported_beside_the_plain_figure(place: Path, said: dict) -> None:
@@ -253,13 +253,13 @@ def test_a_mirror_image_is_what_torchvision_flips(place: Path) -> None:
     images = torch.from_numpy(synthetic.draw("test", 4)[0])
     settings = (data, torch.full((3,), 0.4), torch.full((3,), 0.2))
     turned = hflip(images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    assert torch.equal(evaluate.Mirrored(*settings)(images), Preprocess(*settings)(turned))
+    assert torch.equal(tta.MirroredPreprocess(*settings)(images), Preprocess(*settings)(turned))
 
 
 def test_the_first_batch_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 12.0])
     monkeypatch.setattr(evaluate.time, "perf_counter", lambda: next(clock))
-    stopwatch = evaluate.Stopwatch(torch.device("cpu"))
+    stopwatch = throughput.ThroughputTimer(torch.device("cpu"))
     stopwatch()
     assert stopwatch.images_per_second(30) is None
     stopwatch()
@@ -287,7 +287,7 @@ def test_what_is_damaged_or_does_not_fit_is_a_sentence(place: Path, tmp_path: Pa
     ):
         AcceleratorState._reset_state(True)
         with pytest.raises(UserError, match=sentence):
-            evaluate.evaluate(*eval_command([str(tmp_path / name), "--data.source", "synthetic"]))
+            evaluate.evaluate(*parse_arguments([str(tmp_path / name), "--data.source", "synthetic"]))
 
 
 def test_pictures_are_labelled_and_what_is_none_is_named(place: Path, said: dict) -> None:
@@ -319,7 +319,7 @@ def test_the_table_names_every_picture(place: Path, capsys: pytest.CaptureFixtur
         str(place / "pictures" / "notes.txt"),
     ]
     with pytest.raises(SystemExit) as ended:
-        predict.label_images(*eval_command(words))
+        evaluate.main(words)
     assert ended.value.code == predict.UNREADABLE
     printed = capsys.readouterr().out
     assert "a[b].png" in printed and "notes.txt" in printed and "not calibrated" in printed
@@ -329,4 +329,4 @@ def test_the_table_names_every_picture(place: Path, capsys: pytest.CaptureFixtur
 def test_a_folder_without_pictures_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(UserError, match=r"holds no pictures"):
-        predict.pictures([str(tmp_path)])
+        classify.image_files([str(tmp_path)])

@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from starting import assert_same_run, interrupt, train
 
-from resnet_cifar.cli import evaluate, predict
-from resnet_cifar.cli.scoring import eval_command
+from resnet_cifar.cli import evaluate
+from resnet_cifar.cli.evaluate import parse_arguments
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.options import TrainOptions
@@ -86,7 +86,7 @@ def test_run_checkpoint_and_exported_model_score_alike(place: Path, monkeypatch:
     found = []
     for target in ("run", f"run/{result['checkpoint']}", "run/model"):
         AcceleratorState._reset_state(True)
-        evaluate.evaluate(*eval_command([target, "--out", "scores"]))
+        evaluate.evaluate(*parse_arguments([target, "--out", "scores"]))
         (file,) = Path("scores").glob("*.json")
         found.append(json.loads(file.read_text()))
         shutil.rmtree("scores")
@@ -99,7 +99,7 @@ def test_pictures_are_labelled_by_the_exported_model(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
-    predict.label_images(*eval_command([str(place / "run/model"), "--images", "red.png", "--json"]))
+    evaluate.main([str(place / "run/model"), "--images", "red.png", "--json"])
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["label"] in synthetic.CLASS_NAMES
 
@@ -107,4 +107,4 @@ def test_pictures_are_labelled_by_the_exported_model(
 @pytest.mark.parametrize("target", ["run", "run/model"])
 def test_a_flattened_head_scores_images_of_its_own_size_only(place: Path, target: str) -> None:
     with pytest.raises(UserError, match=r"data\.image_size 128"):
-        evaluate.evaluate(*eval_command([str(place / target), "--data.image_size", "128"]))
+        evaluate.evaluate(*parse_arguments([str(place / target), "--data.image_size", "128"]))

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from starting import train
 
 from resnet_cifar.cli import verify_export
-from resnet_cifar.cli.scoring import eval_command
 from resnet_cifar.cli.train import TrainCommand
 from resnet_cifar.cli.verify_export import Comparison
 from resnet_cifar.config.loading import read_recipe
@@ -68,7 +67,7 @@ def read(file: Path) -> dict:
 
 
 def compared(run: Path, *words: str) -> None:
-    verify_export.verify_export(*eval_command([str(run), "--verify-export", *words]))
+    evaluate.main([str(run), "--verify-export", *words])
 
 
 def largest(printed: str) -> list[float]:

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from starting import interrupt, train
 
-from resnet_cifar.cli.evaluate import evaluate
-from resnet_cifar.cli.scoring import eval_command
+from resnet_cifar.cli.evaluate import evaluate, parse_arguments
 from resnet_cifar.cli.train import TrainCommand
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Recipe
@@ -36,7 +35,7 @@ def evaluate(*words: str) -> None:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(True)
-    evaluate(*eval_command(list(words)))
+    evaluate(*parse_arguments(list(words)))
 
 
 def test_a_run_that_was_stopped_once_ends_with_a_page_and_scores_renew_it(
@@ -95,7 +94,7 @@ def test_a_report_that_cannot_be_written_leaves_a_finished_run_and_a_warning(
         assert "so there is no gallery" in INDEX.read_text()
     else:
         assert "warning: run/report could not be written: TypeError: matplotlib has changed; python -m" in said
-        assert "report       none yet: python -m resnet_cifar.cli.report run" in said
+        assert "report       none yet: resnet-cifar report run" in said
 
 
 def test_a_report_that_nobody_wants_is_not_written(capsys: pytest.CaptureFixture) -> None:

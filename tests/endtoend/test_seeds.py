@@ -1,4 +1,4 @@
-"""`python -m resnet_cifar.sweeps.seeds`: every seed is trained once, and what they reached is summed up."""
+"""`resnet-cifar seeds`: every seed is trained once, and what they reached is summed up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORDS += " --phases.0.lr 0.01 --phases.0.warmup_epochs 0"
 
 
 def seeds(cwd: Path, *words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "resnet_cifar.sweeps.seeds", *WORDS.split(), *words]
+    command = [sys.executable, "-m", "resnet_cifar", "seeds", *WORDS.split(), *words]
     return subprocess.run(command, check=False, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
@@ -68,7 +68,7 @@ def test_a_seed_that_fails_is_named_and_the_others_go_on(two: tuple[Path, subpro
     (cwd / "fails.py").write_text("import sys; sys.exit(3)")
     done = seeds(cwd, "--seeds", "2..5", "--launch", "python fails.py")
     assert done.returncode == 1
-    assert done.stderr == "error: seed 2, 5 failed, and said why above\n"
+    assert done.stderr == "error: seed 2, 5 failed, see the error above\n"
     written = json.loads((cwd / "S/seeds.json").read_text())
     states = {seed: facts["state"] for seed, facts in written["seeds"].items()}
     assert states == {"2": "failed", "3": "finished", "4": "finished", "5": "failed"}

@@ -1,4 +1,4 @@
-"""`python -m resnet_cifar.sweeps.tune`: each trial is trained once and judged by the validation split, also after a kill."""
+"""`resnet-cifar tune`: each trial is trained once and judged by the validation split, also after a kill."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PRETENDED = f"debug --track.trackers none --run S --launch 'python {pretending._
 
 
 def tune(cwd: Path, words: str, **env: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "resnet_cifar.sweeps.tune", *shlex.split(words)]
+    command = [sys.executable, "-m", "resnet_cifar", "tune", *shlex.split(words)]
     return subprocess.run(
         command,
         check=False,
@@ -104,8 +104,8 @@ def test_what_was_killed_ends_as_what_was_not(killed, tmp_path: Path) -> None:
 def test_ctrl_c_ends_the_trial_and_the_same_command_goes_on_with_it(tmp_path: Path) -> None:
     words = f"{PRETENDED} --phases.0.lr 1e-2..1 --optimizer.name adam --trials 1"
     stopped = tune(tmp_path, words)
-    assert (stopped.returncode, stopped.stderr) == (75, "stopped: the same command goes on where it was\n")
-    assert states(tmp_path) == ["under way"]
+    assert (stopped.returncode, stopped.stderr) == (75, "interrupted: rerun the same command to resume\n")
+    assert states(tmp_path) == ["running"]
     done = tune(tmp_path, words)
     assert done.returncode == 0, done.stderr
     assert states(tmp_path) == ["finished"]
@@ -125,7 +125,7 @@ def test_a_finished_search_is_told_again_and_a_larger_one_goes_on(tmp_path: Path
     assert len(accuracies) == 4
     assert accuracies == sorted(accuracies, reverse=True), "the best first"
     assert study(tmp_path)["importance"] == {"phases.0.lr": 1.0}
-    assert "share in what made the best trials (PED-ANOVA): phases.0.lr 1.00" in more
+    assert "importance for the best trials (PED-ANOVA): phases.0.lr 1.00" in more
     assert read_recipe(str(tmp_path / "S" / "best.yaml")).phases[0].lr == pytest.approx(accuracies[0], abs=1e-4)
 
 
@@ -156,7 +156,7 @@ def test_a_search_ends_where_every_trial_fails(tmp_path: Path) -> None:
     done = tune(tmp_path, f"{PRETENDED} --phases.0.lr 1e-2..1 --optimizer.name lion --trials 20")
     assert done.returncode == 1
     assert done.stderr == (
-        "error: 3 trials in a row failed, and said why above: mend it, and the same command goes on\n"
+        "error: 3 trials in a row failed, see above: fix the cause, then rerun the same command to resume\n"
     )
     assert states(tmp_path) == ["failed"] * 3
     assert not (tmp_path / "S" / "best.yaml").exists()
@@ -172,7 +172,7 @@ def test_hopeless_trials_are_asked_to_end(tmp_path: Path) -> None:
     assert {status["state"] for status in statuses} == {"interrupted"}
     ended = [study(tmp_path)["trials"][number] for number in numbers]
     assert {trial["values"]["optimizer.name"] for trial in ended} >= {"sgd"}
-    assert {(trial["why"], trial["val/accuracy"]) for trial in ended} == {("below the median at score 1", None)}
+    assert {(trial["why"], trial["val/accuracy"]) for trial in ended} == {("below the median at evaluation 1", None)}
     assert "finished" in states(tmp_path)
 
 

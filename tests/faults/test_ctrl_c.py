@@ -46,7 +46,7 @@ def test_ctrl_c_leaves_no_orphan_and_no_torn_file(hurt_run, processes: int) -> N
 def test_ctrl_c_ends_the_seed_that_trains_and_the_rest(tmp_path: Path) -> None:
     words = [str(word) for pair in RECIPE.items() for word in pair if word not in ("--recipe", "debug")]
     words += ["--track.trackers", "none", "--track.report", "False", "--run", "S", "--seeds", "0..2"]
-    command = [sys.executable, "-m", "resnet_cifar.sweeps.seeds", "debug", *words]
+    command = [sys.executable, "-m", "resnet_cifar", "seeds", "debug", *words]
     start = Start(command, tmp_path, "start", (fault("update", 3, "SIGINT launcher"),), {})
     try:
         assert start.wait() == TRY_AGAIN, start.said
@@ -58,5 +58,5 @@ def test_ctrl_c_ends_the_seed_that_trains_and_the_rest(tmp_path: Path) -> None:
     saved.check_whole()
     check_nothing_torn(tmp_path / "S")
     assert [path.name for path in (tmp_path / "S").iterdir()] == ["seed-0"]
-    assert "stopped: the same command goes on where it was" in start.stderr
+    assert "interrupted: rerun the same command to resume" in start.stderr
     assert start.stdout.count("not run") == 2

@@ -28,7 +28,7 @@ from rich.console import Console
 import benchmarks.__main__ as command
 from benchmarks import gpu, gpu_stages, jobs, results, training, usage
 from benchmarks.step import Configuration
-from resnet_cifar.cli.train import train_command
+from resnet_cifar.cli.train import parse_arguments
 
 CONFIGURATION = Configuration("scratch", "cifar", 32, 64, "no", model="test_resnet", rounds=1, seconds=0.0)
 
@@ -101,7 +101,7 @@ class TestJobs:
     def test_train_py_takes_the_same_job(self, tmp_path: Path) -> None:
         _, file, *words = jobs.command(jobs.OURS, "synthetic", tmp_path, jobs.SMALL, workers=0)
         assert Path(file).name == "train.py"
-        _, recipe = train_command(words)
+        _, recipe = parse_arguments(words)
         assert (recipe.batch_size, recipe.data.limit, recipe.data.validation_fraction) == (128, 2000, 0.1)
         assert (recipe.optimizer.name, recipe.augment.mixup_alpha, recipe.augment.cutmix_alpha) == ("sgd", 0, 0)
         assert recipe.phases[0].epochs == 2 and not recipe.model.pretrained and recipe.model.name == "resnet50"

@@ -1,4 +1,4 @@
-"""`python -m resnet_cifar.cli.cache`: what is there, and how it goes."""
+"""`resnet-cifar cache`: what is there, and how it goes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from resnet_cifar.cli import cache
-from resnet_cifar.cli.looking import cache_command
+from resnet_cifar.cli.cache import parse_arguments
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
 from resnet_cifar.data import image_data
@@ -50,7 +50,7 @@ def say(capsys: pytest.CaptureFixture[str]) -> Say:
 def test_entries_are_listed_with_what_they_hold(entries: list[Path], say: Say) -> None:
     head, columns, *rows = say()
     assert head.startswith(f"{entries[0].parent}: 3 entries, ")
-    assert columns.split() == ["entry", "source", "images", "size", "on", "disk", "made", "last", "used"]
+    assert columns.split() == ["entry", "source", "images", "size", "on", "disk", "created", "last", "used"]
     assert [row.split()[:4] for row in rows] == [
         [entry.name, str(entry.parents[1] / f"{name}.npz"), "20", "6x5"]
         for name, entry in zip("abc", entries, strict=True)
@@ -92,7 +92,7 @@ def test_all_are_cleared_with_what_killed_processes_and_older_versions_left(entr
         if meta:
             (root / name / "meta.json").write_text(meta)
     (root / "photos").mkdir()  # whoever sets RESNET_CIFAR_CACHE to a folder of other things
-    assert sum("of no use" in line for line in say()) == 3
+    assert sum("unusable" in line for line in say()) == 3
     assert say("--clear", "all")[-1].startswith("6 of 6 entries cleared")
     assert [path.name for path in root.iterdir()] == ["photos"]
     assert say() == [f"{root}: 0 entries, 0.0 MB"]
@@ -115,13 +115,13 @@ def test_a_full_disk_can_be_cleared(
     ("words", "said"),
     [
         (["--clear", "nothing"], "--clear cannot be 'nothing'"),
-        (["--older-than", "0"], "--older_than cannot be '0': it should be a number above 0"),
-        (["--older-than", "soon"], "--older_than cannot be 'soon'"),
-        (["--older-than"], "--older_than needs a value, for example --older_than 10"),
+        (["--older-than", "0"], "--older-than cannot be '0': it should be a number above 0"),
+        (["--older-than", "soon"], "--older-than cannot be 'soon'"),
+        (["--older-than"], "--older-than needs a value, for example --older-than 10"),
         (["--clear", "all", "--older-than", "3"], "give one of them"),
-        (["all"], "cache does not take 'all'"),
-        (["--seed", "3"], "cache does not take 'seed'"),
-        (["--clea", "all"], "unknown field --clea; did you mean clear?"),
+        (["all"], "'all' belongs to no option: resnet-cifar cache"),
+        (["--seed", "3"], "unknown option --seed"),
+        (["--clea", "all"], "unknown option --clea; did you mean clear?"),
     ],
 )
 def test_an_error_is_one_sentence_and_clears_nothing(words: list[str], said: str, entries: list[Path]) -> None:
@@ -133,6 +133,6 @@ def test_an_error_is_one_sentence_and_clears_nothing(words: list[str], said: str
 
 def test_help_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cache_command(["--help"])
+        parse_arguments(["--help"])
     assert not ended.value.code
     assert "--clear ENTRY|all" in capsys.readouterr().out

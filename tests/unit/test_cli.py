@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from resnet_cifar.cli.entry import run_main
-from resnet_cifar.cli.train import TrainCommand, extended, train_command
+from resnet_cifar.cli.entry import run as entry_run
+from resnet_cifar.cli.train import parse_arguments
 from resnet_cifar.config.diff import flatten
 from resnet_cifar.config.errors import NodeError, UserError
 from resnet_cifar.config.loading import read_recipe, write_recipe
+from resnet_cifar.config.options import TrainOptions, extended
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.validation import parse
 
@@ -26,40 +27,42 @@ HEAVY = ("torch", "timm", "numpy", "datasets", "torchvision", "accelerate", "sci
 
 
 def recipe_of(*arguments: str) -> Recipe:
-    return train_command(list(arguments))[1]
+    return parse_arguments(list(arguments))[1]
 
 
 def sentence(*arguments: str) -> str:
     with pytest.raises(UserError) as caught:
-        train_command(list(arguments))
+        parse_arguments(list(arguments))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_without_arguments_it_is_the_default_recipe() -> None:
-    command, recipe = train_command([])
-    assert command == TrainCommand(recipe="finetune", run="", dry_run=False, fresh=False, extend=0.0, max_minutes=0.0)
+    command, recipe = parse_arguments([])
+    assert command == TrainOptions(
+        recipe="finetune", run="", dry_run=False, restart=False, extend_epochs=0.0, max_minutes=0.0
+    )
     assert recipe == read_recipe("finetune")
 
 
 def test_own_options_are_read_and_are_not_part_of_the_recipe() -> None:
-    command, recipe = train_command(
+    command, recipe = parse_arguments(
         ["--recipe", "debug", "--run", "runs/x", "--dry_run", "--restart", "--max_minutes", "1.5"]
     )
-    assert command == TrainCommand(recipe="debug", run="runs/x", dry_run=True, fresh=True, max_minutes=1.5)
+    assert command == TrainOptions(recipe="debug", run="runs/x", dry_run=True, restart=True, max_minutes=1.5)
     assert recipe == read_recipe("debug")
 
 
-@pytest.mark.parametrize("name", ["extend_epochs", "max_minutes"])
+@pytest.mark.parametrize("name", ["extend-epochs", "max-minutes"])
 @pytest.mark.parametrize(("word", "value"), [("10", 10.0), ("0.5", 0.5), ("1e2", 100.0)])
 def test_a_number_of_epochs_or_minutes_is_read(name: str, word: str, value: float) -> None:
-    for arguments in ([f"--{name}", word], [f"--{name}={word}"], [f"--{name.replace('_', '-')}", word]):
-        command, recipe = train_command(arguments)
-        assert command == TrainCommand(**{name: value})
+    for arguments in ([f"--{name}", word], [f"--{name}={word}"], [f"--{name.replace('-', '_')}", word]):
+        command, recipe = parse_arguments(arguments)
+        assert command == TrainOptions(**{name.replace("-", "_"): value})
         assert recipe == read_recipe("finetune"), "the recipe itself stays, so that its folder is found"
 
 
-@pytest.mark.parametrize("name", ["extend_epochs", "max_minutes"])
+@pytest.mark.parametrize("name", ["extend-epochs", "max-minutes"])
 @pytest.mark.parametrize("word", ["0", "-1", "nan", "inf", "soon", "", "1h"])
 def test_a_number_that_is_none_or_not_above_0_is_refused(name: str, word: str) -> None:
     assert sentence(f"--{name}", word) == f"--{name} cannot be {word!r}: it should be a number above 0"
@@ -67,20 +70,20 @@ def test_a_number_that_is_none_or_not_above_0_is_refused(name: str, word: str) -
 
 @pytest.mark.parametrize("word", ["0", "-1", "1.5", "all", "", "²"])
 def test_a_number_of_steps_is_whole(word: str) -> None:
-    assert train_command(["--profile-steps", "12"])[0] == TrainCommand(profile=12)
+    assert parse_arguments(["--profile-steps", "12"])[0] == TrainOptions(profile_steps=12)
     assert (
         sentence("--profile-steps", word) == f"--profile-steps cannot be {word!r}: it should be a whole number above 0"
     )
 
 
-@pytest.mark.parametrize("name", ["extend_epochs", "max_minutes", "profile_steps"])
+@pytest.mark.parametrize("name", ["extend-epochs", "max-minutes", "profile-steps"])
 def test_a_number_that_is_missing_is_shown_by_an_example(name: str) -> None:
     assert sentence(f"--{name}") == f"--{name} needs a value, for example --{name} 10"
 
 
 def test_going_on_and_starting_over_are_not_both_done() -> None:
     assert sentence("--extend-epochs", "3", "--restart").startswith(
-        "--extend-epochs goes on with a run and --restart starts over"
+        "--extend-epochs continues a run and --restart starts over"
     )
 
 
@@ -137,7 +140,7 @@ def test_a_boolean_without_its_word_is_refused() -> None:
 def test_a_flag_that_is_told_no_is_not_on(flag: str) -> None:
     """Either it is off, or the word after the equals sign is refused: never the opposite of what was asked."""
     try:
-        command, _ = train_command([flag])
+        command, _ = parse_arguments([flag])
     except UserError:
         return
     assert not command.restart
@@ -157,7 +160,7 @@ def test_norm_batch_null_on_the_command_line(word: str) -> None:
         ("--data.sorce", "data.source"),
         ("--phases.0.epoch", "phases.0.epochs"),
         ("--recipee", "recipe"),
-        ("--dryrun", "dry_run"),
+        ("--dryrun", "dry-run"),
         ("--ghost_batch_size", "model.ghost_batch_size"),
     ],
 )
@@ -175,7 +178,7 @@ def test_a_missing_value_is_named(arguments: tuple[str, ...]) -> None:
 
 
 def test_a_word_that_belongs_to_no_option_is_refused() -> None:
-    assert sentence("finetune").startswith("'finetune' stands alone")
+    assert sentence("finetune").startswith("'finetune' belongs to no option: resnet-cifar train [--recipe")
 
 
 def test_command_line_and_yaml_give_one_sentence_for_one_mistake(tmp_path: Path) -> None:
@@ -236,11 +239,11 @@ def test_a_recipe_that_cannot_be_read_is_a_mistake(tmp_path: Path, monkeypatch: 
 
 def test_recipe_list_shows_every_recipe_with_its_first_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        train_command(["--recipe", "list"])
+        parse_arguments(["--recipe", "list"])
     assert not ended.value.code
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == sorted(
-        path.stem for path in (ROOT / "resnet_cifar" / "recipes").glob("*.yaml")
+        path.stem for path in (ROOT / "resnet_cifar" / "config" / "recipes").glob("*.yaml")
     )
     assert any(line.startswith("demo ") and "ResNet-50 on the embedded set" in line for line in lines)
 
@@ -250,7 +253,7 @@ def test_recipe_list_is_silent_on_other_ranks(
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit):
-        train_command(["--recipe", "list"])
+        parse_arguments(["--recipe", "list"])
     assert capsys.readouterr().out == ""
 
 
@@ -284,11 +287,11 @@ def test_a_relative_file_means_the_same_from_anywhere(tmp_path: Path, monkeypatc
 
 
 def test_what_a_file_says_about_its_source_is_not_said_about_another(tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text("data: {source: a/b, name: fine, columns: {label: kind}, limit: 50}")
+    (tmp_path / "r.yaml").write_text("data: {source: a/b, config_name: fine, columns: {label: kind}, limit: 50}")
     own = recipe_of("--recipe", str(tmp_path / "r.yaml"), "--data.config_name", "coarse").data
-    assert (own.name, own.columns.label, own.limit) == ("coarse", "kind", 50)
+    assert (own.config_name, own.columns.label, own.limit) == ("coarse", "kind", 50)
     other = recipe_of("--recipe", str(tmp_path / "r.yaml"), "--data.source", "c/d", "--data.columns.image", "x").data
-    assert (other.name, other.columns.label, other.columns.image, other.limit) == ("", "", "x", 50)
+    assert (other.config_name, other.columns.label, other.columns.image, other.limit) == ("", "", "x", 50)
 
 
 def test_synthetic_is_the_embedded_set_even_beside_a_folder_of_that_name(
@@ -313,10 +316,10 @@ def said_by(rank: int, local_rank: int, error: Exception, monkeypatch, capsys) -
         raise error
 
     if isinstance(error, UserError):
-        assert run_main(main) == 2
+        assert entry_run(main) == 2
     else:
         with pytest.raises(type(error)):
-            run_main(main)
+            entry_run(main)
     return capsys.readouterr().err
 
 
@@ -331,7 +334,7 @@ def test_a_mistake_of_a_machine_is_said_by_its_first_process(monkeypatch, capsys
 
 
 def test_an_error_says_whose_it_is(monkeypatch, capsys) -> None:
-    assert said_by(3, 1, RuntimeError("bad"), monkeypatch, capsys) == "rank 3 on node2: this went wrong:\n"
+    assert said_by(3, 1, RuntimeError("bad"), monkeypatch, capsys) == "rank 3 on node2 failed:\n"
 
 
 # The two programs, as they are started
@@ -355,11 +358,11 @@ def test_help_shows_every_field_with_the_recipes_value(name: str, run: Run) -> N
     for option in (
         "--recipe",
         "--run",
-        "--dry_run",
+        "--dry-run",
         "--download-only",
         "--restart",
         "--extend-epochs",
-        "--max_minutes",
+        "--max-minutes",
         "--profile-steps",
         "--compile",
     ):
@@ -369,9 +372,9 @@ def test_help_shows_every_field_with_the_recipes_value(name: str, run: Run) -> N
 def test_help_offers_nothing_that_is_refused(run: Run) -> None:
     page = plain(run("train.py", "--help", env={"COLUMNS": "100"}).stdout)
     mentioned = {"help"}
-    for option in sorted(set(re.findall(r" --(\w[\w.]*)", page)) - mentioned):
+    for option in sorted(set(re.findall(r" --(\w[\w.-]*)", page)) - mentioned):
         try:
-            train_command([f"--{option}", "1"])
+            parse_arguments([f"--{option}", "1"])
         except UserError as mistake:
             assert "unknown field" not in str(mistake)
 
@@ -379,8 +382,8 @@ def test_help_offers_nothing_that_is_refused(run: Run) -> None:
 def test_help_of_eval_offers_what_is_taken_and_nothing_else(run: Run) -> None:
     done = run("eval.py", "--help")
     assert done.returncode == 0
-    options = set(re.findall(r" --(\w[\w.]*)", done.stdout)) - {"help"}
-    own = {"split", "tta", "out", "images", "json", "check", "precision"}
+    options = set(re.findall(r" --(\w[\w.-]*)", done.stdout)) - {"help"}
+    own = {"split", "tta", "out", "images", "json", "verify-export", "precision"}
     assert {option for option in options if not option.startswith("data.")} == own
     assert {f"data.{name}" for name in ("source", "limit", "image_size")} < options
     assert "RUN/checkpoints/step-..." in done.stdout
@@ -395,8 +398,8 @@ def test_help_imports_nothing_heavy(run: Run) -> None:
 
 def test_a_command_is_checked_before_anything_heavy_is_imported(run: Run) -> None:
     script = (
-        "import sys; from resnet_cifar import commands; "
-        "commands.train_command(['--recipe', 'debug', '--seed', '3', '--data.source', 'a/b']); print(*sys.modules)"
+        "import sys; from resnet_cifar.cli import train; "
+        "train.parse_arguments(['--recipe', 'debug', '--seed', '3', '--data.source', 'a/b']); print(*sys.modules)"
     )
     imported = run("-c", script).stdout.split()
     assert "resnet_cifar.config.loading" in imported
@@ -447,7 +450,7 @@ def test_a_reader_that_leaves_early_sees_no_traceback(arguments: list[str], unbu
 def test_main_is_given_the_arguments_and_its_success_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
     monkeypatch.setattr(sys, "argv", ["train.py", "--seed", "1"])
-    assert run_main(seen.append) == 0
+    assert entry_run(seen.append) == 0
     assert seen == [["--seed", "1"]]
 
 
@@ -458,4 +461,4 @@ def test_a_written_recipe_is_plain_yaml_in_the_order_of_the_fields(tmp_path: Pat
 
 def test_digits_of_other_scripts_are_no_numbers() -> None:
     with pytest.raises(UserError, match="unknown field --phases"):
-        train_command(["--phases.\u00b2.lr", "1"])
+        parse_arguments(["--phases.\u00b2.lr", "1"])

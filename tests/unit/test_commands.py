@@ -1,4 +1,4 @@
-"""commands/: what seeds, eval.py and report are asked to do."""
+"""The arguments of seeds, explore, evaluate, predict, report and compare."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from resnet_cifar.cli.looking import ExploreCommand, explore_command, report_command
-from resnet_cifar.cli.repeating import SeedsCommand, seed_numbers, seeds_command
-from resnet_cifar.cli.scoring import EvalCommand, eval_command, target_recipe
-from resnet_cifar.cli.train import train_command
+from resnet_cifar.cli import evaluate, explore, report, seeds, train
+from resnet_cifar.cli.evaluate import EvaluateOptions
+from resnet_cifar.cli.explore import ExploreOptions
+from resnet_cifar.cli.seeds import SeedsOptions, seed_numbers
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe, write_recipe
 from resnet_cifar.evaluation import target as targets
@@ -35,19 +35,21 @@ def test_seeds_of_another_form_are_refused(word: str) -> None:
 
 
 def test_seeds_hands_its_words_on() -> None:
-    command, recipe, words = seeds_command(["debug", "--seeds", "0,1", "--phases.0.lr", "0.5", "--data.limit=50"])
-    assert command == SeedsCommand(recipe="debug", seeds="0,1")
+    command, recipe, words = seeds.parse_arguments(
+        ["debug", "--seeds", "0,1", "--phases.0.lr", "0.5", "--data.limit=50"]
+    )
+    assert command == SeedsOptions(recipe="debug", seeds="0,1")
     assert (recipe.phases[0].lr, recipe.data.limit) == (0.5, 50)
-    assert train_command(["--recipe", "debug", *words])[1] == recipe
+    assert train.parse_arguments(["--recipe", "debug", *words])[1] == recipe
 
 
 @pytest.mark.parametrize(
     ("arguments", "start"),
     [
-        ((), "seeds takes one recipe"),
-        (("debug", "demo"), "seeds takes one recipe"),
+        ((), "RECIPE is missing: resnet-cifar seeds RECIPE"),
+        (("debug", "demo"), "'demo' belongs to no option: resnet-cifar seeds RECIPE"),
         (("debugg",), "there is no recipe 'debugg'; did you mean debug?"),
-        (("debug", "--seed", "3"), "--seed 3 and --seeds are the same thing"),
+        (("debug", "--seed", "3"), "--seed 3 and --seeds are the same"),
         (("debug", "--seeds"), "--seeds needs a value, for example --seeds 0..4"),
         (("debug", "--restart"), "unknown field --restart"),
         (("debug", "--launch", ""), "--launch cannot be ''"),
@@ -57,7 +59,7 @@ def test_seeds_hands_its_words_on() -> None:
 )
 def test_seeds_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
     with pytest.raises(UserError) as caught:
-        seeds_command(list(arguments))
+        seeds.parse_arguments(list(arguments))
     assert str(caught.value).startswith(start)
 
 
@@ -66,24 +68,24 @@ def test_seeds_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
 
 def test_explore_is_a_recipe_with_another_source() -> None:
     words = ["synthetic", "--recipe", "debug", "--data.limit", "50", "--out", "a.html"]
-    command, recipe = explore_command(words)
-    assert command == ExploreCommand(source="synthetic", recipe="debug", out="a.html")
+    command, recipe = explore.parse_arguments(words)
+    assert command == ExploreOptions(source="synthetic", recipe="debug", out="a.html")
     assert recipe == read_recipe("debug", {"data.source": "synthetic", "data.limit": "50"})
 
 
 @pytest.mark.parametrize(
     ("arguments", "start"),
     [
-        ((), "explore takes one source"),
-        (("a", "b"), "explore takes one source"),
-        (("synthetic", "--data.source", "x/y"), "--data.source x/y and synthetic are both the source"),
+        ((), "SOURCE is missing: resnet-cifar explore SOURCE"),
+        (("a", "b"), "'b' belongs to no option"),
+        (("synthetic", "--data.source", "x/y"), "--data.source x/y and synthetic both name the source"),
         (("synthetic", "--recipe", "debugg"), "there is no recipe 'debugg'; did you mean debug?"),
         (("synthetic", "--run", "x"), "unknown field --run"),
     ],
 )
 def test_explore_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
     with pytest.raises(UserError) as caught:
-        explore_command(list(arguments))
+        explore.parse_arguments(list(arguments))
     assert str(caught.value).startswith(start)
 
 
@@ -100,49 +102,52 @@ def run_folder(tmp_path: Path) -> Path:
 
 
 def test_eval_reads_the_runs_recipe_and_changes_of_its_data(run_folder: Path) -> None:
-    command, recipe = eval_command([str(run_folder), "--split", "validation", "--data.limit", "50"])
-    assert command == EvalCommand(target=str(run_folder), split="validation")
+    command, recipe = evaluate.parse_arguments([str(run_folder), "--split", "validation", "--data.limit", "50"])
+    assert command == EvaluateOptions(target=str(run_folder), split="validation")
     assert recipe == read_recipe("debug", {"data.limit": "50"})
 
 
 @pytest.mark.parametrize(
     ("arguments", "start"),
     [
-        ((), "eval.py takes one run folder"),
-        (("a", "b"), "eval.py takes one run folder"),
+        ((), "TARGET is missing: resnet-cifar evaluate TARGET"),
+        (("a", "b"), "'b' belongs to no option"),
         (("nowhere",), "nowhere is no run folder"),
         (("nowhere", "--split", "train"), "--split cannot be 'train'"),
-        (("nowhere", "--model.name", "resnet18"), "--model.name cannot change"),
+        (
+            ("nowhere", "--model.name", "resnet18"),
+            "--model.name cannot be changed here: only --data.* and --precision can",
+        ),
         (("nowhere", "--tta", "crop"), "--tta cannot be 'crop': it should be none or flip"),
-        (("nowhere", "--images"), "--images needs a value, for example --images FOLDER"),
+        (("nowhere", "--images"), "--images needs a value, for example --images PATH"),
         (("nowhere", "--images", "a.png"), "--images a.png: there is no such file"),
-        (("--images", "nowhere", "a.png"), "eval.py takes one run folder"),
-        (("nowhere", "--images", "a.png", "--split", "test"), "--split is for scores"),
-        (("nowhere", "--images", "a.png", "--out", "o"), "--out is for scores"),
+        (("--images", "nowhere", "a.png"), "TARGET is missing"),
+        (("nowhere", "--images", "a.png", "--split", "test"), "--split is for evaluations"),
+        (("nowhere", "--images", "a.png", "--out", "o"), "--out is for evaluations"),
         (("nowhere", "--json"), "--json is for --images"),
         (
             ("nowhere", "--verify-export", "--split", "test"),
-            "--verify-export compares with what the run has scored itself: leave --split",
+            "--verify-export compares with the run's own evaluation: remove --split",
         ),
         (
             ("nowhere", "--data.limit", "9", "--verify-export"),
-            "--verify-export compares with what the run has scored itself: leave --data.",
+            "--verify-export compares with the run's own evaluation: remove --data.",
         ),
         (("nowhere", "--imags", "a"), "unknown field --imags; did you mean images?"),
     ],
 )
 def test_eval_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
     with pytest.raises(UserError, match=re.escape(start)):
-        eval_command(list(arguments))
+        evaluate.parse_arguments(list(arguments))
 
 
 def test_eval_takes_all_words_after_images_up_to_the_next_option(run_folder: Path, tmp_path: Path) -> None:
     files = [str(tmp_path / name) for name in ("a.png", "b.jpg", "c.png")]
     for file in files:
         Path(file).write_text("")
-    command, _ = eval_command([str(run_folder), "--images", *files[:2], "--json", "--images", files[2]])
+    command, _ = evaluate.parse_arguments([str(run_folder), "--images", *files[:2], "--json", "--images", files[2]])
     assert (command.images, command.json) == (tuple(files), True)
-    assert eval_command([f"--images={files[0]}", str(run_folder)])[0].images == (files[0],)
+    assert evaluate.parse_arguments([f"--images={files[0]}", str(run_folder)])[0].images == (files[0],)
 
 
 @pytest.mark.parametrize(
@@ -160,19 +165,19 @@ def test_check_takes_a_number_or_none(run_folder: Path, words: list[str], images
     (run_folder / "model").mkdir()
     for file in ("result.json", "model/config.json", "predictions-test.parquet"):
         (run_folder / file).write_text("")
-    command, _ = eval_command([str(run_folder) if word == "RUN" else word for word in words])
-    assert command == EvalCommand(target=str(run_folder), check=images)
+    command, _ = evaluate.parse_arguments([str(run_folder) if word == "RUN" else word for word in words])
+    assert command == EvaluateOptions(target=str(run_folder), verify_export=images)
 
 
 @pytest.mark.parametrize("number", ["0", "many", "-3"])
 def test_check_refuses_other_numbers(run_folder: Path, number: str) -> None:
     with pytest.raises(UserError, match=f"--verify-export cannot be '{number}': it should be a whole number above 0"):
-        eval_command([str(run_folder), f"--verify-export={number}"])
+        evaluate.parse_arguments([str(run_folder), f"--verify-export={number}"])
 
 
 def test_another_source_is_not_cut_for_a_validation_split_that_nobody_asked_for(run_folder: Path) -> None:
     def validation(*words: str) -> float:
-        return eval_command([str(run_folder), *words])[1].data.validation
+        return evaluate.parse_arguments([str(run_folder), *words])[1].data.validation_fraction
 
     assert validation() == validation("--data.source", "synthetic") == 0.1
     assert validation("--data.source", "a/b") == 0
@@ -182,21 +187,21 @@ def test_another_source_is_not_cut_for_a_validation_split_that_nobody_asked_for(
 @pytest.mark.parametrize(
     ("arguments", "start"),
     [
-        ((), "report takes run folders"),
-        (("nowhere",), "nowhere is no run folder"),
-        (("--runs", "x"), "unknown field --runs"),
-        (("nowhere", "--out", "x.html"), "--out is for a comparison"),
+        ((), "RUN is missing: resnet-cifar report RUN"),
+        (("nowhere",), "nowhere is not a run directory"),
+        (("--runs", "x"), "unknown option --runs"),
+        (("a", "b"), "'b' belongs to no option: resnet-cifar report RUN (to compare runs: resnet-cifar compare"),
     ],
 )
 def test_report_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
     with pytest.raises(UserError, match=re.escape(start)):
-        report_command(list(arguments))
+        report.parse_arguments(list(arguments))
 
 
 def test_another_source_drops_what_described_the_first_also_where_a_run_is_scored(tmp_path: Path) -> None:
-    text = "data: {source: a/b, name: plain, columns: {image: img, label: fine}, splits: {train: all}}"
+    text = "data: {source: a/b, config_name: plain, columns: {image: img, label: fine}, splits: {train: all}}"
     (tmp_path / "recipe.yaml").write_text(text)
-    kept = target_recipe(targets.find(tmp_path))
-    assert (kept.data.name, kept.data.columns.image, kept.data.splits.train) == ("plain", "img", "all")
-    other = target_recipe(targets.find(tmp_path), {"data.source": "synthetic"})
-    assert (other.data.name, other.data.columns.image, other.data.splits.train) == ("", "", "")
+    kept = targets.recipe(targets.find(tmp_path))
+    assert (kept.data.config_name, kept.data.columns.image, kept.data.splits.train) == ("plain", "img", "all")
+    other = targets.recipe(targets.find(tmp_path), {"data.source": "synthetic"})
+    assert (other.data.config_name, other.data.columns.image, other.data.splits.train) == ("", "", "")

@@ -17,7 +17,8 @@ import pytest
 import resnet_cifar
 from resnet_cifar import notebook
 from resnet_cifar.atomic_io import write_json
-from resnet_cifar.cli.train import train_command
+from resnet_cifar.checkpoints.run_dir import default_run_path
+from resnet_cifar.cli.train import parse_arguments
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe, write_recipe
 from resnet_cifar.reporting import notebook_panel
@@ -72,7 +73,7 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 )
 def test_python_values_become_the_command_lines_words(overrides: dict, words: list[str]) -> None:
     assert list(notebook._words(overrides)) == words
-    train_command(["--recipe=debug", *(word for word in words if "source" not in word)])
+    parse_arguments(["--recipe=debug", *(word for word in words if "source" not in word)])
 
 
 @pytest.mark.parametrize(
@@ -81,8 +82,8 @@ def test_python_values_become_the_command_lines_words(overrides: dict, words: li
         ({"recipe": "scrath"}, "did you mean scratch"),
         ({"data.limit": -1}, "data.limit cannot be '-1'"),
         ({"data": {"limi": 1}}, "unknown field --data.limi; did you mean data.limit"),
-        ({"processes": 0}, "--processes cannot be '0'"),
-        ({"extend_epochs": 2, "restart": True}, "--extend-epochs goes on with a run and --restart starts over"),
+        ({"processes": 0}, "processes cannot be 0"),
+        ({"extend_epochs": 2, "restart": True}, "--extend-epochs continues a run and --restart starts over"),
         ({"recipe": "scratch", "run": "RUN"}, "--run RUN belongs to another recipe"),
     ],
 )
@@ -105,8 +106,8 @@ def test_a_finished_run_is_returned_and_one_of_more_phases_is_not(run: Path, mon
     assert (found.path, found.result["test/accuracy"], os.fspath(found)) == (run, 0.5, str(run))
     assert repr(found).endswith("interrupted, step 5 of 20, val/accuracy 0.2500, test/accuracy 0.5000")
     assert started == []
-    resnet_cifar.train("debug", run=run, extend=1.5)
-    resnet_cifar.train("debug", run=run, fresh=True)
+    resnet_cifar.train("debug", run=run, extend_epochs=1.5)
+    resnet_cifar.train("debug", run=run, restart=True)
     assert started == [
         ["--recipe=debug", "--extend-epochs=1.5", f"--run={run}"],
         ["--recipe=debug", "--restart", f"--run={run}"],
@@ -118,7 +119,7 @@ def test_the_folder_is_the_command_lines(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(run_monitor, "follow", lambda process, folder, is_shown: None)
     monkeypatch.chdir(tmp_path)
     recipe = read_recipe("debug", {"seed": "3", "precision": "no"})
-    assert resnet_cifar.train("debug", seed=3).path == notebook.run_folder.default_path("debug", recipe)
+    assert resnet_cifar.train("debug", seed=3).path == default_run_path("debug", recipe)
 
 
 def test_several_processes_go_through_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,9 +128,9 @@ def test_several_processes_go_through_the_launcher(monkeypatch: pytest.MonkeyPat
     for gpu, config in ((True, "multi_gpu.yaml"), (False, "cpu_ddp.yaml")):
         monkeypatch.setattr("torch.cuda.is_available", lambda gpu=gpu: gpu)
         launcher.start(["--recipe=debug"], 3, quiet=True)
-        *launcher, script, word = commands_run[-1]
-        assert launcher[1:3] == ["-m", "accelerate.commands.launch"] and launcher[-2:] == ["--num_processes", "3"]
-        assert Path(launcher[4]).is_file() and launcher[4].endswith(config)
+        *words, script, word = commands_run[-1]
+        assert words[1:3] == ["-m", "accelerate.commands.launch"] and words[-2:] == ["--num_processes", "3"]
+        assert Path(words[4]).is_file() and words[4].endswith(config)
         assert (Path(script).name, word) == ("train.py", "--recipe=debug")
 
 
@@ -157,7 +158,7 @@ def test_a_page_keeps_to_its_frame(run: Path, reports: list[Path]) -> None:
 
 
 def test_what_is_no_run_is_not_shown(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"show: .* is no run folder \(it has no recipe.yaml\)"):
+    with pytest.raises(UserError, match=r"show: .* is not a run directory \(it has no recipe.yaml\)"):
         resnet_cifar.show(tmp_path)
 
 
@@ -185,9 +186,9 @@ def followed(run: Path, script: str, is_shown: bool = False) -> None:
     [
         ("import sys; sys.exit('error: take another')", UserError, "take another"),
         ("import sys; print('error: a\\nTraceback', file=sys.stderr); sys.exit(1)", UserError, "a"),
-        ("1 / 0", run_monitor.Failed, r"train.py ended with code 1, and said last:\n(.*\n)*ZeroDivisionError"),
-        ("import sys; sys.exit(75)", run_monitor.Stopped, "stopped with nothing new to save: the same call goes on"),
-        ("", run_monitor.Failed, "train.py ended with code 0"),
+        ("1 / 0", run_monitor.Failed, r"train.py exited with code 1; its last output:\n(.*\n)*ZeroDivisionError"),
+        ("import sys; sys.exit(75)", run_monitor.Interrupted, "interrupted with nothing new to save: call again"),
+        ("", run_monitor.Failed, "train.py exited with code 0"),
     ],
 )
 def test_how_a_start_ended_is_told(run: Path, script: str, error: type, sentence: str) -> None:
@@ -198,7 +199,7 @@ def test_how_a_start_ended_is_told(run: Path, script: str, error: type, sentence
 
 def test_a_stop_that_nobody_here_asked_for_is_told(run: Path) -> None:
     status = {"state": "interrupted", "why": "--max-minutes 5", "time": 1e12, "step": 7, "steps": 20}
-    with pytest.raises(run_monitor.Stopped, match=r"interrupted \(--max-minutes 5\) at step 7 of 20, and saved"):
+    with pytest.raises(run_monitor.Interrupted, match=r"interrupted \(--max-minutes 5\) and saved at step 7 of 20"):
         followed(run, f"import json, sys; json.dump({status!r}, open(sys.argv[1] + '/status.json', 'w'))")
 
 
@@ -222,8 +223,8 @@ def panels(run: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return types.SimpleNamespace(update=update)
 
     monkeypatch.setattr("IPython.display.display", update)
-    monkeypatch.setattr(run_monitor, "_LOOK", 0.01)
-    monkeypatch.setattr(run_monitor, "_SHARE", 0)
+    monkeypatch.setattr(run_monitor, "_POLL", 0.01)
+    monkeypatch.setattr(run_monitor, "_IDLE_FACTOR", 0)
     panel = notebook_panel.panel
 
     def counted(*facts: Any) -> str:
@@ -254,7 +255,7 @@ def test_what_cannot_be_drawn_is_said_once_and_stops_nothing(
 
     monkeypatch.setattr(notebook_panel, "panel", away)
     followed(run, FINISHES.replace("METRICS", "''"), is_shown=True)
-    said = "warning: the run goes on, but cannot be shown (OSError: [Errno 5] Input/output error)\n"
+    said = "warning: training continues, but its progress cannot be shown (OSError: [Errno 5] Input/output error)\n"
     assert capsys.readouterr().err == said
     assert notebook.Run(run).result == {} and panels == []
 
@@ -273,6 +274,6 @@ def test_an_interrupt_while_it_draws_is_handed_on(
 
     monkeypatch.setattr(notebook_panel, "panel", interrupted)
     script = "import pathlib, signal, sys; signal.signal(signal.SIGINT, lambda *_: sys.exit(75)); "
-    with pytest.raises(run_monitor.Stopped, match="stopped with nothing new to save"):
+    with pytest.raises(run_monitor.Interrupted, match="interrupted with nothing new to save"):
         followed(run, script + "pathlib.Path(sys.argv[1], 'ready').touch(); signal.pause()", is_shown=True)
-    assert capsys.readouterr().err == "stopping: it saves first\n"
+    assert capsys.readouterr().err == "interrupting: the run is being saved\n"

@@ -1,4 +1,4 @@
-"""ranges.py: what is searched, as words of the command line."""
+"""Search spaces from words of the command line, and the arguments of tune."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from resnet_cifar.cli.repeating import TuneCommand, tune_command
+from resnet_cifar.cli import tune
+from resnet_cifar.cli.tune import TuneOptions
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
-from resnet_cifar.sweeps import search_space, tune
+from resnet_cifar.sweeps import search_space
 from resnet_cifar.sweeps.search_space import Choices, Range
 
 
@@ -84,17 +85,17 @@ def test_what_the_field_takes_as_it_is_stays_a_value(path: str, word: str) -> No
         ({"phases.0.lr": "0..1"}, "phases.0.lr cannot be '0': it should be greater than 0"),
         ({"data.image_size": "32..2000"}, "data.image_size cannot be '2000': it should be less than"),
         ({"phases.0.lr": "0.1,"}, "phases.0.lr cannot be ''"),
-        ({"optimizer.name": "sgd,sgd"}, "--optimizer.name cannot be 'sgd,sgd': a choice stands there twice"),
+        ({"optimizer.name": "sgd,sgd"}, "--optimizer.name cannot be 'sgd,sgd': a choice is listed twice"),
         ({"phases.0.schedule": "cosine,linaer"}, "phases.0.schedule cannot be 'linaer'"),
         (
             {"track.trackers": "wandb,tensorbord"},
             "track.trackers cannot be 'wandb,tensorbord': 'tensorbord' is none of",
         ),
-        ({"seed": "0..4"}, "--seed 0..4 cannot be searched, trials are compared on one seed's images"),
+        ({"seed": "0..4"}, "--seed 0..4 cannot be searched, trials are compared on the same seed, images"),
         ({"data.limit": "100,200"}, "--data.limit 100,200 cannot be searched"),
         ({"evaluate.every_epochs": "0.5,1"}, "--evaluate.every_epochs 0.5,1 cannot be searched"),
         ({"batch_size": "33..64"}, "batch_size 33 is not a multiple of 32"),
-        ({"batch_size": "64..128"}, "--batch_size 64..128 holds numbers that will not do (batch_size 65 is not a"),
+        ({"batch_size": "64..128"}, "--batch_size 64..128 contains invalid numbers (batch_size 65 is not a"),
         (
             {"phases.0.warmup_epochs": "0..500", "phases.0.epochs": "10..100"},
             "phases.0.warmup_epochs 500 is longer than",
@@ -148,16 +149,16 @@ def test_tune_reads_its_own_options_and_leaves_the_fields_as_they_were_written()
         "--track.trackers",
         "none",
     ]
-    command, overrides = tune_command(words)
-    assert command == TuneCommand(recipe="debug", trials=7, prune=3, run="S")
+    command, overrides = tune.parse_arguments(words)
+    assert command == TuneOptions(recipe="debug", trials=7, prune=3, run="S")
     assert overrides == {"phases.0.lr": "1e-3..1", "track.trackers": "none"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "start"),
     [
-        ((), "tune takes one recipe"),
-        (("debug", "demo"), "tune takes one recipe"),
+        ((), "RECIPE is missing: resnet-cifar tune RECIPE"),
+        (("debug", "demo"), "'demo' belongs to no option"),
         (("debug", "--trials", "0"), "--trials cannot be '0'"),
         (("debug", "--trials"), "--trials needs a value, for example --trials 10"),
         (("debug", "--prune", "some"), "--prune cannot be 'some'"),
@@ -167,7 +168,7 @@ def test_tune_reads_its_own_options_and_leaves_the_fields_as_they_were_written()
 )
 def test_tune_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
     with pytest.raises(UserError, match=re.escape(start)):
-        tune_command(list(arguments))
+        tune.parse_arguments(list(arguments))
 
 
 @pytest.mark.parametrize(
@@ -177,20 +178,20 @@ def test_tune_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
         ("debug --seed 1", "tune needs a range: --phases.0.lr 1e-4..1e-1, or choices, --optimizer.name sgd,adamw,lamb"),
         (
             "debug --phases.0.lr 1..2 --data.validation_fraction 0",
-            "data.validation_fraction 0 leaves nothing to choose by",
+            "data.validation_fraction 0 leaves no images to compare trials on",
         ),
         (
             "debug --phases.0.lr 1..2 --data.overfit_images 32",
             "data.overfit_images 32 validates on the images it trains on",
         ),
-        ("debug --phases.0.lr 1..2 --run notes", "--run notes holds files that are no search"),
+        ("debug --phases.0.lr 1..2 --run notes", "--run notes contains files but no search"),
         ("debug --phases.0.lr 1..2 --run notes/list", "--run notes/list cannot be used"),
     ],
 )
 def test_a_mistake_is_one_sentence_before_anything_is_started(words: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "list").write_text("")
-    command = [sys.executable, "-X", "importtime", "-m", "resnet_cifar.sweeps.tune", *words.split()]
+    command = [sys.executable, "-X", "importtime", "-m", "resnet_cifar", "tune", *words.split()]
     done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     *imported, said = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (2, "")

@@ -16,13 +16,13 @@ from optuna.trial import FrozenTrial, TrialState
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.sweeps import search_space
-from resnet_cifar.sweeps.search_space import Search
-from resnet_cifar.sweeps.study import Outcome, Study, earlier, hopeless_at, propose
+from resnet_cifar.sweeps.search_space import SearchSpace
+from resnet_cifar.sweeps.study import Outcome, Study, earlier, propose, pruned_at
 
 WORDS = {"phases.0.lr": "1e-4..1e-1", "augment.crop_padding": "0..8", "optimizer.name": "sgd,adamw"}
 
 
-def search(**more: str) -> Search:
+def search(**more: str) -> SearchSpace:
     return search_space.read("debug", {**WORDS, **more})
 
 
@@ -102,7 +102,7 @@ def test_how_trials_ended_is_kept(tmp_path: Path) -> None:
         study.record(study.take(9), outcome)
     study.take(9)
     kept = [outcome for _, outcome in Study(tmp_path, search(), 0).trials()]
-    assert kept == [*outcomes, Outcome("under way")]
+    assert kept == [*outcomes, Outcome("running")]
 
 
 def test_what_failed_is_tried_again_by_the_next_command(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
         Study(tmp_path, search(), 0)
 
 
-# Ending hopeless trials early
+# Pruning
 
 
 def peer(*scores: float, state: TrialState = TrialState.COMPLETE) -> FrozenTrial:
@@ -188,16 +188,16 @@ def peer(*scores: float, state: TrialState = TrialState.COMPLETE) -> FrozenTrial
         ([], None),
     ],
 )
-def test_a_trial_is_hopeless_where_its_best_is_below_the_median_of_the_finished(scores, expected) -> None:
+def test_a_trial_is_pruned_if_its_best_is_below_the_median_of_the_finished(scores, expected) -> None:
     """Medians of three by hand: 0.2 at the first score, 0.3 at the second."""
     peers = [peer(0.1, 0.2), peer(0.2, 0.3), peer(0.3, 0.4), peer(0.9, 0.9, state=TrialState.PRUNED)]
-    assert hopeless_at(scores, peers, 3) == expected
-    assert hopeless_at(scores, peers, 4) is None, "too few have finished"
+    assert pruned_at(scores, peers, 3) == expected
+    assert pruned_at(scores, peers, 4) is None, "too few have finished"
 
 
-def test_whether_a_trial_is_hopeless_does_not_depend_on_when_its_scores_are_looked_at() -> None:
+def test_pruning_does_not_depend_on_when_the_evaluations_are_read() -> None:
     peers, scores = [peer(0.1, 0.3, 0.5, 0.7)], [0.2, 0.3, 0.4, 0.8, 0.9]
-    looks = {hopeless_at(scores[:seen], peers, 1) for seen in range(len(scores) + 1)}
+    looks = {pruned_at(scores[:seen], peers, 1) for seen in range(len(scores) + 1)}
     assert looks == {None, 2}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from resnet_cifar.cli.scoring import eval_command, target_recipe
+from resnet_cifar.cli.evaluate import parse_arguments
 from resnet_cifar.config.diff import to_dict
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe, write_recipe
@@ -63,20 +63,22 @@ def test_what_stands_alone_is_scored_beside_it(run: Path, tmp_path: Path) -> Non
 
 def test_a_checkpoint_brings_its_recipe_and_a_model_its_input(run: Path, tmp_path: Path) -> None:
     checkpoint = (run / "checkpoints" / "step-00000004").rename(tmp_path / "saved")
-    assert target_recipe(targets.find(checkpoint), {"data.limit": "7"}) == read_recipe("debug", {"data.limit": "7"})
-    data = target_recipe(targets.find(run / "model")).data
+    assert targets.recipe(targets.find(checkpoint), {"data.limit": "7"}) == read_recipe("debug", {"data.limit": "7"})
+    data = targets.recipe(targets.find(run / "model")).data
     assert (data.source, data.image_size, data.interpolation) == ("synthetic", 48, "bilinear")
-    alone = target_recipe(targets.find(export(tmp_path / "alone")), {"data.image_size": "64"})
+    alone = targets.recipe(targets.find(export(tmp_path / "alone")), {"data.image_size": "64"})
     assert (alone.model.name, alone.model.pretrained, alone.data.image_size) == ("test_resnet", False, 64)
 
 
 def test_a_model_alone_needs_a_source_to_be_scored_and_none_to_label(tmp_path: Path) -> None:
     alone, picture = str(export(tmp_path / "alone")), tmp_path / "a.png"
     picture.write_text("")
-    with pytest.raises(UserError, match=r"alone is a model without a recipe: say with --data.source"):
-        eval_command([alone])
-    assert eval_command([alone, "--data.source", "synthetic"])[1].data.source == "synthetic"
-    assert eval_command([alone, "--images", str(picture)])[0].images == (str(picture),)
+    with pytest.raises(
+        UserError, match=r"alone is a model without a recipe: name its evaluation data with --data.source"
+    ):
+        parse_arguments([alone])
+    assert parse_arguments([alone, "--data.source", "synthetic"])[1].data.source == "synthetic"
+    assert parse_arguments([alone, "--images", str(picture)])[0].images == (str(picture),)
 
 
 def test_names_of_classes_may_be_keyed_by_number_and_lie_where_older_timm_puts_them(tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_an_export_without_safetensors_is_told_how_to_get_them(tmp_path: Path) -
 def test_a_checkpoint_that_is_none_is_a_sentence(content: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text(content)
     with pytest.raises(UserError, match=f"state.json is not a checkpoint's .*{sentence}"):
-        eval_command([str(tmp_path)])
+        parse_arguments([str(tmp_path)])
 
 
 @pytest.mark.parametrize("name", ["nowhere", "a-file", "empty"])

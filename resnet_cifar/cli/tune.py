@@ -1,0 +1,86 @@
+"""`resnet-cifar tune RECIPE --phases.0.lr 1e-4..1e-1 --trials 20`: searches hyperparameters of a recipe."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnet_cifar.cli.parser import parse
+from resnet_cifar.cli.seeds import check_launcher
+from resnet_cifar.sweeps import search_space
+
+if TYPE_CHECKING:
+    from resnet_cifar.sweeps.study import Study
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """Search a recipe's hyperparameters for the best validation accuracy: --FIELD LOW..HIGH, or --FIELD A,B,C, is
+    searched. Rerun the same command to resume; several at once share the trials."""
+
+    recipe: str
+    """A shipped recipe or a YAML file."""
+    trials: int = 20
+    """Trials of the whole search, including failed ones; increase it to extend a search."""
+    prune: int = 0
+    """Once this many trials have finished, end a trial whose best result so far lies below the median of theirs at that
+    point [default: never]."""
+    run: str = ""
+    """The search's directory, which several processes may share [default: runs/RECIPE-tune-<8 hex digits>]."""
+    launch: str = "python"
+    """The launcher of train.py, such as "accelerate launch --config_file accelerate_configs/multi_gpu.yaml"."""
+
+
+def parse_arguments(arguments: list[str]) -> tuple[TuneOptions, dict[str, str]]:
+    """The options, and field -> value, range or choices. Exits after --help; raises UserError."""
+    usage = "resnet-cifar tune RECIPE --phases.0.lr 1e-4..1e-1 [--trials 20] [--FIELD VALUE|RANGE|CHOICES ...]"
+    options, overrides = parse(TuneOptions, usage, arguments, fields=("",))
+    check_launcher(options.launch)
+    return options, overrides
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the remaining trials and prints all results. Exits with 1 if no trial has finished, 75 if interrupted."""
+    options, overrides = parse_arguments(arguments)
+    space = search_space.read(options.recipe, overrides)
+
+    from resnet_cifar.distributed.signals import EXIT_RESUBMIT
+    from resnet_cifar.sweeps import tune
+
+    study, launcher = tune.open_study(space, options.recipe, options.run, options.prune, options.launch)
+    for path, searched in space.ranges.items():
+        print(f"{path:24} {searched}", flush=True)
+    end = tune.run_trials(study, options.trials, launcher)
+    summary = tune.summarize(study, options.recipe)
+    _print(study, summary)
+    if end == "interrupted":
+        print("interrupted: rerun the same command to resume", file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_RESUBMIT)
+    if end or summary["best"] is None:
+        print(f"error: {end or 'no trial has finished: see the reasons above'}", file=sys.stderr, flush=True)
+        raise SystemExit(1)
+
+
+def _print(study: Study, summary: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from resnet_cifar.reporting.console import listing
+    from resnet_cifar.sweeps.tune import ranking, short
+
+    paths, trials, best = list(summary["ranges"]), summary["trials"], summary["best"]
+    table = Table("trial", "state", "val/accuracy", *paths, box=None, pad_edge=False, header_style="bold")
+    for number in ranking(trials):
+        trial = trials[number]
+        accuracy = "-" if trial["val/accuracy"] is None else f"{trial['val/accuracy']:.4f}"
+        table.add_row(str(number), trial["state"], accuracy, *(escape(short(trial["values"][path])) for path in paths))
+    console = listing()
+    console.print(table)
+    if summary["importance"]:
+        shares = ", ".join(f"{path} {share:.2f}" for path, share in summary["importance"].items())
+        console.print(f"importance for the best trials (PED-ANOVA): {shares}", markup=False)
+    home = Path(study.home)
+    where = f", and trial {best}'s recipe to {home / 'best.yaml'}" if best is not None else ""
+    console.print(f"written to {home / 'study.json'}{where}", markup=False)

@@ -1,0 +1,79 @@
+"""Class probabilities of image files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.data.sources.image_io import UndecodableImage, to_rgb
+from resnet_cifar.distributed.context import DistributedContext
+from resnet_cifar.evaluation.loaded_model import LoadedModel
+
+_BATCH = 32
+
+
+def image_files(paths: Sequence[str]) -> list[str]:
+    """The files that `paths` name; directories are searched in sorted order for files with an extension PIL can open.
+
+    Files that are named themselves are included whatever their extension; hidden files in a directory are not. Raises
+    UserError.
+    """
+    extensions = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files: list[str] = []
+    for word in paths:
+        path = Path(word)
+        if not path.is_dir():
+            files.append(word)
+            continue
+        found = sorted(
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in extensions
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+            and file.is_file()
+        )
+        if not found:
+            raise UserError(f"{word} contains no images: name another directory, or files")
+        files.extend(map(str, found))
+    return files
+
+
+def read_image(file: str, side: int) -> np.ndarray | None:
+    """uint8 [height, width, 3], decoded like a dataset's image; None if it cannot be read. `side`: see `to_rgb`."""
+    try:
+        return to_rgb(file, side)
+    except UndecodableImage:
+        return None
+
+
+@torch.no_grad()
+def class_probabilities(context: DistributedContext, model: LoadedModel, files: Sequence[str]) -> list[Tensor | None]:
+    """The class probabilities of each file, float64 [classes] on the CPU, or None if it cannot be read.
+
+    softmax(logits / temperature), if the model has one. Each rank classifies one block of files; all get all results.
+    """
+    each = -(-len(files) // context.size)
+    mine = files[context.rank * each : (context.rank + 1) * each]
+    logits = torch.zeros(each, len(model.classes), dtype=torch.float64, device=context.device)
+    is_read = torch.zeros(each, dtype=torch.int64, device=context.device)
+    read = partial(read_image, side=model.decode_size)
+    with ThreadPoolExecutor() as threads:  # PIL decodes outside the interpreter's lock
+        for start in range(0, len(mine), _BATCH):
+            decoded = list(threads.map(read, mine[start : start + _BATCH]))
+            rows = [start + offset for offset, pixels in enumerate(decoded) if pixels is not None]
+            if rows:
+                images = (torch.from_numpy(pixels)[None].to(context.device) for pixels in decoded if pixels is not None)
+                inputs = torch.cat([model.preprocess(image) for image in images])
+                logits[rows] = model.model(inputs.contiguous(memory_format=torch.channels_last)).double()
+                is_read[rows] = 1
+    probabilities = (context.gather(logits)[: len(files)].cpu() / (model.temperature or 1.0)).softmax(1)
+    is_read = context.gather(is_read).tolist()
+    return [row if ok else None for row, ok in zip(probabilities, is_read, strict=False)]
