@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +69,15 @@ def sha256(file: Path) -> str:
         while block := stream.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_path(file: Path) -> Iterator[Path]:
+    """A temporary path beside `file`: it replaces `file` at the end of the block and is removed if the block fails."""
+    aside = file.with_name(f"{file.name}.writing-{secrets.token_hex(4)}")
+    try:
+        yield aside
+        aside.replace(file)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise

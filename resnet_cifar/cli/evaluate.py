@@ -37,14 +37,14 @@ _SIGHT = ("image_size", "interpolation", "normalize")  # how images are seen, no
 
 def evaluate(command: EvalCommand, recipe: Recipe) -> None:
     """Scores `command.target` on a split, prints the scores and writes them. Raises UserError."""
-    target = targets.find(Path(command.target))
+    target = targets.find_target(Path(command.target))
     own = target_recipe(target)
     before = flatten(own)
     changed = {path: value for path, value in flatten(recipe).items() if before.get(path) != value}
     context = DistributedContext(recipe.precision)
     recipe = dataclasses.replace(recipe, precision=context.precision)
     screen = Screen(shown=context.is_main)
-    model = loaded_model.load(target, recipe, context)
+    model = loaded_model.load_model(target, recipe, context)
     entry = context.run_on_main(lambda: str(image_data.prepare(recipe.data)), per_node=True)
     data = image_data.load(Path(entry), recipe, context.device)
     is_foreign = "data.source" in changed and model.fingerprint != data.fingerprint
@@ -77,7 +77,7 @@ def evaluate(command: EvalCommand, recipe: Recipe) -> None:
     folder = Path(command.out) if command.out else target.results
     if context.is_main:
         found = {
-            **results_io.facts(command.split, recipe, data.fingerprint, model.name),
+            **results_io.evaluation_facts(command.split, recipe, data.fingerprint, model.name),
             **metrics.full(*predictions, model.classes, temperature),
             **({} if flipped is None else {"flip": metrics.overall(*mean(predictions, flipped))}),
             "throughput": {"images_per_second": speed, "processes": context.size, "device": context.describe()},
@@ -86,17 +86,17 @@ def evaluate(command: EvalCommand, recipe: Recipe) -> None:
             screen.warn("these are not the images that the model was trained on, or they have changed since")
         try:
             extra = None if flipped is None else flipped.logits
-            written = results_io.write(folder, name, found, *predictions, images.indices, extra)
+            written = results_io.write_results(folder, name, found, *predictions, images.indices, extra)
         except OSError as error:
             raise UserError(
-                f"{folder} cannot be written ({error.strerror}), and the scores were {results_io.sentence(found)}: "
+                f"{folder} cannot be written ({error.strerror}), and the scores were {results_io.summary_line(found)}: "
                 "make it writable, or name another with --out"
             ) from None
         _show(screen, found, origin, model.remark)
-        artifacts.keep_pictures(folder, name, predictions, images, temperature, screen.warn)
+        artifacts.save_example_images(folder, name, predictions, images, temperature, screen.warn)
     context.close()  # the other processes need not wait for the page
     if context.is_main:
-        page = artifacts.write_page(folder, name, screen.warn)
+        page = artifacts.write_report(folder, name, screen.warn)
         screen.say("written: " + ", ".join(map(str, filter(None, (*written, page)))))
 
 
@@ -175,12 +175,12 @@ def _temperature(
 def _show(screen: Screen, found: dict[str, Any], origin: str, remark: str | None) -> None:
     if remark:
         screen.warn(remark)
-    title = f"{found['split']} split of {found['source']}, {found['checkpoint']}: {results_io.sentence(found)}"
-    screen.table(title, results_io.by_class(found))
+    title = f"{found['split']} split of {found['source']}, {found['checkpoint']}: {results_io.summary_line(found)}"
+    screen.table(title, results_io.class_lines(found))
     if absent := [name for name, values in found["classes"].items() if not values["images"]]:
         screen.say(f"without images here: {_short(absent)}")
     if "flip" in found:
-        screen.say(f"beside it, with flips (mean of two logits): {results_io.sentence(found['flip'])}")
+        screen.say(f"beside it, with flips (mean of two logits): {results_io.summary_line(found['flip'])}")
     if found["temperature"]:
         origin = f"{found['temperature']:.4f} ({origin}): calibration error {found['calibration_error_scaled']:.4f}"
     screen.say(f"temperature: {origin}")

@@ -37,12 +37,12 @@ def label_images(command: EvalCommand, recipe: Recipe) -> None:
 
     As a table, or as JSON lines. Raises UserError where there is no picture, SystemExit where some cannot be read.
     """
-    target = targets.find(Path(command.target))
+    target = targets.find_target(Path(command.target))
     context = DistributedContext(recipe.precision)
     recipe = dataclasses.replace(recipe, precision=context.precision)
     screen = Screen(shown=context.is_main and not command.json)
     files = json.loads(context.run_on_main(lambda: json.dumps(pictures(command.images))))
-    model = loaded_model.load(target, recipe, context)
+    model = loaded_model.load_model(target, recipe, context)
     model.check_fresh()
     found = probabilities(context, model, files)
     if context.is_main and command.json:

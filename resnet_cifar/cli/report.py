@@ -22,7 +22,11 @@ def main(arguments: list[str]) -> None:
         _check_out(Path(command.out))
     compare(folders)
     try:
-        page = comparison_report.write(folders, Path(command.out)) if len(folders) > 1 else run_report.write(folders[0])
+        page = (
+            comparison_report.write_comparison(folders, Path(command.out))
+            if len(folders) > 1
+            else run_report.write_run_report(folders[0])
+        )
     except OSError as error:
         place, mend = (command.out, "name another with --out") if len(folders) > 1 else (folders[0], "make it writable")
         raise UserError(f"{place} cannot be written ({error.strerror}): {mend}") from None

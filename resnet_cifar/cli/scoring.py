@@ -65,7 +65,7 @@ def eval_command(arguments: list[str]) -> tuple[EvalCommand, Recipe]:
             "python eval.py TARGET --images a.png folder/"
         )
     _check_eval(own, overrides)
-    target = targets.find(Path(rest[0]))
+    target = targets.find_target(Path(rest[0]))
     if "verify_export" in own:
         own["verify_export"] = positive_integer("verify_export", own["verify_export"])
         _check_checked(target)
@@ -117,7 +117,7 @@ def target_recipe(target: Target, overrides: dict[str, str] | None = None) -> Re
         return with_overrides(targets.checkpoint_recipe(target.path), overrides)
     values = read_yaml(str(target.run / "recipe.yaml")) if target.run else {}
     if target.kind == "model":
-        export = targets.export(target.path)
+        export = targets.read_export_config(target.path)
         seen = {"image_size": export.image_size, "interpolation": export.interpolation}
         values["data"] = {**values.get("data", {}), **seen}
         if target.run is None:

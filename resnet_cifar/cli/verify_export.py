@@ -94,10 +94,10 @@ def verify_export(command: EvalCommand, recipe: Recipe) -> None:
         )
     os.environ["ACCELERATE_USE_CPU"] = "true"  # a GPU rounds otherwise
     context = DistributedContext("no")
-    target = targets.find(Path(command.target))
+    target = targets.find_target(Path(command.target))
     screen = Screen(shown=True)
     own = dataclasses.replace(recipe, precision=context.precision)
-    model = loaded_model.load(target, own, context)
+    model = loaded_model.load_model(target, own, context)
     data = image_data.load(image_data.prepare(recipe.data), own, context.device)
     stored, scored_in = _stored(target, model.name, data)
     rows = np.linspace(0, len(data.test) - 1, min(command.verify_export, len(data.test))).round().astype(np.int64)
@@ -148,14 +148,14 @@ def _stored(target: Target, weights: str, data: ImageData) -> tuple[np.ndarray, 
 def _exported(target: Target, images: ImageDataset, rows: np.ndarray) -> np.ndarray:
     """Logits of the exported model, from a new process. Raises UserError where timm cannot load it."""
     model = target.path / "model"
-    package_needed = needs_package(targets.export(model).architecture)
+    package_needed = needs_package(targets.read_export_config(model).architecture)
     package = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])}
     environment["CUDA_VISIBLE_DEVICES"] = ""
     with tempfile.TemporaryDirectory() as folder:
         pixels, logits = Path(folder) / "images.npy", Path(folder) / "logits.npy"
         np.save(pixels, images.gather(rows).numpy())
-        script = model_card.loading(str(model.resolve()), package_needed) + _SCORING
+        script = model_card.loading_code(str(model.resolve()), package_needed) + _SCORING
         command: list[Any] = [sys.executable, "-c", script, pixels, logits]
         done = subprocess.run(command, check=False, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         if done.returncode:

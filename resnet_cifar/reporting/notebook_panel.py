@@ -26,7 +26,7 @@ def panel(
         run=run,
         state=state,
         percent=round(100 * done / steps, 1) if steps else 0,
-        colour=_COLOURS.get(state, _TRAINING),
+        color=_COLOURS.get(state, _TRAINING),
         facts=list(_facts(steps, rows)),
         warnings=warnings,
         curves=curves,
@@ -81,7 +81,7 @@ def curves(rows: Sequence[dict[str, Any]]) -> str:
             axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    return html_page.address(stream.getvalue(), "svg+xml")
+    return html_page.data_url(stream.getvalue(), "svg+xml")
 
 
 def _epochs(rows: Sequence[dict[str, Any]]) -> list[float]:

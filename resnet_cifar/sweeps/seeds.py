@@ -77,7 +77,7 @@ def _tell(home: Path, summary: dict[str, Any], **asked: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from resnet_cifar.reporting.seed_stats import sentence
+    from resnet_cifar.reporting.seed_stats import summary_line
 
     table = Table("seed", "state", *_SCORES, box=None, pad_edge=False, header_style="bold")
     for seed, facts in summary["seeds"].items():
@@ -85,7 +85,7 @@ def _tell(home: Path, summary: dict[str, Any], **asked: Any) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     for name, found in summary["spread"].items():
-        console.print(sentence(name, found), markup=False)
+        console.print(summary_line(name, found), markup=False)
     if not summary["spread"]:
         return
     try:

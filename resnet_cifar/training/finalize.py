@@ -71,10 +71,10 @@ def test_and_export(
             checkpoint.read_state(chosen)  # a result never names a damaged checkpoint
     with part("evaluation"):
         found = {
-            **results_io.facts("test", recipe, data.fingerprint, str(chosen.relative_to(folder.path))),
+            **results_io.evaluation_facts("test", recipe, data.fingerprint, str(chosen.relative_to(folder.path))),
             **metrics.full(*predictions, data.classes, temperature),
         }
-        results_io.write(folder.path, "test", found, *predictions, data.test.indices)
+        results_io.write_results(folder.path, "test", found, *predictions, data.test.indices)
     result = {
         **({"val/accuracy": best["val/accuracy"], "val/loss": best["val/loss"]} if best else {}),
         "test/accuracy": found["accuracy"],
@@ -90,7 +90,7 @@ def test_and_export(
     }
     facts = {"temperature": temperature, "decode_size": data.train.side, "fingerprint": data.fingerprint}
     with part("export"):
-        card = artifacts.card(lambda: _card(state, found, {**result, **facts}), writer.screen.warn)
+        card = artifacts.make_card(lambda: _card(state, found, {**result, **facts}), writer.screen.warn)
         export_model(state.scored, folder.model, recipe, data.classes, state.scored.state_dict(), facts, card)
     write_json(folder.path / "result.json", result)
     summary = {f"best/{name}": value for name, value in result.items() if name == "step" or name.startswith("val/")}
@@ -102,8 +102,8 @@ def test_and_export(
     if recipe.track.report:
         warn = writer.screen.warn
         with part("report"):
-            artifacts.keep_pictures(folder.path, "test", predictions, data.test, temperature, warn)
-            page = artifacts.write_page(folder.path, "test", warn)
+            artifacts.save_example_images(folder.path, "test", predictions, data.test, temperature, warn)
+            page = artifacts.write_report(folder.path, "test", warn)
     writer.summary(summary, with_figures=page is not None)
     writer.report_timings()
     closing_table(writer.screen, folder, result, writer.tracker.commands)
@@ -112,7 +112,7 @@ def test_and_export(
 def _card(state: TrainState, found: dict[str, Any], result: dict[str, Any]) -> str:
     config = state.scored.pretrained_cfg
     here = {**environment.describe(), "world_size": state.context.size}
-    return model_card.text(state.plan.recipe, config, found, result, here, needs_package(config["architecture"]))
+    return model_card.render_card(state.plan.recipe, config, found, result, here, needs_package(config["architecture"]))
 
 
 def closing_table(screen: Screen, folder: RunDir, result: dict[str, Any], curves: list[tuple[str, str]]) -> None:

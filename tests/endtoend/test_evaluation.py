@@ -21,10 +21,10 @@ from starting import train
 
 from resnet_cifar.cli import evaluate, predict
 from resnet_cifar.cli.scoring import eval_command
-from resnet_cifar.cli.train import TrainCommand
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
-from resnet_cifar.data.loader import Preprocess
+from resnet_cifar.config.options import TrainOptions
+from resnet_cifar.data.preprocess import Preprocess
 from resnet_cifar.data.sources import synthetic
 from resnet_cifar.evaluation import metrics
 from resnet_cifar.evaluation.predict import Predictions
@@ -50,14 +50,14 @@ WORDS = {
 SCORER = """
 import json, sys
 from accelerate.state import AcceleratorState
-from resnet_cifar import commands
-from resnet_cifar.reporting import ink
-from resnet_cifar.training.score import score
-ink.save = lambda *_: None  # the figures beside each page take longer than all else
+from resnet_cifar.cli.evaluate import evaluate
+from resnet_cifar.cli.scoring import eval_command
+from resnet_cifar.reporting import style
+style.save = lambda *_: None  # the figures beside each page take longer than all else
 for words in json.load(sys.stdin):
     AcceleratorState._reset_state(True)
     print("==", *words, flush=True)
-    score(*commands.eval_command(words))
+    evaluate(*eval_command(words))
 """
 NAMES = synthetic.CLASS_NAMES
 DRAWN = 400  # synthetic images of which a stranger has some
@@ -70,7 +70,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from accelerate.state import AcceleratorState
 
     place = tmp_path_factory.mktemp("evaluation")
-    train(TrainCommand(recipe="debug", run=str(place / "run")), read_recipe("debug", WORDS))
+    train(TrainOptions(recipe="debug", run=str(place / "run")), read_recipe("debug", WORDS))
     AcceleratorState._reset_state(True)
     run = place / "run"
     shutil.copytree(run / result(run)["checkpoint"], place / "saved")

@@ -196,7 +196,7 @@ def test_report_answers_mistakes(arguments: tuple[str, ...], start: str) -> None
 def test_another_source_drops_what_described_the_first_also_where_a_run_is_scored(tmp_path: Path) -> None:
     text = "data: {source: a/b, name: plain, columns: {image: img, label: fine}, splits: {train: all}}"
     (tmp_path / "recipe.yaml").write_text(text)
-    kept = target_recipe(targets.find(tmp_path))
+    kept = target_recipe(targets.find_target(tmp_path))
     assert (kept.data.name, kept.data.columns.image, kept.data.splits.train) == ("plain", "img", "all")
-    other = target_recipe(targets.find(tmp_path), {"data.source": "synthetic"})
+    other = target_recipe(targets.find_target(tmp_path), {"data.source": "synthetic"})
     assert (other.data.name, other.data.columns.image, other.data.splits.train) == ("", "", "")

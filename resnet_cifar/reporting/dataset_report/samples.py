@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from PIL import Image
 
@@ -35,12 +33,10 @@ def rows(labels: np.ndarray, label: int, shown: int) -> np.ndarray:
 def thumbnail(image: np.ndarray, longest: int = LONGEST) -> str:
     """A data: address of uint8 [height, width, 3]: small images to the pixel, others reduced, as JPEG."""
     if image.shape[0] * image.shape[1] <= _LOSSLESS:
-        return html_page.picture(image)
+        return html_page.image_url(image)
     small = Image.fromarray(image)
     small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=85, subsampling=0, optimize=True)
-    return html_page.address(stream.getvalue(), "jpeg")
+    return html_page.image_url(np.asarray(small), "jpeg", quality=85, subsampling=0)
 
 
 def pictures(images: ImageDataset, rows: np.ndarray) -> list[str]:
