@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from resnet_cifar.reporting.dataset_report.pixel_stats import Statistics
     from resnet_cifar.reporting.dataset_report.source_metadata import Originals
 
-_MARK = "written by resnet_cifar.cli.explore"  # stands in the page, in its template
+_MARK = "written by resnet-cifar explore"  # stands in the page, in its template
 
 
 def main(arguments: list[str]) -> None:

@@ -7,7 +7,7 @@ from resnet_cifar.cli.entry import run_main
 from resnet_cifar.cli.looking import report_command
 from resnet_cifar.config.errors import UserError
 
-_MARK = "written by resnet_cifar.cli.report"  # stands in the page, in its template
+_MARK = "written by resnet-cifar compare"  # stands in the page, in its template
 
 
 def main(arguments: list[str]) -> None:

@@ -179,7 +179,7 @@ def _other_evaluations(run: Path) -> list[dict[str, Any]]:
 def _missing_images(found: Evaluation, fix: str) -> list[str]:
     if found.predictions is None:
         return [
-            f"The predictions are missing or damaged, so there are no example images and no calibration: {fix} adds them."
+            f"The predictions are missing or damaged, so there are no example images or calibration: {fix} adds them."
         ]
     if found.images is None:
         return [f"No example images were stored with this evaluation: {fix} adds them."]

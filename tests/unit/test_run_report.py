@@ -16,7 +16,8 @@ from resnet_cifar.atomic_io import read_json, write_json
 from resnet_cifar.cli import report as command
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
-from resnet_cifar.reporting import curves, reproducibility, run_report, style
+from resnet_cifar.evaluation import metrics
+from resnet_cifar.reporting import comparison_report, curves, reproducibility, run_report, style
 
 
 def said(page: Path) -> str:
@@ -240,8 +241,7 @@ def test_what_is_damaged_of_a_scoring_is_a_sentence_or_a_dash(whole: Path, tmp_p
     write_json(run / "eval-odd.json", {"accuracy": 0.5})
     text = said(run_report.write_run_report(run))
     assert (
-        f"missing or damaged, so there are no example images and no calibration: python eval.py '{run}' adds them."
-        in text
+        f"missing or damaged, so there are no example images or calibration: python eval.py '{run}' adds them." in text
     )
     assert "odd - - - -" in text
     write_json(run / "eval-test.json", {"accuracy": 0.5})
@@ -258,3 +258,29 @@ def test_figures_that_are_new_enough_stay_when_another_scoring_adds_its_line(who
     run_report.write_evaluation_page(run, "validation")
     changed = {file.stem for file, when in drawn.items() if file.stat().st_mtime_ns != when}
     assert changed == {"curves"}
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_an_older_evaluation_without_some_metrics_keeps_its_page(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    required = ("split", "source", "checkpoint", "images", "accuracy", "classes", "confusion")
+    found = read_json(run / "eval-test.json")
+    write_json(run / "eval-test.json", {name: found[name] for name in required})
+    text = said(run_report.write_run_report(run))
+    assert "200 images are classified correctly" in text and "Per-class metrics" in text
+    assert "cross-entropy" not in text and "is missing or incomplete" not in text
+    comparison_report.write_comparison([run, whole], tmp_path / "compare.html")
+    assert "No final test predictions" not in said(tmp_path / "compare.html")
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_registered_metric_is_evaluated_and_older_files_stay_valid(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(metrics.OVERALL, "mean_logit", lambda logits, labels: logits.mean().item())
+    reported.score(tmp_path / "new", "test")
+    assert "mean_logit" in read_json(tmp_path / "new" / "eval-test.json")
+    assert "mean_logit" not in read_json(whole / "eval-test.json")
+    for folder in (tmp_path / "new", shutil.copytree(whole, tmp_path / "old")):
+        assert "images are classified correctly" in said(run_report.write_evaluation_page(folder, "test"))

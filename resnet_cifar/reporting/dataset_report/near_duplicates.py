@@ -25,8 +25,8 @@ from resnet_cifar.reporting.dataset_report.pixel_stats import chunk_rows
 SIDE = 32  # of the gray thumbnails that are compared
 SHIFT = 2  # largest shift of one thumbnail against the other, in pixels
 # Similarity, -1..1, from which a pair counts, chosen by eye on CIFAR-10: 0.80 accepts different ships, 0.90 misses
-# copies that were sharpened or cropped. At 0.85, 335 of 10,000 test images have a partner in training, a few of which are
-# silhouettes; ciFAIR (Barz & Denzler 2020) counted 286 by eye.
+# copies that were sharpened or cropped. At 0.85, 335 of 10,000 test images have a partner in training, a few of them
+# being silhouettes; ciFAIR (Barz & Denzler 2020) counted 286 by eye.
 THRESHOLD = 0.85
 _COARSE, _CANDIDATE = 8, 0.80  # frequencies of the descriptor, and the similarity from which a pair is a candidate
 _FINE = 12  # frequencies compared closely
