@@ -124,7 +124,7 @@ def test_a_card_says_what_a_hub_set_and_pretrained_weights_are_and_no_folder() -
         "timm/resnet50.a1_in1k",
         ["uoft-cs/cifar10"],
     )
-    assert "By resnet-cifar's default recipe, unchanged." in text and "2 processes (A GPU)" in text
+    assert "The default recipe of resnet-cifar, unchanged." in text and "2 processes (A GPU)" in text
     assert "(stopped early), of which step 5 was the best" in text
     assert "| a\\|b | 0.5000" in text and "| none |" not in text and "temperature" not in text
     assert "import resnet_cifar" not in text and "= logits.softmax(1)" in text
