@@ -273,6 +273,6 @@ def test_ten_thousand_images_make_a_page_of_less_than_five_megabytes(
     assert 1_000_000 < index.stat().st_size < 5_000_000
     opened = browser.open(index)
     opened.check_quiet()
-    assert opened.page.locator("#pictures li").count() == gallery.MAX_IMAGES
+    assert opened.page.locator("#examples li").count() == gallery.MAX_IMAGES
     found = {"seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1), "bytes": index.stat().st_size}
     record("report of 10,000 test images, with imports", **found)
