@@ -147,4 +147,4 @@ def _report(run: Path) -> Path:
         return page
     from resnet_cifar.reporting import run_report
 
-    return run_report.write(run)
+    return run_report.write_run_report(run)

@@ -72,13 +72,13 @@ def score(
     """What scoring leaves in the folder, as NAME: predictions, their summary and pictures."""
     logits, labels = guess(count, len(classes), seed)
     recipe = read_recipe("debug")
-    facts = results_io.facts("test", recipe, fingerprint, "checkpoints/step-00000030")
+    facts = results_io.evaluation_facts("test", recipe, fingerprint, "checkpoints/step-00000030")
     index = np.arange(count) * 3
     scores = {**facts, **metrics.full(logits, labels, tuple(classes), temperature)}
-    results_io.write(folder, name, scores, logits, labels, index)
-    found = prediction_table.of(logits.numpy(), labels.numpy(), index, temperature)
+    results_io.write_results(folder, name, scores, logits, labels, index)
+    found = prediction_table.from_logits(logits.numpy(), labels.numpy(), index, temperature)
     file = folder / "report" / f"pictures-{name}.npz"
-    gallery.keep(file, found, (side, side), lambda rows: pictures(rows, side))
+    gallery.save_images(file, found, (side, side), lambda rows: pictures(rows, side))
 
 
 def finish(folder: Path, **scored: Any) -> Path:

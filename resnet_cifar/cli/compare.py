@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
     runs = [Path(run) for run in options.runs]
     compare(runs)
     try:
-        page = comparison_report.write(runs, Path(options.out))
+        page = comparison_report.write_comparison(runs, Path(options.out))
     except OSError as error:
         raise UserError(f"{options.out} cannot be written ({error.strerror}): name another file with --out") from None
     print(f"written: {page}", flush=True)

@@ -56,7 +56,7 @@ def parse_arguments(arguments: list[str]) -> tuple[EvaluateOptions, Recipe]:
     """The options and the target's recipe with overrides of `data.*` and `precision`. Raises UserError."""
     options, overrides = parse(EvaluateOptions, _USAGE, arguments, fields=("data.", "precision"))
     _check(options, [word[2:].partition("=")[0] for word in arguments if word.startswith("--")])
-    target = targets.find(Path(options.target))
+    target = targets.find_target(Path(options.target))
     if options.verify_export:
         _check_export(target)
     recipe = targets.recipe(target, overrides)
@@ -104,13 +104,13 @@ def main(arguments: list[str]) -> None:
         predict(PredictOptions(options.target, options.images, options.json), recipe)
         return
 
-    from resnet_cifar.data.sources import hf_hub
+    from resnet_cifar.data.sources import registry
 
-    hf_hub.settle_offline(recipe)
+    registry.go_offline_if_unreachable(recipe)
     if options.verify_export:
         from resnet_cifar.cli.verify_export import verify_export
 
-        verify_export(targets.find(Path(options.target)), recipe, options.verify_export)
+        verify_export(targets.find_target(Path(options.target)), recipe, options.verify_export)
         return
     evaluate(options, recipe)
 
@@ -129,14 +129,14 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
     from resnet_cifar.reporting import artifacts
     from resnet_cifar.reporting.console import Screen
 
-    target = targets.find(Path(options.target))
+    target = targets.find_target(Path(options.target))
     trained = targets.recipe(target)
     before = flatten(trained)
     changed = {path: value for path, value in flatten(recipe).items() if before.get(path) != value}
     context = DistributedContext(recipe.precision)
     recipe = dataclasses.replace(recipe, precision=context.precision)
     screen = Screen(shown=context.is_main)
-    model = loaded_model.load(target, recipe, context)
+    model = loaded_model.load_model(target, recipe, context)
     entry = Path(context.run_on_main(lambda: str(image_data.prepare(recipe.data)), per_node=True))
     data = image_data.load(entry, recipe, context.device)
     is_other_data = model.fingerprint != data.fingerprint
@@ -172,7 +172,7 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
     folder = Path(options.out) if options.out else target.results
     if context.is_main:
         found = {
-            **results_io.facts(options.split, recipe, data.fingerprint, model.name),
+            **results_io.evaluation_facts(options.split, recipe, data.fingerprint, model.name),
             **metrics.full(*predictions, model.classes, temperature),
             **({} if flipped is None else {"flip": metrics.overall(*mean_logits(predictions, flipped))}),
             "throughput": {"images_per_second": speed, "processes": context.size, "device": context.describe()},
@@ -181,17 +181,17 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
             screen.warn("these are not the images that the model was trained on, or they have changed since")
         try:
             extra = None if flipped is None else flipped.logits
-            written = results_io.write(folder, name, found, *predictions, images.indices, extra)
+            written = results_io.write_results(folder, name, found, *predictions, images.indices, extra)
         except OSError as error:
             raise UserError(
-                f"{folder} cannot be written ({error.strerror}); the result was {results_io.sentence(found)}: "
+                f"{folder} cannot be written ({error.strerror}); the result was {results_io.summary_line(found)}: "
                 "make it writable, or name another directory with --out"
             ) from None
         _show(screen, found, origin, model.remark)
-        artifacts.keep_pictures(folder, name, predictions, images, temperature, screen.warn)
+        artifacts.save_example_images(folder, name, predictions, images, temperature, screen.warn)
     context.close()  # the other processes need not wait for the page
     if context.is_main:
-        page = artifacts.write_page(folder, name, screen.warn)
+        page = artifacts.write_report(folder, name, screen.warn)
         screen.say("written: " + ", ".join(map(str, filter(None, (*written, page)))))
 
 
@@ -240,12 +240,12 @@ def _show(screen: Screen, found: dict[str, Any], origin: str, remark: str | None
 
     if remark:
         screen.warn(remark)
-    title = f"{found['split']} split of {found['source']}, {found['checkpoint']}: {results_io.sentence(found)}"
-    screen.table(title, results_io.by_class(found))
+    title = f"{found['split']} split of {found['source']}, {found['checkpoint']}: {results_io.summary_line(found)}"
+    screen.table(title, results_io.class_lines(found))
     if absent := [name for name, values in found["classes"].items() if not values["images"]]:
         screen.say(f"classes without images: {_short(absent)}")
     if "flip" in found:
-        screen.say(f"with flip test-time augmentation: {results_io.sentence(found['flip'])}")
+        screen.say(f"with flip test-time augmentation: {results_io.summary_line(found['flip'])}")
     if found["temperature"]:
         origin = f"{found['temperature']:.4f} ({origin}): calibration error {found['calibration_error_scaled']:.4f}"
     screen.say(f"temperature: {origin}")

@@ -18,7 +18,7 @@ from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Recipe
 
 if TYPE_CHECKING:
-    from resnet_cifar.reporting.dataset_report.near_duplicates import Copies
+    from resnet_cifar.reporting.dataset_report.near_duplicates import Duplicates
     from resnet_cifar.reporting.dataset_report.pixel_stats import Statistics
     from resnet_cifar.reporting.dataset_report.source_metadata import Originals
 
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
     command = shlex.join(["resnet-cifar", "explore", *arguments])
     text = html_page.render("explore.html", command=command, recipe_name=options.recipe, **values)
     try:
-        html_page.write(file, text)
+        html_page.write_page(file, text)
     except OSError as error:
         raise UserError(f"--out {file} cannot be written ({error.strerror}): name another file") from None
     for name, value in summary:
@@ -104,7 +104,7 @@ def _analyze(recipe: Recipe) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     trained_on = [images for name, images in parts.items() if name != "test"]
     shown = samples.shown_classes(data.train.labels.numpy(), len(data.classes))
     found = pixel_stats.measure(trained_on, shown)
-    doubled = near_duplicates.find(parts)
+    doubled = near_duplicates.find_duplicates(parts)
     pictures, why_not = _originals(recipe)
     values = {
         "source": recipe.data.source,
@@ -119,8 +119,8 @@ def _analyze(recipe: Recipe) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         "balance": page_context.balance(parts, data.classes),
         "grid": page_context.grid(data.train, shown, data.classes, found),
         "histograms": charts.channel_histograms(found.histograms),
-        "cut_off": charts.cut_off(found.histograms),
-        "copies": page_context.copies(doubled, parts, data.classes),
+        "cut_off": charts.clipped_values(found.histograms),
+        "copies": page_context.duplicates(doubled, parts, data.classes),
         "originals": page_context.originals(pictures, recipe.data.source) if pictures else None,
         "why_no_originals": why_not,
         "augmented": page_context.augmented(training, data, shown),
@@ -141,12 +141,12 @@ def _originals(recipe: Recipe) -> tuple[list[Originals], str]:
     return [survey(split) for split in (contents.train, contents.test) if split is not None], ""
 
 
-def _summary(values: dict[str, Any], found: Statistics, doubled: Copies) -> list[tuple[str, str]]:
+def _summary(values: dict[str, Any], found: Statistics, doubled: Duplicates) -> list[tuple[str, str]]:
     height, width = values["size"]
     counts = ", ".join(f"{count:,} {name}" for name, count in values["parts"].items())
     mean, std = (", ".join(f"{value:.4f}" for value in three) for three in (found.mean, found.std))
     kinds = [pair.kind for pair in doubled.pairs]
-    doubt = " (doubtful: too many images look alike, see the page)" if doubled.doubtful else ""
+    doubt = " (doubtful: too many images look alike, see the page)" if doubled.unreliable else ""
     tested = doubled.elsewhere.get("test", 0)
     lines = [
         ("images", f"{counts}; {len(values['classes']):,} classes, stored at {width}x{height}"),

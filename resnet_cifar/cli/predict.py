@@ -43,7 +43,7 @@ def parse_arguments(arguments: list[str]) -> tuple[PredictOptions, Recipe]:
     for path in options.paths:
         if not Path(path).exists():
             raise UserError(f"{path}: there is no such file or directory")
-    return options, targets.recipe(targets.find(Path(options.target)), overrides)
+    return options, targets.recipe(targets.find_target(Path(options.target)), overrides)
 
 
 def main(arguments: list[str]) -> None:
@@ -58,12 +58,12 @@ def predict(options: PredictOptions, recipe: Recipe) -> None:
     from resnet_cifar.evaluation.classify import class_probabilities, image_files
     from resnet_cifar.reporting.console import Screen
 
-    target = targets.find(Path(options.target))
+    target = targets.find_target(Path(options.target))
     context = DistributedContext(recipe.precision)
     recipe = dataclasses.replace(recipe, precision=context.precision)
     screen = Screen(shown=context.is_main and not options.json)
     files = json.loads(context.run_on_main(lambda: json.dumps(image_files(options.paths))))
-    model = loaded_model.load(target, recipe, context)
+    model = loaded_model.load_model(target, recipe, context)
     model.check_fresh()
     found = class_probabilities(context, model, files)
     if context.is_main and options.json:

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
 
     compare([run])
     try:
-        page = run_report.write(run)
+        page = run_report.write_run_report(run)
     except OSError as error:
         raise UserError(f"{run} cannot be written ({error.strerror}): make it writable") from None
     print(f"written: {page}", flush=True)

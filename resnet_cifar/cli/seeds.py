@@ -98,7 +98,7 @@ def _print(summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from resnet_cifar.reporting.seed_stats import sentence
+    from resnet_cifar.reporting.seed_stats import summary_line
     from resnet_cifar.sweeps.seeds import METRICS
 
     table = Table("seed", "state", *METRICS, box=None, pad_edge=False, header_style="bold")
@@ -107,4 +107,4 @@ def _print(summary: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     for name, found in summary["spread"].items():
-        console.print(sentence(name, found), markup=False)
+        console.print(summary_line(name, found), markup=False)

@@ -95,7 +95,7 @@ def verify_export(target: Target, recipe: Recipe, images: int) -> None:
     context = DistributedContext("no")
     screen = Screen(shown=True)
     recipe = dataclasses.replace(recipe, precision=context.precision)
-    model = loaded_model.load(target, recipe, context)
+    model = loaded_model.load_model(target, recipe, context)
     data = image_data.load(image_data.prepare(recipe.data), recipe, context.device)
     stored, precision, tolerance = _stored_logits(target, model.name, data)
     rows = np.linspace(0, len(data.test) - 1, min(images, len(data.test))).round().astype(np.int64)
@@ -142,14 +142,14 @@ def _stored_logits(target: Target, weights: str, data: ImageData) -> tuple[np.nd
 def _exported_logits(target: Target, images: ImageDataset, rows: np.ndarray) -> np.ndarray:
     """Logits of the exported model, from a new process. Raises UserError if timm cannot load it."""
     model = target.path / "model"
-    package_needed = needs_package(targets.export(model).architecture)
+    package_needed = needs_package(targets.read_export_config(model).architecture)
     package = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])}
     environment["CUDA_VISIBLE_DEVICES"] = ""
     with tempfile.TemporaryDirectory() as folder:
         pixels, logits = Path(folder) / "images.npy", Path(folder) / "logits.npy"
         np.save(pixels, images.gather(rows).numpy())
-        script = model_card.loading(str(model.resolve()), package_needed) + _INFERENCE
+        script = model_card.loading_code(str(model.resolve()), package_needed) + _INFERENCE
         command: list[Any] = [sys.executable, "-c", script, pixels, logits]
         done = subprocess.run(command, check=False, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         if done.returncode:

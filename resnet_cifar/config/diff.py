@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from resnet_cifar.config.schema import Recipe
@@ -43,10 +43,20 @@ def fingerprint(recipe: Recipe) -> str:
 
 
 def differences(ours: Recipe, theirs: Recipe) -> list[str]:
-    """Decisive fields that differ, as `field: theirs, not ours`."""
-    a, b = flatten(ours), flatten(theirs)
-    paths = sorted(_decisive(ours).keys() | _decisive(theirs).keys())
-    return [f"{p}: {b.get(p, 'absent')}, not {a.get(p, 'absent')}" for p in paths if a.get(p) != b.get(p)]
+    """The decisive fields that differ, as `field: theirs, not ours`."""
+    decisive = _decisive(ours).keys() | _decisive(theirs).keys()
+    fields = differing_fields([ours, theirs], absent="absent")
+    return [f"{path}: {b}, not {a}" for path, (a, b) in sorted(fields.items()) if path in decisive]
+
+
+def differing_fields(
+    recipes: Sequence[Recipe], ignored: tuple[str, ...] = (), absent: Any = "-"
+) -> dict[str, list[Any]]:
+    """Field path -> its value in each recipe, for the fields that differ and do not begin with one of `ignored`."""
+    values = [flatten(recipe) for recipe in recipes]
+    paths = dict.fromkeys(path for each in values for path in each if not path.startswith(ignored))  # an ordered set
+    differing = [path for path in paths if len({repr(each.get(path)) for each in values}) > 1]
+    return {path: [each.get(path, absent) for each in values] for path in differing}
 
 
 def _decisive(recipe: Recipe) -> dict[str, Any]:

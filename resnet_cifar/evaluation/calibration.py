@@ -1,5 +1,7 @@
-"""Whether probabilities mean what they say, and one number that mends them (Guo et al. 2017, "On Calibration of
-Modern Neural Networks"). Pure functions of logits [n, classes] and labels [n]."""
+"""Calibration error and temperature scaling (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+
+Pure functions of logits [n, classes] and labels [n].
+"""
 
 from __future__ import annotations
 
@@ -8,44 +10,41 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:  # a report of a folder needs no torch
+if TYPE_CHECKING:  # writing a report does not import torch
     from torch import Tensor
 
 BINS = 15
-_LOWEST, _HIGHEST = 0.01, 100.0
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.01, 100.0
 
 
 def calibration_error(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:
-    """The expected calibration error of softmax(logits / temperature), 0..1, over 15 bins of confidence."""
-    sure, predicted = (logits.double() / temperature).softmax(1).max(1)
-    return reliability(sure.numpy(), (predicted == labels).numpy()).error
+    """Expected calibration error of softmax(logits / temperature), 0..1, over 15 confidence bins of equal width."""
+    confidence, predicted = (logits.double() / temperature).softmax(1).max(1)
+    return reliability(confidence.numpy(), (predicted == labels).numpy()).error
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
-    """The temperature T that minimises the cross-entropy of softmax(logits / T), to six decimals.
+    """The temperature T that minimizes the cross-entropy of softmax(logits / T), to six decimals.
 
-    Cross-entropy is convex in 1 / T, so its minimum is where its slope changes sign. There is none between 0.01 and
-    100 where every image is right (the sharper, the better) or where the logits are no better than chance: None.
+    Cross-entropy is convex in 1 / T, so the minimum is the root of its derivative. None without a root between 0.01 and
+    100, because every prediction is right or the logits are no better than chance.
     """
     from scipy.optimize import brentq
 
-    # Of an image that is right no margin is positive, so rounding cannot turn the sign of the slope.
+    # Margins of a right prediction are never positive, so rounding cannot change the sign of the slope.
     margins = logits.double() - logits.double().gather(1, labels[:, None])
 
     def slope(log_temperature: float) -> float:
         return ((margins / math.exp(log_temperature)).softmax(1) * margins).sum(1).mean().item()
 
-    low, high = math.log(_LOWEST), math.log(_HIGHEST)
+    low, high = math.log(_MIN_TEMPERATURE), math.log(_MAX_TEMPERATURE)
     if not slope(low) > 0 > slope(high):
         return None
     return round(math.exp(brentq(slope, low, high, xtol=1e-12)), 6)
 
 
 class Reliability(NamedTuple):
-    """Of each bin of confidence that has images: their mean confidence, the share that is right, and their number.
-
-    `middle`: of the bin.
-    """
+    """Mean confidence, accuracy, number of images and center (`middle`) of each nonempty confidence bin."""
 
     confidence: np.ndarray
     accuracy: np.ndarray
@@ -54,14 +53,14 @@ class Reliability(NamedTuple):
 
     @property
     def error(self) -> float:
-        """The expected calibration error: the distance of the two, weighed by images."""
+        """The expected calibration error: the mean of |confidence - accuracy|, weighted by images."""
         return float((np.abs(self.confidence - self.accuracy) * self.images).sum() / self.images.sum())
 
 
-def reliability(sure: np.ndarray, right: np.ndarray) -> Reliability:
-    """The bins that `calibration_error` compares, of confidences float [n] and bool [n]."""
-    bins = np.clip((sure * BINS).astype(np.int64), 0, BINS - 1)
+def reliability(confidence: np.ndarray, correct: np.ndarray) -> Reliability:
+    """The bins of `calibration_error`; `confidence`: float [n], `correct`: bool [n]."""
+    bins = np.clip((confidence * BINS).astype(np.int64), 0, BINS - 1)
     images = np.bincount(bins, minlength=BINS)
     filled = images > 0
-    means = (np.bincount(bins, values, BINS)[filled] / images[filled] for values in (sure, right))
+    means = (np.bincount(bins, values, BINS)[filled] / images[filled] for values in (confidence, correct))
     return Reliability(*means, images[filled], (np.flatnonzero(filled) + 0.5) / BINS)

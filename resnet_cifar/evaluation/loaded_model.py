@@ -1,4 +1,4 @@
-"""A trained model, ready to score, from wherever it is kept: a run, one of its checkpoints, or an exported model."""
+"""A trained model ready for evaluation, loaded from a run, a checkpoint or an exported model."""
 
 from __future__ import annotations
 
@@ -26,13 +26,12 @@ from resnet_cifar.models.factory import create_model, normalization
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model on the world's device, in eval mode, and what it expects and knows.
+    """A model on the context's device, in eval mode, with its preprocessing and metadata.
 
-    `name`: what its scores say was scored. `fingerprint`: of the images that it was trained on, where its checkpoint
-    says so. `temperature`: what an earlier scoring or the export has fitted, or None. `remark`: what to know of it.
-    `decode_size`: to which side pictures were brought before training; 0: none, or not known. `plain`: `model` as timm
-    knows it. `is_fresh`: whether BatchNorm's statistics are of these weights; those of a checkpoint between two scores
-    are not.
+    `name`: recorded as `checkpoint` in eval-NAME.json. `fingerprint`: of the training images, if known. `temperature`:
+    fitted by an earlier evaluation or the export, or None. `remark`: a warning for the user. `decode_size`: side that
+    images were resized to before training; 0 if none or unknown. `plain`: `model` without wrappers. `is_fresh`: whether
+    the BatchNorm statistics belong to these weights; those of a checkpoint between two evaluations do not.
     """
 
     model: nn.Module
@@ -47,16 +46,16 @@ class LoadedModel:
     is_fresh: bool
 
     def check_fresh(self) -> None:
-        """Raises UserError where BatchNorm's statistics are not of these weights, and cannot be estimated here."""
+        """Raises UserError if the BatchNorm statistics do not belong to these weights and cannot be estimated here."""
         if not self.is_fresh:
             raise UserError(
-                f"{self.name} was saved between two scores, and the statistics of its BatchNorm have to be estimated "
-                "on the images it was trained on: take a checkpoint that was scored"
+                f"{self.name} was saved between two evaluations, so its BatchNorm statistics have to be estimated on "
+                "its training images: take a checkpoint that was evaluated"
             )
 
 
-def load(target: Target, recipe: Recipe, context: DistributedContext) -> LoadedModel:
-    """The weights that are scored, fed as `recipe.data` says. Raises UserError where they are not whole or do not fit."""
+def load_model(target: Target, recipe: Recipe, context: DistributedContext) -> LoadedModel:
+    """Loads the weights and the preprocessing of `recipe.data`. Raises UserError if they are damaged or do not fit."""
     try:
         plain, facts = _exported(target, recipe) if target.kind == "model" else _saved(target, recipe, context.dtype)
     except (RuntimeError, SafetensorError) as error:
@@ -72,9 +71,9 @@ def load(target: Target, recipe: Recipe, context: DistributedContext) -> LoadedM
 
 
 def results_name(target: Target, split: str, weights: str) -> str:
-    """NAME of eval-NAME.json with the settings of training: the split alone for a run's own result.
+    """NAME of eval-NAME.json under the training settings: SPLIT for the final result, SPLIT-WEIGHTS for other weights.
 
-    Nothing else may replace that, so other `weights` of the run (as `Trained.name` has them) are told by the name.
+    `weights`: a `LoadedModel.name`. The final result of a run is never overwritten by other weights.
     """
     result = read_json(target.run / "result.json") if target.run else None
     is_result = target.run is None or (result is not None and result["checkpoint"] == weights)
@@ -82,7 +81,7 @@ def results_name(target: Target, split: str, weights: str) -> str:
 
 
 def _exported(target: Target, recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
-    export, size = targets.export(target.path), recipe.data.image_size
+    export, size = targets.read_export_config(target.path), recipe.data.image_size
     if not timm.is_model(export.architecture):
         raise UserError(f"{target.path} is a {export.architecture!r}, which this timm does not know: update timm")
     try:
@@ -99,7 +98,7 @@ def _exported(target: Target, recipe: Recipe) -> tuple[nn.Module, dict[str, Any]
 
 def _saved(target: Target, recipe: Recipe, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
     chosen, state = _chosen_checkpoint(target)
-    model = create_model(recipe, len(state["classes"]), pretrained=False).to(dtype)  # before weights are rounded
+    model = create_model(recipe, len(state["classes"]), pretrained=False).to(dtype)
     model.load_state_dict(checkpoint.weights(chosen))
     is_early = target.kind == "run" and RunDir(target.path).result() is None
     name = _name(target, chosen)
@@ -107,11 +106,11 @@ def _saved(target: Target, recipe: Recipe, dtype: torch.dtype) -> tuple[nn.Modul
     has_norms = any(isinstance(module, _BatchNorm) for module in model.modules())
     facts |= {"decode_size": state["decode_size"], "is_fresh": state["bn_stats_current"] or not has_norms}
     remark = "this run is not finished: this is its best checkpoint so far" if is_early else None
-    return model, {**facts, "temperature": _fitted_before(target, name), "remark": remark}
+    return model, {**facts, "temperature": _saved_temperature(target, name), "remark": remark}
 
 
 def _chosen_checkpoint(target: Target) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint that is meant, the best one of a run (or the newest, without validation), and its state."""
+    """The checkpoint to evaluate and its state: for a run its best one, or the latest without validation."""
     if target.kind == "checkpoint":
         return target.path, checkpoint.read_state(target.path)
     checkpoints = RunDir(target.path).checkpoints
@@ -125,17 +124,17 @@ def _chosen_checkpoint(target: Target) -> tuple[Path, dict[str, Any]]:
             chosen = checkpoints / checkpoint.name(state["best"]["step"])
             state = checkpoint.read_state(chosen)
     except UserError as mistake:
-        raise UserError(f"{mistake}: move it away to score the one before") from None
+        raise UserError(f"{mistake}: move it away to evaluate the previous one") from None
     return chosen, state
 
 
 def _name(target: Target, weights: Path) -> str:
-    """Where the weights lie: in the run, if they do, so that it may be moved."""
+    """Path of the weights, relative to the run directory if they lie in one, so that it may be moved."""
     return str(weights.resolve().relative_to(target.run.resolve()) if target.run else weights.resolve())
 
 
-def _fitted_before(target: Target, weights: str) -> float | None:
-    """The temperature that the end of training, or a scoring with its settings, has fitted for the weights."""
+def _saved_temperature(target: Target, weights: str) -> float | None:
+    """The temperature fitted for these weights by training or an earlier evaluation under the same settings."""
     for split in ("test", "validation"):
         found = read_json(target.results / f"eval-{results_name(target, split, weights)}.json") or {}
         if found.get("checkpoint") == weights and found.get("temperature"):

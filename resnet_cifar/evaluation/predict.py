@@ -1,4 +1,4 @@
-"""Exact scores over any number of processes, and the check that all ranks hold the same weights."""
+"""Exact predictions on any number of processes, precise BN, and the check that all ranks hold the same weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from resnet_cifar.evaluation import calibration
 from resnet_cifar.models.factory import in_mode
 from resnet_cifar.models.precise_bn import estimate_bn_stats
 
-_PIXELS = 1 << 23  # of one batch
-_BATCHES = 32  # at the least, so that many ranks share the work
-_NORM_ROWS = 32  # of a batch that BatchNorm's statistics are estimated on, at the least
-_FULL = 128  # images: a smaller batch costs more an image (1.4 times at 32, ResNet-50 at 32 pixels on one core)
+_PIXELS = 1 << 23  # per batch, at most
+_BATCHES = 32  # at least, so that many ranks share the work
+_NORM_ROWS = 32  # images per batch of precise BN, at least
+_FULL = 128  # images: smaller batches cost more per image (1.4 times at 32, ResNet-50 at 32 pixels on one core)
 
 
 class Predictions(NamedTuple):
@@ -30,8 +30,8 @@ class Predictions(NamedTuple):
     labels: Tensor
 
 
-def _go_on() -> None:
-    """Nobody asks a run that is only scored to stop."""
+def _never_stop() -> None:
+    """The default `check_stop`."""
 
 
 @torch.no_grad()
@@ -40,12 +40,13 @@ def predict(
     model: nn.Module,
     images: ImageDataset,
     preprocess: Preprocess,
-    check_stop: Callable[[], None] = _go_on,
+    check_stop: Callable[[], None] = _never_stop,
 ) -> Predictions:
-    """Scores every image exactly once, whatever the world size; all ranks get all predictions.
+    """Predicts every image exactly once on any world size; all ranks get all predictions.
 
-    Batches are cut from the global index range, all of one size, and dealt to ranks in blocks; what lies beyond the
-    end is filled up with the last image and dropped. `check_stop` is called before each, on all ranks equally often.
+    Batches of one size are cut from the global index range and assigned to ranks in blocks; the end is padded with the
+    last image, whose extra predictions are dropped. `check_stop` is called before each batch, equally often on every
+    rank.
     """
     size = batch_size(len(images), preprocess.data.image_size, least=_FULL)
     batches = -(-len(images) // size)
@@ -65,12 +66,12 @@ def fit_temperature_on_validation(
     model: nn.Module,
     data: ImageData,
     preprocess: Preprocess,
-    check_stop: Callable[[], None] = _go_on,
+    check_stop: Callable[[], None] = _never_stop,
     known: Predictions | None = None,
 ) -> float | None:
-    """The temperature that suits the images held out from training; None without such images, or without an optimum.
+    """Fits the temperature on the validation images; None without such images or without an optimum.
 
-    `known`: the model's predictions of these images, on every rank or on none, where they have been made before.
+    `known`: existing predictions of these images, given on every rank or on none.
     """
     if not len(data.validation) or preprocess.data.overfit_images:
         return None
@@ -83,9 +84,9 @@ def precise_bn(
     images: ImageDataset,
     preprocess: Preprocess,
     rows: np.ndarray,
-    check_stop: Callable[[], None] = _go_on,
+    check_stop: Callable[[], None] = _never_stop,
 ) -> None:
-    """Precise BN of `model` (not wrapped) on the training images `rows`, shared by the ranks; `check_stop`: see `predict`."""
+    """Precise BN of the unwrapped `model` on training images `rows`, shared by ranks; `check_stop`: see `predict`."""
     size = batch_size(len(rows), preprocess.data.image_size, least=_NORM_ROWS)
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     if len(batches) > 1 and len(batches[-1]) < size:
@@ -103,9 +104,9 @@ def precise_bn(
 
 
 def batch_size(images: int, image_size: int, least: int) -> int:
-    """A power of two that suits the number and size of images; the world size has no say, so that scores are equal.
+    """A power of two that depends on the number and size of images only, so that any world size computes the same.
 
-    It is `least` where that leaves fewer than 32 batches, and less where the images are few or large.
+    It is `least` if a larger one would leave fewer than 32 batches, and smaller for few or large images.
     """
     fits = _PIXELS // image_size**2
     shared = max(images // _BATCHES, min(least, 1 << (images - 1).bit_length()))
@@ -114,11 +115,11 @@ def batch_size(images: int, image_size: int, least: int) -> int:
 
 @torch.no_grad()
 def check_same_weights(context: DistributedContext, model: nn.Module) -> None:
-    """Raises RuntimeError where ranks hold different weights, naming the ranks."""
+    """Raises RuntimeError that names the ranks whose weights differ from those of rank 0."""
     kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = [p.detach().view(kinds[p.element_size()]).sum(dtype=torch.int64) for p in model.parameters()]
     weights = torch.arange(1, 2 * len(sums), 2, device=sums[0].device)  # order matters too
     checksums = context.gather((torch.stack(sums) * weights).sum()[None]).tolist()
     strays = [rank for rank, checksum in enumerate(checksums) if checksum != checksums[0]]
     if strays:
-        raise RuntimeError(f"the weights of ranks {strays} differ from rank 0's: this run is not to be trusted")
+        raise RuntimeError(f"the weights of ranks {strays} differ from those of rank 0: this run cannot be trusted")

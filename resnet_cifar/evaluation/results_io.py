@@ -1,4 +1,4 @@
-"""What a scoring leaves behind: eval-NAME.json, predictions-NAME.parquet, and what a person reads of them."""
+"""The files of an evaluation, eval-NAME.json and predictions-NAME.parquet, and their summary as text."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from resnet_cifar.atomic_io import atomic_write, write_json
 from resnet_cifar.config.schema import Recipe
 
 
-def facts(split: str, recipe: Recipe, fingerprint: str, checkpoint: str) -> dict[str, Any]:
-    """What was scored, as eval-NAME.json begins; `fingerprint`: of the source's images."""
+def evaluation_facts(split: str, recipe: Recipe, fingerprint: str, checkpoint: str) -> dict[str, Any]:
+    """What was evaluated: the first fields of eval-NAME.json. `fingerprint`: the one of the source's images."""
     return {
         "split": split,
         "source": recipe.data.source,
@@ -24,25 +24,25 @@ def facts(split: str, recipe: Recipe, fingerprint: str, checkpoint: str) -> dict
     }
 
 
-def write(
+def write_results(
     folder: Path,
     name: str,
-    scores: dict[str, Any],
+    metrics: dict[str, Any],
     logits: Tensor,
     labels: Tensor,
     indices: np.ndarray,
     flipped: Tensor | None = None,
 ) -> tuple[Path, Path]:
-    """Writes eval-NAME.json and predictions-NAME.parquet into `folder`, whole or not at all; returns the two.
+    """Writes eval-NAME.json and predictions-NAME.parquet atomically into `folder`; returns their paths.
 
-    `indices`: which images of the source's split these are; `flipped`: logits of their mirror images.
+    `indices`: positions of the images in the source's split. `flipped`: logits of their mirror images.
     """
     import pyarrow
     import pyarrow.parquet
 
     folder.mkdir(parents=True, exist_ok=True)
     summary, file = folder / f"eval-{name}.json", folder / f"predictions-{name}.parquet"
-    write_json(summary, scores)
+    write_json(summary, metrics)
     columns = {
         "index": indices,
         "label": labels.numpy(),
@@ -50,13 +50,13 @@ def write(
         "logits": list(logits.numpy()),
         **({} if flipped is None else {"logits_flip": list(flipped.numpy())}),
     }
-    with atomic_write(file, flush=False) as temporary:
-        pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
+    with atomic_write(file, flush=False) as aside:
+        pyarrow.parquet.write_table(pyarrow.table(columns), aside)
     return summary, file
 
 
-def sentence(overall: dict[str, Any]) -> str:
-    """The scores over all images in one line."""
+def summary_line(overall: dict[str, Any]) -> str:
+    """The overall metrics in one line."""
     low, high = overall["accuracy_interval"]
     return (
         f"accuracy {overall['accuracy']:.4f} (95 %: {low:.4f} to {high:.4f}), top-5 {overall['top5']:.4f}, "
@@ -64,7 +64,7 @@ def sentence(overall: dict[str, Any]) -> str:
     )
 
 
-def by_class(scores: dict[str, Any]) -> list[tuple[str, str]]:
-    """A row for each class that has images."""
+def class_lines(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """(class, its metrics in one line) for each class with images."""
     line = "recall {recall:.4f}, precision {precision:.4f}, F1 {f1:.4f}, {images} images"
-    return [(name, line.format(**values)) for name, values in scores["classes"].items() if values["images"]]
+    return [(name, line.format(**values)) for name, values in metrics["classes"].items() if values["images"]]

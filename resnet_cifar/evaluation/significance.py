@@ -1,4 +1,4 @@
-"""Whether two models differ in accuracy on the same images, or might by chance. Pure functions of who is right."""
+"""Significance of a difference in accuracy between two models on the same images: McNemar's test, Holm's correction."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _CONFIDENCE = 0.95
 
 
 class McNemar(NamedTuple):
-    """Of `images` that two models have labelled: how many only the first, or only the second, has right.
+    """Number of images, and of those that only the first or only the second model classifies correctly.
 
-    `difference`: the first's accuracy less the second's, and its 95 % interval; `p`: of so uneven a split by chance.
+    `difference`: accuracy of the first minus that of the second, with its 95 % `interval`; `p`: the p-value.
     """
 
     images: int
@@ -26,11 +26,10 @@ class McNemar(NamedTuple):
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
-    """McNemar's test (1947) in its exact form: of the images that one alone has right, a fair coin decides which.
+    """McNemar's exact test (1947): a binomial test of the discordant images, which exactly one model has right.
 
-    `first`, `second`: whether each model is right, bool [n], of the same images in one order. The interval is the same
-    test's: Clopper & Pearson's (1934) for the first's share of the images that one alone has right, given how many
-    these are. So it holds 0 just where p is at least 0.05.
+    `first`, `second`: whether each model is right, bool [n], for the same images in the same order. The interval is
+    that of Clopper & Pearson (1934) for the first's share of the discordant images: it contains 0 exactly if p >= 0.05.
     """
     from scipy.stats import binomtest
 
@@ -45,7 +44,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """The p-values of several comparisons, corrected so that all together err in one of twenty (Holm 1979)."""
+    """Adjusts the p-values of several comparisons for the family-wise error rate (Holm 1979)."""
     corrected, largest = [0.0] * len(ps), 0.0
     for done, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
         largest = max(largest, min(1.0, (len(ps) - done) * ps[place]))
@@ -54,7 +53,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def verdict(first: str, second: str, found: McNemar, p: float) -> str:
-    """What `mcnemar` has found, for a person; `p`: the corrected one where several pairs are compared."""
+    """The result of `mcnemar` in words; `p`: the adjusted p-value if several pairs are compared."""
     if not found.first_only + found.second_only:
         return "right on the same images"
     if p >= LEVEL:

@@ -1,4 +1,4 @@
-"""What eval.py is given: a run, a checkpoint or an exported model, told apart by their files. Imports nothing heavy."""
+"""What is evaluated: a run, a checkpoint or an exported model, recognized by its files. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from resnet_cifar.config.schema import Recipe
 
 @dataclass(frozen=True)
 class Target:
-    """A folder with weights, as the user named it."""
+    """A directory with weights, as named by the user."""
 
     path: Path
     kind: Literal["run", "checkpoint", "model"]
 
     @property
     def run(self) -> Path | None:
-        """The run folder that it is or lies in; None where it stands alone, copied from there or never part of one."""
+        """The run directory that it is or lies in; None for a checkpoint or model outside of a run directory."""
         here = self.path.resolve()
         if self.kind == "run":
             return self.path
@@ -36,25 +36,25 @@ class Target:
 
     @property
     def results(self) -> Path:
-        """Where scores are written: in its run, or else in a folder beside it, for nothing is added to a checkpoint."""
+        """Where results are written: the run directory, or NAME-scores beside it (checkpoints are never modified)."""
         here = self.path.resolve()
         return self.run or here.with_name(f"{here.name}-scores")
 
 
-def find(path: Path) -> Target:
-    """The run (recipe.yaml), checkpoint (state.json) or exported model (config.json) that `path` is. Raises UserError."""
+def find_target(path: Path) -> Target:
+    """The run (recipe.yaml), checkpoint (state.json) or exported model (config.json) at `path`. Raises UserError."""
     check_version(path)
     for kind, file in (("run", "recipe.yaml"), ("checkpoint", "state.json"), ("model", "config.json")):
         if (path / file).is_file():
             return Target(path, kind)
     raise UserError(
-        f"{path} is no run folder, checkpoint or exported model (it has no recipe.yaml, state.json or config.json): "
+        f"{path} is no run directory, checkpoint or exported model (it has no recipe.yaml, state.json or config.json): "
         "name RUN, RUN/checkpoints/step-... or RUN/model"
     )
 
 
 def checkpoint_recipe(path: Path) -> dict[str, Any]:
-    """The nested fields of the recipe that the checkpoint was trained by. Raises UserError."""
+    """The nested fields of the recipe in a checkpoint. Raises UserError."""
     recipe = _object(path / "state.json", "is not a checkpoint's").get("recipe")
     if not isinstance(recipe, dict):
         raise UserError(
@@ -65,7 +65,7 @@ def checkpoint_recipe(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Export:
-    """What config.json says of a model that train.py or timm's `save_for_hf` has written, besides its mean and std."""
+    """The config.json of a model written by train.py or timm's `save_for_hf`, except its mean and std."""
 
     architecture: str
     classes: tuple[str, ...]
@@ -77,8 +77,8 @@ class Export:
     fingerprint: str | None
 
 
-def export(path: Path) -> Export:
-    """Reads config.json of the exported model in `path`. Raises UserError, naming what is missing."""
+def read_export_config(path: Path) -> Export:
+    """Reads config.json of the exported model in `path`. Raises UserError that names what is missing."""
     file = path / "config.json"
     config = _object(file, "is not that of a timm model")
     if not (path / "model.safetensors").is_file():
@@ -105,14 +105,14 @@ def export(path: Path) -> Export:
             f"{file} is not that of a timm model ({type(error).__name__}: {error}): export it again"
         ) from None
     if count == 1:
-        raise UserError(f"{file} has one output: take a model that tells classes apart")
+        raise UserError(f"{file} has one output: take a classifier with two or more classes")
     if len(set(found.classes)) != count:
         raise UserError(
             f"{file} names {len(set(found.classes))} classes for {count} outputs, and classes are matched by name: "
             "give it label_names, a different one for each output"
         )
     if list(size) != [3, found.image_size, found.image_size]:
-        raise UserError(f"{file} has input_size {size}: only squares of three colours can be scored")
+        raise UserError(f"{file} has input_size {size}: only square RGB images can be evaluated")
     return found
 
 
@@ -125,7 +125,7 @@ def recipe(target: Target, overrides: dict[str, str] | None = None) -> Recipe:
         return with_overrides(checkpoint_recipe(target.path), overrides)
     values = read_yaml(str(target.run / "recipe.yaml")) if target.run else {}
     if target.kind == "model":
-        exported = export(target.path)
+        exported = read_export_config(target.path)
         size = {"image_size": exported.image_size, "interpolation": exported.interpolation}
         values["data"] = {**values.get("data", {}), **size}
         if target.run is None:

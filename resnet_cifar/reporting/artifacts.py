@@ -1,6 +1,6 @@
-"""What goes with a scoring on rank 0: the pictures that its page shows, the page, and the exported model's card.
+"""Optional outputs of an evaluation on rank 0: example images, the report and the model card.
 
-Nothing of it can turn what is finished into something that failed: a warning says what was left out.
+A failure here is a warning that says what is missing: it never fails a finished run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from resnet_cifar.evaluation.predict import Predictions
 from resnet_cifar.reporting import gallery, prediction_table, run_report
 
 
-def keep_pictures(
+def save_example_images(
     folder: Path,
     name: str,
     predictions: Predictions,
@@ -23,37 +23,39 @@ def keep_pictures(
     temperature: float | None,
     warn: Callable[[str], None],
 ) -> None:
-    """Keeps a few of the scored images beside eval-NAME.json in `folder`, in report/pictures-NAME.npz."""
+    """Stores some of the evaluated images in `folder`/report/pictures-NAME.npz."""
 
     def read(rows: np.ndarray) -> np.ndarray:
         return images.gather(rows).cpu().numpy()
 
     file = folder / "report" / f"pictures-{name}.npz"
     try:
-        found = prediction_table.of(predictions.logits.numpy(), predictions.labels.numpy(), images.indices, temperature)
-        gallery.keep(file, found, images.size, read)
+        found = prediction_table.from_logits(
+            predictions.logits.numpy(), predictions.labels.numpy(), images.indices, temperature
+        )
+        gallery.save_images(file, found, images.size, read)
     except Exception as error:
-        warn(f"{file} could not be written, so that the report has no pictures: {_why(error)}")
+        warn(f"{file} could not be written, so the report has no example images: {_reason(error)}")
 
 
-def write_page(folder: Path, name: str, warn: Callable[[str], None]) -> Path | None:
-    """The page of the scoring eval-NAME.json, or None where it could not be written; a run's index follows."""
+def write_report(folder: Path, name: str, warn: Callable[[str], None]) -> Path | None:
+    """Writes the page of eval-NAME.json, and the report of its run; returns its path, or None if that failed."""
     try:
-        return run_report.write_scoring(folder, name)
+        return run_report.write_evaluation_page(folder, name)
     except Exception as error:
-        mend = f"; resnet-cifar report {folder} tries again" * (folder / "recipe.yaml").is_file()
-        warn(f"{folder / 'report'} could not be written: {_why(error)}{mend}")
+        retry = f"; retry with: resnet-cifar report {folder}" * (folder / "recipe.yaml").is_file()
+        warn(f"{folder / 'report'} could not be written: {_reason(error)}{retry}")
         return None
 
 
-def card(make: Callable[[], str], warn: Callable[[str], None]) -> str:
-    """The model's card, or none where it cannot be made."""
+def make_card(make: Callable[[], str], warn: Callable[[str], None]) -> str:
+    """The model card, or an empty text if it cannot be made."""
     try:
         return make()
     except Exception as error:
-        warn(f"the model is exported without a card: {_why(error)}")
+        warn(f"the model is exported without a card: {_reason(error)}")
         return ""
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Several run folders -> one page: their curves over each other, where their recipes differ, and who is better."""
+"""Compares runs on one HTML page: curves, differing recipe fields, and significance tests of their test accuracy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from resnet_cifar.config.diff import differing_fields
 from resnet_cifar.evaluation import significance
 from resnet_cifar.evaluation.significance import McNemar
 from resnet_cifar.reporting import (
@@ -34,19 +35,19 @@ _PANELS = {
     "validation accuracy": "val/accuracy",
     "learning rate": "lr",
 }
-_STROKES = ("solid", (0, (5, 2)), (0, (1, 1.5)))  # for more runs than colours
+_STROKES = ("solid", (0, (5, 2)), (0, (1, 1.5)))  # for more runs than colors
 
 
-class Labelled(NamedTuple):
-    """Which test images a run has labelled, int64 [n] ascending, of a source's `fingerprint`, and which rightly."""
+class TestPredictions(NamedTuple):
+    """Positions of a run's test images, int64 [n] ascending, in the source `fingerprint`; whether each is `correct`."""
 
-    fingerprint: str
+    fingerprint: str | None
     index: np.ndarray
-    right: np.ndarray
+    correct: np.ndarray
 
 
 class Pair(NamedTuple):
-    """Two runs that have labelled the same images, and who is better, as a line of a table; `p` is Holm's."""
+    """The comparison of two runs on the same images, as a row of a table; `p` is adjusted by Holm."""
 
     names: tuple[str, str]
     gap: str
@@ -56,32 +57,32 @@ class Pair(NamedTuple):
     verdict: str
 
 
-def write(folders: list[Path], file: Path) -> Path:
-    """Writes the page of two runs or more, as far as they are; returns it. Raises UserError where files are damaged."""
-    runs = comparison_table.read(folders)
+def write_comparison(folders: list[Path], file: Path) -> Path:
+    """Writes the page of two or more runs, finished or not; returns it. Raises UserError if files are damaged."""
+    runs = comparison_table.read_runs(folders)
     names = unique_names(folders)
-    drawn = {name: curves.read(run.folder, run.recipe, []) for name, run in zip(names, runs, strict=True)}
-    labelled = dict(zip(names, map(_labelled, runs), strict=True))
-    fields = comparison_table.differing(runs)
+    curves_of = {name: curves.read_curves(run.folder, run.recipe, []) for name, run in zip(names, runs, strict=True)}
+    predictions = dict(zip(names, map(_test_predictions, runs), strict=True))
+    fields = differing_fields([run.recipe for run in runs])
     text = html_page.render(
         "compare.html",
         runs=[
-            _line(number, name, run, drawn[name]) for number, (name, run) in enumerate(zip(names, runs, strict=True))
+            _row(number, name, run, curves_of[name]) for number, (name, run) in enumerate(zip(names, runs, strict=True))
         ],
-        fields=[(field, [comparison_table.word(run.values, field) for run in runs]) for field in fields],
-        panels=_panels(drawn) if any(drawn.values()) else None,
-        without=[name for name, found in drawn.items() if found is None],
-        pairs=pairs(labelled),
-        incomparable=incomparable(labelled),
-        spread=list(comparison_table.spread_of([run.result for run in runs])) if fields == ["seed"] else [],
+        fields=fields.items(),
+        panels=_panels(curves_of) if any(curves_of.values()) else None,
+        without=[name for name, found in curves_of.items() if found is None],
+        pairs=pairs(predictions),
+        incomparable=incomparable(predictions),
+        spread=list(comparison_table.seed_summary([run.result for run in runs])) if list(fields) == ["seed"] else [],
         made=time.strftime("%Y-%m-%d %H:%M"),
     )
-    html_page.write(file, text)
+    html_page.write_page(file, text)
     return file
 
 
 def unique_names(folders: list[Path]) -> list[str]:
-    """What the runs are called: their folders' names, with as many parents as it takes to tell them apart."""
+    """Names of the runs: their directory names, with as many parents as it takes to make them unique."""
     parts = [folder.resolve().parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-depth:]) for each in parts]
@@ -90,18 +91,18 @@ def unique_names(folders: list[Path]) -> list[str]:
     return [f"{name} ({number})" for number, name in enumerate(map(str, folders), start=1)]
 
 
-def pairs(runs: dict[str, Labelled | None]) -> list[Pair]:
-    """Every two runs that can be compared. McNemar's p-values are corrected by Holm for as many comparisons."""
+def pairs(runs: dict[str, TestPredictions | None]) -> list[Pair]:
+    """All pairs of comparable runs, with McNemar's p-values adjusted by Holm's method."""
     found = {
-        (a, b): significance.mcnemar(runs[a].right, runs[b].right)
+        (a, b): significance.mcnemar(runs[a].correct, runs[b].correct)
         for a, b in combinations(runs, 2)
-        if runs[a] and runs[b] and not _why_not(runs[a], runs[b])
+        if runs[a] and runs[b] and not _incompatibility(runs[a], runs[b])
     }
-    corrected = significance.holm([each.p for each in found.values()])
-    return [_told(names, each, p) for (names, each), p in zip(found.items(), corrected, strict=True)]
+    adjusted = significance.holm([each.p for each in found.values()])
+    return [_pair(names, each, p) for (names, each), p in zip(found.items(), adjusted, strict=True)]
 
 
-def _told(names: tuple[str, str], found: McNemar, p: float) -> Pair:
+def _pair(names: tuple[str, str], found: McNemar, p: float) -> Pair:
     low, high = (100 * end for end in found.interval)
     return Pair(
         names,
@@ -113,71 +114,71 @@ def _told(names: tuple[str, str], found: McNemar, p: float) -> Pair:
     )
 
 
-def incomparable(runs: dict[str, Labelled | None]) -> list[str]:
-    """A sentence for each reason why runs, or pairs of them, are not in the table."""
+def incomparable(runs: dict[str, TestPredictions | None]) -> list[str]:
+    """One sentence per reason why runs or pairs of runs cannot be compared."""
     lacking = [name for name, found in runs.items() if found is None]
-    said = [f"No test predictions of a result of their own: {', '.join(lacking)}."] if lacking else []
+    sentences = [f"No final test predictions: {', '.join(lacking)}."] if lacking else []
     reasons: dict[str, list[str]] = {}
     for a, b in combinations([name for name in runs if name not in lacking], 2):
-        if why := _why_not(runs[a], runs[b]):
+        if why := _incompatibility(runs[a], runs[b]):
             reasons.setdefault(why, []).append(f"{a} and {b}")
-    return said + [f"Tested on {why}: {', '.join(names)}." for why, names in reasons.items()]
+    return sentences + [f"Tested on {why}: {', '.join(names)}." for why, names in reasons.items()]
 
 
-def _why_not(first: Labelled, second: Labelled) -> str:
-    """Why two runs cannot be compared: the test is about the same images. Empty where they can."""
-    if first.fingerprint != second.fingerprint:
-        return "images of other sources"
-    return "" if np.array_equal(first.index, second.index) else "other images of one source"
+def _incompatibility(first: TestPredictions, second: TestPredictions) -> str:
+    """Why two runs have different test images; empty if they are the same."""
+    if first.fingerprint is None or first.fingerprint != second.fingerprint:
+        return "images of different sources"
+    return "" if np.array_equal(first.index, second.index) else "different images of one source"
 
 
-def _scores(run: Run) -> dict[str, Any] | None:
-    """The scoring of its result: one of before the run was extended, or on its way, is not."""
-    return evaluation_summary.read_scores(run.folder, "test") if run.result else None
+def _final_metrics(run: Run) -> dict[str, Any] | None:
+    """The evaluation of the final result; None for a run that is unfinished or being extended."""
+    return evaluation_summary.read_metrics(run.folder, "test") if run.result else None
 
 
-def _labelled(run: Run) -> Labelled | None:
-    scores, read = _scores(run), prediction_table.read(run.folder / "predictions-test.parquet")
-    if scores is None or read is None:
+def _test_predictions(run: Run) -> TestPredictions | None:
+    metrics, read = _final_metrics(run), prediction_table.read_predictions(run.folder / "predictions-test.parquet")
+    if metrics is None or read is None:
         return None
     logits, labels, index = read
     order = np.argsort(index)
-    return Labelled(scores["fingerprint"], index[order], (logits.argmax(1) == labels)[order])
+    return TestPredictions(metrics.get("fingerprint"), index[order], (logits.argmax(1) == labels)[order])
 
 
-def _line(number: int, name: str, run: Run, drawn: Curves | None) -> dict[str, Any]:
-    status, scores = run.status, _scores(run)
-    best = run.result.get("val/accuracy", drawn.best["val/accuracy"] if drawn and drawn.best else None)
+def _row(number: int, name: str, run: Run, curves_of: Curves | None) -> dict[str, Any]:
+    status, metrics = run.status, _final_metrics(run)
+    best = run.result.get("val/accuracy", curves_of.best["val/accuracy"] if curves_of and curves_of.best else None)
     return {
         "name": name,
         "folder": str(run.folder),
-        "colour": _variable(number),
+        "color": _css_variable(number),
         "dash": ("solid", "dashed", "dotted")[number // len(style.SERIES) % len(_STROKES)],
         "state": status.get("state", "claimed"),
         "steps": f"{status.get('step', 0):,}",
         "validation": "-" if best is None else accuracy(best),
-        "test": evaluation_summary.accuracy_in_words(scores) if scores else "-",
-        "images": f"{scores['images']:,}" if scores else "-",
-        "loss": f"{scores['loss']:.4f}" if scores else "-",
-        "attempts": len(reproducibility.starts(run.folder)) or "-",
+        "test": evaluation_summary.accuracy_text(metrics) if metrics else "-",
+        "images": f"{metrics['images']:,}" if metrics else "-",
+        "loss": f"{metrics['loss']:.4f}" if metrics and "loss" in metrics else "-",
+        "attempts": len(reproducibility.read_attempts(run.folder)) or "-",
     }
 
 
-def _variable(number: int) -> str:
-    return style.variable(style.SERIES[number % len(style.SERIES)])
+def _css_variable(number: int) -> str:
+    return style.css_variable(style.SERIES[number % len(style.SERIES)])
 
 
-def _panels(drawn: dict[str, Curves | None]) -> list[str]:
+def _panels(curves_of: dict[str, Curves | None]) -> list[str]:
     from matplotlib.figure import Figure
 
     found = []
     for title, name in _PANELS.items():
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
-        style.dress(axes, title, "epoch")
-        for number, each in enumerate(drawn.values()):
+        style.style_axes(axes, title, "epoch")
+        for number, each in enumerate(curves_of.values()):
             if each is not None:
-                _draw(axes, each, name, number)
+                _plot(axes, each, name, number)
         if "accuracy" in name:
             axes.yaxis.set_major_formatter(style.percent())
         axes.set_xlim(left=0)
@@ -185,7 +186,7 @@ def _panels(drawn: dict[str, Curves | None]) -> list[str]:
     return found
 
 
-def _draw(axes: Axes, found: Curves, name: str, number: int) -> None:
-    colour, stroke = style.SERIES[number % len(style.SERIES)], _STROKES[number // len(style.SERIES) % len(_STROKES)]
-    marked = {"marker": "o", "markersize": 3} if name.startswith("val/") and len(found.scores) < 40 else {}
-    axes.plot(*found.line(name), color=colour, linestyle=stroke, linewidth=1.5, **marked)
+def _plot(axes: Axes, found: Curves, name: str, number: int) -> None:
+    color, stroke = style.SERIES[number % len(style.SERIES)], _STROKES[number // len(style.SERIES) % len(_STROKES)]
+    marked = {"marker": "o", "markersize": 3} if name.startswith("val/") and len(found.evaluations) < 40 else {}
+    axes.plot(*found.line(name), color=color, linestyle=stroke, linewidth=1.5, **marked)

@@ -1,4 +1,4 @@
-"""What a person sees: a progress bar on a terminal, plain lines elsewhere; from rank 0 only."""
+"""Console output of rank 0: a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-_NOBODY_READS = (OSError, SystemExit)  # rich ends the program where its output is a closed pipe
-_LINES_A_RUN = 100  # at the most, where the output is no terminal
+_CLOSED_OUTPUT = (OSError, SystemExit)  # rich exits the program when its output is a closed pipe
+_MAX_LINES = 100  # of progress per run, if the output is no terminal
 
 
 class Screen:
-    """Prints where `shown`; other ranks stay silent."""
+    """Prints if `shown`, which is true on rank 0 only."""
 
     def __init__(self, shown: bool) -> None:
         self._console = Console(quiet=not shown, highlight=False, soft_wrap=True)
@@ -26,22 +26,22 @@ class Screen:
         self._last_line = 0
 
     def say(self, text: str) -> None:
-        """A line."""
+        """Prints a line."""
         self._print(text)
 
     def warn(self, text: str) -> None:
-        """A line that should not be missed."""
+        """Prints a warning."""
         self._print(f"warning: {text}", style="yellow")
 
     def facts(self, rows: Iterable[tuple[str, str]]) -> None:
-        """Names and values, aligned."""
+        """Prints names and values, aligned."""
         rows = list(rows)
         width = max([12, *(len(name) for name, _ in rows)])
         for name, value in rows:
             self._print(f"{name:<{width}} {value}")
 
     def begin(self, steps: int, done: int) -> None:
-        """Shows progress from `done` of `steps` on."""
+        """Starts the progress display at `done` of `steps`."""
         self._steps, self._last_line = steps, done
         if not self._console.is_terminal or self._console.quiet:
             return
@@ -57,51 +57,51 @@ class Screen:
         self._progress.start()
 
     def row(self, row: dict[str, Any]) -> None:
-        """A row of metrics.jsonl."""
+        """Shows a row of metrics.jsonl."""
         speed = row["images_per_second"]
         left = (self._steps - row["step"]) / row["step"] * row["images"] / speed
         facts = f"epoch {row['epoch']:.2f}  loss {row['train/loss']:.3f}  lr {row['lr']:.2g}  {speed:,.0f} images/s"
         facts += f"  {row['mfu']:.0%} MFU" if "mfu" in row else ""
         if self._progress is not None:
-            with contextlib.suppress(*_NOBODY_READS):
+            with contextlib.suppress(*_CLOSED_OUTPUT):
                 self._progress.update(self._task, completed=row["step"], facts=facts)
-        elif row["step"] - self._last_line >= self._steps / _LINES_A_RUN or row["step"] == self._steps:
+        elif row["step"] - self._last_line >= self._steps / _MAX_LINES or row["step"] == self._steps:
             self._last_line = row["step"]
             self.say(f"step {row['step']}/{self._steps}  {facts}  {duration(left)} left")
 
     def score(self, row: dict[str, Any], best: bool) -> None:
-        """A line for a score on the validation split."""
+        """Prints a line for an evaluation on the validation split."""
         self.say(
             f"epoch {row['epoch']:6.2f}  validation accuracy {row['val/accuracy']:.4f}  loss {row['val/loss']:.4f}"
             f"{'  (best so far)' if best else ''}"
         )
 
     def end(self) -> None:
-        """Takes the progress bar away."""
+        """Removes the progress bar."""
         if self._progress is not None:
-            with contextlib.suppress(*_NOBODY_READS):
+            with contextlib.suppress(*_CLOSED_OUTPUT):
                 self._progress.stop()
             self._progress = None
 
     def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
-        """The closing table; plain lines where the output is no terminal."""
+        """Prints the closing table, as plain lines if the output is no terminal."""
         if not self._console.is_terminal:
             self.say(title)
             self.facts(rows)
             return
         table = Table(title=title, show_header=False, title_justify="left")
         for row in rows:
-            table.add_row(*map(Text, row))  # names of files and classes may hold what looks like markup
+            table.add_row(*map(Text, row))  # file and class names may look like markup
         self._print(table)
 
     def _print(self, what: str | Table, style: str | None = None) -> None:
-        """Prints where somebody reads: a terminal that is closed must not end a run."""
-        with contextlib.suppress(*_NOBODY_READS):
+        """Prints and ignores a closed output: closing the terminal must not end a run."""
+        with contextlib.suppress(*_CLOSED_OUTPUT):
             self._console.print(what, style=style, markup=False)
 
 
 def listing() -> Console:
-    """For tables that are the answer: whoever pipes them wants whole lines."""
+    """A console for tables on stdout, which does not wrap lines in a pipe."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 10_000
@@ -109,7 +109,7 @@ def listing() -> Console:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """12 s, 3 min or 1.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     if seconds < 100 * 60:

@@ -1,6 +1,6 @@
-"""A run's curves: what metrics.jsonl says over the epochs, with phases, the best checkpoint and interruptions marked.
+"""Training curves from metrics.jsonl, with phases, the best checkpoint and interruptions marked.
 
-One set of panels is drawn for the page (each by itself, so that a phone stacks them) and for a paper (side by side).
+The same panels are drawn for the page (separate, so that a phone stacks them) and as one figure for a paper.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_POINTS = 400  # of a curve: more are averaged, for no screen shows them
+_POINTS = 400  # of a curve: more are averaged
 _SIZE = (4.7, 2.8)  # inches, of a panel
-_STOP = (0, (4, 2))  # the dashes of its line
+_STOP = (0, (4, 2))  # dash pattern of an interruption
 
 
 @dataclass(frozen=True)
 class Curves:
-    """`rows` of metrics.jsonl, and the places, in epochs, of what is marked: ends of phases, stops, the best score.
+    """`rows` of metrics.jsonl; epochs at which a phase ends (`phases`) and the run was interrupted (`stops`).
 
-    `together`: how many rows a point of a training curve is the mean of.
+    `best`: the row with the best validation accuracy.
     """
 
     rows: list[dict[str, Any]]
@@ -37,8 +37,8 @@ class Curves:
     best: dict[str, Any] | None = None
 
     @property
-    def together(self) -> int:
-        """See the class."""
+    def rows_per_point(self) -> int:
+        """Number of rows that are averaged for one point of a training curve."""
         return max(1, -(-len(self.rows) // _POINTS))
 
     @property
@@ -47,33 +47,33 @@ class Curves:
         return self.rows[-1]["step"] / self.rows[-1]["epoch"]
 
     @property
-    def scores(self) -> list[dict[str, Any]]:
-        """The rows with a score on the validation split."""
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The rows with validation metrics."""
         return [row for row in self.rows if "val/accuracy" in row]
 
     def line(self, name: str) -> tuple[list[float], list[float]]:
-        """(epochs, values): of so many rows together the last one's epoch and the mean."""
+        """(epochs, values): the last epoch and the mean value of every `rows_per_point` rows."""
         kept = [row for row in self.rows if name in row]
-        groups = [kept[start : start + self.together] for start in range(0, len(kept), self.together)]
+        groups = [kept[start : start + self.rows_per_point] for start in range(0, len(kept), self.rows_per_point)]
         return [g[-1]["epoch"] for g in groups], [sum(row[name] for row in g) / len(g) for g in groups]
 
 
-def read(run: Path, recipe: Recipe, starts: Sequence[dict[str, Any]]) -> Curves | None:
-    """The curves of a run as far as it has come, or None where it has no row yet. `starts`: those of attempts.json."""
+def read_curves(run: Path, recipe: Recipe, attempts: Sequence[dict[str, Any]]) -> Curves | None:
+    """The curves of a run so far, or None without rows. `attempts`: the list in attempts.json."""
     rows = read_rows(run / "metrics.jsonl")
     if not rows:
         return None
     curves = Curves(rows)
-    an_epoch, last = curves.steps_per_epoch, rows[-1]["epoch"]
+    per_epoch, last = curves.steps_per_epoch, rows[-1]["epoch"]
     ends = list(accumulate(phase.epochs for phase in recipe.phases))[:-1]
-    # A run that is extended goes on after its end: nothing was interrupted.
-    stops = sorted({after["from_step"] for before, after in pairwise(starts) if before.get("state") != "finished"})
-    best = max(curves.scores, key=lambda row: row["val/accuracy"], default=None)  # ties keep the earlier
-    return Curves(rows, [end for end in ends if end < last], [step / an_epoch for step in stops], best)
+    # Extending a finished run is no interruption.
+    stops = sorted({after["from_step"] for before, after in pairwise(attempts) if before.get("state") != "finished"})
+    best = max(curves.evaluations, key=lambda row: row["val/accuracy"], default=None)  # ties keep the earlier
+    return Curves(rows, [end for end in ends if end < last], [step / per_epoch for step in stops], best)
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl that may still grow: a line that is cut short, or no row, is left out."""
+    """The rows of a metrics.jsonl that may still grow; incomplete lines are left out."""
     rows = []
     for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
         try:
@@ -86,7 +86,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def figure(curves: Curves) -> Figure:
-    """The four panels side by side, for a paper."""
+    """The four panels in one figure, for a paper."""
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(2 * _SIZE[0], 2 * _SIZE[1]), layout="constrained")
@@ -97,7 +97,7 @@ def figure(curves: Curves) -> Figure:
 
 
 def panels(curves: Curves) -> dict[str, str]:
-    """Name -> the panel as inline SVG, in the page's colours."""
+    """Name -> panel as inline SVG in the colors of the page."""
     from matplotlib.figure import Figure
 
     found = {}
@@ -118,14 +118,14 @@ def _accuracy(axes: Axes, curves: Curves) -> None:
 
 
 def _rate(axes: Axes, curves: Curves) -> None:
-    style.dress(axes, "learning rate", "epoch")
+    style.style_axes(axes, "learning rate", "epoch")
     axes.plot(*curves.line("lr"), color=style.FIRST, linewidth=1.6)
     axes.set_ylim(bottom=0)
     _mark(axes, curves)
 
 
 def _speed(axes: Axes, curves: Curves) -> None:
-    style.dress(axes, "throughput, images/s", "epoch")
+    style.style_axes(axes, "throughput, images/s", "epoch")
     axes.plot(*curves.line("images_per_second"), color=style.FIRST, linewidth=1.2)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(style.thousands())
@@ -141,11 +141,11 @@ PANELS: dict[str, Callable[[Axes, Curves], None]] = {
 
 
 def _pair(axes: Axes, curves: Curves, name: str) -> None:
-    style.dress(axes, name, "epoch")
+    style.style_axes(axes, name, "epoch")
     axes.plot(*curves.line(f"train/{name}"), color=style.SECOND, linewidth=1.2, label="training")
-    if scores := curves.scores:
-        places, values = [row["epoch"] for row in scores], [row[f"val/{name}"] for row in scores]
-        size = 3.5 if len(scores) < 40 else 0
+    if evaluations := curves.evaluations:
+        places, values = [row["epoch"] for row in evaluations], [row[f"val/{name}"] for row in evaluations]
+        size = 3.5 if len(evaluations) < 40 else 0
         axes.plot(places, values, color=style.FIRST, linewidth=1.8, marker="o", markersize=size, label="validation")
         best = curves.best
         axes.plot(
@@ -153,7 +153,7 @@ def _pair(axes: Axes, curves: Curves, name: str) -> None:
         )
     _mark(axes, curves)
     if curves.stops:
-        axes.plot([], [], color=style.WRONG, linewidth=0.9, linestyle=_STOP, label="stopped, went on")
+        axes.plot([], [], color=style.WRONG, linewidth=0.9, linestyle=_STOP, label="interrupted, resumed")
     axes.legend(frameon=False, fontsize=9, labelcolor=style.INK, handlelength=1.4, borderaxespad=0.2)
 
 

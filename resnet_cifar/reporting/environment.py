@@ -1,4 +1,4 @@
-"""What a run ran on: versions, hardware, command. The device model and the threads decide the last bits of a result."""
+"""The environment of a run: versions, hardware, command. Device and threads determine the last bits of a result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "wandb", 
 
 
 def describe() -> dict[str, Any]:
-    """Plain JSON values."""
+    """The content of environment.json."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": " ".join(sys.argv),
@@ -42,7 +42,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the code, where it runs from a git checkout; `-dirty` where files were changed."""
+    """The commit if the code runs from a git checkout, with `-dirty` if files were changed; otherwise None."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()

@@ -1,8 +1,7 @@
-"""A scoring as a page shows it: read from eval-NAME.json and the files beside it, and drawn."""
+"""An evaluation as a report shows it, read from eval-NAME.json and the files beside it."""
 
 from __future__ import annotations
 
-import base64
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,173 +11,173 @@ import numpy as np
 
 from resnet_cifar.atomic_io import read_json
 from resnet_cifar.evaluation.calibration import Reliability, reliability
-from resnet_cifar.reporting import figures, gallery, per_class, prediction_table, style
+from resnet_cifar.reporting import figures, gallery, html_page, per_class, prediction_table, style
 from resnet_cifar.reporting.gallery import SavedImages
-from resnet_cifar.reporting.per_class import accuracy, percent, sureness
+from resnet_cifar.reporting.per_class import accuracy, percent, probability_text
 from resnet_cifar.reporting.prediction_table import PredictionTable
 
-# Without these of eval-NAME.json there is nothing to show.
-_NEEDED = {"split", "source", "fingerprint", "checkpoint", "images", "accuracy", "accuracy_interval", "loss"}
-_NEEDED |= {"top5", "calibration_error", "classes", "confusion"}
-_EMBEDDED = 300_000  # bytes of a matrix that a page may hold as a picture
+# The fields of eval-NAME.json without which there is no page. Other metrics are optional and left out if missing.
+_REQUIRED = {"split", "source", "checkpoint", "images", "accuracy", "classes", "confusion"}
+_MAX_EMBEDDED = 300_000  # bytes of a confusion matrix that is embedded as an image
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """What eval-NAME.json and the files beside it hold; `predictions` and `pictures` are None where those are missing."""
+class Evaluation:
+    """The content of eval-NAME.json (`metrics`) and of the files beside it, which are None if missing.
 
-    scores: dict[str, Any]
+    `plain`, `scaled`: reliability without and with the temperature.
+    """
+
+    metrics: dict[str, Any]
     predictions: PredictionTable | None
-    pictures: SavedImages | None
+    images: SavedImages | None
     plain: Reliability | None
     scaled: Reliability | None
 
     @property
     def classes(self) -> list[str]:
-        """What the model tells apart."""
-        return list(self.scores["classes"])
+        """Names of the classes."""
+        return list(self.metrics["classes"])
 
     @property
     def counts(self) -> np.ndarray:
         """The confusion matrix."""
-        return np.array(self.scores["confusion"], dtype=np.int64)
+        return np.array(self.metrics["confusion"], dtype=np.int64)
 
 
-def read_scores(folder: Path, name: str) -> dict[str, Any] | None:
-    """What eval-NAME.json says, or None where it lacks or says too little. Raises UserError where it is damaged."""
-    scores = read_json(folder / f"eval-{name}.json")
-    return scores if isinstance(scores, dict) and scores.keys() >= _NEEDED else None
+def read_metrics(folder: Path, name: str) -> dict[str, Any] | None:
+    """The content of eval-NAME.json, or None if it is missing or incomplete. Raises UserError if it is damaged."""
+    metrics = read_json(folder / f"eval-{name}.json")
+    return metrics if metrics is not None and metrics.keys() >= _REQUIRED else None
 
 
-def read(folder: Path, name: str) -> Scoring | None:
-    """What was scored as NAME, or None where nothing was."""
-    scores = read_scores(folder, name)
-    if scores is None:
+def read_evaluation(folder: Path, name: str) -> Evaluation | None:
+    """The evaluation NAME in `folder`, or None if there is none."""
+    metrics = read_metrics(folder, name)
+    if metrics is None:
         return None
-    predictions = prediction_table.read(folder / f"predictions-{name}.parquet")
+    predictions = prediction_table.read_predictions(folder / f"predictions-{name}.parquet")
     if predictions is None:
-        return Scoring(scores, None, None, None, None)
-    plain, temperature = prediction_table.of(*predictions), scores.get("temperature")
-    found = prediction_table.of(*predictions, temperature) if temperature else plain
-    bins = reliability(plain.sure, plain.right), reliability(found.sure, found.right) if temperature else None
-    return Scoring(scores, found, gallery.read(folder / "report" / f"pictures-{name}.npz"), *bins)
+        return Evaluation(metrics, None, None, None, None)
+    plain, temperature = prediction_table.from_logits(*predictions), metrics.get("temperature")
+    found = prediction_table.from_logits(*predictions, temperature) if temperature else plain
+    scaled = reliability(found.confidence, found.correct) if temperature else None
+    bins = reliability(plain.confidence, plain.correct), scaled
+    return Evaluation(metrics, found, gallery.load_images(folder / "report" / f"pictures-{name}.npz"), *bins)
 
 
-def shown(scoring: Scoring | None, folder: Path, prefix: str = "", than: float = math.inf) -> dict[str, Any]:
-    """What the page says of a scoring; its figures go to figures/, unless they are there and not older `than`."""
-    nothing = dict.fromkeys(("verdict", "confusion", "by_class", "calibration", "gallery"))
-    if scoring is None:
+def page_values(
+    evaluation: Evaluation | None, folder: Path, prefix: str = "", older_than: float = math.inf
+) -> dict[str, Any]:
+    """The sections of report.html about an evaluation.
+
+    Writes the figures into `folder`/figures unless they exist and are not `older_than` that time.
+    """
+    nothing = dict.fromkeys(("summary", "confusion", "by_class", "calibration", "gallery"))
+    if evaluation is None:
         return nothing
-    counts, classes = scoring.counts, scoring.classes
+    counts, classes = evaluation.counts, evaluation.classes
     fits = len(classes) <= figures.READABLE
     confused = {
         "classes": classes,
         "rows": per_class.cells(counts) if fits else None,
-        "pairs": per_class.pairs(counts),
+        "pairs": per_class.confused_pairs(counts),
     }
-    told = per_class.by_class(scoring.scores)
+    by_class = per_class.by_class(evaluation.metrics)
     return {
         **nothing,
-        "verdict": per_class.verdict(scoring.scores),
-        "confusion": {**confused, **_confusion_figures(scoring, folder / "figures", prefix, than)},
-        "by_class": {"all": told, "worst": None if fits else per_class.worst(told)},
-        "calibration": _calibration(scoring, folder / "figures", prefix, than) if scoring.plain else None,
-        "gallery": _gallery(scoring, folder / "figures", prefix, than) if scoring.pictures else None,
+        "summary": per_class.summary_sentence(evaluation.metrics),
+        "confusion": {**confused, **_confusion_figures(evaluation, folder / "figures", prefix, older_than)},
+        "by_class": {"all": by_class, "worst": None if fits else per_class.worst(by_class)},
+        "calibration": _calibration(evaluation, folder / "figures", prefix, older_than) if evaluation.plain else None,
+        "gallery": _gallery(evaluation, folder / "figures", prefix, older_than) if evaluation.images else None,
     }
 
 
-def _confusion_figures(scoring: Scoring, folder: Path, prefix: str, than: float) -> dict[str, Any]:
-    """Draws them, and gives their files' names, and the picture of a matrix that no table shows.
+def _confusion_figures(evaluation: Evaluation, folder: Path, prefix: str, older_than: float) -> dict[str, Any]:
+    """Writes the figures; returns their names and, for a matrix too large for a table, its image.
 
-    Without words in the cells counts and shares look the same: then there is one.
+    Without text in the cells counts and shares look the same, so that one figure is enough.
     """
     wanted: dict[str, Literal["counts", "shares"]] = {f"{prefix}confusion": "counts"}
-    if fits := len(scoring.classes) <= figures.READABLE:
+    if fits := len(evaluation.classes) <= figures.READABLE:
         wanted[f"{prefix}confusion-shares"] = "shares"
     for name, cells in wanted.items():
-        if style.is_older(folder, name, than):
-            style.save(figures.confusion(scoring.counts, scoring.classes, cells), folder, name)
-    return {"figures": list(wanted), "picture": None if fits else _embedded(folder / f"{prefix}confusion.png")}
+        if style.is_outdated(folder, name, older_than):
+            style.save(figures.confusion(evaluation.counts, evaluation.classes, cells), folder, name)
+    return {"figures": list(wanted), "image": None if fits else _embedded(folder / f"{prefix}confusion.png")}
 
 
 def _embedded(file: Path) -> str | None:
-    """A data: address of the picture, where it is small enough to be part of a page."""
-    if not file.is_file() or file.stat().st_size >= _EMBEDDED:
+    """A data: URL of the PNG, or None if it is too large."""
+    if not file.is_file() or file.stat().st_size >= _MAX_EMBEDDED:
         return None
-    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    return html_page.data_url(file.read_bytes(), "png")
 
 
-def _calibration(scoring: Scoring, folder: Path, prefix: str, than: float) -> dict[str, Any]:
-    drawn = figures.calibration(scoring.plain, scoring.scaled)
-    if style.is_older(folder, f"{prefix}calibration", than):
+def _calibration(evaluation: Evaluation, folder: Path, prefix: str, older_than: float) -> dict[str, Any]:
+    drawn = figures.calibration(evaluation.plain, evaluation.scaled)
+    if style.is_outdated(folder, f"{prefix}calibration", older_than):
         style.save(drawn, folder, f"{prefix}calibration")
-    plain, scaled = scoring.plain, scoring.scaled
-    sure = float((plain.confidence * plain.images).sum() / plain.images.sum())
-    lean = sure - scoring.scores["accuracy"]
+    plain, scaled = evaluation.plain, evaluation.scaled
+    confidence = float((plain.confidence * plain.images).sum() / plain.images.sum())
+    gap = confidence - evaluation.metrics["accuracy"]
     return {
         "svg": style.inline(drawn, "reliability diagram"),
-        "before": percent(plain.error),
-        "after": percent(scaled.error) if scaled else None,
-        "temperature": scoring.scores.get("temperature"),
-        "lean": f"{abs(100 * lean):.1f} points too {'sure' if lean > 0 else 'unsure'} of itself",
+        "error": percent(plain.error),
+        "scaled_error": percent(scaled.error) if scaled else None,
+        "temperature": evaluation.metrics.get("temperature"),
+        "bias": f"{abs(100 * gap):.1f} points {'over' if gap > 0 else 'under'}confident",
     }
 
 
-def _gallery(scoring: Scoring, folder: Path, prefix: str, than: float) -> dict[str, Any]:
-    found, kept = scoring.predictions, scoring.pictures
+def _gallery(evaluation: Evaluation, folder: Path, prefix: str, older_than: float) -> dict[str, Any]:
+    found, kept = evaluation.predictions, evaluation.images
     places = kept.places(found)
-    shown = {row: kept.images[places[row]] for row in figures.surest_mistakes(found).tolist() if row in places}
-    if style.is_older(folder, f"{prefix}mistakes", than):
-        style.save(figures.mistakes(found, shown, scoring.classes), folder, f"{prefix}mistakes")
-    chosen = gallery.choose(found, gallery.room(*kept.images.shape[1:3]))
-    views = {name: set(getattr(chosen, name).tolist()) for name in ("surest", "wrong", "right")}
-    order = np.argsort(-found.sure, kind="stable")
-    pictures = [
+    shown = {row: kept.images[places[row]] for row in figures.confident_mistakes(found).tolist() if row in places}
+    if style.is_outdated(folder, f"{prefix}mistakes", older_than):
+        style.save(figures.mistakes(found, shown, evaluation.classes), folder, f"{prefix}mistakes")
+    chosen = gallery.select(found, gallery.capacity(*kept.images.shape[1:3]))
+    views = {name: set(getattr(chosen, name).tolist()) for name in ("confident", "wrong", "right")}
+    order = np.argsort(-found.confidence, kind="stable")
+    images = [
         {
             "index": int(found.index[row]),
             "actual": int(found.labels[row]),
             "predicted": int(found.predicted[row]),
-            "sure": sureness(found.sure[row]),
+            "probability": probability_text(found.confidence[row]),
             "views": [name for name, rows in views.items() if row in rows],
-            "address": gallery.address(kept.images[places[row]]),
+            "url": gallery.data_url(kept.images[places[row]]),
         }
         for row in order.tolist()
         if row in places
     ]
-    counts = {name: sum(name in each["views"] for each in pictures) for name in views}
-    return {"pictures": pictures, "views": counts, "temperature": scoring.scores.get("temperature")}
+    counts = {name: sum(name in each["views"] for each in images) for name in views}
+    return {"images": images, "views": counts, "temperature": evaluation.metrics.get("temperature")}
 
 
-def accuracy_in_words(scores: dict[str, Any]) -> str:
+def accuracy_text(metrics: dict[str, Any]) -> str:
     """91.23 % (90.66 % to 91.77 %)."""
-    share, low, high = (accuracy(each, scores["images"]) for each in (scores["accuracy"], *scores["accuracy_interval"]))
-    return f"{share} ({low} to {high})"
+    ends = [accuracy(end, metrics["images"]) for end in metrics.get("accuracy_interval", ())]
+    return accuracy(metrics["accuracy"], metrics["images"]) + (f" ({' to '.join(ends)})" if ends else "")
 
 
-def tiles(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(name, value, what it is) of the figures that a person looks for first."""
-    low, high = (accuracy(end, scores["images"]) for end in scores["accuracy_interval"])
-    scaled, temperature = scores.get("calibration_error_scaled"), scores.get("temperature")
-    after = (
-        f"{percent(scaled)} at temperature {temperature:.3g}"
-        if temperature and scaled is not None
-        else "no temperature was fitted"
-    )
-    tiles = [
-        (
-            f"{scores['split']} accuracy",
-            accuracy(scores["accuracy"], scores["images"]),
-            f"of {scores['images']:,} images; 95\u00a0%: {low} to {high}",
-        ),
-        ("loss", f"{scores['loss']:.4f}", "cross-entropy"),
-        ("calibration error", percent(scores["calibration_error"]), after),
-    ]
-    if len(scores["classes"]) > 5:
-        tiles.insert(
-            1, ("top-5", accuracy(scores["top5"], scores["images"]), "the right class is among the five likeliest")
-        )
-    if flipped := scores.get("flip"):
-        tiles.append(
-            ("with flips", accuracy(flipped["accuracy"], scores["images"]), "mean over each image and its mirror image")
-        )
+def tiles(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, value, explanation) of the main metrics; one that an older evaluation lacks is left out."""
+    images, temperature = metrics["images"], metrics.get("temperature")
+    ends = " to ".join(accuracy(end, images) for end in metrics.get("accuracy_interval", ()))
+    interval = f"; 95\u00a0%: {ends}" if ends else ""
+    tiles = [(f"{metrics['split']} accuracy", accuracy(metrics["accuracy"], images), f"of {images:,} images{interval}")]
+    if len(metrics["classes"]) > 5 and "top5" in metrics:
+        tiles.append(("top-5", accuracy(metrics["top5"], images), "the right class is among the five most probable"))
+    if "loss" in metrics:
+        tiles.append(("loss", f"{metrics['loss']:.4f}", "cross-entropy"))
+    if "calibration_error" in metrics:
+        scaled = metrics.get("calibration_error_scaled")
+        is_scaled = temperature and scaled is not None
+        after = f"{percent(scaled)} at temperature {temperature:.3g}" if is_scaled else "no temperature was fitted"
+        tiles.append(("calibration error", percent(metrics["calibration_error"]), after))
+    if flipped := metrics.get("flip"):
+        explanation = "mean over each image and its mirror image"
+        tiles.append(("with flips", accuracy(flipped["accuracy"], images), explanation))
     return tiles

@@ -1,7 +1,4 @@
-"""What a model confuses, as figures: pure functions of predictions, drawn without pyplot and without a screen.
-
-matplotlib is imported where it draws: it takes a second, and training does not wait for it.
-"""
+"""Figures of an evaluation: pure functions of predictions, drawn without pyplot or a display."""
 
 from __future__ import annotations
 
@@ -12,25 +9,25 @@ import numpy as np
 
 from resnet_cifar.evaluation.calibration import BINS, Reliability
 from resnet_cifar.reporting import style
-from resnet_cifar.reporting.per_class import accuracy, percent, sureness
+from resnet_cifar.reporting.per_class import accuracy, percent, probability_text
 from resnet_cifar.reporting.prediction_table import PredictionTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-READABLE = 30  # classes whose counts and names still fit
-_DARK = 0.25  # share of a row, from which on its shade asks for white text
-_GRID = (4, 8)  # rows and columns of the mistakes
-_ENLARGED = 160  # pixels of an image among them, at the least
+READABLE = 30  # classes whose names and counts fit into a table
+_DARK = 0.25  # share of a row from which the text is white
+_GRID = (4, 8)  # rows and columns of the figure of mistakes
+_ENLARGED = 160  # pixels of an enlarged image, at least
 SHOWN = _GRID[0] * _GRID[1]
 
 
 def confusion(counts: np.ndarray, classes: Sequence[str], cells: Literal["counts", "shares"]) -> Figure:
-    """The confusion matrix `counts`, int [classes, classes]: rows are what images are. Shaded by the share of the row.
+    """The confusion matrix `counts`, int [classes, classes]: rows are actual classes. Shaded by the share of the row.
 
-    `cells`: what is written in each. The shade goes with the root of the share, so that rare confusions are seen.
-    Beyond 30 classes cells are empty, and every so many names are shown.
+    `cells`: the text of each cell. The shade follows the root of the share, so that rare confusions are visible. With
+    more than 30 classes cells have no text and only every n-th class name is shown.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -50,7 +47,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str], cells: Literal["counts
         cmap="Blues",
         linewidths=0.6 if fits else 0,
         edgecolor="white",
-        rasterized=not fits,  # a million squares are no drawing
+        rasterized=not fits,  # vector graphics with a million squares are unusable
     )
     axes.set(aspect="equal", xlim=(0, count), ylim=(count, 0))
     axes.spines[:].set_visible(False)
@@ -68,26 +65,26 @@ def confusion(counts: np.ndarray, classes: Sequence[str], cells: Literal["counts
     axes.set_ylabel("actual", color=style.INK)
     right, images = int(np.trace(counts)), int(counts.sum())
     axes.set_title(
-        f"{right:,} of {images:,} right ({accuracy(right / images, images)})", loc="left", color=style.INK, pad=12
+        f"{right:,} of {images:,} correct ({accuracy(right / images, images)})", loc="left", color=style.INK, pad=12
     )
     return figure
 
 
-def surest_mistakes(guesses: PredictionTable) -> np.ndarray:
-    """The rows that the figure of mistakes shows, int64: the worst first."""
-    wrong = np.flatnonzero(~guesses.right)
-    return wrong[np.argsort(-guesses.sure[wrong], kind="stable")][:SHOWN]
+def confident_mistakes(predictions: PredictionTable) -> np.ndarray:
+    """The rows in the figure of mistakes, int64, most confident first."""
+    wrong = np.flatnonzero(~predictions.correct)
+    return wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:SHOWN]
 
 
-def mistakes(guesses: PredictionTable, images: Mapping[int, np.ndarray], classes: Sequence[str]) -> Figure:
-    """The images that are taken for something else with the highest probability, the worst first.
+def mistakes(predictions: PredictionTable, images: Mapping[int, np.ndarray], classes: Sequence[str]) -> Figure:
+    """The most confident mistakes in descending order.
 
-    `images`: row -> uint8 [height, width, 3], enlarged pixel by pixel; a row that it lacks is left out.
+    `images`: row -> uint8 [height, width, 3], enlarged by whole pixels; rows without an image are left out.
     """
     from matplotlib.figure import Figure
 
-    wrong = len(guesses) - int(guesses.right.sum())
-    shown = [row for row in surest_mistakes(guesses).tolist() if row in images]
+    wrong = len(predictions) - int(predictions.correct.sum())
+    shown = [row for row in confident_mistakes(predictions).tolist() if row in images]
     columns = min(_GRID[1], max(4, len(shown)))
     rows = max(1, -(-len(shown) // columns))
     width, height = 1.6 * columns, 2.0 * rows + 0.55  # inches: a heading, and each image with two lines above it
@@ -100,15 +97,15 @@ def mistakes(guesses: PredictionTable, images: Mapping[int, np.ndarray], classes
         axes.set_axis_off()
     for axes, row in zip(cells, shown, strict=False):
         axes.imshow(_enlarged(images[row]), interpolation="antialiased")
-        head = f"{_short(classes[guesses.predicted[row]])} {sureness(guesses.sure[row])}"
+        head = f"{_short(classes[predictions.predicted[row]])} {probability_text(predictions.confidence[row])}"
         axes.set_title(head, fontsize=9.5, color=style.WRONG, pad=14, weight="bold")
-        actual = f"is {_short(classes[guesses.labels[row]])}"
+        actual = f"is {_short(classes[predictions.labels[row]])}"
         axes.text(
             0.5, 1.03, actual, transform=axes.transAxes, ha="center", va="bottom", fontsize=8.5, color=style.MUTED
         )
-    which = f", the {len(shown)} surest of them" if len(shown) < wrong else ""
+    which = f", the {len(shown)} most confident ones shown" if len(shown) < wrong else ""
     figure.suptitle(
-        f"{wrong:,} of {len(guesses):,} images are taken for something else{which}",
+        f"{wrong:,} of {len(predictions):,} images are misclassified{which}",
         x=0.1 / width,
         y=1 - 0.12 / height,
         ha="left",
@@ -120,47 +117,47 @@ def mistakes(guesses: PredictionTable, images: Mapping[int, np.ndarray], classes
 
 
 def calibration(plain: Reliability, scaled: Reliability | None) -> Figure:
-    """The reliability diagram (Niculescu-Mizil & Caruana 2005; Guo et al. 2017), and how many images each bin has.
+    """The reliability diagram (Niculescu-Mizil & Caruana 2005; Guo et al. 2017), with the share of images in each bin.
 
-    `scaled`: the same with the fitted temperature, where there is one.
+    `scaled`: the same with the fitted temperature, if any.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2, 5.0), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
-    style.dress(above, "share that is right", "")
+    style.style_axes(above, "accuracy", "")
     above.plot([0, 1], [0, 1], color=style.MUTED, linewidth=0.9, linestyle=(0, (1, 2)))
-    _reliability(above, plain, style.SECOND, "as it is")
+    _reliability(above, plain, style.SECOND, "uncalibrated")
     if scaled is not None:
-        _reliability(above, scaled, style.FIRST, "with the temperature")
-    # Below everything: within the axes it would cover the curve of a model that is too sure, or too unsure.
+        _reliability(above, scaled, style.FIRST, "with temperature")
+    # Below the axes, where it covers no curve of an over- or underconfident model.
     figure.legend(frameon=False, fontsize=9, labelcolor=style.INK, loc="outside lower center", ncols=2)
     above.set(xlim=(0, 1.02), ylim=(0, 1.02))
-    which = "" if scaled is None else "; bars: with the temperature"
-    style.dress(below, "", f"probability of what is predicted{which}")
-    last, colour = (plain, style.SECOND) if scaled is None else (scaled, style.FIRST)
-    below.bar(last.middle, last.images / last.images.sum(), width=0.9 / BINS, color=colour, alpha=0.75)
+    which = "" if scaled is None else "; bars: with temperature"
+    style.style_axes(below, "", f"confidence{which}")
+    last, color = (plain, style.SECOND) if scaled is None else (scaled, style.FIRST)
+    below.bar(last.middle, last.images / last.images.sum(), width=0.9 / BINS, color=color, alpha=0.75)
     below.set_ylabel("share of images", fontsize=9, color=style.MUTED)
     for axis in (above.xaxis, above.yaxis, below.yaxis):
         axis.set_major_formatter(style.percent())
     return figure
 
 
-def _reliability(axes: Axes, found: Reliability, colour: str, name: str) -> None:
+def _reliability(axes: Axes, found: Reliability, color: str, name: str) -> None:
     words = f"{name}: error {percent(found.error, 2)}"
-    axes.plot(found.confidence, found.accuracy, "o-", color=colour, linewidth=1.6, markersize=4.5, label=words)
+    axes.plot(found.confidence, found.accuracy, "o-", color=color, linewidth=1.6, markersize=4.5, label=words)
 
 
 def _annotate(axes: Axes, shares: np.ndarray, texts: np.ndarray) -> None:
-    """Writes each cell's text, in white where its shade is dark."""
+    """Writes the text of each cell, white on dark shades."""
     for (row, column), text in np.ndenumerate(texts):
         if text:
-            colour = "white" if shares[row, column] > _DARK else style.INK
-            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=9, color=colour)
+            color = "white" if shares[row, column] > _DARK else style.INK
+            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=9, color=color)
 
 
 def _cells(counts: np.ndarray, shares: np.ndarray, cells: str) -> np.ndarray:
-    """What stands in each cell, unless it is nothing."""
+    """The text of each cell; empty cells have none."""
     texts = [
         (f"{n:,}" if cells == "counts" else percent(share)) if n else ""
         for n, share in zip(counts.flat, shares.flat, strict=True)
@@ -169,7 +166,7 @@ def _cells(counts: np.ndarray, shares: np.ndarray, cells: str) -> np.ndarray:
 
 
 def _enlarged(image: np.ndarray) -> np.ndarray:
-    """Whole pixels repeated, so that a small image stays sharp."""
+    """Repeats whole pixels, so that a small image stays sharp."""
     times = max(1, -(-_ENLARGED // max(image.shape[:2])))
     return image.repeat(times, 0).repeat(times, 1)
 
@@ -179,5 +176,5 @@ def _short(name: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """matplotlib would take what stands between two dollars for a formula."""
+    """Escapes dollars, between which matplotlib would parse a formula."""
     return name.replace("$", r"\$")

@@ -1,12 +1,10 @@
-"""The pictures of a scoring that its page shows: which they are, and the small file that keeps them.
+"""The example images of a report: which ones are shown, and the file that stores them.
 
-Whoever scores has the images at hand and keeps the few; whoever writes the page reads them from the run folder alone.
+An evaluation has all images at hand and stores a few; the report reads these from the run directory.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,50 +15,53 @@ from PIL import Image
 
 from resnet_cifar import rng
 from resnet_cifar.atomic_io import atomic_write
+from resnet_cifar.reporting import html_page
 from resnet_cifar.reporting.prediction_table import PredictionTable
 
-Read = Callable[[np.ndarray], np.ndarray]  # of images, int64 [k], their pixels, uint8 [k, height, width, 3]
+ReadImages = Callable[[np.ndarray], np.ndarray]  # indices int64 [k] -> pixels uint8 [k, height, width, 3]
 
-MOST = 600  # pictures of a page
-_BYTES = 8 << 20  # of a file of pictures, before it is packed
-_SIDE = 128  # pixels: larger pictures are shown smaller
-_LOSSLESS = 40  # pixels: up to here a PNG is as small as a JPEG that shows no traces
-_SUREST, _RANDOM = 48, 24
-_AT_A_TIME = 32  # large images in memory
+MAX_IMAGES = 600  # of a page
+_BYTES = 8 << 20  # of the stored images, uncompressed
+_SIDE = 128  # pixels: larger images are reduced
+_LOSSLESS = 40  # pixels: up to this size PNG is about as small as a good JPEG
+_CONFIDENT, _RANDOM = 48, 24
+_CHUNK = 32  # large images in memory
 
 
 class GalleryRows(NamedTuple):
-    """Rows of a scoring, int64: the `surest` mistakes, random `right` and `wrong` ones, and some of all `cells`."""
+    """Selected rows, int64: the most `confident` mistakes, random `right` and `wrong` ones, and some of all `cells`."""
 
-    surest: np.ndarray
+    confident: np.ndarray
     right: np.ndarray
     wrong: np.ndarray
     cells: np.ndarray
 
     @property
     def rows(self) -> np.ndarray:
-        """All of them once, ascending."""
+        """The union, ascending."""
         return np.unique(np.concatenate(self))
 
 
-def choose(guesses: PredictionTable, limit: int) -> GalleryRows:
-    """At most `limit` pictures, the same for the same guesses.
+def select(predictions: PredictionTable, limit: int) -> GalleryRows:
+    """Selects at most `limit` images, deterministically.
 
-    Every cell of the confusion matrix gives its surest picture before any gives a second, the largest cells first: who
-    clicks one finds something wherever there is room.
+    Every cell of the confusion matrix contributes its most confident image before any contributes a second, the largest
+    cells first, so that every clicked cell shows an image if there is room.
     """
-    by_sureness = np.argsort(-guesses.sure, kind="stable")
-    wrong, right = (by_sureness[guesses.right[by_sureness] == is_right] for is_right in (False, True))
-    surest = wrong[: min(_SUREST, limit // 4)]
+    by_confidence = np.argsort(-predictions.confidence, kind="stable")
+    wrong, right = (by_confidence[predictions.correct[by_confidence] == is_right] for is_right in (False, True))
+    confident = wrong[: min(_CONFIDENT, limit // 4)]
     some = min(_RANDOM, limit // 8)
     drawn = [_sample(rows, some, purpose) for rows, purpose in ((right, "right"), (wrong, "wrong"))]
-    taken = np.unique(np.concatenate([surest, *drawn]))
-    cells = guesses.labels * (max(guesses.labels.max(), guesses.predicted.max()) + 1) + guesses.predicted
-    in_turn = _in_turn(by_sureness, cells, guesses.right)
+    taken = np.unique(np.concatenate([confident, *drawn]))
+    cells = (
+        predictions.labels * (max(predictions.labels.max(), predictions.predicted.max()) + 1) + predictions.predicted
+    )
+    in_turn = _in_turn(by_confidence, cells, predictions.correct)
     fresh = ~np.isin(in_turn, taken)
-    # What is shown anyway counts for its cell too.
+    # Images that are shown anyway count for their cells too.
     within = np.cumsum(fresh) <= limit - len(taken)
-    return GalleryRows(surest, *drawn, in_turn[within])
+    return GalleryRows(confident, *drawn, in_turn[within])
 
 
 def _sample(rows: np.ndarray, count: int, purpose: str) -> np.ndarray:
@@ -68,7 +69,7 @@ def _sample(rows: np.ndarray, count: int, purpose: str) -> np.ndarray:
 
 
 def _in_turn(rows: np.ndarray, cells: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """`rows` so that each cell's first come before any cell's second, mistakes first, then the largest cells."""
+    """Orders `rows`: the first of every cell before the second of any, mistakes first, then the largest cells."""
     of_row = cells[rows]
     order = np.argsort(of_row, kind="stable")
     _, start, size = np.unique(of_row[order], return_index=True, return_counts=True)
@@ -78,35 +79,35 @@ def _in_turn(rows: np.ndarray, cells: np.ndarray, right: np.ndarray) -> np.ndarr
     return rows[np.lexsort((of_row, -many, right[rows], turn))]
 
 
-def room(height: int, width: int) -> int:
-    """How many pictures of this stored size a page keeps."""
+def capacity(height: int, width: int) -> int:
+    """Number of images of this stored size that a page holds."""
     height, width = _shown_size(height, width)
-    return min(MOST, _BYTES // (height * width * 3))
+    return min(MAX_IMAGES, _BYTES // (height * width * 3))
 
 
-def keep(file: Path, guesses: PredictionTable, size: tuple[int, int], read: Read) -> None:
-    """Writes the pictures that are chosen of images of `size` (height, width), made small where they are large."""
-    rows = choose(guesses, room(*size)).rows
-    parts = [_small(read(rows[start : start + _AT_A_TIME])) for start in range(0, len(rows), _AT_A_TIME)]
+def save_images(file: Path, predictions: PredictionTable, size: tuple[int, int], read: ReadImages) -> None:
+    """Stores the selected images of `size` (height, width), reduced if they are large."""
+    rows = select(predictions, capacity(*size)).rows
+    parts = [_small(read(rows[start : start + _CHUNK])) for start in range(0, len(rows), _CHUNK)]
     file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(file, flush=False) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, index=guesses.index[rows], images=np.concatenate(parts))
+    with atomic_write(file, flush=False) as aside, aside.open("wb") as stream:
+        np.savez_compressed(stream, index=predictions.index[rows], images=np.concatenate(parts))
 
 
 class SavedImages(NamedTuple):
-    """What `keep` has written: of images `index` of the split the pictures, uint8 [k, height, width, 3]."""
+    """Stored images, uint8 [k, height, width, 3], and their positions `index` in the split."""
 
     index: np.ndarray
     images: np.ndarray
 
-    def places(self, guesses: PredictionTable) -> dict[int, int]:
-        """Row of the guesses -> place among the pictures."""
-        rows = {image: row for row, image in enumerate(guesses.index.tolist())}
+    def places(self, predictions: PredictionTable) -> dict[int, int]:
+        """Row of the predictions -> position among the stored images."""
+        rows = {image: row for row, image in enumerate(predictions.index.tolist())}
         return {rows[image]: place for place, image in enumerate(self.index.tolist()) if image in rows}
 
 
-def read(file: Path) -> SavedImages | None:
-    """The pictures, or None where none were kept (by a scoring that wrote no page, or one that was damaged)."""
+def load_images(file: Path) -> SavedImages | None:
+    """The stored images; None if the file is missing or damaged."""
     try:
         with np.load(file, allow_pickle=False) as kept:
             return SavedImages(kept["index"], kept["images"])
@@ -114,11 +115,10 @@ def read(file: Path) -> SavedImages | None:
         return None
 
 
-def address(image: np.ndarray) -> str:
-    """A data: address of the picture, uint8 [height, width, 3], to the pixel where it is small."""
-    stream, kind = io.BytesIO(), "png" if max(image.shape[:2]) <= _LOSSLESS else "jpeg"
-    Image.fromarray(image).save(stream, kind, optimize=True, **({"quality": 88} if kind == "jpeg" else {}))
-    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+def data_url(image: np.ndarray) -> str:
+    """A data: URL of uint8 [height, width, 3]: PNG if it is small, otherwise JPEG."""
+    is_small = max(image.shape[:2]) <= _LOSSLESS
+    return html_page.image_url(image) if is_small else html_page.image_url(image, "jpeg", quality=88)
 
 
 def _shown_size(height: int, width: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""One self-contained HTML page from a template: light and dark, on a phone and on paper, and nothing from a network."""
+"""Renders self-contained HTML pages from templates: no network requests, light and dark, phone and print."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _TEMPLATES = Path(__file__).with_name("templates")
 
 
 def render(template: str, **values: Any) -> str:
-    """The text of `template`, a file in templates/; a value that it lacks is an error of ours.
+    """The text of `template`, a file in templates/. A missing value raises jinja2.UndefinedError.
 
-    In HTML values are escaped, so that a class called `<b>` is shown as it is called. A page extends base.html.
+    HTML is escaped, so a class named `<b>` shows its name. Pages extend base.html.
     """
     return _environment(_TEMPLATES).get_template(template).render(**values)
 
@@ -37,19 +37,19 @@ def _environment(folder: Path) -> jinja2.Environment:
     )
 
 
-def write(file: Path, text: str) -> None:
-    """Writes aside and renames, so that a browser that reloads sees the old or the new page."""
-    with atomic_write(file, flush=False) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def write_page(file: Path, text: str) -> None:
+    """Writes the page atomically: a browser that reloads sees the old or the new one."""
+    with atomic_write(file, flush=False) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
-def picture(image: np.ndarray) -> str:
-    """A data: address that holds the image, uint8 [height, width, 3], as PNG."""
+def image_url(image: np.ndarray, kind: str = "png", **options: Any) -> str:
+    """A data: URL of uint8 [height, width, 3], encoded by Pillow as `kind` with `options`."""
     stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "PNG", optimize=True)
-    return address(stream.getvalue(), "png")
+    Image.fromarray(image).save(stream, kind, optimize=True, **options)
+    return data_url(stream.getvalue(), kind)
 
 
-def address(content: bytes, kind: str) -> str:
-    """A data: address that holds a picture's file of this kind: `png`, `jpeg` or `svg+xml`."""
+def data_url(content: bytes, kind: str) -> str:
+    """A data: URL of an encoded image; `kind`: `png`, `jpeg` or `svg+xml`."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,4 +1,4 @@
-"""The README.md of an exported model, as the Hugging Face hub reads it: what was measured, and how to get it again."""
+"""The model card (README.md) of an exported model, with metadata for the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from resnet_cifar.config.diff import flatten
+from resnet_cifar.config.diff import differing_fields, flatten
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.reporting import html_page
 
 _METRICS = {"accuracy": "accuracy", "top5": "top-5 accuracy", "loss": "cross-entropy"}
-_LICENSES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0")  # that the hub knows by timm's names
+_LICENSES = (
+    "apache-2.0",
+    "mit",
+    "bsd-3-clause",
+    "cc-by-4.0",
+    "cc-by-nc-4.0",
+)  # whose names in timm and on the Hub agree
 _UNSEEN = (
     "data.image_size",
     "data.interpolation",
@@ -26,10 +32,10 @@ _UNSEEN = (
     "data.overfit_images",
     "data.storage",
 )
-_ASIDE = ("precision", "rank_timeout", "track.", "checkpoint.", "data.storage")  # said elsewhere, or without effect
-_PATHS = ("data.source", "model.init_from")  # whose folders are nobody else's business
+_ASIDE = ("precision", "rank_timeout", "track.", "checkpoint.", "data.storage")  # stated elsewhere or without effect
+_PATHS = ("data.source", "model.init_from")  # only the last part of a local path is published
 
-# What users copy out of the card is what `eval.py --verify-export` runs.
+# `eval.py --verify-export` runs this code as well.
 _LOADING = '''\
 import numpy as np
 import timm
@@ -42,9 +48,9 @@ config = model.pretrained_cfg
 mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
 
 
-def to_input(picture):
-    """A PIL picture as the model was trained on it: float32 [3, height, width]."""
-    pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None].float()
+def to_input(image):
+    """Preprocesses a PIL image as in training: float32 [3, height, width]."""
+    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float()
     size, mode = tuple(config["input_size"][1:]), config["interpolation"]
     if pixels.shape[2:] != size:
         antialias = mode != "nearest" and size[0] < max(pixels.shape[2:])
@@ -53,16 +59,16 @@ def to_input(picture):
 '''
 
 
-def loading(folder: str, needs_package: bool) -> str:
-    """Python that loads the model in `folder` with timm, as `model`, and defines its `to_input`.
+def loading_code(folder: str, needs_package: bool) -> str:
+    """Python code that loads the model in `folder` with timm as `model` and defines its `to_input`.
 
-    `needs_package`: whether timm knows the architecture only after `import resnet_cifar`.
+    `needs_package`: whether `import resnet_cifar` has to register the architecture first.
     """
-    package = "\nimport resnet_cifar  # its models join timm's\n" if needs_package else ""
+    package = "\nimport resnet_cifar  # registers its models with timm\n" if needs_package else ""
     return _LOADING.format(package=package, address=json.dumps(f"local-dir:{folder}"))
 
 
-def text(
+def render_card(
     recipe: Recipe,
     config: Mapping[str, Any],
     found: Mapping[str, Any],
@@ -70,11 +76,11 @@ def text(
     environment: Mapping[str, Any],
     needs_package: bool,
 ) -> str:
-    """The card of a model that `recipe` has trained.
+    """The model card of a model trained with `recipe`.
 
-    `config`: timm's `pretrained_cfg` of the model that training began with. `found`: what eval-test.json holds.
-    `result`: what result.json holds, with `decode_size` and `fingerprint` of the images. `environment`: what
-    environment.json holds. `needs_package`: see `loading`.
+    `config`: timm's `pretrained_cfg` of the initial model. `found`: the content of eval-test.json. `result`: that of
+    result.json, with `decode_size` and `fingerprint` of the images. `environment`: that of environment.json.
+    `needs_package`: see `loading_code`.
     """
     dataset = _source(recipe)
     name = f"{config['architecture']}, {dataset.rpartition('/')[2]}"
@@ -89,8 +95,8 @@ def text(
         limited=f" (`data.limit` {recipe.data.limit})" if recipe.data.limit else "",
         result=result,
         needs_package=needs_package,
-        loading=loading("FOLDER", needs_package),
-        # Which images data.limit keeps depends on the seed, which a folder alone does not know.
+        loading=loading_code("FOLDER", needs_package),
+        # Which images data.limit keeps depends on the seed, which a model directory does not record.
         scored_on="" if recipe.data.limit and recipe.seed else " ".join(_scored_on(recipe)),
         chosen=f", of which step {result['step']:,} was the best" if result["step"] != result["steps"] else "",
         hardware=_hardware(environment),
@@ -123,21 +129,21 @@ def _metadata(recipe: Recipe, config: Mapping[str, Any], found: Mapping[str, Any
         tags=["image-classification", "timm", "resnet-cifar"],
         license=license_name if license_name in _LICENSES else None,
         base_model=base or None,
-        datasets=[dataset] if _is_of_the_hub(recipe) else None,
+        datasets=[dataset] if _is_on_hub(recipe) else None,
         metrics=["accuracy"],
         model_name=name,
         eval_results=results,
     )
 
 
-def _is_of_the_hub(recipe: Recipe) -> bool:
-    """What lies on this machine has an absolute path by now (`cli.with_overrides`)."""
+def _is_on_hub(recipe: Recipe) -> bool:
+    """Whether the source is a Hub id: local paths are absolute by now."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.data.source) is not None
 
 
 def _source(recipe: Recipe) -> str:
-    """The hub's name of the images, or the last part of their path."""
-    return recipe.data.source if _is_of_the_hub(recipe) else Path(recipe.data.source).name
+    """The Hub id of the dataset, or the last part of its path."""
+    return recipe.data.source if _is_on_hub(recipe) else Path(recipe.data.source).name
 
 
 def _start(recipe: Recipe) -> str:
@@ -147,7 +153,7 @@ def _start(recipe: Recipe) -> str:
 
 
 def _scored_on(recipe: Recipe) -> Iterator[str]:
-    """The words by which eval.py finds the same test images for the folder alone."""
+    """Options with which eval.py finds the same test images, given the model directory only."""
     default = flatten(Recipe())
     for path, value in flatten(recipe).items():
         changed = value != default[path] if path in default else True
@@ -156,13 +162,10 @@ def _scored_on(recipe: Recipe) -> Iterator[str]:
 
 
 def _changes(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
-    """(field, value, the default recipe's value) of all that decides the result and differs."""
-    default = flatten(read_recipe("finetune"))
-    ours = flatten(recipe)
-    for path in dict.fromkeys((*ours, *default)):
-        if ours.get(path) != default.get(path) and not path.startswith(_ASIDE):
-            here, there = (_shown(path, values[path]) if path in values else "absent" for values in (ours, default))
-            yield path, here.replace("|", "\\|"), there
+    """(field, value, default) of the differing fields that affect the result."""
+    for path, values in differing_fields([recipe, read_recipe("finetune")], _ASIDE).items():
+        here, there = (_shown(path, value) for value in values)
+        yield path, here.replace("|", "\\|"), there
 
 
 def _shown(path: str, value: Any) -> str:

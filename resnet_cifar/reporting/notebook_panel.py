@@ -1,4 +1,4 @@
-"""A run while it trains, as a piece of HTML that stands in a notebook: a bar, what it has reached, curves."""
+"""The live panel of a run in a notebook: progress bar, current metrics and curves, as HTML."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from resnet_cifar.reporting import html_page
 from resnet_cifar.reporting.console import duration
 
 _COLOURS = {"finished": "#1a7f4b", "failed": "#b3261e"}
-_TRAINING, _VALIDATION, _INK = "#3b7ddd", "#e08a1e", "#7f8791"  # on white and on black alike
+_TRAINING, _VALIDATION, _INK = "#3b7ddd", "#e08a1e", "#7f8791"  # readable on white and black
 
 
 def panel(
@@ -18,7 +18,7 @@ def panel(
 ) -> str:
     """The HTML of a run of `steps` updates (0: not known yet) that is in `state` and has written `rows`.
 
-    `curves`: the address of a picture, empty where there is none.
+    `curves`: the data: URL of an image, or empty.
     """
     done = rows[-1]["step"] if rows else 0
     return html_page.render(
@@ -26,7 +26,7 @@ def panel(
         run=run,
         state=state,
         percent=round(100 * done / steps, 1) if steps else 0,
-        colour=_COLOURS.get(state, _TRAINING),
+        color=_COLOURS.get(state, _TRAINING),
         facts=list(_facts(steps, rows)),
         warnings=warnings,
         curves=curves,
@@ -51,7 +51,7 @@ def _facts(steps: int, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def curves(rows: Sequence[dict[str, Any]]) -> str:
-    """A data: address of loss and accuracy over epochs, training and validation, as SVG; empty without rows."""
+    """A data: URL of loss and accuracy over epochs, training and validation, as SVG; empty without rows."""
     if not rows:
         return ""
     import matplotlib
@@ -81,7 +81,7 @@ def curves(rows: Sequence[dict[str, Any]]) -> str:
             axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    return html_page.address(stream.getvalue(), "svg+xml")
+    return html_page.data_url(stream.getvalue(), "svg+xml")
 
 
 def _epochs(rows: Sequence[dict[str, Any]]) -> list[float]:

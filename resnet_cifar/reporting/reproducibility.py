@@ -1,4 +1,4 @@
-"""What was run, and how it is run again: read from a run folder, in words for a person."""
+"""Configuration, environment and attempts of a run, and the commands that reproduce it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resnet_cifar.atomic_io import read_json
-from resnet_cifar.config.diff import flatten
+from resnet_cifar.config.diff import differing_fields
 from resnet_cifar.config.loading import read_recipe, recipe_names
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.reporting.console import duration
 
 _DEFAULT = "finetune"
-_UNSAID = ("track.",)  # decides nothing of the run
+_IGNORED = ("track.",)  # no effect on the result
 
 
 class Difference(NamedTuple):
-    """A field in which a run differs from the default recipe, or from the one that its command names."""
+    """A field in which a run differs from the default recipe or from the recipe named in its command."""
 
     field: str
     ours: str
@@ -28,7 +28,7 @@ class Difference(NamedTuple):
 
 
 def named_recipe(environment: dict[str, Any]) -> str | None:
-    """The shipped recipe that the last start's command named; None where it named a file, or is not known."""
+    """The shipped recipe in the command of the last attempt; None if it names a file or is unknown."""
     words = str(environment.get("command", "")).replace("=", " ").split()
     if not words:
         return None
@@ -38,19 +38,13 @@ def named_recipe(environment: dict[str, Any]) -> str | None:
 
 
 def differences(recipe: Recipe, named: str | None) -> list[Difference]:
-    """The fields of `recipe` that are not as in the default recipe, or not as in the recipe `named`."""
-    ours, default = flatten(recipe), flatten(read_recipe(_DEFAULT))
-    theirs = flatten(read_recipe(named)) if named else default
-    paths = [path for path in dict.fromkeys([*ours, *theirs, *default]) if not path.startswith(_UNSAID)]
-    return [
-        Difference(path, *(_word(values, path) for values in (ours, theirs, default)))
-        for path in paths
-        if len({_word(values, path) for values in (ours, theirs, default)}) > 1
-    ]
+    """The fields of `recipe` that differ from the default recipe or from the recipe `named`."""
+    recipes = [recipe, read_recipe(named or _DEFAULT), read_recipe(_DEFAULT)]
+    return [Difference(path, *map(str, values)) for path, values in differing_fields(recipes, _IGNORED).items()]
 
 
-def facts(environment: dict[str, Any]) -> list[tuple[str, str]]:
-    """Versions, hardware, command and data of the last start; what an old run does not say is left out."""
+def environment_rows(environment: dict[str, Any]) -> list[tuple[str, str]]:
+    """Versions, hardware, command and data of the last attempt; unknown values are left out."""
     gpus = environment.get("gpus") or []
     threads = f"{environment.get('cpu')}, cores: {environment.get('cores')}, threads: {environment.get('threads')}"
     packages = environment.get("packages") or {}
@@ -70,8 +64,8 @@ def facts(environment: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in found.items() if value]
 
 
-class Start(NamedTuple):
-    """One start of a run, as a line of a table."""
+class Attempt(NamedTuple):
+    """One attempt at a run, as a row of a table."""
 
     number: int
     began: str
@@ -80,28 +74,28 @@ class Start(NamedTuple):
     end: str
 
 
-def starts(run: Path) -> list[dict[str, Any]]:
-    """The starts of attempts.json, the last of which may be running; none for a run of before there was such a file."""
+def read_attempts(run: Path) -> list[dict[str, Any]]:
+    """The attempts in attempts.json, of which the last may be running; empty without that file."""
     return (read_json(run / "attempts.json") or {}).get("attempts", [])
 
 
-def starts_in_words(kept: list[dict[str, Any]], status: dict[str, Any]) -> list[Start]:
-    """`kept`: those of attempts.json; `status`: status.json, by which one that runs, or was killed, was last heard of."""
+def attempt_rows(attempts: list[dict[str, Any]], status: dict[str, Any]) -> list[Attempt]:
+    """Rows of a table. `status`: status.json, the last sign of life of an attempt that is running or was killed."""
     lines = []
-    for start in kept:
-        if "state" in start:
-            ended, step, end = start["ended"], start["step"], start["state"]
-            end += f" ({start['why']})" if start.get("why") else ""
+    for attempt in attempts:
+        if "state" in attempt:
+            ended, step, end = attempt["ended"], attempt["step"], attempt["state"]
+            end += f" ({attempt['why']})" if attempt.get("why") else ""
         else:
-            ended, step = status.get("time", start["began"]), status.get("step", start["from_step"])
+            ended, step = status.get("time", attempt["began"]), status.get("step", attempt["from_step"])
             state = status.get("state")
-            end = "running when last heard of, or killed" if state == "running" else state or "not known"
+            end = "running at the last update, or killed" if state == "running" else state or "unknown"
         lines.append(
-            Start(
-                start["attempt"],
-                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(start["began"])),
-                f"{start['from_step']:,} to {step:,}",
-                duration(max(0.0, ended - start["began"])),
+            Attempt(
+                attempt["attempt"],
+                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt["began"])),
+                f"{attempt['from_step']:,} to {step:,}",
+                duration(max(0.0, ended - attempt["began"])),
                 end,
             )
         )
@@ -109,18 +103,14 @@ def starts_in_words(kept: list[dict[str, Any]], status: dict[str, Any]) -> list[
 
 
 def commands(run: Path, environment: dict[str, Any]) -> list[tuple[str, str]]:
-    """(what, command), to be copied: run it again, score it, label pictures, load the model."""
+    """(title, command) to train again, evaluate, predict, load the model and write the report."""
     processes = environment.get("world_size") or 1
     launch = f"accelerate launch --num_processes {processes} " if processes > 1 else "python "
     folder = shlex.quote(str(run))
     again = f"{launch}train.py --recipe {shlex.quote(str(run / 'recipe.yaml'))} --run {shlex.quote(f'{run}-again')}"
-    found = [("train it again", again), ("score it", f"python eval.py {folder}")]
+    found = [("Train again", again), ("Evaluate", f"python eval.py {folder}")]
     if (run / "model").is_dir():
-        found.append(("label pictures", f"python eval.py {folder} --images FOLDER"))
+        found.append(("Classify images", f"resnet-cifar predict {folder} PATH"))
         load = f"timm.create_model({'local-dir:' + str(run / 'model')!r}, pretrained=True)"
-        found.append(("load the model", f"import resnet_cifar, timm; model = {load}"))
-    return [*found, ("write this page", f"resnet-cifar report {folder}")]
-
-
-def _word(values: dict[str, Any], path: str) -> str:
-    return str(values[path]) if path in values else "-"
+        found.append(("Load the model", f"import resnet_cifar, timm; model = {load}"))
+    return [*found, ("Write this report", f"resnet-cifar report {folder}")]

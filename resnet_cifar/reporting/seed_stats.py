@@ -1,4 +1,4 @@
-"""How far results of one recipe lie apart under other seeds."""
+"""Mean, spread and confidence interval of results over several seeds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONFIDENCE = 0.95
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """Number of runs, mean, standard deviation (n - 1) and the 95 % interval of the mean (Student's t, 1908).
 
-    One value alone has neither deviation nor interval: None. The interval of an accuracy may pass 1.
+    Deviation and interval of a single value are None. The interval of an accuracy may exceed 1.
     """
     from scipy.stats import t
 
@@ -25,8 +25,8 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"runs": count, "mean": mean, "standard_deviation": deviation, "interval": [mean - half, mean + half]}
 
 
-def sentence(name: str, found: dict[str, Any]) -> str:
-    """What `spread` has found of `name`, as a line."""
+def summary_line(name: str, found: dict[str, Any]) -> str:
+    """The result of `spread` for the metric `name`, in one line."""
     runs = f"{found['runs']} seed{'s' * (found['runs'] > 1)}"
     if found["interval"] is None:
         return f"{name}: {found['mean']:.4f} ({runs})"

@@ -1,6 +1,6 @@
-"""How charts look: one set of colours, for a paper as they are and for a page as its variables, light and dark.
+"""Style of figures: fixed colors in files, CSS variables in pages, light and dark.
 
-matplotlib is imported where it draws: it takes a second, and training does not wait for it.
+matplotlib is imported only when drawing, since the import takes a second.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 INK, MUTED, LINE = "#1c2128", "#5d6672", "#d9dde3"
 FIRST, SECOND, WRONG = "#1f5fbf", "#c2570c", "#b3261e"
 SERIES = (FIRST, SECOND, "#1a7f4b", "#8a3ffc", "#0b7285", "#a3195b")
-# What a page calls them: base.html has the first ones, a template that shows more of them has the others.
+# CSS variables of these colors: base.html defines the first ones, a template that uses more defines the others.
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", FIRST: "accent", SECOND: "second", WRONG: "wrong"}
 _VARIABLES |= dict(zip(SERIES[2:], ("third", "fourth", "fifth", "sixth"), strict=True))
 _TEXT = {"svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}
 _DPI = 150
 
 
-def dress(axes: Axes, title: str, below: str) -> None:
-    """A plain panel: its title where the eye begins, and two thin axes."""
+def style_axes(axes: Axes, title: str, below: str) -> None:
+    """A plain panel: title on the left, thin axes on the left and below."""
     axes.set_title(title, loc="left", fontsize=11, color=INK, pad=14, weight="bold")
     axes.set_xlabel(below, fontsize=9, color=MUTED)
     axes.tick_params(labelsize=9, colors=MUTED, length=3)
@@ -39,46 +39,45 @@ def dress(axes: Axes, title: str, below: str) -> None:
         spine.set_color(LINE)
 
 
-def variable(colour: str) -> str:
-    """What a page calls the colour, for its CSS."""
-    return f"--{_VARIABLES[colour]}"
+def css_variable(color: str) -> str:
+    """Name of the CSS variable of a color."""
+    return f"--{_VARIABLES[color]}"
 
 
 def percent() -> FuncFormatter:
-    """Shares of an axis as 85 %, or 85.5 % where it shows so little."""
+    """Formats the shares of an axis as 85 %, with decimals if the range is small."""
     from matplotlib.ticker import FuncFormatter
 
     return FuncFormatter(lambda share, _: f"{round(100 * share, 4):g}\u00a0%")
 
 
 def thousands() -> FuncFormatter:
-    """12,000."""
+    """Formats the numbers of an axis as 12,000."""
     from matplotlib.ticker import FuncFormatter
 
     return FuncFormatter(lambda number, _: f"{round(number, 4):,g}" if number < 1000 else f"{number:,.0f}")
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
-    """NAME.png and NAME.svg, whose text is text; each whole or not there."""
+    """Writes NAME.png and NAME.svg atomically; the text of the SVG stays text."""
     from matplotlib import rc_context
 
     folder.mkdir(parents=True, exist_ok=True)
     for kind in ("png", "svg"):
-        with atomic_write(folder / f"{name}.{kind}", flush=False) as temporary:
-            with rc_context({**_TEXT, "svg.hashsalt": name}):
-                metadata = {"Date": None} if kind == "svg" else {}
-                figure.savefig(temporary, format=kind, dpi=_DPI, facecolor="white", metadata=metadata)
-            figure.set_layout_engine("none")  # it has found its places, which takes as long as drawing
+        with atomic_write(folder / f"{name}.{kind}", flush=False) as aside, rc_context({**_TEXT, "svg.hashsalt": name}):
+            metadata = {"Date": None} if kind == "svg" else {}
+            figure.savefig(aside, format=kind, dpi=_DPI, facecolor="white", metadata=metadata)
+        figure.set_layout_engine("none")  # the layout is done and takes as long as drawing
 
 
-def is_older(folder: Path, name: str, than: float) -> bool:
-    """Whether NAME.png or NAME.svg lacks, or is of before the time `than`."""
+def is_outdated(folder: Path, name: str, older_than: float) -> bool:
+    """Whether NAME.png or NAME.svg is missing or older than the time `older_than`."""
     files = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
-    return any(not file.is_file() or file.stat().st_mtime < than for file in files)
+    return any(not file.is_file() or file.stat().st_mtime < older_than for file in files)
 
 
 def inline(figure: Figure, name: str) -> str:
-    """The figure as an <svg> element without a background, in the variables of the page that it becomes part of."""
+    """The figure as an <svg> element without background, in the CSS variables of the page."""
     from matplotlib import rc_context
 
     stream = io.StringIO()
@@ -87,9 +86,9 @@ def inline(figure: Figure, name: str) -> str:
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r' id="[A-Za-z.0-9]+_\d+"', "", text)  # a page has several figures, and ids once
-    # matplotlib names shapes by their content and the salt, so that two figures' never mean each other's.
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, f"var(--{variable})")
+    text = re.sub(r' id="[A-Za-z.0-9]+_\d+"', "", text)  # ids are unique within a page, which has several figures
+    # matplotlib derives the ids of shapes from their content and the salt, so they do not clash between figures.
+    for color, variable in _VARIABLES.items():
+        text = text.replace(color, f"var(--{variable})")
     words = f'role="img" aria-label="{name}"'
     return re.sub(r'<svg (.*?)width="[^"]*"(.*?)height="[^"]*"', rf"<svg {words} \1\2", text, count=1, flags=re.DOTALL)

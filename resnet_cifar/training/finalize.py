@@ -72,10 +72,10 @@ def test_and_export(
             checkpoint.read_state(chosen)  # a result never names a damaged checkpoint
     with part("evaluation"):
         found = {
-            **results_io.facts("test", recipe, data.fingerprint, str(chosen.relative_to(folder.path))),
+            **results_io.evaluation_facts("test", recipe, data.fingerprint, str(chosen.relative_to(folder.path))),
             **metrics.full(*predictions, data.classes, temperature),
         }
-        results_io.write(folder.path, "test", found, *predictions, data.test.indices)
+        results_io.write_results(folder.path, "test", found, *predictions, data.test.indices)
     result = {
         **({"val/accuracy": best["val/accuracy"], "val/loss": best["val/loss"]} if best else {}),
         **{f"test/{name}": found[name] for name in ("accuracy", "top5", "loss")},
@@ -89,7 +89,7 @@ def test_and_export(
     }
     facts = {"temperature": temperature, "decode_size": data.train.side, "fingerprint": data.fingerprint}
     with part("export"):
-        card = artifacts.card(lambda: _card(state, found, {**result, **facts}), writer.screen.warn)
+        card = artifacts.make_card(lambda: _card(state, found, {**result, **facts}), writer.screen.warn)
         export_model(state.scored, folder.model, recipe, data.classes, state.scored.state_dict(), facts, card)
     write_json(folder.path / "result.json", result)
     writer.status("finished")
@@ -103,8 +103,8 @@ def test_and_export(
 
 def _report(predictions: Predictions, temperature: float | None, data: ImageData, writer: RunWriter) -> Path | None:
     folder, warn = writer.folder.path, writer.screen.warn
-    artifacts.keep_pictures(folder, "test", predictions, data.test, temperature, warn)
-    return artifacts.write_page(folder, "test", warn)
+    artifacts.save_example_images(folder, "test", predictions, data.test, temperature, warn)
+    return artifacts.write_report(folder, "test", warn)
 
 
 def _summary(result: dict[str, Any]) -> dict[str, float]:
@@ -116,7 +116,7 @@ def _summary(result: dict[str, Any]) -> dict[str, float]:
 def _card(state: TrainState, found: dict[str, Any], result: dict[str, Any]) -> str:
     config = state.scored.pretrained_cfg
     here = {**environment.describe(), "world_size": state.context.size}
-    return model_card.text(state.plan.recipe, config, found, result, here, needs_package(config["architecture"]))
+    return model_card.render_card(state.plan.recipe, config, found, result, here, needs_package(config["architecture"]))
 
 
 def closing_table(screen: Screen, folder: RunDir, result: dict[str, Any], curves: list[tuple[str, str]]) -> None:

@@ -60,7 +60,7 @@ def test_it_says_what_was_planted(browser, odd_page: Path) -> None:
     assert [place.split()[1] for place in places] == ["1", "12"] and places[1] == "test 12"
     assert "mirrored" in labels.locator(".how").inner_text()
     text = page.locator("main").inner_text()
-    assert "Widths go from 60 to 115 pixels, heights from 57 to 90" in text
+    assert "Widths range from 60 to 115 pixels, heights from 57 to 90" in text
     assert page.locator(".balance tbody tr").count() == 2
     assert page.locator(".views .class").count() == 2
 

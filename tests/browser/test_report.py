@@ -22,7 +22,7 @@ from PIL import Image
 
 from resnet_cifar.reporting import comparison_report, gallery, prediction_table, run_report, style
 
-SHOWN = "#pictures li:not([hidden])"
+SHOWN = "#examples li:not([hidden])"
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -42,7 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = reported.finish(tmp_path_factory.mktemp("pages") / "run", count=240)
     with pytest.MonkeyPatch.context() as patch:
         without_figures(patch)
-        run_report.write(folder)
+        run_report.write_run_report(folder)
     return folder
 
 
@@ -67,7 +67,7 @@ def test_the_page_is_quiet_and_fits(browser: Any, index: Path) -> None:
         opened = browser.open(index, **options)
         opened.check_quiet()
         opened.check_fits()
-        assert opened.page.evaluate("document.querySelectorAll('#pictures img').length") > 100
+        assert opened.page.evaluate("document.querySelectorAll('#examples img').length") > 100
         assert opened.page.evaluate("[...document.images].every(image => image.naturalWidth === 8)")
 
 
@@ -86,8 +86,8 @@ def test_clicking_a_cell_shows_its_pictures_and_clearing_shows_all_again(
         (str(actual), str(predicted))
     }
     count = confusion[actual, predicted]
-    said = page.locator("#said").text_content()
-    assert said == f"{names[actual]} taken for {names[predicted]}: {shown.count()} of {count} pictures."
+    said = page.locator("#status").text_content()
+    assert said == f"{names[actual]} predicted as {names[predicted]}: {shown.count()} of {count} images."
     assert page.locator('[aria-pressed="true"]').count() == 1
     page.locator("#clear").click()
     assert page.locator(SHOWN).count() == before
@@ -113,12 +113,12 @@ def test_a_cell_whose_pictures_are_gone_says_so(
     without_figures(monkeypatch)
     shutil.copytree(run, tmp_path / "run")
     file = tmp_path / "run" / "report" / "pictures-test.npz"
-    kept = gallery.read(file)
+    kept = gallery.load_images(file)
     np.savez_compressed(file, index=kept.index[:1], images=kept.images[:1])
-    page = browser.open(run_report.write(tmp_path / "run")).page
+    page = browser.open(run_report.write_run_report(tmp_path / "run")).page
     page.locator(".beside ol button").first.click()
     assert page.locator("#empty").is_visible()
-    assert "None of them was kept" in page.locator("#empty").text_content()
+    assert "None of these images was stored" in page.locator("#empty").text_content()
 
 
 def test_the_matrix_is_one_stop_of_tab_and_arrows_and_enter_do_the_rest(browser: Any, index: Path) -> None:
@@ -134,7 +134,7 @@ def test_the_matrix_is_one_stop_of_tab_and_arrows_and_enter_do_the_rest(browser:
     assert cell == ["1", "1"]
     page.keyboard.press("Enter")
     assert {each.get_attribute("data-a") for each in page.locator(SHOWN).all()} == {"1"}
-    assert page.evaluate("document.activeElement.id") == "said", "a screen reader says what is shown"
+    assert page.evaluate("document.activeElement.id") == "status", "a screen reader says what is shown"
     page.keyboard.press("Escape")
     assert page.locator("#clear").is_hidden()
     assert page.evaluate(f"[{focused}.a, {focused}.p]") == cell, "back where it was"
@@ -170,8 +170,8 @@ def test_ten_classes_of_a_thousand_images_fit_on_a_phone(
 ) -> None:
     without_figures(monkeypatch)
     reported.score(tmp_path, "test", count=10_000, classes=CIFAR)
-    page = browser.open(run_report.write_scoring(tmp_path, "test"), phone=True).page
-    box = "(() => {const box = document.querySelector('.class-scores').parentElement; return %s})()"
+    page = browser.open(run_report.write_evaluation_page(tmp_path, "test"), phone=True).page
+    box = "(() => {const box = document.querySelector('.class-metrics').parentElement; return %s})()"
     assert page.evaluate(box % "box.scrollWidth - box.clientWidth") == 0
     assert page.evaluate(box % "[box.tabIndex, box.getAttribute('role')]") == [0, "region"]
 
@@ -219,8 +219,11 @@ def test_pages_of_many_classes_of_a_run_on_its_way_and_of_two_runs_are_quiet_and
 ) -> None:
     without_figures(monkeypatch)
     many = reported.finish(tmp_path / "many", count=800, classes=[f"class {n}" for n in range(100)], side=64)
-    pages = [run_report.write(many), run_report.write(reported.start(tmp_path / "begun", steps=15).path)]
-    pages.append(comparison_report.write([run, many, tmp_path / "begun"], tmp_path / "compare.html"))
+    pages = [
+        run_report.write_run_report(many),
+        run_report.write_run_report(reported.start(tmp_path / "begun", steps=15).path),
+    ]
+    pages.append(comparison_report.write_comparison([run, many, tmp_path / "begun"], tmp_path / "compare.html"))
     for file in pages:
         for options in ({}, {"phone": True}):
             opened = browser.open(file, **options)
@@ -241,9 +244,12 @@ def ten_thousand(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     def read(rows: np.ndarray) -> np.ndarray:
         return np.stack([np.asarray(Image.open(io.BytesIO(encoded[row].as_py())).convert("RGB")) for row in rows])
 
-    logits, labels, index = prediction_table.read(folder / "predictions-test.parquet")
-    gallery.keep(
-        folder / "report" / "pictures-test.npz", prediction_table.of(logits, labels, index, 1.25), (32, 32), read
+    logits, labels, index = prediction_table.read_predictions(folder / "predictions-test.parquet")
+    gallery.save_images(
+        folder / "report" / "pictures-test.npz",
+        prediction_table.from_logits(logits, labels, index, 1.25),
+        (32, 32),
+        read,
     )
     return folder
 
@@ -267,6 +273,6 @@ def test_ten_thousand_images_make_a_page_of_less_than_five_megabytes(
     assert 1_000_000 < index.stat().st_size < 5_000_000
     opened = browser.open(index)
     opened.check_quiet()
-    assert opened.page.locator("#pictures li").count() == gallery.MOST
+    assert opened.page.locator("#examples li").count() == gallery.MAX_IMAGES
     found = {"seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1), "bytes": index.stat().st_size}
     record("report of 10,000 test images, with imports", **found)

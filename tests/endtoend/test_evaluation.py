@@ -20,13 +20,12 @@ from safetensors.torch import load_file
 from starting import train
 
 from resnet_cifar.cli import evaluate, predict
-from resnet_cifar.cli.evaluate import parse_arguments
-from resnet_cifar.cli.train import TrainCommand
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
-from resnet_cifar.data.loader import Preprocess
+from resnet_cifar.config.options import TrainOptions
+from resnet_cifar.data.preprocess import Preprocess
 from resnet_cifar.data.sources import synthetic
-from resnet_cifar.evaluation import metrics
+from resnet_cifar.evaluation import classify, metrics, throughput, tta
 from resnet_cifar.evaluation.predict import Predictions
 
 ROOT = Path(__file__).parents[2]
@@ -50,14 +49,13 @@ WORDS = {
 SCORER = """
 import json, sys
 from accelerate.state import AcceleratorState
-from resnet_cifar import commands
-from resnet_cifar.reporting import ink
-from resnet_cifar.training.score import score
-ink.save = lambda *_: None  # the figures beside each page take longer than all else
+from resnet_cifar.cli.evaluate import evaluate, parse_arguments
+from resnet_cifar.reporting import style
+style.save = lambda *_: None  # the figures beside each page take longer than all else
 for words in json.load(sys.stdin):
     AcceleratorState._reset_state(True)
     print("==", *words, flush=True)
-    score(*parse_arguments(words))
+    evaluate(*parse_arguments(words))
 """
 NAMES = synthetic.CLASS_NAMES
 DRAWN = 400  # synthetic images of which a stranger has some
@@ -70,7 +68,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from accelerate.state import AcceleratorState
 
     place = tmp_path_factory.mktemp("evaluation")
-    train(TrainCommand(recipe="debug", run=str(place / "run")), read_recipe("debug", WORDS))
+    train(TrainOptions(recipe="debug", run=str(place / "run")), read_recipe("debug", WORDS))
     AcceleratorState._reset_state(True)
     run = place / "run"
     shutil.copytree(run / result(run)["checkpoint"], place / "saved")
@@ -231,7 +229,7 @@ def test_other_images_are_matched_by_the_names_of_their_classes(place: Path, sai
 
 def test_a_class_that_the_head_lacks_is_refused_by_name(place: Path, fresh_accelerator: None) -> None:
     with pytest.raises(UserError, match=r"has classes that the head lacks: frog, truck; .*in any order"):
-        evaluate.evaluate(*parse_arguments([str(place / "run"), "--data.source", str(place / "foreign")]))
+        evaluate.evaluate(*evaluate.parse_arguments([str(place / "run"), "--data.source", str(place / "foreign")]))
     assert evaluate.class_indices(("c", "a"), ("a", "b", "c"), "x") == [2, 0]
 
 
@@ -287,7 +285,7 @@ def test_what_is_damaged_or_does_not_fit_is_a_sentence(place: Path, tmp_path: Pa
     ):
         AcceleratorState._reset_state(True)
         with pytest.raises(UserError, match=sentence):
-            evaluate.evaluate(*parse_arguments([str(tmp_path / name), "--data.source", "synthetic"]))
+            evaluate.evaluate(*evaluate.parse_arguments([str(tmp_path / name), "--data.source", "synthetic"]))
 
 
 def test_pictures_are_labelled_and_what_is_none_is_named(place: Path, said: dict) -> None:

@@ -17,10 +17,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from starting import train
 
-from resnet_cifar.cli import verify_export
-from resnet_cifar.cli.train import TrainCommand
+from resnet_cifar.cli import evaluate, verify_export
 from resnet_cifar.cli.verify_export import Comparison
+from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.config.options import TrainOptions
 from resnet_cifar.reporting import model_card
 
 WORDS = {
@@ -39,7 +40,7 @@ WORDS = {
 
 
 def trained(run: Path, **words: str) -> Path:
-    train(TrainCommand(recipe="debug", run=str(run)), read_recipe("debug", WORDS | words))
+    train(TrainOptions(recipe="debug", run=str(run)), read_recipe("debug", WORDS | words))
     AcceleratorState._reset_state(True)
     return run
 
@@ -97,7 +98,7 @@ def test_a_card_carries_the_measured_numbers(stemmed: Path, tmp_path: Path) -> N
     assert "| `model.stem` | cifar | imagenet |" in card.text and "| `data.limit` | 60 | 0 |" in card.text
     assert f"torch {torch.__version__.partition('+')[0]}" in card.text
     assert "--data.source synthetic --data.limit 60" in card.text
-    assert "\n\n\n" not in card.text.replace(model_card.loading("FOLDER", needs_package=True), "code")
+    assert "\n\n\n" not in card.text.replace(model_card.loading_code("FOLDER", needs_package=True), "code")
 
 
 def test_a_card_says_what_a_hub_set_and_pretrained_weights_are_and_no_folder() -> None:
@@ -115,21 +116,21 @@ def test_a_card_says_what_a_hub_set_and_pretrained_weights_are_and_no_folder() -
     found |= {"calibration_error": 0.1, "temperature": None, "precision": "bf16"}
     result = {"steps": 9, "step": 5, "stopped_early": True, "decode_size": 32, "fingerprint": "0"}
     here = {"packages": {"timm": "1.0"}, "python": "3.11", "gpus": ["A GPU"] * 4, "world_size": 2}
-    text = model_card.text(read_recipe("finetune"), config, found, result, here, needs_package=False)
+    text = model_card.render_card(read_recipe("finetune"), config, found, result, here, needs_package=False)
     data = ModelCard(text).data
     assert (data.license, data.base_model, data.datasets) == (
         "apache-2.0",
         "timm/resnet50.a1_in1k",
         ["uoft-cs/cifar10"],
     )
-    assert "By resnet-cifar's default recipe, unchanged." in text and "2 processes (A GPU)" in text
+    assert "The default recipe of resnet-cifar, unchanged." in text and "2 processes (A GPU)" in text
     assert "(stopped early), of which step 5 was the best" in text
     assert "| a\\|b | 0.5000" in text and "| none |" not in text and "temperature" not in text
     assert "import resnet_cifar" not in text and "= logits.softmax(1)" in text
     own = read_recipe("finetune", {"data.source": "synthetic"})
     own = own.__class__(**{**vars(own), "data": own.data.__class__(**{**vars(own.data), "source": "/a/b/photos"})})
     found |= {"temperature": 1.25, "calibration_error_scaled": 0.0625}
-    text = model_card.text(own, config, found, result, here, needs_package=False)
+    text = model_card.render_card(own, config, found, result, here, needs_package=False)
     assert "| 1.2500 |" in text and "| 0.0625 |" in text and "= (logits / 1.250000).softmax(1)" in text
     assert "--data.source photos" in text and "/a/b" not in text and ModelCard(text).data.datasets is None
 
@@ -144,7 +145,7 @@ def test_timm_gets_the_runs_logits_out_of_a_model_that_is_ours(stemmed: Path, ca
 
 def test_timms_own_transform_is_the_same_for_pictures_of_the_models_size(halved: Path) -> None:
     words: dict = {}
-    exec(model_card.loading(str(halved / "model"), needs_package=False), words)
+    exec(model_card.loading_code(str(halved / "model"), needs_package=False), words)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(words["model"]))
     torch.testing.assert_close(transform(picture), words["to_input"](picture), rtol=0, atol=1e-6)
@@ -176,9 +177,7 @@ def test_scores_in_another_precision_are_told_apart_from_other_weights(
 def test_other_scores_than_the_runs_are_not_compared(halved: Path, tmp_path: Path) -> None:
     run = shutil.copytree(halved, tmp_path / "run")
     (run / "eval-test.json").write_text(json.dumps({**read(run / "eval-test.json"), "fingerprint": "other"}))
-    with pytest.raises(
-        cli.UserError, match=r"eval-test.json is not of checkpoints/step-\d+ and the images that are there"
-    ):
+    with pytest.raises(UserError, match=r"eval-test.json is not of checkpoints/step-\d+ and the images that are there"):
         compared(run)
 
 
@@ -191,5 +190,5 @@ def test_a_difference_that_is_no_number_does_not_hold() -> None:
 
 def test_several_processes_are_asked_to_be_one(halved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(cli.UserError, match=r"--verify-export starts a process of its own: run it by itself"):
+    with pytest.raises(UserError, match=r"--verify-export starts a process of its own: run it by itself"):
         compared(halved)

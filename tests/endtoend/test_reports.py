@@ -8,15 +8,16 @@ import os
 from pathlib import Path
 
 import pytest
+from resnet_cifar.cli.scoring import eval_command
 from starting import interrupt, train
 
-from resnet_cifar.cli.evaluate import evaluate, parse_arguments
-from resnet_cifar.cli.train import TrainCommand
+from resnet_cifar.cli import evaluate as evaluate_command
 from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.config.options import TrainOptions
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.reporting import gallery, html_page, prediction_table, style
 
-RUN = TrainCommand(recipe="debug", run="run")
+RUN = TrainOptions(recipe="debug", run="run")
 INDEX = Path("run/report/index.html")
 
 
@@ -35,7 +36,7 @@ def evaluate(*words: str) -> None:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(True)
-    evaluate(*parse_arguments(list(words)))
+    evaluate_command.evaluate(*eval_command(list(words)))
 
 
 def test_a_run_that_was_stopped_once_ends_with_a_page_and_scores_renew_it(
@@ -52,9 +53,9 @@ def test_a_run_that_was_stopped_once_ends_with_a_page_and_scores_renew_it(
     ]
     assert "interrupted (SIGTERM)" in text
     # Each kept picture is the image that its prediction is of.
-    kept = gallery.read(Path("run/report/pictures-test.npz"))
-    logits, labels, index = prediction_table.read(Path("run/predictions-test.parquet"))
-    found = prediction_table.of(logits, labels, index)
+    kept = gallery.load_images(Path("run/report/pictures-test.npz"))
+    logits, labels, index = prediction_table.read_predictions(Path("run/predictions-test.parquet"))
+    found = prediction_table.from_logits(logits, labels, index)
     from resnet_cifar.data.sources import synthetic
 
     images, theirs = synthetic.draw("test")
@@ -66,7 +67,7 @@ def test_a_run_that_was_stopped_once_ends_with_a_page_and_scores_renew_it(
     INDEX.write_text("old")
     evaluate("run")
     assert capsys.readouterr().out.rstrip().endswith(f", {INDEX}")
-    assert "are recognised" in INDEX.read_text()
+    assert "are classified correctly" in INDEX.read_text()
     evaluate("run", "--split", "validation")
     assert '<a href="validation.html">validation</a>' in INDEX.read_text()
     assert Path("run/report/validation.html").is_file()
@@ -84,16 +85,19 @@ def test_a_report_that_cannot_be_written_leaves_a_finished_run_and_a_warning(
 
     with monkeypatch.context() as patch:
         patch.setattr(style, "save", lambda *_: None)
-        patch.setattr(*((gallery, "keep", full) if broken == "pictures" else (html_page, "write", bug)))
+        patch.setattr(*((gallery, "save_images", full) if broken == "pictures" else (html_page, "write_page", bug)))
         train(RUN, small())
     said = capsys.readouterr().out
     assert json.loads(Path("run/status.json").read_text())["state"] == "finished"
     assert "Finished in" in said
     if broken == "pictures":
         assert "warning: run/report/pictures-test.npz could not be written" in said and "No space left" in said
-        assert "so there is no gallery" in INDEX.read_text()
+        assert "No example images were stored" in INDEX.read_text()
     else:
-        assert "warning: run/report could not be written: TypeError: matplotlib has changed; python -m" in said
+        assert (
+            "run/report could not be written: TypeError: matplotlib has changed; retry with: resnet-cifar report run"
+            in said
+        )
         assert "report       none yet: resnet-cifar report run" in said
 
 

@@ -1,4 +1,4 @@
-"""reporting/calibration.py: the temperature against a search by brute force and where it is known."""
+"""evaluation/calibration.py: the fitted temperature against a search by brute force and where it is known."""
 
 from __future__ import annotations
 

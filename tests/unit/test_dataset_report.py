@@ -1,4 +1,4 @@
-"""What the explore page says: statistics and copies against brute force, headers, and the images of training."""
+"""The dataset report: statistics and duplicates against brute force, source headers, and augmentation previews."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from PIL import Image
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.data import image_data
 from resnet_cifar.data.image_dataset import ImageDataset
-from resnet_cifar.data.loader import Loader, Preprocess
+from resnet_cifar.data.loader import Loader
+from resnet_cifar.data.preprocess import Preprocess
+from resnet_cifar.data.sampling import sample_indices
 from resnet_cifar.data.sources import synthetic
 from resnet_cifar.data.sources.base import Split
 from resnet_cifar.reporting.dataset_report import (
     augmentation_preview,
     charts,
-    duplicates,
     near_duplicates,
     page_context,
     pixel_stats,
     samples,
     source_metadata,
 )
-from resnet_cifar.training.plan import Plan
 
 
 def image_set(images: np.ndarray, labels: list[int] | np.ndarray) -> ImageDataset:
@@ -112,19 +112,19 @@ def grey(images: np.ndarray) -> np.ndarray:
 def test_a_changed_copy_is_found_and_nothing_else(change: str) -> None:
     images = scenes(300)
     images[207] = CHANGES[change](images[11])
-    found = duplicates.search(grey(images))
+    found = near_duplicates.find_near_duplicates(grey(images))
     assert list(zip(found.first, found.second, strict=True)) == [(11, 207)]
     assert found.mirrored.tolist() == [change == "mirrored"]
-    assert duplicates.THRESHOLD <= found.agreement[0] <= 1 + 1e-5
+    assert near_duplicates.THRESHOLD <= found.agreement[0] <= 1 + 1e-5
     assert found.complete and not found.flat
 
 
 def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     images = scenes(60)
     images[50:55], images[58] = images[3:8], images[20, :, ::-1]
-    whole = duplicates.search(grey(images))
-    monkeypatch.setattr(duplicates, "_TILE", 7)
-    tiled = duplicates.search(grey(images))
+    whole = near_duplicates.find_near_duplicates(grey(images))
+    monkeypatch.setattr(near_duplicates, "_TILE", 7)
+    tiled = near_duplicates.find_near_duplicates(grey(images))
     assert set(zip(whole.first, whole.second, strict=True)) == {(3 + n, 50 + n) for n in range(5)} | {(20, 58)}
     assert set(zip(whole.first, whole.second, strict=True)) == set(zip(tiled.first, tiled.second, strict=True))
 
@@ -135,7 +135,7 @@ def test_what_is_in_a_frame_decides() -> None:
     images[5, 5:-5, 5:-5] //= 4
     framed, other = images[5].copy(), images[5].copy()
     other[5:-5, 5:-5] = images[6, 5:-5, 5:-5] // 4
-    agreement = duplicates.compare(grey(np.stack([framed, framed])), grey(np.stack([other, framed])))
+    agreement = near_duplicates.similarity(grey(np.stack([framed, framed])), grey(np.stack([other, framed])))
     assert agreement[0] < 0.6
     assert agreement[1] > 0.99
 
@@ -143,13 +143,13 @@ def test_what_is_in_a_frame_decides() -> None:
 def test_uniform_pictures_are_compared_to_the_pixel_only() -> None:
     images = np.full((6, 32, 32, 3), 90, np.uint8)
     images[3:] += np.random.default_rng(0).integers(0, 3, (3, 32, 32, 3), dtype=np.uint8)
-    found = near_duplicates.find({"train": image_set(images, [0] * 6)})
+    found = near_duplicates.find_duplicates({"train": image_set(images, [0] * 6)})
     assert (found.exact["train", "train"], found.near["train", "train"], found.flat) == (3, 3, 4)
 
 
 def test_so_many_pairs_that_the_search_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "MOST_CANDIDATES", 20)
-    found = duplicates.search(grey(np.repeat(scenes(1), 30, axis=0)))
+    monkeypatch.setattr(near_duplicates, "MAX_CANDIDATES", 20)
+    found = near_duplicates.find_near_duplicates(grey(np.repeat(scenes(1), 30, axis=0)))
     assert not found.complete and len(found.first) == 20
 
 
@@ -159,7 +159,9 @@ def test_copies_are_counted_by_image_and_split() -> None:
     train[[4, 9]] = train[2]
     test[1], test[6] = CHANGES["darker"](train[2]), train[2][:, ::-1]
     labels = np.arange(12) % 2
-    found = near_duplicates.find({"train": image_set(train, labels), "test": image_set(test, np.zeros(8, np.int64))})
+    found = near_duplicates.find_duplicates(
+        {"train": image_set(train, labels), "test": image_set(test, np.zeros(8, np.int64))}
+    )
     assert found.exact == {("train", "train"): 3, ("train", "test"): 0, ("test", "train"): 0, ("test", "test"): 0}
     assert found.near == {("train", "train"): 3, ("train", "test"): 3, ("test", "train"): 2, ("test", "test"): 2}
     assert found.elsewhere == {"train": 3, "test": 2}
@@ -183,20 +185,20 @@ def test_the_table_of_agreements_has_every_pair() -> None:
 
 
 def test_a_set_that_is_too_large_is_thinned_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near_duplicates, "MOST", 10)
+    monkeypatch.setattr(near_duplicates, "MAX_IMAGES", 10)
     parts = {
         "train": image_set(scenes(30), np.zeros(30, np.int64)),
         "test": image_set(scenes(10), np.zeros(10, np.int64)),
     }
-    found = near_duplicates.find(parts)
+    found = near_duplicates.find_duplicates(parts)
     assert (found.images, found.compared) == ({"train": 30, "test": 10}, {"train": 7, "test": 2})
 
 
 def test_pictures_of_one_kind_make_the_counts_doubtful() -> None:
     stripes, labels = synthetic.draw("train", 600)
     only = labels == 5
-    assert near_duplicates.find({"train": image_set(stripes[only], labels[only])}).doubtful
-    assert not near_duplicates.find({"train": image_set(scenes(60), np.zeros(60, np.int64))}).doubtful
+    assert near_duplicates.find_duplicates({"train": image_set(stripes[only], labels[only])}).unreliable
+    assert not near_duplicates.find_duplicates({"train": image_set(scenes(60), np.zeros(60, np.int64))}).unreliable
 
 
 @pytest.mark.proof_only
@@ -205,7 +207,7 @@ def test_near_copies_in_the_real_images(real_data: Path) -> None:
     """ciFAIR (Barz & Denzler 2020) counted by eye 286 test images with a near copy in training, 39 pairs in test."""
     recipe = read_recipe("scratch", {"data.source": str(real_data), "data.validation_fraction": "0"})
     data = image_data.load(image_data.prepare(recipe.data), recipe, torch.device("cpu"))
-    found = near_duplicates.find(page_context.parts(data, recipe))
+    found = near_duplicates.find_duplicates(page_context.parts(data, recipe))
     assert 286 <= found.near["test", "train"] <= 380
     assert 39 <= found.near["test", "test"] <= 110
     assert sum(pair.kind == "labels" for pair in found.pairs) < 5
@@ -288,13 +290,12 @@ def test_views_are_the_images_of_training(recipe_name: str) -> None:
     recipe = read_recipe(recipe_name, fields)
     data = image_data.load(image_data.prepare(recipe.data), recipe, torch.device("cpu"))
     training = augmentation_preview.Training(data, recipe)
-    plan = Plan(recipe, len(data.train), world_size=1)
     preprocess = Preprocess(recipe.data, torch.tensor(training.mean), torch.tensor(training.std))
-    batches = Loader(plan, data.train, 10, preprocess, rank=0)
+    loader = Loader(recipe, data.train, 10, preprocess, slice(0, recipe.batch_size))
     for view in training.views(17, epochs=3):
-        indices, epochs = plan.sample_indices(view.step, slice(0, 32))
+        indices, epochs = sample_indices(recipe.seed, len(data.train), recipe.batch_size, view.step, slice(0, 32))
         [row] = np.flatnonzero((indices == 17) & (epochs == view.epoch))
-        inputs, targets = (torch.cat(part) for part in zip(*batches.step(view.step), strict=True))
+        inputs, targets = (torch.cat(part) for part in zip(*loader.batch(view.step), strict=True))
         seen = 255 * (inputs[row].permute(1, 2, 0) * preprocess.std + preprocess.mean)
         assert np.abs(seen.numpy() - view.image).max() <= 0.51
         assert dict(view.shares) == {n: share for n, share in enumerate(targets[row].tolist()) if share >= 0.005}
@@ -318,16 +319,16 @@ def test_every_class_is_shown_augmented_or_named(monkeypatch: pytest.MonkeyPatch
 
 def test_values_that_leave_the_histogram_are_named() -> None:
     histograms = np.full((3, 256), 10)
-    assert charts.cut_off(histograms) == []
+    assert charts.clipped_values(histograms) == []
     histograms[0, 255] = histograms[2, 0] = 450
-    assert charts.cut_off(histograms) == ["red 255 (15.0%)", "blue 0 (15.0%)"]
+    assert charts.clipped_values(histograms) == ["red 255 (15.0%)", "blue 0 (15.0%)"]
 
 
 def test_charts_take_the_pages_colours_and_ask_nobody() -> None:
     drawn = [
         charts.channel_histograms(np.random.default_rng(0).integers(1, 9, (3, 256))),
         charts.class_sizes({"train": np.arange(50), "test": np.arange(50)}),
-        charts.picture_sizes(source_metadata.Counter({(30, 40): 3, (300, 500): 1})),
+        charts.image_sizes(source_metadata.Counter({(30, 40): 3, (300, 500): 1})),
     ]
     for svg in drawn:
         assert svg.startswith("<svg") and "http" not in svg
@@ -346,8 +347,7 @@ def test_balance_is_told_in_words_and_bars() -> None:
         [(0, 0.0), (0, 0.0)],
     ]
     assert found["sentences"][0] == (
-        "train: ant has 4 images, the most; to guess it always would be right for 57.1%. "
-        "Without images are 1 of 4 classes."
+        "train: ant has 4 images, the most; always predicting it is right for 57.1%. Without images are 1 of 4 classes."
     )
     even = {name: image_set(scenes(4), [0, 1, 1, 0]) for name in ("train", "test")}
     assert page_context.balance(even, ["ant", "bee"])["sentences"] == [

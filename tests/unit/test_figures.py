@@ -38,7 +38,7 @@ def test_confusion_counts_or_normalises_by_row(cells: str, words: tuple[str, str
     assert texts[2.5, 2.5] == words[1]
     assert (0.5, 1.5) not in texts
     assert [label.get_text() for label in axes.get_yticklabels()] == list(CLASSES)
-    assert axes.get_title(loc="left") == "5 of 6 right (83.3\u00a0%)"
+    assert axes.get_title(loc="left") == "5 of 6 correct (83.3\u00a0%)"
 
 
 def test_confusion_of_a_class_without_images_and_of_many_classes_is_drawn(tmp_path: Path) -> None:
@@ -52,19 +52,19 @@ def test_confusion_of_a_class_without_images_and_of_many_classes_is_drawn(tmp_pa
     assert (tmp_path / "many.svg").stat().st_size < 1_000_000, "forty thousand squares are a picture, not a drawing"
 
 
-def test_mistakes_are_the_surest_first() -> None:
+def test_mistakes_are_the_most_confident_first() -> None:
     figure = figures.mistakes(*guessed([(0, 1, 0.6), (1, 1, 0.9), (0, 2, 0.8), (2, 2, 0.7)]), CLASSES)
     shown = [axes for axes in figure.axes if axes.images]
     assert [axes.images[0].get_array()[0, 0, 0] for axes in shown] == [2, 0]
     assert [axes.get_title() for axes in shown] == ["a name that… 80\u00a0%", "dog 60\u00a0%"]
     assert [axes.texts[0].get_text() for axes in shown] == ["is cat", "is cat"]
-    assert figure.get_suptitle() == "2 of 4 images are taken for something else"
+    assert figure.get_suptitle() == "2 of 4 images are misclassified"
 
 
 def test_mistakes_are_cut_and_the_figure_says_so() -> None:
     figure = figures.mistakes(*guessed([(0, 1, 0.5 + index / 100) for index in range(40)]), CLASSES)
     assert sum(bool(axes.images) for axes in figure.axes) == 32
-    assert figure.get_suptitle().endswith(", the 32 surest of them")
+    assert figure.get_suptitle().endswith(", the 32 most confident ones shown")
 
 
 @pytest.mark.parametrize("wrong", [0, 1])
@@ -76,7 +76,7 @@ def test_a_figure_is_written_as_png_and_as_svg_whose_text_is_text(wrong: int, tm
         image.load()
     root = ElementTree.fromstring((tmp_path / "figures" / "mistakes.svg").read_text())
     texts = {"".join(each.itertext()).strip() for each in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert f"{wrong} of 2 images are taken for something else" in texts
+    assert f"{wrong} of 2 images are misclassified" in texts
 
 
 def test_a_panel_of_a_page_has_its_colours_and_no_background_of_its_own() -> None:
@@ -86,7 +86,7 @@ def test_a_panel_of_a_page_has_its_colours_and_no_background_of_its_own() -> Non
     assert "var(--accent)" in text and "var(--second)" in text and "var(--muted)" in text
     assert not {colour for colour in (style.INK, style.MUTED, style.LINE, style.FIRST, style.SECOND) if colour in text}
     assert "#ffffff" not in text and "<style" not in text and "<metadata" not in text
-    assert "as it is: error" in text
+    assert "uncalibrated: error" in text
 
 
 def test_the_legend_covers_no_curve() -> None:
@@ -109,7 +109,8 @@ def test_drawing_needs_no_pyplot_state_and_is_loaded_late() -> None:
     program = """
 import sys
 import numpy as np
-from resnet_cifar.reporting import figures, report, track
+from resnet_cifar.reporting import figures, run_report
+from resnet_cifar.tracking import multi
 assert not {"matplotlib", "seaborn", "pandas", "torch"} & set(sys.modules)
 figures.confusion(np.array([[1, 0], [1, 0]]), ("a", "b"), "counts")
 from matplotlib import pyplot

@@ -43,15 +43,15 @@ def test_a_value_that_is_missing_is_an_error(templates: Path) -> None:
 
 def test_a_picture_is_the_image_to_the_pixel() -> None:
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    head, _, code = html_page.picture(image).partition(",")
+    head, _, code = html_page.image_url(image).partition(",")
     assert head == "data:image/png;base64"
     assert np.array_equal(np.array(Image.open(io.BytesIO(base64.b64decode(code)))), image)
 
 
 def test_a_page_is_replaced_whole(tmp_path: Path) -> None:
     file = tmp_path / "index.html"
-    html_page.write(file, "é1")
-    html_page.write(file, "é2")
+    html_page.write_page(file, "é1")
+    html_page.write_page(file, "é2")
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
     assert file.read_text(encoding="utf-8") == "é2"
 
@@ -59,5 +59,5 @@ def test_a_page_is_replaced_whole(tmp_path: Path) -> None:
 def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "index.html").mkdir()
     with pytest.raises(OSError):
-        html_page.write(tmp_path / "index.html", "text")
+        html_page.write_page(tmp_path / "index.html", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]

@@ -1,4 +1,4 @@
-"""reporting/metrics.py against scikit-learn."""
+"""evaluation/metrics.py against scikit-learn."""
 
 from __future__ import annotations
 

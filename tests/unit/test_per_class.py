@@ -1,4 +1,4 @@
-"""What a report says class by class, and the bins of its reliability diagram."""
+"""Per-class metrics of a report, and the bins of its reliability diagram."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def scores(labels: list[int], predicted: list[int], classes: tuple[str, ...]) ->
 @pytest.mark.parametrize("temperature", [None, 0.5, 3.0])
 def test_the_diagram_has_the_calibration_error_that_is_reported(temperature: float | None) -> None:
     logits, labels = guess(500, 7)
-    found = prediction_table.of(logits.numpy(), labels.numpy(), np.arange(500), temperature)
-    bins = reliability(found.sure, found.right)
+    found = prediction_table.from_logits(logits.numpy(), labels.numpy(), np.arange(500), temperature)
+    bins = reliability(found.confidence, found.correct)
     assert bins.images.sum() == 500
     assert bins.error == pytest.approx(calibration.calibration_error(logits, labels, temperature or 1.0), abs=1e-6)
 
@@ -29,9 +29,9 @@ def test_the_diagram_has_the_calibration_error_that_is_reported(temperature: flo
 def test_confidence_is_the_largest_softmax() -> None:
     logits, _ = guess(50, 5)
     expected = (logits.double() / 2).softmax(1).max(1).values.numpy()
-    np.testing.assert_allclose(prediction_table.confidence(logits.numpy(), 2.0), expected, rtol=1e-12)
+    np.testing.assert_allclose(prediction_table.max_probability(logits.numpy(), 2.0), expected, rtol=1e-12)
     large = np.array([[1000.0, 0.0]])
-    assert prediction_table.confidence(large, 1.0).tolist() == [1.0]
+    assert prediction_table.max_probability(large, 1.0).tolist() == [1.0]
 
 
 def test_cells_are_counts_shares_and_shades_that_show_the_worst_mistake() -> None:
@@ -45,34 +45,34 @@ def test_cells_are_counts_shares_and_shades_that_show_the_worst_mistake() -> Non
 
 def test_pairs_are_the_commonest_mistakes_first_and_never_a_class_with_itself() -> None:
     counts = np.array([[90, 4, 0], [7, 50, 4], [0, 0, 9]])
-    found = [(pair.actual, pair.predicted, pair.count) for pair in per_class.pairs(counts)]
+    found = [(pair.actual, pair.predicted, pair.count) for pair in per_class.confused_pairs(counts)]
     assert found == [(1, 0, 7), (0, 1, 4), (1, 2, 4)]
-    assert len(per_class.pairs(np.ones((200, 200), np.int64))) == per_class.PAIRS
+    assert len(per_class.confused_pairs(np.ones((200, 200), np.int64))) == per_class.MAX_PAIRS
 
 
 def test_the_verdict_names_the_best_and_the_worst_class_and_its_mistake() -> None:
     labels = [0] * 20 + [1] * 20 + [2] * 20
     predicted = [0] * 20 + [1] * 15 + [2] * 5 + [2] * 18 + [0] * 2
-    said = per_class.verdict(scores(labels, predicted, ("a", "b", "c"))).replace("\u00a0", " ")
-    assert said.startswith("53 of 60 images are recognised (88.3 %; 95 % interval 77.8 % to 94.2 %)")
-    assert said.endswith(": a best (100.0 %), b worst (75.0 %), which is most often taken for c.")
+    said = per_class.summary_sentence(scores(labels, predicted, ("a", "b", "c"))).replace("\u00a0", " ")
+    assert said.startswith("53 of 60 images are classified correctly (88.3 %; 95 % interval 77.8 % to 94.2 %)")
+    assert said.endswith(": a best (100.0 %), b worst (75.0 %), which is most often predicted as c.")
 
 
 @pytest.mark.parametrize(
     ("labels", "predicted", "said"),
     [
-        ([0, 0, 0, 1], [0, 0, 0, 0], "which is not surely more than always saying a would give (75.0 %)."),
-        ([0] * 30 + [1] * 30, [0] * 30 + [1] * 30, ", every class as well as the others."),
+        ([0, 0, 0, 1], [0, 0, 0, 0], "which is not significantly better than always predicting a (75.0 %)."),
+        ([0] * 30 + [1] * 30, [0] * 30 + [1] * 30, ", every class equally well."),
         ([0, 0, 0], [0, 0, 1], "; all are of one class."),
     ],
 )
 def test_the_verdict_claims_nothing_that_is_not_so(labels: list[int], predicted: list[int], said: str) -> None:
-    assert per_class.verdict(scores(labels, predicted, ("a", "b"))).replace("\u00a0", " ").endswith(said)
+    assert per_class.summary_sentence(scores(labels, predicted, ("a", "b"))).replace("\u00a0", " ").endswith(said)
 
 
 def test_classes_have_what_is_taken_for_them_and_the_worst_have_images() -> None:
     told = per_class.by_class(scores([0, 0, 1], [0, 1, 1], ("a", "b", "c")))
-    assert [(each.name, each.images, each.taken) for each in told] == [("a", 2, 1), ("b", 1, 2), ("c", 0, 0)]
+    assert [(each.name, each.images, each.predicted) for each in told] == [("a", 2, 1), ("b", 1, 2), ("c", 0, 0)]
     assert [each.name for each in per_class.worst(told)] == ["a", "b"]
     assert told[2].f1 is None
 

@@ -16,7 +16,8 @@ from resnet_cifar.atomic_io import read_json, write_json
 from resnet_cifar.cli import report as command
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
-from resnet_cifar.reporting import curves, reproducibility, run_report, style
+from resnet_cifar.evaluation import metrics
+from resnet_cifar.reporting import comparison_report, curves, reproducibility, run_report, style
 
 
 def said(page: Path) -> str:
@@ -29,7 +30,7 @@ def said(page: Path) -> str:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run and its page, which no test changes."""
     run = reported.finish(tmp_path_factory.mktemp("whole") / "run")
-    run_report.write(run)
+    run_report.write_run_report(run)
     return run
 
 
@@ -37,21 +38,21 @@ def test_the_page_says_what_the_run_reached_and_how(whole: Path) -> None:
     page = whole / "report" / "index.html"
     scores, text = read_json(whole / "eval-test.json"), said(page)
     right = round(scores["accuracy"] * 200)
-    assert f"{right} of 200 images are recognised ({scores['accuracy']:.1%}".replace("%", " %") in text
+    assert f"{right} of 200 images are classified correctly ({scores['accuracy']:.1%}".replace("%", " %") in text
     assert "best validation accuracy 60.00 % at epoch 3.00, step 30" in text
-    assert "finished 40 steps of 40" in text and ", 3 starts" in text
+    assert "finished 40 steps of 40" in text and ", 3 attempts" in text
     assert "fitted on the validation split" in text and "1.2500" in text
     for name, values in scores["classes"].items():
         expected = [values["images"], f"{values['precision']:.3f}", f"{values['recall']:.3f}", f"{values['f1']:.3f}"]
         row = re.search(rf"{re.escape(name)} (\d+) \d+ ([\d.]+) ([\d.]+) ([\d.]+)", text)
         assert [int(row[1]), *row.groups()[1:]] == expected
-    assert "No pictures" not in text and "not finished" not in text
+    assert "No example images" not in text and "not finished" not in text
 
 
 def test_the_page_says_what_was_run_and_how_to_run_it_again(whole: Path) -> None:
     text = said(whole / "report" / "index.html")
     assert "phases.1.epochs 3.0 1.0 -" in text, "this run, debug, finetune"
-    assert "Where its recipe differs from debug, which its command names (bold), or from the default one" in text
+    assert "Changes from the recipe debug in its command (bold) or from the default recipe, finetune." in text
     assert "fingerprint f00d" in text and "torch 2.15.0" in text and "train.py --recipe debug --seed 3" in text
     assert re.search(r"1 \S+ \S+ 0 to 14 0 s interrupted \(SIGTERM\)", text)
     assert re.search(r"2 \S+ \S+ 14 to 20 0 s killed", text)
@@ -74,12 +75,12 @@ def test_a_class_may_be_called_anything(whole: Path) -> None:
 
 def test_curves_mark_phases_stops_and_the_best_score(whole: Path) -> None:
     recipe = read_recipe(str(whole / "recipe.yaml"))
-    found = curves.read(whole, recipe, reproducibility.starts(whole))
+    found = curves.read_curves(whole, recipe, reproducibility.read_attempts(whole))
     assert (found.phases, found.stops, found.best["step"]) == ([1.0], [1.4, 2.0], 30)
     assert [row["step"] for row in found.rows] == list(range(1, 41))
     extended = [{"from_step": 0, "state": "finished"}, {"from_step": 20, "state": "finished"}]
     assert "phases.1" in curves.panels(found)["loss"], "as the terminal and the fields call it"
-    assert curves.read(whole, recipe, extended).stops == [], "what is extended was not interrupted"
+    assert curves.read_curves(whole, recipe, extended).stops == [], "what is extended was not interrupted"
 
 
 def test_a_long_run_is_drawn_with_means_of_rows_and_a_half_written_row_is_left_out(tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_a_long_run_is_drawn_with_means_of_rows_and_a_half_written_row_is_left_o
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 1001, "epo']))
     found = curves.Curves(curves.read_rows(tmp_path / "metrics.jsonl"))
     places, values = found.line("images_per_second")
-    assert (len(found.rows), found.together, len(places)) == (1000, 3, 334)
+    assert (len(found.rows), found.rows_per_point, len(places)) == (1000, 3, 334)
     assert places[0] == pytest.approx(0.3) and values[0] == 102.0
 
 
@@ -106,11 +107,11 @@ def test_a_run_that_is_not_finished_has_a_page_of_how_far_it_is(state: str, tmp_
             (run.path / name).unlink()
     elif state != "running":
         run.status(state, step=25, steps=40, why="SIGTERM")
-    text = said(run_report.write(run.path))
+    text = said(run_report.write_run_report(run.path))
     assert f"This run is not finished ({state} at step" in text
-    assert ("There is no row in metrics.jsonl yet" in text) == (state == "claimed")
-    assert ("running when last heard of, or killed" in text) == (state == "running")
-    assert "are recognised" not in text and "What is taken for what" not in text
+    assert ("metrics.jsonl has no rows yet" in text) == (state == "claimed")
+    assert ("running at the last update, or killed" in text) == (state == "running")
+    assert "are classified correctly" not in text and "Confusion matrix" not in text
     assert ('aria-label="accuracy"' in (tmp_path / "run" / "report" / "index.html").read_text()) == (state != "claimed")
 
 
@@ -120,27 +121,29 @@ def test_a_run_of_before_there_were_reports_has_one_without_pictures_and_starts(
     shutil.copytree(whole, run)
     shutil.rmtree(run / "report")
     (run / "attempts.json").unlink()
-    text = said(run_report.write(run))
-    assert f"so there is no gallery: python eval.py {run} makes it" in text
-    assert "was not kept by the version that made it" in text
-    assert "are recognised" in text and "finished 40 steps of 40 in 12 s" in text
+    text = said(run_report.write_run_report(run))
+    assert f"No example images were stored with this evaluation: python eval.py {run} adds them." in text
+    assert "attempts.json is missing" in text
+    assert "are classified correctly" in text and "finished 40 steps of 40 in 12 s" in text
     (run / "predictions-test.parquet").unlink()
-    assert "The predictions are gone" in said(run_report.write(run))
+    assert "The predictions are missing" in said(run_report.write_run_report(run))
 
 
 @pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize("count", [2, 1000])
 def test_few_and_many_classes(count: int, tmp_path: Path) -> None:
     run = reported.finish(tmp_path / "run", count=1500, classes=[f"class {n}" for n in range(count)], temperature=None)
-    page = run_report.write(run)
+    page = run_report.write_run_report(run)
     text = said(page)
     assert ("1000 classes are too many for a table" in text) == (count == 1000)
     assert "No temperature was fitted" in text
     assert page.stat().st_size < 5_000_000
-    assert "class 1 taken for class 0" in text or count == 1000
+    assert "class 1 predicted as class 0" in text or count == 1000
     assert 'data-count="' in page.read_text()
     shutil.rmtree(run / "report")
-    assert 'data-count="' not in run_report.write(run).read_text(), "nothing to press where there are no pictures"
+    assert 'data-count="' not in run_report.write_run_report(run).read_text(), (
+        "nothing to press where there are no pictures"
+    )
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -148,21 +151,21 @@ def test_another_scoring_has_a_page_of_its_own_and_a_line_in_the_index(whole: Pa
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     reported.score(run, "validation-flip", count=60, seed=1)
-    page = run_report.write_scoring(run, "validation-flip")
+    page = run_report.write_evaluation_page(run, "validation-flip")
     assert page == run / "report" / "validation-flip.html"
-    assert 'href="index.html"' in page.read_text() and "What was run" not in said(page)
+    assert 'href="index.html"' in page.read_text() and "Configuration" not in said(page)
     assert 'href="figures/validation-flip-confusion.svg"' in page.read_text()
     index = (run / "report" / "index.html").read_text()
     assert '<a href="validation-flip.html">validation-flip</a>' in index
-    assert "200 images are recognised" in said(run / "report" / "index.html")
+    assert "200 images are classified correctly" in said(run / "report" / "index.html")
 
 
 @pytest.mark.usefixtures("without_figures")
 def test_what_is_scored_outside_of_a_run_has_its_page_beside_its_scores(tmp_path: Path) -> None:
     reported.score(tmp_path / "model-scores", "test")
-    page = run_report.write_scoring(tmp_path / "model-scores", "test")
+    page = run_report.write_evaluation_page(tmp_path / "model-scores", "test")
     assert page == tmp_path / "model-scores" / "report" / "test.html"
-    assert "index.html" not in page.read_text() and "are recognised" in said(page)
+    assert "index.html" not in page.read_text() and "are classified correctly" in said(page)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +200,7 @@ def test_what_is_damaged_or_cannot_be_written_is_a_sentence(tmp_path: Path) -> N
         command.main([str(run.path)])
     (tmp_path / "run" / "report").unlink()
     (tmp_path / "run" / "attempts.json").write_text("{")
-    with pytest.raises(UserError, match=r"starts\.json is damaged"):
+    with pytest.raises(UserError, match=r"attempts\.json is damaged"):
         command.main([str(run.path)])
 
 
@@ -212,17 +215,17 @@ def test_one_page_compares_runs(whole: Path, tmp_path: Path, monkeypatch, capsys
     text = said(tmp_path / "report-compare.html")
     first, second = (read_json(path / "eval-test.json")["accuracy"] for path in (whole, other))
     assert f"run other {100 * (first - second):+.2f}" in text
-    assert "Tested on images of other sources: run and foreign, other and foreign." in text
-    assert "No test predictions of a result of their own: begun." in text
+    assert "Tested on images of different sources: run and foreign, other and foreign." in text
+    assert "No final test predictions: begun." in text
     assert "running 20" in text and "60.00 %" in text, "how far its curve has come"
     assert "seed 0 0 0 5" in text
-    assert "It is about these trained models on these images, not about their recipes" in text
+    assert "The test compares these trained models on these images, not their recipes" in text
     write_json(other / "eval-test.json", {**read_json(other / "eval-test.json"), "fingerprint": "beef"})
     command.main([str(whole), str(other), "--out", "two.html"])
     assert "Not comparable" in said(tmp_path / "two.html")
     (other / "result.json").unlink()  # as when it is extended
     command.main([str(whole), str(other), "--out", "two.html"])
-    assert "No test predictions of a result of their own: other." in said(tmp_path / "two.html")
+    assert "No final test predictions: other." in said(tmp_path / "two.html")
     with pytest.raises(UserError, match="is named twice"):
         command.main([str(whole), f"{whole}/"])
     (tmp_path / "notes.html").write_text("mine")
@@ -236,11 +239,13 @@ def test_what_is_damaged_of_a_scoring_is_a_sentence_or_a_dash(whole: Path, tmp_p
     shutil.copytree(whole, run)
     (run / "predictions-test.parquet").write_bytes(b"PAR1, and then nothing")
     write_json(run / "eval-odd.json", {"accuracy": 0.5})
-    text = said(run_report.write(run))
-    assert f"gone or damaged: python eval.py '{run}' makes them" in text
+    text = said(run_report.write_run_report(run))
+    assert (
+        f"missing or damaged, so there are no example images or calibration: python eval.py '{run}' adds them." in text
+    )
     assert "odd - - - -" in text
     write_json(run / "eval-test.json", {"accuracy": 0.5})
-    assert "There is no whole eval-test.json any more" in said(run_report.write(run))
+    assert "eval-test.json is missing or incomplete" in said(run_report.write_run_report(run))
 
 
 def test_figures_that_are_new_enough_stay_when_another_scoring_adds_its_line(whole: Path, tmp_path: Path) -> None:
@@ -250,6 +255,32 @@ def test_figures_that_are_new_enough_stay_when_another_scoring_adds_its_line(who
     drawn = {file: file.stat().st_mtime_ns for file in shown.iterdir()}
     reported.score(run, "validation", count=60)
     os.utime(shown / "curves.png", (0, 0))
-    run_report.write_scoring(run, "validation")
+    run_report.write_evaluation_page(run, "validation")
     changed = {file.stem for file, when in drawn.items() if file.stat().st_mtime_ns != when}
     assert changed == {"curves"}
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_an_older_evaluation_without_some_metrics_keeps_its_page(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    required = ("split", "source", "checkpoint", "images", "accuracy", "classes", "confusion")
+    found = read_json(run / "eval-test.json")
+    write_json(run / "eval-test.json", {name: found[name] for name in required})
+    text = said(run_report.write_run_report(run))
+    assert "200 images are classified correctly" in text and "Per-class metrics" in text
+    assert "cross-entropy" not in text and "is missing or incomplete" not in text
+    comparison_report.write_comparison([run, whole], tmp_path / "compare.html")
+    assert "No final test predictions" not in said(tmp_path / "compare.html")
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_registered_metric_is_evaluated_and_older_files_stay_valid(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(metrics.OVERALL, "mean_logit", lambda logits, labels: logits.mean().item())
+    reported.score(tmp_path / "new", "test")
+    assert "mean_logit" in read_json(tmp_path / "new" / "eval-test.json")
+    assert "mean_logit" not in read_json(whole / "eval-test.json")
+    for folder in (tmp_path / "new", shutil.copytree(whole, tmp_path / "old")):
+        assert "images are classified correctly" in said(run_report.write_evaluation_page(folder, "test"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resnet_cifar.reporting.seed_stats import sentence, spread
+from resnet_cifar.reporting.seed_stats import spread, summary_line
 
 
 def test_three_values_by_hand() -> None:
@@ -15,7 +15,7 @@ def test_three_values_by_hand() -> None:
     assert found["standard_deviation"] == pytest.approx(0.02, abs=1e-12)
     half = 4.302653 * 0.02 / 3**0.5
     assert found["interval"] == pytest.approx([0.92 - half, 0.92 + half], abs=1e-8)
-    assert sentence("test/accuracy", found) == (
+    assert summary_line("test/accuracy", found) == (
         "test/accuracy: mean 0.9200, standard deviation 0.0200, 95 % interval of the mean 0.8703 to 0.9697 (3 seeds)"
     )
 
@@ -35,4 +35,4 @@ def test_equal_values_have_an_interval_of_no_width() -> None:
 def test_one_value_has_no_spread() -> None:
     found = spread([0.5])
     assert (found["mean"], found["standard_deviation"], found["interval"]) == (0.5, None, None)
-    assert sentence("test/accuracy", found) == "test/accuracy: 0.5000 (1 seed)"
+    assert summary_line("test/accuracy", found) == "test/accuracy: 0.5000 (1 seed)"

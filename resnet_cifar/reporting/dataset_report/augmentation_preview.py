@@ -1,7 +1,7 @@
-"""What training makes of an image in its first epochs: through the real batches, with the recipe's own draws.
+"""Augmented versions of images in their first epochs, made by the real loader with the recipe's random numbers.
 
-An image's position in the stream of an epoch gives its step and row. Augmentations do not depend on the number of
-processes, so one pair of rows (the unit of Mixup and CutMix) is loaded as if it were all of a rank's share.
+The position of an image in the stream of an epoch gives its step and row. Augmentations do not depend on the number of
+processes, so one pair of rows (the unit of Mixup and CutMix) is loaded as if it were the whole share of a rank.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from resnet_cifar.data.preprocess import Preprocess
 from resnet_cifar.data.sampling import epoch_permutation
 from resnet_cifar.models.factory import create_model, normalization
 
-_NAMED = 0.005  # a label's smallest share that is written
+_NAMED = 0.005  # smallest share of a label that is shown
 
 
 @dataclass(frozen=True)
 class View:
-    """One image in one epoch, as the network sees it but for the normalisation: uint8 [side, side, 3].
+    """One image in one epoch, as the network sees it before normalization: uint8 [side, side, 3].
 
-    `shares`: (class, share of the label), the largest first.
+    `shares`: (class, share of the label), largest first.
     """
 
     epoch: int
@@ -35,18 +35,18 @@ class View:
 
 
 class Training:
-    """The recipe's training, asked for single images."""
+    """Loads single training images as the recipe does."""
 
     def __init__(self, data: ImageData, recipe: Recipe) -> None:
         check_crop_padding(recipe, data.train)
-        with torch.device("meta"):  # the model without its numbers tells how its inputs are normalised
+        with torch.device("meta"):  # the normalization needs the model's config, not its weights
             model = create_model(recipe, len(data.classes), pretrained=False)
         self.mean, self.std = normalization(model, recipe)
         self._recipe, self._data = recipe, data
         self._format = Preprocess(recipe.data, torch.tensor(self.mean), torch.tensor(self.std))
 
     def views(self, row: int, epochs: int) -> list[View]:
-        """What training makes of training image `row` in each of the first `epochs` epochs."""
+        """The augmented versions of training image `row` in the first `epochs` epochs."""
         return [self._view(row, epoch) for epoch in range(epochs)]
 
     def _view(self, row: int, epoch: int) -> View:

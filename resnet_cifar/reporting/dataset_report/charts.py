@@ -1,7 +1,4 @@
-"""Charts as SVG inside the page: their colours are the page's own, so that they follow it into the dark.
-
-Drawn without pyplot; matplotlib is imported where it draws.
-"""
+"""Inline SVG charts in the CSS colors of the page, so that they follow its dark mode. Drawn without pyplot."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Stand-ins for the page's variables: matplotlib wants colours, and writes them into the SVG as they are.
+# Placeholders for the CSS variables: matplotlib writes these colors into the SVG unchanged.
 _INK, _MUTED, _LINE, _ACCENT = "#010101", "#020202", "#030303", "#040404"
 _RED, _GREEN, _BLUE = "#050505", "#060606", "#070707"
 _VARIABLES = {
@@ -27,12 +24,12 @@ _CHANNELS = {"red": _RED, "green": _GREEN, "blue": _BLUE}
 
 
 def channel_histograms(histograms: np.ndarray) -> str:
-    """How often each value stands in each channel; `histograms`: int64 [3, 256]."""
+    """Histogram of the pixel values of each channel; `histograms`: int64 [3, 256]."""
     figure, axes = _figure(5.6, 2.6)
     shares = histograms / histograms.sum(1, keepdims=True)
-    for values, (name, colour) in zip(shares, _CHANNELS.items(), strict=True):
-        axes.fill_between(np.arange(256), 100 * values, step="mid", color=colour, alpha=0.12, linewidth=0)
-        axes.step(np.arange(256), 100 * values, where="mid", color=colour, linewidth=1.3, label=name)
+    for values, (name, color) in zip(shares, _CHANNELS.items(), strict=True):
+        axes.fill_between(np.arange(256), 100 * values, step="mid", color=color, alpha=0.12, linewidth=0)
+        axes.step(np.arange(256), 100 * values, where="mid", color=color, linewidth=1.3, label=name)
     axes.set_ylim(0, 100 * _top(shares))
     axes.set_xlim(-1, 256)
     axes.set_xticks([0, 64, 128, 192, 255])
@@ -42,34 +39,34 @@ def channel_histograms(histograms: np.ndarray) -> str:
     return _svg(figure, "channels")
 
 
-def cut_off(histograms: np.ndarray) -> list[str]:
-    """The values that are more frequent than `channel_histograms` shows, in words."""
+def clipped_values(histograms: np.ndarray) -> list[str]:
+    """The values whose bars `channel_histograms` clips, as text."""
     shares = histograms / histograms.sum(1, keepdims=True)
     found = zip(*np.nonzero(shares > _top(shares)), strict=True)
     return [f"{list(_CHANNELS)[channel]} {value} ({shares[channel, value]:.1%})" for channel, value in found]
 
 
 def _top(shares: np.ndarray) -> float:
-    """Where the picture ends: blank margins and overexposed pixels pile up at the ends, the rest must be seen."""
+    """Upper limit of the axis: blank margins and overexposed pixels must not hide the rest."""
     return 1.3 * max(np.quantile(shares, 0.99), 1e-6)
 
 
 def class_sizes(counts: Mapping[str, np.ndarray]) -> str:
-    """Images of each class, the largest first, for so many classes that a bar each says nothing."""
+    """Images per class in descending order, for too many classes for bars."""
     figure, axes = _figure(5.6, 2.8)
-    for (name, values), colour in zip(counts.items(), (_ACCENT, _GREEN, _RED), strict=False):
+    for (name, values), color in zip(counts.items(), (_ACCENT, _GREEN, _RED), strict=False):
         ranked = np.sort(values)[::-1]
-        axes.step(np.arange(1, len(ranked) + 1), ranked, where="mid", color=colour, linewidth=1.5, label=name)
+        axes.step(np.arange(1, len(ranked) + 1), ranked, where="mid", color=color, linewidth=1.5, label=name)
     axes.set_ylim(bottom=0)
     axes.set_xlim(0, max(map(len, counts.values())) + 1)
-    axes.set_xlabel("classes, the largest first")
+    axes.set_xlabel("classes, largest first")
     axes.set_ylabel("images")
     axes.legend(frameon=False, labelcolor=_INK)
     return _svg(figure, "classes")
 
 
-def picture_sizes(sizes: Counter[tuple[int, int]]) -> str:
-    """Width against height, a dot for each size, its area growing with the number of pictures."""
+def image_sizes(sizes: Counter[tuple[int, int]]) -> str:
+    """Width against height: a dot per size, whose area grows with the number of images."""
     figure, axes = _figure(4.4, 3.8)
     places, counts = np.array(list(sizes)), np.array(list(sizes.values()))
     area = 14 + 220 * counts / counts.max()
@@ -102,7 +99,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """The figure as an <svg> element whose texts are texts; `name` keeps the ids of several on one page apart."""
+    """The figure as an <svg> element with real text; `name` keeps ids on one page distinct."""
     import matplotlib
 
     stream = io.StringIO()
@@ -112,7 +109,7 @@ def _svg(figure: Figure, name: str) -> str:
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, f"var(--{variable})")
+    for color, variable in _VARIABLES.items():
+        text = text.replace(color, f"var(--{variable})")
     text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
-    return re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)  # which HTML does not ask for
+    return re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)  # not needed in HTML

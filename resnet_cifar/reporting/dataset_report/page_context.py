@@ -1,4 +1,4 @@
-"""What the page about a source shows, section by section, as plain values for its template."""
+"""The sections of a dataset report as plain values for its template."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.data.image_data import ImageData
 from resnet_cifar.data.image_dataset import ImageDataset
-from resnet_cifar.reporting.dataset_report import charts, duplicates, samples
+from resnet_cifar.reporting.dataset_report import charts, near_duplicates, samples
 from resnet_cifar.reporting.dataset_report.augmentation_preview import Training
-from resnet_cifar.reporting.dataset_report.near_duplicates import Copies, Pair
+from resnet_cifar.reporting.dataset_report.near_duplicates import Duplicates, Pair
 from resnet_cifar.reporting.dataset_report.pixel_stats import Statistics
 from resnet_cifar.reporting.dataset_report.source_metadata import Header, Originals
 
@@ -26,15 +26,15 @@ _AUGMENTED, _EPOCHS = 20, 7  # images, each of another class, and how often each
 _MOST_NAMES = 40  # of classes that are left out
 _AUGMENTED_LONGEST = 96  # pixels
 _KINDS = {
-    "labels": "Two labels for one picture",
-    "test": "Test images with a copy in training or validation",
-    "parts": "Validation images with a copy in training",
+    "labels": "Same image, different labels",
+    "test": "Test images with a duplicate in training or validation",
+    "parts": "Validation images with a duplicate in training",
     "within": "Within one split",
 }
 
 
 def parts(data: ImageData, recipe: Recipe) -> dict[str, ImageDataset]:
-    """The splits that have images; with data.overfit_images, validation is train once more and left out."""
+    """The splits that have images; with data.overfit_images, validation repeats train and is left out."""
     found = {"train": data.train, "validation": data.validation, "test": data.test}
     if recipe.data.overfit_images:
         del found["validation"]
@@ -51,11 +51,11 @@ def balance(parts: dict[str, ImageDataset], classes: Sequence[str]) -> dict[str,
         for label, name in enumerate(classes[:_MOST_ROWS])
     ]
     chart = charts.class_sizes(counts) if len(classes) > _FEW_CLASSES else ""
-    return {"parts": list(parts), "rows": rows, "chart": chart, "sentences": _skew(counts, classes)}
+    return {"parts": list(parts), "rows": rows, "chart": chart, "sentences": _balance_sentences(counts, classes)}
 
 
-def _skew(counts: dict[str, np.ndarray], classes: Sequence[str]) -> list[str]:
-    """How far each split is from balance, in words."""
+def _balance_sentences(counts: dict[str, np.ndarray], classes: Sequence[str]) -> list[str]:
+    """Describes the class balance of each split."""
     if all(values.min() == values.max() for values in counts.values()):
         each = " and ".join(f"{values[0]:,} {part}" for part, values in counts.items())
         return [f"Balanced: {each} images of every class."]
@@ -69,10 +69,10 @@ def _skew(counts: dict[str, np.ndarray], classes: Sequence[str]) -> list[str]:
         times = f"{values[high] / values[low]:.1f} times as many as the smallest" if values[low] else "the most"
         none = f" Without images are {empty:,} of {_number(len(classes), 'class', 'classes')}." if empty else ""
         small = f", {classes[low]} ({values[low]:,})" if values[low] else ""
-        guess = values[high] / values.sum()
+        share = values[high] / values.sum()
         said.append(
-            f"{part}: {classes[high]} has {_images(values[high])}, {times}{small}; to guess it always would be "
-            f"right for {guess:.1%}.{none}"
+            f"{part}: {classes[high]} has {_images(values[high])}, {times}{small}; always predicting it "
+            f"is right for {share:.1%}.{none}"
         )
     return said
 
@@ -91,7 +91,7 @@ def grid(images: ImageDataset, shown: Sequence[int], classes: Sequence[str], fou
     return rows
 
 
-def copies(found: Copies, parts: dict[str, ImageDataset], classes: Sequence[str]) -> dict[str, Any]:
+def duplicates(found: Duplicates, parts: dict[str, ImageDataset], classes: Sequence[str]) -> dict[str, Any]:
     """The counts, and the best pairs of each kind as pictures side by side."""
     pairs: dict[str, list[Pair]] = {kind: [] for kind in _KINDS}
     for pair in found.pairs:
@@ -120,15 +120,15 @@ def copies(found: Copies, parts: dict[str, ImageDataset], classes: Sequence[str]
         "kinds": kinds,
         "names": names,
         "table": table,
-        "doubtful": found.doubtful,
+        "unreliable": found.unreliable,
         "flat": found.flat,
         "complete": found.complete,
-        "candidates": duplicates.MOST_CANDIDATES,
+        "candidates": near_duplicates.MAX_CANDIDATES,
         "compared": sum(found.compared.values()),
         "images": sum(found.images.values()),
-        "threshold": duplicates.THRESHOLD,
-        "side": duplicates.SIDE,
-        "shift": duplicates.SHIFT,
+        "threshold": near_duplicates.THRESHOLD,
+        "side": near_duplicates.SIDE,
+        "shift": near_duplicates.SHIFT,
         "agreements": _agreements(found.pairs),
     }
 
@@ -136,11 +136,11 @@ def copies(found: Copies, parts: dict[str, ImageDataset], classes: Sequence[str]
 def _agreements(pairs: Sequence[Pair]) -> list[tuple[str, int]]:
     """How many pairs agree how well: all of them, for the first step is open below and the last one above."""
     values = np.array([pair.agreement for pair in pairs if not pair.exact])
-    steps = np.arange(duplicates.THRESHOLD, 0.99, 0.03).round(2)
+    steps = np.arange(near_duplicates.THRESHOLD, 0.99, 0.03).round(2)
     counts = np.bincount(np.digitize(values, steps[1:]), minlength=len(steps)).tolist()
     names = [f"{low:.2f} to {min(low + 0.03, 1):.2f}" for low in steps]
     return [
-        ("equal to the pixel", sum(pair.exact for pair in pairs)),
+        ("identical", sum(pair.exact for pair in pairs)),
         *reversed(list(zip(names, counts, strict=True))),
     ]
 
@@ -151,7 +151,7 @@ def _pair(pair: Pair, parts: dict[str, ImageDataset], classes: Sequence[str]) ->
         images = parts[part]
         [picture] = samples.pictures(images, np.array([row]))
         sides.append({"picture": picture, "place": f"{part} {images.indices[row]}", "label": classes[label]})
-    how = "equal to the pixel" if pair.exact else f"agreement {pair.agreement:.3f}"
+    how = "identical" if pair.exact else f"similarity {pair.agreement:.3f}"
     return {"sides": sides, "how": f"{how}, mirrored" if pair.mirrored else how}
 
 
@@ -168,7 +168,7 @@ def originals(found: Sequence[Originals], source: str) -> dict[str, Any]:
         "sizes": common[:_MOST_SIZES],
         "more_sizes": len(common) - len(common[:_MOST_SIZES]),
         "ranges": (widths[0], widths[-1], heights[0], heights[-1]),
-        "chart": charts.picture_sizes(sizes) if len(sizes) > 1 else "",
+        "chart": charts.image_sizes(sizes) if len(sizes) > 1 else "",
         "formats": [(*name, count) for name, count in _ranked(formats)],
         "turned": sum(split.turned for split in found),
         "nbytes": sum(split.nbytes for split in found) / max(1, sum(split.read for split in found)),

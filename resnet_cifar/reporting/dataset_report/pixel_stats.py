@@ -1,4 +1,4 @@
-"""What the pixels of a set are like: exact mean and deviation, histograms, and the mean image of each class."""
+"""Pixel statistics of a dataset: exact mean and standard deviation, histograms, and mean image of each class."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _LONGEST = 64  # pixels of a mean image: of larger ones the details are blurred 
 
 @dataclass(frozen=True)
 class Statistics:
-    """`histograms`: how often each value 0..255 stands in each channel, int64 [3, 256]; mean and std: [3] in 0..1.
+    """`histograms`: counts of each value 0..255 per channel, int64 [3, 256]; mean and std: [3] in 0..1.
 
     std is the population's: the root of the mean squared distance of every pixel of every image from `mean`. (The mean
-    of the images' own deviations, which is quoted too, is smaller.) `class_means`: uint8 [classes, height, width, 3]
-    of the classes that were asked for; 0 where a class has no image.
+    of per-image deviations, which is sometimes quoted, is smaller.) `class_means`: uint8 [classes, height, width, 3]
+    of the requested classes; 0 for a class without images.
     """
 
     images: int
@@ -71,7 +71,7 @@ def _moments(histograms: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ..
     values = np.arange(256)
     counts, sums, squares = histograms.sum(1), histograms @ values, histograms @ values**2
     mean = sums / counts
-    # The numerator is a whole number, in Python's integers: no digits cancel.
+    # Exact Python integers: no cancellation.
     spread = [int(n) * int(q) - int(s) ** 2 for n, s, q in zip(counts, sums, squares, strict=True)]
     std = [part**0.5 / int(n) for part, n in zip(spread, counts, strict=True)]
     return tuple((mean / 255).tolist()), tuple(value / 255 for value in std)

@@ -1,8 +1,6 @@
-"""Which images stand for a class, and how they are put on a page: always the same, and of bounded size."""
+"""Sample images of each class, selected deterministically, and their thumbnails of bounded size."""
 
 from __future__ import annotations
-
-import io
 
 import numpy as np
 from PIL import Image
@@ -10,21 +8,21 @@ from PIL import Image
 from resnet_cifar.data.image_dataset import ImageDataset
 from resnet_cifar.reporting import html_page
 
-MOST_CLASSES = 80  # that are shown with pictures
+MOST_CLASSES = 80  # that are shown with images
 _MOST_IMAGES, _FEWEST, _LINE = 320, 3, 15  # in the grid; of a class, at least; in a line of a wide screen
-_LOSSLESS = 40 * 40  # pixels up to which a picture is shown as it is: larger ones would make the page heavy
+_LOSSLESS = 40 * 40  # pixels up to which an image is lossless: larger ones would bloat the page
 LONGEST = 64
 
 
 def shown_classes(labels: np.ndarray, classes: int) -> list[int]:
-    """The classes with pictures: all that have images or, of very many, evenly spaced ones."""
+    """The classes shown with images: all nonempty ones, or evenly spaced ones of very many."""
     present = np.flatnonzero(np.bincount(labels, minlength=classes))
     kept = min(len(present), MOST_CLASSES)
     return present[np.arange(kept) * len(present) // kept].tolist()
 
 
 def rows(labels: np.ndarray, label: int, shown: int) -> np.ndarray:
-    """Evenly spaced images of a class, as rows; `shown`: how many classes share the grid."""
+    """Rows of evenly spaced images of a class; `shown`: number of classes in the grid."""
     inside = np.flatnonzero(labels == label)
     share = _MOST_IMAGES // shown
     wanted = max(_FEWEST, share if share < _LINE else min(share // _LINE, 2) * _LINE)
@@ -33,14 +31,12 @@ def rows(labels: np.ndarray, label: int, shown: int) -> np.ndarray:
 
 
 def thumbnail(image: np.ndarray, longest: int = LONGEST) -> str:
-    """A data: address of uint8 [height, width, 3]: small images to the pixel, others reduced, as JPEG."""
+    """A data: URL of uint8 [height, width, 3]: PNG if it is small, otherwise a reduced JPEG."""
     if image.shape[0] * image.shape[1] <= _LOSSLESS:
-        return html_page.picture(image)
+        return html_page.image_url(image)
     small = Image.fromarray(image)
     small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=85, subsampling=0, optimize=True)
-    return html_page.address(stream.getvalue(), "jpeg")
+    return html_page.image_url(np.asarray(small), "jpeg", quality=85, subsampling=0)
 
 
 def pictures(images: ImageDataset, rows: np.ndarray) -> list[str]:

@@ -1,6 +1,6 @@
-"""The pictures as they lie in their source, before they are brought to one size: sizes, modes, formats, bytes.
+"""Sizes, modes, formats and bytes of the images in their source, before decoding.
 
-Only headers are read, which is quick and enough for that; whether a picture decodes, `data.decode` tells.
+Only headers are read, which is fast; whether an image can be decoded is checked by the data package.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 from resnet_cifar.data.sources import image_io
 from resnet_cifar.data.sources.base import Split
 
-MOST = 100_000  # pictures of a split whose headers are read
+MOST = 100_000  # images of a split whose headers are read
 _CHUNK = 1024
 _ENDS = 5  # largest and smallest files that are named
 _TURNED, _ORIENTATION = range(2, 9), 0x0112  # EXIF
@@ -27,8 +27,8 @@ _TURNED, _ORIENTATION = range(2, 9), 0x0112  # EXIF
 
 @dataclass(frozen=True)
 class Header:
-    """A picture's: `nbytes` as it is stored, 0 for an element of an array; size is (width, height), (0, 0) where the
-    header cannot be read; `turned`: whether EXIF says that it is to be turned or mirrored.
+    """An image header. `nbytes`: stored size, 0 for an array element; `size`: (width, height), (0, 0) if unreadable;
+    `turned`: whether EXIF asks to rotate or mirror it.
     """
 
     index: int
@@ -42,7 +42,7 @@ class Header:
 
 @dataclass
 class Originals:
-    """What the headers of a split say: counts, and the largest and smallest files (none for arrays)."""
+    """Counts over the headers of a split, and its largest and smallest files (none for arrays)."""
 
     name: str
     pictures: int
@@ -56,7 +56,7 @@ class Originals:
 
 
 def survey(split: Split) -> Originals:
-    """Reads the headers of a split's pictures, of evenly spaced ones where there are more than MOST."""
+    """Reads the headers of a split's images, or of evenly spaced ones if there are more than MOST."""
     found = Originals(split.name, len(split.images))
     for header in _headers(split):
         found.read += 1
@@ -80,7 +80,7 @@ def _headers(split: Split) -> Iterator[Header]:
 
 
 def header(index: int, picture: Any) -> Header:
-    """What is known of a picture (see `pixels.rgb`) without decoding it."""
+    """The header of an image (see `pixels.rgb`) without decoding it."""
     if isinstance(picture, np.ndarray):
         return _of_array(index, picture)
     stored = picture["bytes"] if isinstance(picture, dict) else None
@@ -90,7 +90,7 @@ def header(index: int, picture: Any) -> Header:
         with Image.open(io.BytesIO(stored) if stored is not None else file) as image:
             turned = image.getexif().get(_ORIENTATION) in _TURNED
             return Header(index, file, nbytes, image.format or "-", _mode(image), image.size, turned)
-    except Exception:  # Pillow raises nearly everything where a file is broken
+    except Exception:  # Pillow raises nearly any exception for a broken file
         return Header(index, file, len(stored) if stored is not None else 0)
 
 
@@ -101,5 +101,5 @@ def _of_array(index: int, picture: np.ndarray) -> Header:
 
 
 def _mode(image: Image.Image) -> str:
-    """Pillow's mode, and whether a mode that does not say so has transparent pixels."""
+    """Pillow's mode, and whether a mode without alpha channel has transparent pixels."""
     return f"{image.mode}, transparent" if "transparency" in image.info else image.mode
