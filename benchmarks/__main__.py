@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)} [{' '.join(BY_DEFAULT)}]")
     parser.add_argument("--source", default="synthetic", help="the images, as in data.source [synthetic]")
-    parser.add_argument("--out", type=Path, default=results.FOLDER, help="the directory of the results [benchmarks/results]")
+    parser.add_argument("--out", type=Path, default=results.FOLDER, help="results directory [benchmarks/results]")
     parser.add_argument("--minutes", type=float, default=60, help="start no configuration of training after this [60]")
     parser.add_argument("--rehearse", action="store_true", help="a tiny model, one round; writes no results")
     asked = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""A few minutes on a machine with a GPU: `python -m benchmarks.gpu`, or `make gpu`. Exit code 1: something failed and is named.
+"""A few minutes on a machine with a GPU: `python -m benchmarks.gpu`, or `make gpu`. Exit code 1 names what failed.
 
 Stages in order of value, each with a limit in seconds (of 9 minutes; more minutes stretch them):
 
@@ -62,7 +62,7 @@ def main(arguments: list[str], began: float | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--source", help="the images, as in data.source; a folder needs no network [uoft-cs/cifar10]")
     parser.add_argument("--minutes", type=float, default=_MINUTES, help="total time limit [9]")
-    parser.add_argument("--out", type=Path, default=results.FOLDER, help="the directory of the results [benchmarks/results]")
+    parser.add_argument("--out", type=Path, default=results.FOLDER, help="results directory [benchmarks/results]")
     parser.add_argument("--rehearse", action="store_true", help="all stages with a tiny model, on a CPU")
     asked = parser.parse_args(arguments)
     began = time.time() if began is None else began

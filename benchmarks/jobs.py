@@ -4,8 +4,8 @@ All three train timm's ResNet-50 with random weights on 2,000 images at 32 pixel
 epochs of 14 steps: batch 128, float32, a random crop and flip, SGD with Nesterov momentum, cosine decay. All evaluate
 the 200 images and save a checkpoint after each epoch, and evaluate 2,000 test images once at the end. They differ in:
 
-train.py          ghost BatchNorm of 32 rows; precise BatchNorm statistics before each evaluation; tests the best checkpoint;
-                  writes a temperature, a verified checkpoint, the exported model and the HTML report
+train.py          ghost BatchNorm of 32 rows; precise BatchNorm statistics before each evaluation; tests the best
+                  checkpoint; writes a temperature, a verified checkpoint, the exported model and the HTML report
 accelerate_style  benchmarks/plain/accelerate_style.py: tests the last weights; saves states and a model
 timm_style        benchmarks/plain/timm_style.py: tests the last weights; saves states and summary.csv
 
