@@ -23,16 +23,16 @@ TINY = jobs.Job(model="test_resnet", images=320, epochs=2, batch_size=32)
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 0, or 1 where a configuration failed (what a limit on the time leaves out is said)."""
+    """The exit code: 0, or 1 if a configuration failed; those skipped for lack of time are listed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} [{' '.join(BY_DEFAULT)}]")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)} [{' '.join(BY_DEFAULT)}]")
     parser.add_argument("--source", default="synthetic", help="the images, as in data.source [synthetic]")
-    parser.add_argument("--out", type=Path, default=results.FOLDER, help="the results' folder [benchmarks/results]")
-    parser.add_argument("--minutes", type=float, default=60, help="no configuration of training begins later [60]")
-    parser.add_argument("--rehearse", action="store_true", help="a tiny model, one round, and nothing is kept")
+    parser.add_argument("--out", type=Path, default=results.FOLDER, help="results directory [benchmarks/results]")
+    parser.add_argument("--minutes", type=float, default=60, help="start no configuration of training after this [60]")
+    parser.add_argument("--rehearse", action="store_true", help="a tiny model, one round; writes no results")
     asked = parser.parse_args(arguments)
     if unknown := [name for name in asked.names if name not in NAMES]:
-        parser.error(f"there is no benchmark {unknown[0]!r}: take of {', '.join(NAMES)}")
+        parser.error(f"there is no benchmark {unknown[0]!r}: choose from {', '.join(NAMES)}")
     deadline = time.monotonic() + 60 * asked.minutes
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rehearsal.json" if asked.rehearse else results.file(asked.out)
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _measured(name: str, source: str, deadline: float, rehearse: bool) -> Iterator[dict[str, Any]]:
-    """What one benchmark has measured so far, again and again until it is done."""
+    """Yields the results of one benchmark so far, each time there are new ones."""
     if name == "training":
         done = []
         for found in training.measure(source, deadline, REHEARSAL if rehearse else training.configurations()):

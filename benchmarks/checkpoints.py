@@ -1,6 +1,6 @@
-"""What checkpoints cost: how long a step waits for one, what its writing takes from training, bytes, and resuming.
+"""The cost of checkpoints: how long a step waits, how much the background write slows training, size, and resuming.
 
-ResNet-50 at 32x32. `waits` is the hand-over, which is all that a step waits for; `slowdown` compares rounds of training
+ResNet-50 at 32x32. `waits` is the copy, which is all that a step waits for; `slowdown` compares rounds of training
 in which a checkpoint was written in the background with rounds in which none was.
 """
 
@@ -108,7 +108,7 @@ def _resuming(source: str, runs: Path) -> dict[str, Any]:
 
 
 def _start(source: str, run: Path, is_enough: Callable[[], object]) -> None:
-    """Starts the run, or goes on with it, and interrupts it when it is enough."""
+    """Starts or resumes the run, and interrupts it when `is_enough()`."""
     words = ["--recipe", "scratch", "--model.stem", "imagenet", "--data.source", source, "--batch_size", "64"]
     words += ["--phases.0.epochs", "1000000", "--evaluate.every_epochs", "1000000", "--checkpoint.every_steps", "2"]
     words += ["--track.trackers", "none", "--run", str(run)]
@@ -122,7 +122,7 @@ def _start(source: str, run: Path, is_enough: Callable[[], object]) -> None:
 
 
 def _move_on(run: Path) -> None:
-    """Makes the run's checkpoint one of step 10 million, with all rows that such a run has written."""
+    """Turns the run's checkpoint into one of step 10 million, with all the rows that such a run would have written."""
     (first,) = checkpoint.steps(run / "checkpoints")[-1:]
     kept, state = checkpoint.read(run / "checkpoints" / checkpoint.name(first))
     shutil.rmtree(run / "checkpoints")

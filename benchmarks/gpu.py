@@ -1,4 +1,4 @@
-"""A few minutes on a machine with a GPU: `python -m benchmarks.gpu`, or `make gpu`. Exit code 1 names what is wrong.
+"""A few minutes on a machine with a GPU: `python -m benchmarks.gpu`, or `make gpu`. Exit code 1 names what failed.
 
 Stages in order of value, each with a limit in seconds (of 9 minutes; more minutes stretch them):
 
@@ -55,15 +55,15 @@ _TESTS = {"tests/gpu": "tests/gpu", "ghost BatchNorm": "tests/training/test_ghos
 
 
 def main(arguments: list[str], began: float | None = None) -> int:
-    """The exit code: 0; 1 where something is wrong, which is named; 2 without a GPU or without the images.
+    """The exit code: 0; 1 if something failed, which is named; 2 without a GPU or without the images.
 
     began: when the process did, from which --minutes count, in seconds since the epoch; now by default.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--source", help="the images, as in data.source; a folder needs no network [uoft-cs/cifar10]")
-    parser.add_argument("--minutes", type=float, default=_MINUTES, help="of everything, at most [9]")
-    parser.add_argument("--out", type=Path, default=results.FOLDER, help="the results' folder [benchmarks/results]")
-    parser.add_argument("--rehearse", action="store_true", help="the same way, tiny, on a CPU")
+    parser.add_argument("--minutes", type=float, default=_MINUTES, help="total time limit [9]")
+    parser.add_argument("--out", type=Path, default=results.FOLDER, help="results directory [benchmarks/results]")
+    parser.add_argument("--rehearse", action="store_true", help="all stages with a tiny model, on a CPU")
     asked = parser.parse_args(arguments)
     began = time.time() if began is None else began
     end = time.monotonic() - (time.time() - began) + 60 * asked.minutes
@@ -318,12 +318,12 @@ def _train(
         if (run / "metrics.jsonl").is_file():
             shutil.copy(run / "metrics.jsonl", runner.stem.with_name(f"{runner.stem.name}-scratch.jsonl"))
     if outcome.code == 75:
-        return ["scratch was not done in time, and saved what it had"]
+        return ["scratch did not finish in time and was saved"]
     return outcome.problem("scratch")
 
 
 def best_way(variants: list[dict[str, Any]], images: int, seconds: float) -> tuple[int, dict[str, Any] | None]:
-    """(epochs, variant): the measured variant of `scratch` that trains the most epochs in so many seconds, or None.
+    """(epochs, variant): the measured variant of `scratch` that trains the most epochs in `seconds`, or None.
 
     images: of the source's training split, of which a part is held out for validation.
     """

@@ -1,17 +1,17 @@
 """A whole small job, from the command to its last file, against plain scripts: wall seconds, CPU seconds and memory.
 
 All three train timm's ResNet-50 with random weights on 2,000 images at 32 pixels, of which 200 are held out, for two
-epochs of 14 steps: batch 128, float32, a random crop and flip, SGD with Nesterov momentum, cosine decay. All score the
-200 images and save a checkpoint after each epoch, and score 2,000 test images once at the end. They differ in:
+epochs of 14 steps: batch 128, float32, a random crop and flip, SGD with Nesterov momentum, cosine decay. All evaluate
+the 200 images and save a checkpoint after each epoch, and evaluate 2,000 test images once at the end. They differ in:
 
-train.py          ghost BatchNorm of 32 rows; precise BatchNorm statistics before each score; tests the best checkpoint;
-                  writes a temperature, a verified checkpoint, the exported model and the HTML report
+train.py          ghost BatchNorm of 32 rows; precise BatchNorm statistics before each evaluation; tests the best
+                  checkpoint; writes a temperature, a verified checkpoint, the exported model and the HTML report
 accelerate_style  benchmarks/plain/accelerate_style.py: tests the last weights; saves states and a model
 timm_style        benchmarks/plain/timm_style.py: tests the last weights; saves states and summary.csv
 
 Each job is a new process. The first run of each has an empty image cache ("cold"; the operating system has the files
-in memory). The plain scripts then run once with each number of workers, and keep the one that is fastest. Then come
-the rounds, in which the three take turns.
+in memory). The plain scripts then run once with each number of workers, and keep the fastest. Then come the rounds,
+in which the three alternate.
 """
 
 from __future__ import annotations

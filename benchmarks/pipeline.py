@@ -1,4 +1,4 @@
-"""Crop, flip, resize and normalise: the resident pipeline against `datasets` + torchvision + DataLoader.
+"""Crop, flip, resize and normalize: the resident pipeline against `datasets` + torchvision + DataLoader.
 
 Both deliver (images, labels) on the device. At 224 pixels both resize bicubically from the stored size.
 """

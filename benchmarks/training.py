@@ -1,4 +1,4 @@
-"""ResNet-50 training and scoring: images/s, shares of the bare step and of the device's peak, and peaks of memory.
+"""ResNet-50 training and evaluation: images/s, shares of the bare step and of the device's peak, and peaks of memory.
 
 32 pixels with a CIFAR stem are the recipe `scratch`, the others `finetune` with random weights; each configuration is a
 process of its own (benchmarks/step.py), compiled as `accelerate launch --dynamo_backend inductor` does it.
