@@ -51,7 +51,7 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return page
 
     module = types.ModuleType("resnet_cifar.reporting.run_report")
-    module.write = write
+    module.write_run_report = write
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr("resnet_cifar.reporting.run_report", module, raising=False)
     return written
