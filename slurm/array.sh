@@ -24,7 +24,7 @@ task=${SLURM_ARRAY_TASK_ID:-}
 [ -n "$task" ] || fail "slurm/array.sh is for job arrays: sbatch --array=0-4%2 slurm/array.sh ..."
 for word in "$@"; do
     case $word in
-    --run | --run=*) fail "$word would put every task into one run folder; each has its own, \$RUNS/NAME-JOB_TASK (sbatch --job-name=NAME)" ;;
+    --run | --run=*) fail "$word would put every task into one run directory; each has its own, \$RUNS/NAME-JOB_TASK (sbatch --job-name=NAME)" ;;
     esac
 done
 

@@ -147,7 +147,7 @@ def _judge(everyone: list[dict[str, Any]], nodes: list[dict[str, Any]]) -> tuple
     warnings, wrong = [], []
     for facts in everyone:
         if abs(facts["ahead"]) > _SKEW:
-            warnings.append(f"the clock of {facts['host']} is {facts['ahead']:+.1f} s off rank 0's: mend its NTP")
+            warnings.append(f"the clock of {facts['host']} is {facts['ahead']:+.1f} s off rank 0's: fix its NTP")
         others = [f for f in everyone if f["rank"] < facts["rank"] and f.get("identity") == facts.get("identity")]
         if others and "identity" in facts:
             wrong.append(f"ranks {others[0]['rank']} and {facts['rank']} share one GPU: ask with --gpus-per-node")
@@ -162,12 +162,12 @@ def _judge(everyone: list[dict[str, Any]], nodes: list[dict[str, Any]]) -> tuple
     first = nodes[0]
     for url, answered in first["reached"].items():
         if not answered:
-            mend = (
+            fix = (
                 "fetch on a login node (python train.py --download-only)"
                 if url == hf_hub.endpoint()
                 else "runs stay offline"
             )
-            warnings.append(f"{first['host']}, which fetches for all, does not reach {url}: {mend}")
+            warnings.append(f"{first['host']}, which fetches for all, does not reach {url}: {fix}")
     return warnings, wrong
 
 

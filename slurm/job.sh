@@ -35,7 +35,7 @@ job_number() {
     fi
 }
 
-# The job's name and number, for its run folder.
+# The job's name and number, for its run directory.
 job_name() {
     echo "${SLURM_JOB_NAME//[^A-Za-z0-9._-]/-}-$(job_number)"
 }
@@ -79,7 +79,7 @@ choose_port() {
     echo "== ranks meet at $HEAD_NODE:$HEAD_PORT"
 }
 
-# What has arrived: `asked` by a signal to save and come again, `ended` by SLURM, which decides itself what follows.
+# What has arrived: `asked` by a signal to save and be requeued, `ended` by SLURM, which decides itself what follows.
 # TERM goes to every step by itself.
 asked='' ended='' child=''
 listen() {

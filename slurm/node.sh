@@ -56,7 +56,7 @@ workers() {
     done < <(cat "/proc/$1"/task/*/children 2>/dev/null | tr ' ' '\n')
 }
 
-# Passes a signal on, as soon as there are processes. Whoever is asked twice ends at once, so it is the only one.
+# Passes a signal on, as soon as there are processes. A process that is signaled twice ends at once, so nothing else may signal it.
 # shellcheck disable=SC2329  # called by traps
 tell() {
     local pids=() tries=0

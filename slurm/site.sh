@@ -40,7 +40,7 @@ if [ -n "${SCRATCH:-}" ]; then
     export HF_HOME=${HF_HOME:-$SCRATCH/huggingface}
     export RESNET_CIFAR_CACHE=${RESNET_CIFAR_CACHE:-$SCRATCH/resnet-cifar}
 fi
-RUNS=${RUNS:-runs}  # run folders of jobs that name none
+RUNS=${RUNS:-runs}  # run directories of jobs that name none
 
 # 4. Network.
 INTERFACE=${INTERFACE:-}  # the fast one (`ip -brief address` on a compute node), such as ib0; empty: as names are resolved

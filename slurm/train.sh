@@ -18,14 +18,14 @@
 enter_project
 listen
 
-# The run folder: named after the job, unless the arguments name one.
+# The run directory: named after the job, unless the arguments name one.
 folder=''
 words=("$@")
 for ((i = 0; i < ${#words[@]}; i++)); do
     case ${words[i]} in
     --run) folder=${words[i + 1]:-} ;;
     --run=*) folder=${words[i]#--run=} ;;
-    --max?minutes*) fail "${words[i]} would end the job, and the job would come again: take sbatch --time" ;;
+    --max?minutes*) fail "${words[i]} would end the job, and the job would be requeued: use sbatch --time" ;;
     esac
 done
 if [ -z "$folder" ]; then
@@ -58,7 +58,7 @@ come_again() {
         echo "== SLURM has begun this job again elsewhere: start $((${SLURM_RESTART_COUNT:-0} + 1)) leaves it alone"
         exit 1
     fi
-    # Whoever cancels a job does not want it back.
+    # A canceled job is not requeued.
     [[ -z $ended && $facts == *JobState=RUNNING* ]] || exit 1
     echo "== saved at step $(saved), and coming again"
     for _ in {1..6}; do
@@ -70,12 +70,12 @@ come_again() {
 
 give_up() {
     fail "$STARTS_WITHOUT_PROGRESS starts of this job went no further than step $begun_at (STARTS_WITHOUT_PROGRESS of" \
-        "slurm/site.sh): it does not come again. When what stops it is mended: the same sbatch command with --run $folder"
+        "slurm/site.sh): it is not requeued. When the cause is fixed: the same sbatch command with --run $folder"
 }
 
 end_for_good() {
     [ "$1" -eq 0 ] ||
-        echo "== failed with exit code $1 and does not come again; the reason is the first error after the last \`== job\`"
+        echo "== failed with exit code $1 and is not requeued; the reason is the first error after the last \`== job\`"
     exit "$1"
 }
 

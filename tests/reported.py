@@ -1,4 +1,4 @@
-"""Run folders with everything that a report reads, made in a moment: real files by the code that writes them."""
+"""Run directories with everything that a report reads, made in a moment: real files by the code that writes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLASSES = ("cat", "dog", "<script>alert(1)</script>", 'a $name$ & "more" that is
 STEPS, AN_EPOCH = 40, 10
 
 
-def guess(count: int, classes: int, seed: int = 0, sharpness: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
+def prediction(count: int, classes: int, seed: int = 0, sharpness: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
     """(logits float32 [n, classes], labels [n]) of a model that is often right."""
     labels = np.arange(count) % classes
     logits = np.random.default_rng(seed).normal(size=(count, classes)).astype(np.float32)
@@ -34,7 +34,7 @@ def pictures(rows: np.ndarray, side: int = 8) -> np.ndarray:
 
 
 def row(step: int) -> dict[str, Any]:
-    """A row of metrics.jsonl; every tenth has a score, of which the third is the best."""
+    """A row of metrics.jsonl; every tenth has an evaluation, of which the third is the best."""
     row = {"step": step, "epoch": step / AN_EPOCH, "images": 32 * step, "lr": 0.1 * (1 - step / STEPS)}
     row |= {"train/loss": 2 / step, "train/accuracy": step / STEPS, "images_per_second": 100.0 + step}
     score = {"val/loss": 1 / step, "val/accuracy": 0.5 + 0.1 * (step == 30)}
@@ -70,7 +70,7 @@ def score(
     fingerprint: str = "f00d",
 ) -> None:
     """What scoring leaves in the folder, as NAME: predictions, their summary and pictures."""
-    logits, labels = guess(count, len(classes), seed)
+    logits, labels = prediction(count, len(classes), seed)
     recipe = read_recipe("debug")
     facts = results_io.evaluation_facts("test", recipe, fingerprint, "checkpoints/step-00000030")
     index = np.arange(count) * 3

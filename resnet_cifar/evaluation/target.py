@@ -48,8 +48,8 @@ def find_target(path: Path) -> Target:
         if (path / file).is_file():
             return Target(path, kind)
     raise UserError(
-        f"{path} is no run directory, checkpoint or exported model (it has no recipe.yaml, state.json or config.json): "
-        "name RUN, RUN/checkpoints/step-... or RUN/model"
+        f"{path} is not a run directory, checkpoint or exported model (it has no recipe.yaml, state.json or "
+        "config.json): name RUN, RUN/checkpoints/step-... or RUN/model"
     )
 
 

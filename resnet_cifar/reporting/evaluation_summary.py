@@ -16,7 +16,7 @@ from resnet_cifar.reporting.gallery import SavedImages
 from resnet_cifar.reporting.per_class import accuracy, percent, probability_text
 from resnet_cifar.reporting.prediction_table import PredictionTable
 
-# The fields of eval-NAME.json without which there is no page. Other metrics are optional and left out if missing.
+# The fields of eval-NAME.json that every page needs. Other metrics are optional and left out if missing.
 _REQUIRED = {"split", "source", "checkpoint", "images", "accuracy", "classes", "confusion"}
 _MAX_EMBEDDED = 300_000  # bytes of a confusion matrix that is embedded as an image
 

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity
 
 from resnet_cifar.data.loader import Batch
 
-SKIPPED = 5  # the first steps of an attempt, which initialise kernels or compile
+SKIPPED = 5  # the first steps of an attempt, which initialize kernels or compile
 _ROWS = 15  # operators in the table
 _ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 

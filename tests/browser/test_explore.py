@@ -66,18 +66,18 @@ def test_it_says_what_was_planted(browser, odd_page: Path) -> None:
 
 
 def test_it_is_dark_where_the_screen_is(browser, odd_page: Path) -> None:
-    def colours(dark: bool) -> list[str]:
+    def colors(dark: bool) -> list[str]:
         opened = browser.open(odd_page, dark=dark)
         words = "svg text"
         ink = opened.page.evaluate(f"getComputedStyle(document.querySelector('{words}')).fill")
         paper = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
         return [ink, paper]
 
-    def brightness(colour: str) -> int:
-        return sum(map(int, re.findall(r"\d+", colour)[:3]))
+    def brightness(color: str) -> int:
+        return sum(map(int, re.findall(r"\d+", color)[:3]))
 
-    ink, paper = map(brightness, colours(dark=False))
-    dark_ink, dark_paper = map(brightness, colours(dark=True))
+    ink, paper = map(brightness, colors(dark=False))
+    dark_ink, dark_paper = map(brightness, colors(dark=True))
     assert ink < paper and dark_ink > dark_paper
 
 

@@ -186,8 +186,8 @@ def test_counts_become_shares(browser: Any, index: Path) -> None:
 
 def test_it_is_dark_where_the_system_is(browser: Any, index: Path) -> None:
     def brightness(page: Any, selector: str, what: str) -> float:
-        colour = page.evaluate(f"getComputedStyle(document.querySelector('{selector}')).{what}")
-        return sum(float(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3]) / 3
+        color = page.evaluate(f"getComputedStyle(document.querySelector('{selector}')).{what}")
+        return sum(float(part) for part in color[color.index("(") + 1 : -1].split(",")[:3]) / 3
 
     light, dark = browser.open(index).page, browser.open(index, dark=True).page
     assert brightness(light, "body", "backgroundColor") > 240
@@ -236,7 +236,7 @@ def test_pages_of_many_classes_of_a_run_on_its_way_and_of_two_runs_are_quiet_and
 
 @pytest.fixture(scope="module")
 def ten_thousand(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose guesses at the real test images are drawn by lot, and whose pictures are the real ones."""
+    """A run whose predictions at the real test images are drawn by lot, and whose images are the real ones."""
     folder = reported.finish(tmp_path_factory.mktemp("real") / "run", count=10_000, classes=CIFAR, side=32)
     table = pyarrow.parquet.read_table(next((real_data / "plain_text").glob("test-*.parquet")))
     encoded = table["img"].combine_chunks().field("bytes")

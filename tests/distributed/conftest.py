@@ -85,7 +85,7 @@ def train(launch) -> Callable[..., subprocess.CompletedProcess]:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory, train) -> Callable[[str, int], Path]:
-    """The run folder of WHOLE of a model, trained by so many processes without a stop; made once, when asked for."""
+    """The run directory of WHOLE of a model, trained by this many processes without a stop; made once."""
 
     @functools.cache
     def folder(model: str, processes: int) -> Path:

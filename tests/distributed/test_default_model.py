@@ -17,8 +17,9 @@ ROOT = Path(__file__).parents[2]
 STOPPING = Path(__file__).with_name("stopping.py")
 WORDS = "--recipe finetune --model.pretrained False --track.trackers none --data.source synthetic --data.limit 120"
 WORDS += " --track.report False"
-# Four steps, and a score in the middle, where the run is stopped, and at the end.
-SMALL = "--data.image_size 32 --batch_size 96 --phases.0.epochs 3.6 --evaluate.every_epochs 1.8 --phases.0.lr 0.005 --run run"
+# Four steps, and an evaluation in the middle, where the run is stopped, and at the end.
+SMALL = "--data.image_size 32 --batch_size 96 --phases.0.epochs 3.6 --evaluate.every_epochs 1.8 --phases.0.lr 0.005"
+SMALL += " --run run"
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ def long_form(value: object):
     return pytest.param(value, marks=pytest.mark.proof_only)
 
 
-# (processes, where they are stopped, the step that is saved): while the head learns, right before all do, in a score.
+# (processes, where they are stopped, the saved step): while the head is trained, right before all is, in an evaluation.
 HOPS = [(4, ("update", 10), 11), (1, ("update", 32), 33), (2, ("evaluation", 2), 42)]
 
 

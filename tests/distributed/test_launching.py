@@ -1,4 +1,4 @@
-"""eval.py with one and three processes, and launchers that do not start what they were asked for."""
+"""eval.py with one and three processes, and launchers that do not start what they were requested."""
 
 from __future__ import annotations
 

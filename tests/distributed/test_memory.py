@@ -52,7 +52,7 @@ def test_memory_that_runs_out_later_ends_the_start_and_the_next_one_goes_on_with
     (sentence,) = re.findall(r"^error: .*$", ran_out.stderr, re.MULTILINE)
     assert sentence.startswith("error: rank 1 failed at step 5: ")
     assert "ran out of memory in update 5, with micro-batches of 24" in sentence
-    assert sentence.endswith("the same command goes on from the newest checkpoint, with smaller ones")
+    assert sentence.endswith("the same command resumes from the newest checkpoint, with smaller ones")
     assert found(tmp_path / "run") == 12
     finished = start("auto", SHORT, 1, 4, 0)
     assert finished.returncode == 0, finished.stderr[-3000:]

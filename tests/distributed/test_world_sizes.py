@@ -94,7 +94,7 @@ def test_every_image_of_a_split_of_any_size_is_predicted_once_and_in_order(outpu
 @pytest.mark.parametrize("size", SEVERAL)
 @pytest.mark.parametrize("name", SCORED)
 def test_predictions_and_confusion_are_identical_on_every_rank(outputs, name, size):
-    """To the bit: batches are cut from the split alike, whoever scores them."""
+    """To the bit: batches are cut from the split alike, the one that scores them."""
     alone = np.load(outputs[1] / f"{name} scored rank 0.npz")
     scores = json.loads((outputs[1] / f"{name} rank 0.json").read_text())
     for rank in range(size):

@@ -60,7 +60,7 @@ def interrupt(options: TrainOptions, recipe: Recipe, kind: str, number: int) -> 
 
 
 def assert_same_run(run: str, other: str) -> None:
-    """Weights and optimiser to the bit, rows and scores; sums of a row that was cut may be rounded elsewhere."""
+    """Weights and optimizer to the bit, rows and scores; sums of a row that was cut may be rounded elsewhere."""
     assert_same_weights(run, other)
     ours, theirs = rows_of(run), rows_of(other)
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]

@@ -135,7 +135,7 @@ def _other_checkpoint(run: Path) -> str:
 
 
 def _stock_export(run: Path, folder: Path) -> None:
-    """The run's weights, as whoever has timm alone would save them."""
+    """The run's weights, as the one that has timm alone would save them."""
     model = timm.create_model("test_resnet", num_classes=len(NAMES))
     model.load_state_dict(load_file(run / "model" / "model.safetensors"))
     names = {str(number): name for number, name in enumerate(NAMES)}
@@ -161,12 +161,12 @@ def _write_source(folder: Path, classes: tuple[str, ...]) -> None:
 
 
 def _write_pictures(folder: Path, run: Path) -> None:
-    """The first images of the run's test split, in many kinds of file, and what is no picture."""
+    """The first images of the run's test split, in many kinds of file, and what is not a picture."""
     (folder / "sub").mkdir(parents=True)
     pictures = [Image.fromarray(synthetic.draw("test")[0][index]) for index in predictions(run, "test")["index"][:6]]
     pictures[0].save(folder / "a[b].png")
     pictures[1].save(folder / "photo.JPG", "JPEG")
-    pictures[2].convert("L").save(folder / "grey.png")
+    pictures[2].convert("L").save(folder / "gray.png")
     pictures[3].convert("RGBA").save(folder / "sub" / "alpha.png")
     pictures[4].convert("P").save(folder / "sub" / "palette.gif")
     pictures[5].resize((50, 41)).save(folder / "sub" / "odd.webp")
@@ -215,7 +215,7 @@ def test_other_images_are_matched_by_the_names_of_their_classes(place: Path, sai
     assert found["accuracy"] == pytest.approx(np.mean(recall), abs=1e-6)
     assert found["temperature"] == scores(place / "run", "test")["temperature"], "theirs may not be held out"
     assert found["fingerprint"] != scores(place / "run", "test")["fingerprint"]
-    # Some of the pictures are among the run's own test images too.
+    # Some of the images are among the run's own test images too.
     own, theirs = predictions(place / "run", "test"), predictions(place / "run", "test-strangers-*")
     labels = synthetic.draw("test", DRAWN)[1]
     origin = np.concatenate([np.flatnonzero(labels == NAMES.index(name)) for name in STRANGER])
@@ -293,7 +293,7 @@ def test_pictures_are_labelled_and_what_is_none_is_named(place: Path, said: dict
     assert done.returncode == predict.UNREADABLE == 3
     assert done.stderr == "error: 1 of 8 pictures cannot be read\n"
     lines = {line["file"]: line for line in map(json.loads, done.stdout.splitlines())}
-    files = [f"pictures/{name}" for name in ("a[b].png", "broken.png", "grey.png", "photo.JPG")]
+    files = [f"pictures/{name}" for name in ("a[b].png", "broken.png", "gray.png", "photo.JPG")]
     assert list(lines) == [*files, *(f"pictures/sub/{name}" for name in ("alpha.png", "odd.webp", "palette.gif"))]
     assert len(done.stdout.splitlines()) == 8
     assert lines["pictures/broken.png"] == {"file": "pictures/broken.png", "error": "it cannot be read as a picture"}

@@ -1,4 +1,4 @@
-"""--extend-epochs: a finished run goes on from its end."""
+"""--extend-epochs: a finished run resumes from its end."""
 
 from __future__ import annotations
 

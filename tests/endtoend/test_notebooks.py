@@ -101,7 +101,7 @@ def test_a_notebook_is_a_recipe_and_a_source(name: str, sources: dict[str, Path]
 
 
 def test_the_wishes_of_the_first_are_fields(sources: dict[str, Path], tmp_path: Path) -> None:
-    """Augmentation, other architectures, other optimisers, checkpointing and early stopping."""
+    """Augmentation, other architectures, other optimizers, checkpointing and early stopping."""
     run = tmp_path / "run"
     words = {
         "model.name": "test_convnext",

@@ -36,7 +36,7 @@ WORDS = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """90 pictures of three colours: PNG and JPEG, grey levels varying, odd sizes, and a JPEG that is none."""
+    """90 images of three colors: PNG and JPEG, gray levels varying, odd sizes, and a JPEG that is none."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RESNET_CIFAR_CACHE", str(tmp_path / "cache"))
     noise = np.random.default_rng(0)
@@ -83,7 +83,7 @@ def test_a_broken_image_is_named_and_skipped_and_the_rest_is_trained_on(
 
 
 def test_three_commands_lead_from_a_folder_to_classified_images(folder: Path, run: Run) -> None:
-    """The README's, with a model that fits a test; one of the pictures to label is none."""
+    """The README's, with a model that fits a test; one of the images to label is none."""
     small = ["--recipe", "debug", "--track.trackers", "none", "--track.report", "False", "--data.limit", 0]
     small += [word for name in ("model.name", "data.image_size") for word in (f"--{name}", WORDS[name])]
     small += ["--augment.mixup_alpha", 0, "--augment.cutmix_alpha", 0, "--phases.0.epochs", 6, "--phases.0.lr", 0.01]

@@ -22,7 +22,7 @@ from resnet_cifar.config.schema import Recipe
 from resnet_cifar.training.trainer import Trainer
 
 RUN = TrainOptions(recipe="phases.yaml", run="run")
-NORMS = 8  # batches of a score on which norms are estimated
+NORMS = 8  # batches of an evaluation on which norms are estimated
 PHASES = """
 phases:
   - {epochs: 0.3, lr: 1.0e-2, trainable: head, image_size: 24}
@@ -159,7 +159,7 @@ def test_a_micro_batch_that_fits_is_found_printed_kept_and_gives_the_same_run(
     assert set(tried[3:]) == {8}, "once it is found, no pass fails"
     assert "micro_batch auto: 8 images per backward pass fit the device" in capsys.readouterr().out
     assert json.loads(Path("run/micro_batch.json").read_text())["micro_batch"] == 8
-    train(RUN, automatic())  # memory is free again, but the sums stay in the order of before
+    train(RUN, automatic())  # memory is free again, but the sums stay in the order from earlier
     assert json.loads(Path("run/micro_batch.json").read_text())["micro_batch"] == 8
     assert_same_run("run", expected)
 

@@ -62,7 +62,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, real_data: Path) -> Path:
 
 def test_it_learns(trained: Path) -> None:
     result = json.loads((trained / "result.json").read_text())
-    assert result["test/accuracy"] > 0.25, "chance is 0.1; 2,000 images were asked for"
+    assert result["test/accuracy"] > 0.25, "chance is 0.1; 2,000 images were requested"
     scores = json.loads((trained / "eval-test.json").read_text())
     assert scores["images"] == 2000 and len(scores["class_accuracy"]) == 10
     assert np.mean(list(scores["class_accuracy"].values())) == pytest.approx(scores["accuracy"], abs=1e-6)

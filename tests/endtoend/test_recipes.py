@@ -179,8 +179,8 @@ def _stop_after(steps: int, recipe: Recipe) -> None:
     ("words", "sentence"),
     [
         ({"model.name": "resnet51"}, r"model.name 'resnet51' is not one of timm's models; did you mean resnet5\d"),
-        ({"optimizer.name": "sdg"}, r"optimizer.name 'sdg' is not one of timm's optimisers; did you mean sgd"),
-        ({"data.source": "nowhere"}, r"data.source 'nowhere' is no folder, archive or .npz file here"),
+        ({"optimizer.name": "sdg"}, r"optimizer.name 'sdg' is not one of timm's optimizers; did you mean sgd"),
+        ({"data.source": "nowhere"}, r"data.source 'nowhere' is not a folder, archive or .npz file here"),
         ({"model.stem": "cifar", "model.name": "test_vit"}, r"model.stem cifar is for timm's ResNets"),
         ({"precision": "fp16"}, r"precision fp16 needs a GPU"),
         ({"model.init_from": "no-run"}, r"model.init_from 'no-run' has no model/model.safetensors"),

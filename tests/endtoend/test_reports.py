@@ -43,7 +43,7 @@ def test_a_run_that_was_stopped_once_ends_with_a_page_and_scores_renew_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     interrupt(RUN, small(), "update", 5)
-    assert not INDEX.exists(), "whoever asks a run to stop is in a hurry"
+    assert not INDEX.exists(), "the one that asks a run to stop is in a hurry"
     train(RUN, small())
     assert f"report       {INDEX}" in capsys.readouterr().out
     text, starts = INDEX.read_text(), json.loads(Path("run/attempts.json").read_text())["attempts"]

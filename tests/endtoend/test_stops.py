@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere and goes on is the run that was never stopped, to the bit; so is one that saves more.
+"""A run that is stopped and resumed anywhere equals the undisturbed run bit for bit; so does one that saves more often.
 
 An epoch is 30.4 steps, so that metrics.jsonl has a row every second step, besides those at scores.
 """
@@ -24,7 +24,7 @@ from resnet_cifar.data import image_data
 from resnet_cifar.training.trainer import Trainer
 
 RUN = TrainOptions(recipe="debug", run="run")
-NORMS, VALIDATION = 8, 2  # evaluated batches of a score
+NORMS, VALIDATION = 8, 2  # evaluated batches of an evaluation
 
 
 def small(**words: str) -> Recipe:

@@ -190,7 +190,7 @@ def test_processes_share_the_trials_of_a_search(tmp_path: Path) -> None:
     assert not own[0] & own[1]
     assert states(tmp_path) == ["finished"] * 5
     values = [json.dumps(trial["values"]) for trial in study(tmp_path)["trials"]]
-    assert len(set(values)) == 5, "nobody repeats another's draws"
+    assert len(set(values)) == 5, "nobody repeats another's random numbers"
 
 
 @pytest.mark.proof_only

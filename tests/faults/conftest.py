@@ -39,7 +39,7 @@ def hurt_run(tmp_path: Path) -> Iterator[Callable[..., FaultyRun]]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Reference]:
-    """The finished run of so many processes, made when it is first asked for."""
+    """The finished run of this many processes, made when it is first asked for."""
     made: dict[int, Reference] = {}
 
     def reference(processes: int = 1) -> Reference:

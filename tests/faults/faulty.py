@@ -158,7 +158,7 @@ class Start:
 
 
 class FaultyRun:
-    """One run folder, RUN in `home`, and the starts of one command in it."""
+    """One run directory, RUN in `home`, and the starts of one command in it."""
 
     def __init__(self, home: Path, processes: int = 1, track: str = "none", run: Path | None = None) -> None:
         self.home, self.processes, self.track = home, processes, track

@@ -12,7 +12,7 @@ ROOM = 64 << 20
 
 
 def resize(disk: Path, size: int) -> None:
-    """Gives a mounted file system so many bytes."""
+    """Gives a mounted file system this many bytes."""
     subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True, capture_output=True)
 
 

@@ -1,4 +1,4 @@
-"""Two starts in one run folder: the later one has it, and the other stops without a trace."""
+"""Two starts in one run directory: the later one has it, and the other stops without a trace."""
 
 from __future__ import annotations
 

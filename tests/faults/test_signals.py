@@ -1,4 +1,4 @@
-"""Requests to end a run: it saves, says where it stopped, and the same command goes on from there."""
+"""Requests to end a run: it saves, says where it stopped, and the same command resumes from there."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def moments(number: int, proof: bool) -> list[dict]:
 
 
 def saved_steps(run: FaultyRun) -> int:
-    """Updates that the newest checkpoint has seen; 0 where there is none."""
+    """Updates that the newest checkpoint has seen; 0 if there is none."""
     return max(checkpoint.steps(run.folder / "checkpoints"), default=0)
 
 

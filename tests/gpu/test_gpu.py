@@ -86,7 +86,7 @@ def gradients(state: TrainState) -> list[Tensor]:
 
 
 def updates_to_try() -> list[tuple[str, str, float]]:
-    """(precision, optimiser, clip). With fp16, torch's scaler asks the device before an update that is not fused."""
+    """(precision, optimizer, clip). With fp16, torch's scaler asks the device before an update that is not fused."""
     fused = [(p, *rule) for p in ("no", "bf16", "fp16") for rule in (("sgd", 0.0), ("sgd", 1.0), ("adamw", 1.0))]
     return [*fused, ("no", "lamb", 0.0), ("bf16", "lamb", 0.0)]
 

@@ -24,7 +24,7 @@ HALF = re.compile(r"\.(writing|building|damaged|replaced)\b")
 class Case:
     """A command with a mistake in it, and what must come of it.
 
-    `said`: parts of the one sentence: field, value, mend. `before`: what the answer comes before: `import` (of torch,
+    `said`: parts of the one sentence: field, value, fix. `before`: what the answer comes before: `import` (of torch,
     and the hub is not even looked for), `download`, or `training`. `prepare(home, trained)` makes what the words name,
     in the folder where the command runs; `trained` is a finished run. `leaves`: what may change besides, a regular
     expression.

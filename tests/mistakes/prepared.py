@@ -102,7 +102,7 @@ def garbled(pattern: str) -> Callable[[Path], None]:
 
 
 def started(recipe: str, **fields: str) -> Prepare:
-    """RUN, a run folder that another recipe has begun."""
+    """RUN, a run directory that another recipe has begun."""
 
     def prepare(home: Path, trained: Path) -> None:
         (home / "RUN").mkdir()

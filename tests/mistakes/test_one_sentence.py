@@ -1,4 +1,4 @@
-"""The list of mistakes: each is one sentence that names field, value and mend, in time, and leaves nothing behind."""
+"""The list of mistakes: each is one sentence that names field, value and fix, in time, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ CASES = [
     Case("schedule", "--phases.0.schedule cosin", ("phases.0.schedule", "'cosin'", "'cosine', 'linear'"), "import"),
     Case("source", "--data.source cifar10", ("data.source 'cifar10'", "uoft-cs/cifar10", "synthetic"), "import"),
     Case(
-        "archive that is not here", "--data.source cifar-10.zip", ("'cifar-10.zip' is no file here", "path"), "import"
+        "archive that is not here",
+        "--data.source cifar-10.zip",
+        ("'cifar-10.zip' is not a file here", "path"),
+        "import",
     ),
     Case("range", "--phases.0.lr -1", ("phases.0.lr", "'-1'", "greater than 0"), "import"),
     Case("type", "--batch_size many", ("batch_size", "'many'", "integer"), "import"),
@@ -43,7 +46,7 @@ CASES = [
         prepared.file("my.yaml", "seed: 1\nseed: 2\n"),
     ),
     Case("no yaml", "--recipe my.yaml", ("my.yaml is not YAML",), "import", prepared.file("my.yaml", "data: [")),
-    Case("no run to score", "nowhere", ("nowhere is no run", "recipe.yaml"), "import", script="eval.py"),
+    Case("no run to score", "nowhere", ("nowhere is not a run", "recipe.yaml"), "import", script="eval.py"),
     Case(
         "check of a model alone",
         "RUN/model --verify-export",
@@ -70,7 +73,7 @@ CASES = [
     Case(
         "no source to explore",
         "-m resnet_cifar explore cifar",
-        ("data.source 'cifar'", "no hub id", "synthetic"),
+        ("data.source 'cifar'", "hub id", "synthetic"),
         "import",
         script="",
     ),
@@ -87,7 +90,7 @@ CASES = [
     Case("tag", "--model.name resnet50.a1_in2k", ("'resnet50.a1_in2k'", "did you mean resnet50.a1_"), "download"),
     Case("no weights", "--model.name seresnet18", ("'seresnet18'", "--model.pretrained False"), "download"),
     Case(
-        "optimiser", f"{HUB} --optimizer.name sgdd", ("optimizer.name 'sgdd'", "timm", "did you mean sgd"), "download"
+        "optimizer", f"{HUB} --optimizer.name sgdd", ("optimizer.name 'sgdd'", "timm", "did you mean sgd"), "download"
     ),
     Case("micro-batch", f"{HUB} --micro_batch 24", ("micro_batch 24", "rows in groups of 32", "use 32"), "download"),
     Case(
@@ -260,10 +263,10 @@ CASES = [
     ),
 ]
 LAUNCHED = [
-    Case("optimiser", f"{HUB} --optimizer.name sgdd", ("optimizer.name 'sgdd'", "did you mean sgd"), "download"),
+    Case("optimizer", f"{HUB} --optimizer.name sgdd", ("optimizer.name 'sgdd'", "did you mean sgd"), "download"),
     Case("share", f"{HUB} --batch_size 96", ("batch_size 96", "over 2 processes", "use 64 or 128"), "download"),
     Case(
-        "norm group",
+        "ghost batch",
         f"{HUB} --batch_size 32",
         ("model.ghost_batch_size 32", "16 rows", "--model.ghost_batch_size 16"),
         "download",
@@ -297,7 +300,7 @@ LONG += (
 )
 LONG += ("archive that reaches out", "labels without images")
 LONG += ("garbage for a model to check",)
-LONG += ("share", "norm group", "GPUs that are not there", "crop")
+LONG += ("share", "ghost batch", "GPUs that are not there", "crop")
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 HEAVY = [case for case in CASES if case.before != "import" and case.script == "train.py"]
 

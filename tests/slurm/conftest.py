@@ -71,7 +71,7 @@ def submit(cluster: Cluster, project: Path) -> Callable[..., Job]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The run folder of `arguments(**changes)` on so many processes of this machine, without SLURM."""
+    """The run directory of `arguments(**changes)` on this many processes of this machine, without SLURM."""
     made: dict[Any, Path] = {}
 
     def reference(processes: int = 1, **changes: object) -> Path:

@@ -44,7 +44,7 @@ def killed(rank: int, update: int, then: str, journal: Path) -> dict[str, str]:
 
 
 class Job:
-    """A job of the project's scripts, its log and its run folder."""
+    """A job of the project's scripts, its log and its run directory."""
 
     def __init__(self, cluster: Cluster, project: Path, *words: object, **env: str) -> None:
         self.cluster, self.project = cluster, project
@@ -57,7 +57,7 @@ class Job:
 
     @property
     def run(self) -> Path:
-        """The run folder that is named after it."""
+        """The run directory that is named after it."""
         (folder,) = self.project.glob(f"runs/*-{self.id}")
         return folder
 
@@ -79,7 +79,7 @@ class Job:
         return json.loads(lines[-1])["step"] if lines else 0
 
     def wait_until_step(self, step: int) -> None:
-        """Returns when so many steps have been reported."""
+        """Returns when this many steps have been reported."""
         self.cluster.wait_until(lambda: self.step >= step or self.cluster.state(self.id) == "FAILED", f"step {step}")
         assert self.step >= step, self.log
 
@@ -95,7 +95,7 @@ class Job:
 
 
 def tracker_runs(run: Path) -> set[str]:
-    """The ids of the W&B runs whose pieces lie in a run folder."""
+    """The ids of the W&B runs whose pieces lie in a run directory."""
     return {piece.name.rsplit("-", 1)[1] for piece in (run / "wandb").glob("offline-run-*")}
 
 

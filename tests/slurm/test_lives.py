@@ -106,7 +106,7 @@ def test_a_job_survives_a_network_that_is_gone_for_a_while(cluster: Cluster, sub
     longer = {"phases__0__epochs": 60, "checkpoint__every_steps": 20, "evaluate__every": 30}
     job = submit(f"--nodes={nodes}", words=arguments(**longer))
     job.wait_until_step(25)
-    cluster.cut_off("node1")  # where rank 0 and the batch script go on, and see the same run folder
+    cluster.cut_off("node1")  # where rank 0 and the batch script go on, and see the same run directory
     try:
         cluster.wait_until(lambda: job.log.count("resuming at step") == 1, "the second start", 240)
     finally:

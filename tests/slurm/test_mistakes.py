@@ -17,7 +17,7 @@ def check_failed(job, sentence: str, code: int = 2, seconds: float = MINUTE) -> 
     assert sentence in job.log, job.log
     assert job.starts == 1
     assert job.exit_code == code
-    assert "does not come again" in job.log
+    assert "is not requeued" in job.log
 
 
 def test_a_missing_data_set_ends_the_job(submit):

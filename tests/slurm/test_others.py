@@ -16,7 +16,7 @@ pytestmark = pytest.mark.proof_only
 
 
 def test_an_array_in_which_one_task_is_preempted_and_one_fails(cluster: Cluster, submit, project: Path, record):
-    """Another task is asked to save, the last one: SLURM gives it the number of the whole array."""
+    """Another task has to save, the last one: SLURM gives it the number of the whole array."""
     lines = ["# six runs", "--optimizer.name nonesuch", "", *(f"--seed {seed}" for seed in range(1, 6))]
     (project / "sweep.txt").write_text("\n".join(lines) + "\n")
     array = submit("--array=0-5%2", script="array.sh", words=("list", "sweep.txt", *arguments()))

@@ -141,7 +141,7 @@ def test_core_that_hangs_is_waited_for_twelve_seconds(tmp_path: Path):
 def test_run_that_is_resumed_from_further_back_has_every_row_once(
     account: str, end: str, trackers: str, tmp_path: Path
 ):
-    """The first start comes to step 7, and the second goes on from a checkpoint of step 4.
+    """The first start comes to step 7, and the second resumes from a checkpoint of step 4.
 
     A kill takes rows of the last second from the trackers, which then lack some that metrics.jsonl has.
     """

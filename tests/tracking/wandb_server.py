@@ -51,7 +51,7 @@ class WandbServer(ThreadingHTTPServer):
 
     `requests` are operations of GraphQL, or "METHOD /path", in order. `status`, where it is set, answers everything;
     `seconds` is how long an answer takes, to paths with `slow` in them. `after(rows, do)` calls `do()` when a run has
-    so many rows.
+    this many rows.
     """
 
     daemon_threads = True
@@ -69,7 +69,7 @@ class WandbServer(ThreadingHTTPServer):
         self._rows, self._do = 0, None
 
     def after(self, rows: int, do: Callable[[], None]) -> None:
-        """Calls `do()` once, when a run has so many rows."""
+        """Calls `do()` once, when a run has this many rows."""
         self._rows, self._do = rows, do
 
     def __enter__(self) -> WandbServer:

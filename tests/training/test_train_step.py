@@ -325,7 +325,7 @@ def test_a_frozen_part_neither_learns_nor_sees_the_batch(start: Start, images: I
     before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
     for step in range(2):
         update(state, loader, step)
-        predict(state.context, state.wrapped, images, state.preprocess)  # a score leaves every module in its mode
+        predict(state.context, state.wrapped, images, state.preprocess)  # an evaluation leaves every module in its mode
     after = state.model.state_dict()
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert changed == {"fc.weight", "fc.bias"}, "running statistics stay too"
@@ -338,7 +338,7 @@ def test_a_frozen_part_neither_learns_nor_sees_the_batch(start: Start, images: I
 
 
 def short_of_memory(state: TrainState, rows: int) -> torch.utils.hooks.RemovableHandle:
-    """The device has room for a forward pass of so many rows."""
+    """The device has room for a forward pass of this many rows."""
 
     def refuse(_module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
         if inputs[0].shape[0] > rows:

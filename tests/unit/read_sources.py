@@ -1,4 +1,4 @@
-"""Pictures in memory, splits of `datasets`, and a source read to its arrays: what the tests of sources share."""
+"""Images in memory, splits of `datasets`, and a source read to its arrays: what the tests of sources share."""
 
 from __future__ import annotations
 

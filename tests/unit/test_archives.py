@@ -1,4 +1,4 @@
-"""data/sources/archives: what an archive must not do to whoever reads it, and damage anywhere in it."""
+"""data/sources/archives: what an archive must not do to the one that reads it, and damage anywhere in it."""
 
 from __future__ import annotations
 

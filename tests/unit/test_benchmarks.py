@@ -299,15 +299,15 @@ class TestGpuRunner:
     def test_without_datasets_parquet_files_are_read_all_the_same(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     ) -> None:
-        folder, colours = tmp_path / "source" / "plain_text", np.arange(20, dtype=np.uint8)
+        folder, colors = tmp_path / "source" / "plain_text", np.arange(20, dtype=np.uint8)
         folder.mkdir(parents=True)
         for split in ("train", "test"):
             images = []
-            for colour in colours:
+            for color in colors:
                 stream = io.BytesIO()
-                Image.new("RGB", (8, 8), (int(colour), 0, 0)).save(stream, "PNG")
+                Image.new("RGB", (8, 8), (int(color), 0, 0)).save(stream, "PNG")
                 images.append({"bytes": stream.getvalue(), "path": None})
-            table = pa.table({"img": images, "label": [int(colour) % 2 for colour in colours]})
+            table = pa.table({"img": images, "label": [int(color) % 2 for color in colors]})
             pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
         monkeypatch.setenv("RESNET_CIFAR_CACHE", str(tmp_path / "cache"))
         monkeypatch.setitem(sys.modules, "datasets", None)  # importing it raises ImportError
@@ -316,8 +316,8 @@ class TestGpuRunner:
         found = json.loads(line.removeprefix("RESULT "))
         assert found["images"] == {"train": 20, "test": 20}
         with np.load(found["source"]) as arrays:
-            assert arrays["x_train"][:, 0, 0, 0].tolist() == colours.tolist()
-            assert arrays["y_test"].tolist() == (colours % 2).tolist()
+            assert arrays["x_train"][:, 0, 0, 0].tolist() == colors.tolist()
+            assert arrays["y_test"].tolist() == (colors % 2).tolist()
 
 
 def test_packing_fetches_nothing_that_the_machine_has(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_all_are_cleared_with_what_killed_processes_and_older_versions_left(entr
         (root / name / "train-images.npy").write_bytes(b"half")
         if meta:
             (root / name / "meta.json").write_text(meta)
-    (root / "photos").mkdir()  # whoever sets RESNET_CIFAR_CACHE to a folder of other things
+    (root / "photos").mkdir()  # the one that sets RESNET_CIFAR_CACHE to a folder of other things
     assert sum("unusable" in line for line in say()) == 3
     assert say("--clear", "all")[-1].startswith("6 of 6 entries cleared")
     assert [path.name for path in root.iterdir()] == ["photos"]

@@ -683,7 +683,7 @@ def test_a_disk_that_fails_is_one_sentence_and_the_last_good_one_loads(
     assert number_of(checkpoint.newest(tmp_path, no_warning)) == 8
 
 
-@pytest.mark.parametrize("floats", [20_000, 10_000], ids=["in the weights", "in the optimiser's state"])
+@pytest.mark.parametrize("floats", [20_000, 10_000], ids=["in the weights", "in the optimizer's state"])
 def test_a_full_disk_is_one_sentence_and_the_last_good_one_loads(floats: int, mounted: Callable[[str], Path]) -> None:
     small_disk = mounted("size=64k")
     write(small_disk, 4)

@@ -160,7 +160,7 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     for name in ("data_batch_3", "test_batch"):
         shutil.copy(folder / "data_batch_1", folder / name)
     assert "batches.meta does not name the classes" in sentence(folder)
-    assert "is no file here" in sentence(tmp_path / "cifar-10-python.tar.gz")
+    assert "is not a file here" in sentence(tmp_path / "cifar-10-python.tar.gz")
 
 
 class Runs:

@@ -39,7 +39,7 @@ def rank(number: int, **changes: Any) -> dict[str, Any]:
     [
         ({}, None, None),
         ({"identity": 0}, None, "ranks 0 and 1 share one GPU: ask with --gpus-per-node"),
-        ({"ahead": -3.0}, "the clock of node1 is -3.0 s off rank 0's: mend its NTP", None),
+        ({"ahead": -3.0}, "the clock of node1 is -3.0 s off rank 0's: fix its NTP", None),
         ({"device": "A100"}, "nodes differ in device (A100; H100): the slowest sets the pace", None),
         ({"room": {"runs": 2**30}}, "node1 has 1.0 GiB left for runs", None),
         ({"reached": {hf_hub.endpoint(): False}}, None, None),  # only the first node fetches

@@ -93,7 +93,7 @@ def test_explore_answers_mistakes(arguments: tuple[str, ...], start: str) -> Non
 
 
 @pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
+def run_dir(tmp_path: Path) -> Path:
     """What eval.py needs to accept a folder as a run."""
     folder = tmp_path / "a-run"
     folder.mkdir()
@@ -101,9 +101,9 @@ def run_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_eval_reads_the_runs_recipe_and_changes_of_its_data(run_folder: Path) -> None:
-    command, recipe = evaluate.parse_arguments([str(run_folder), "--split", "validation", "--data.limit", "50"])
-    assert command == EvaluateOptions(target=str(run_folder), split="validation")
+def test_eval_reads_the_runs_recipe_and_changes_of_its_data(run_dir: Path) -> None:
+    command, recipe = evaluate.parse_arguments([str(run_dir), "--split", "validation", "--data.limit", "50"])
+    assert command == EvaluateOptions(target=str(run_dir), split="validation")
     assert recipe == read_recipe("debug", {"data.limit": "50"})
 
 
@@ -112,7 +112,7 @@ def test_eval_reads_the_runs_recipe_and_changes_of_its_data(run_folder: Path) ->
     [
         ((), "TARGET is missing: resnet-cifar evaluate TARGET"),
         (("a", "b"), "'b' belongs to no option"),
-        (("nowhere",), "nowhere is no run folder"),
+        (("nowhere",), "nowhere is not a run directory"),
         (("nowhere", "--split", "train"), "--split cannot be 'train'"),
         (
             ("nowhere", "--model.name", "resnet18"),
@@ -141,13 +141,13 @@ def test_eval_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
         evaluate.parse_arguments(list(arguments))
 
 
-def test_eval_takes_all_words_after_images_up_to_the_next_option(run_folder: Path, tmp_path: Path) -> None:
+def test_eval_takes_all_words_after_images_up_to_the_next_option(run_dir: Path, tmp_path: Path) -> None:
     files = [str(tmp_path / name) for name in ("a.png", "b.jpg", "c.png")]
     for file in files:
         Path(file).write_text("")
-    command, _ = evaluate.parse_arguments([str(run_folder), "--images", *files[:2], "--json", "--images", files[2]])
+    command, _ = evaluate.parse_arguments([str(run_dir), "--images", *files[:2], "--json", "--images", files[2]])
     assert (command.images, command.json) == (tuple(files), True)
-    assert evaluate.parse_arguments([f"--images={files[0]}", str(run_folder)])[0].images == (files[0],)
+    assert evaluate.parse_arguments([f"--images={files[0]}", str(run_dir)])[0].images == (files[0],)
 
 
 @pytest.mark.parametrize(
@@ -161,23 +161,23 @@ def test_eval_takes_all_words_after_images_up_to_the_next_option(run_folder: Pat
         (["RUN", "--verify-export", "99999"], 99999),
     ],
 )
-def test_check_takes_a_number_or_none(run_folder: Path, words: list[str], images: int) -> None:
-    (run_folder / "model").mkdir()
+def test_check_takes_a_number_or_none(run_dir: Path, words: list[str], images: int) -> None:
+    (run_dir / "model").mkdir()
     for file in ("result.json", "model/config.json", "predictions-test.parquet"):
-        (run_folder / file).write_text("")
-    command, _ = evaluate.parse_arguments([str(run_folder) if word == "RUN" else word for word in words])
-    assert command == EvaluateOptions(target=str(run_folder), verify_export=images)
+        (run_dir / file).write_text("")
+    command, _ = evaluate.parse_arguments([str(run_dir) if word == "RUN" else word for word in words])
+    assert command == EvaluateOptions(target=str(run_dir), verify_export=images)
 
 
 @pytest.mark.parametrize("number", ["0", "many", "-3"])
-def test_check_refuses_other_numbers(run_folder: Path, number: str) -> None:
+def test_check_refuses_other_numbers(run_dir: Path, number: str) -> None:
     with pytest.raises(UserError, match=f"--verify-export cannot be '{number}': it should be a whole number above 0"):
-        evaluate.parse_arguments([str(run_folder), f"--verify-export={number}"])
+        evaluate.parse_arguments([str(run_dir), f"--verify-export={number}"])
 
 
-def test_another_source_is_not_cut_for_a_validation_split_that_nobody_asked_for(run_folder: Path) -> None:
+def test_another_source_is_not_cut_for_a_validation_split_that_nobody_asked_for(run_dir: Path) -> None:
     def validation(*words: str) -> float:
-        return evaluate.parse_arguments([str(run_folder), *words])[1].data.validation_fraction
+        return evaluate.parse_arguments([str(run_dir), *words])[1].data.validation_fraction
 
     assert validation() == validation("--data.source", "synthetic") == 0.1
     assert validation("--data.source", "a/b") == 0

@@ -1,4 +1,4 @@
-"""Run folders side by side."""
+"""Run directories side by side."""
 
 from __future__ import annotations
 

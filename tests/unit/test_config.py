@@ -255,7 +255,7 @@ def test_a_recipe_has_at_least_one_phase() -> None:
 @pytest.mark.parametrize(
     ("batch", "norm", "ending"), [(100, 32, "use 96 or 128"), (20, 32, "use 32"), (33, 32, "use 32 or 64")]
 )
-def test_a_batch_that_norm_groups_do_not_divide_names_the_nearest_that_they_do(
+def test_a_batch_that_ghost_batches_do_not_divide_names_the_nearest_that_they_do(
     batch: int, norm: int, ending: str
 ) -> None:
     text = sentence({"batch_size": batch, "model": {"ghost_batch_size": norm}})
@@ -292,7 +292,7 @@ def test_a_wrong_tracker_is_answered_with_those_that_there_are() -> None:
 
 @pytest.mark.parametrize(("batch", "norm"), [(7, None), (9, 3), (10, 3), (45, 5), (100, 32), (104, 7)])
 def test_the_batches_that_are_named_are_accepted(batch: int, norm: int | None) -> None:
-    """With an odd norm group the nearest multiple may be odd, and the nearest even number no multiple."""
+    """With an odd ghost batch the nearest multiple may be odd, and the nearest even number no multiple."""
     text = sentence({"batch_size": batch, "model": {"ghost_batch_size": norm}})
     for size in text.split("use ")[1].split(" or "):
         parse({"batch_size": int(size), "model": {"ghost_batch_size": norm}})

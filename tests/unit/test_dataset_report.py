@@ -40,9 +40,9 @@ def scenes(count: int, seed: int = 0, side: int = 32) -> np.ndarray:
     noise = np.random.default_rng(seed).normal(size=(count, 3, side, side))
     radius = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side))
     radius[0, 0] = 1
-    grey = np.fft.ifft2(np.fft.fft2(noise[:, :1] + 0.3 * noise) / radius).real
-    grey = 128 + 45 * grey / grey.std(axis=(1, 2, 3), keepdims=True)
-    return grey.clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    gray = np.fft.ifft2(np.fft.fft2(noise[:, :1] + 0.3 * noise) / radius).real
+    gray = 128 + 45 * gray / gray.std(axis=(1, 2, 3), keepdims=True)
+    return gray.clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 # Statistics
@@ -77,7 +77,7 @@ def test_a_deviation_of_nearly_nothing_keeps_its_digits() -> None:
 @pytest.mark.proof_only
 @pytest.mark.real_data
 def test_the_known_statistics_of_the_real_images(real_data: Path) -> None:
-    """The figures that everybody normalises CIFAR-10 with; copies as JPEG lose a little contrast."""
+    """The figures that everybody normalizes CIFAR-10 with; copies as JPEG lose a little contrast."""
     recipe = read_recipe("scratch", {"data.source": str(real_data)})
     data = image_data.load(image_data.prepare(recipe.data), recipe, torch.device("cpu"))
     found = pixel_stats.measure([data.train, data.validation], range(10))
@@ -104,7 +104,7 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def grey(images: np.ndarray) -> np.ndarray:
+def gray(images: np.ndarray) -> np.ndarray:
     return near_duplicates._thumbnails(torch.from_numpy(np.ascontiguousarray(images)))
 
 
@@ -112,7 +112,7 @@ def grey(images: np.ndarray) -> np.ndarray:
 def test_a_changed_copy_is_found_and_nothing_else(change: str) -> None:
     images = scenes(300)
     images[207] = CHANGES[change](images[11])
-    found = near_duplicates.find_near_duplicates(grey(images))
+    found = near_duplicates.find_near_duplicates(gray(images))
     assert list(zip(found.first, found.second, strict=True)) == [(11, 207)]
     assert found.mirrored.tolist() == [change == "mirrored"]
     assert near_duplicates.THRESHOLD <= found.agreement[0] <= 1 + 1e-5
@@ -122,9 +122,9 @@ def test_a_changed_copy_is_found_and_nothing_else(change: str) -> None:
 def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     images = scenes(60)
     images[50:55], images[58] = images[3:8], images[20, :, ::-1]
-    whole = near_duplicates.find_near_duplicates(grey(images))
+    whole = near_duplicates.find_near_duplicates(gray(images))
     monkeypatch.setattr(near_duplicates, "_TILE", 7)
-    tiled = near_duplicates.find_near_duplicates(grey(images))
+    tiled = near_duplicates.find_near_duplicates(gray(images))
     assert set(zip(whole.first, whole.second, strict=True)) == {(3 + n, 50 + n) for n in range(5)} | {(20, 58)}
     assert set(zip(whole.first, whole.second, strict=True)) == set(zip(tiled.first, tiled.second, strict=True))
 
@@ -135,7 +135,7 @@ def test_what_is_in_a_frame_decides() -> None:
     images[5, 5:-5, 5:-5] //= 4
     framed, other = images[5].copy(), images[5].copy()
     other[5:-5, 5:-5] = images[6, 5:-5, 5:-5] // 4
-    agreement = near_duplicates.similarity(grey(np.stack([framed, framed])), grey(np.stack([other, framed])))
+    agreement = near_duplicates.similarity(gray(np.stack([framed, framed])), gray(np.stack([other, framed])))
     assert agreement[0] < 0.6
     assert agreement[1] > 0.99
 
@@ -149,7 +149,7 @@ def test_uniform_pictures_are_compared_to_the_pixel_only() -> None:
 
 def test_so_many_pairs_that_the_search_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near_duplicates, "MAX_CANDIDATES", 20)
-    found = near_duplicates.find_near_duplicates(grey(np.repeat(scenes(1), 30, axis=0)))
+    found = near_duplicates.find_near_duplicates(gray(np.repeat(scenes(1), 30, axis=0)))
     assert not found.complete and len(found.first) == 20
 
 
@@ -213,7 +213,7 @@ def test_near_copies_in_the_real_images(real_data: Path) -> None:
     assert sum(pair.kind == "labels" for pair in found.pairs) < 5
 
 
-# The pictures in their source
+# The images in their source
 
 
 def test_headers_tell_sizes_modes_and_ends(tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_values_that_leave_the_histogram_are_named() -> None:
     assert charts.clipped_values(histograms) == ["red 255 (15.0%)", "blue 0 (15.0%)"]
 
 
-def test_charts_take_the_pages_colours_and_ask_nobody() -> None:
+def test_charts_take_the_pages_colors_and_ask_nobody() -> None:
     drawn = [
         charts.channel_histograms(np.random.default_rng(0).integers(1, 9, (3, 256))),
         charts.class_sizes({"train": np.arange(50), "test": np.arange(50)}),

@@ -14,7 +14,7 @@ from read_sources import arrays, both, encoded, in_memory, sentence, split_of
 from resnet_cifar.data.decoding import ArrayFile, format_indices
 
 ABC = ClassLabel(names=["a", "b", "c"])
-MEND = "; fix or remove them, or skip them with --data.skip_broken True"
+FIX = "; fix or remove them, or skip them with --data.skip_broken True"
 UNREADABLE = {
     "nonsense": {"bytes": b"not a picture", "path": None},
     "empty": {"bytes": b"", "path": None},
@@ -35,12 +35,12 @@ def test_an_image_that_does_not_decode_is_named_by_split_and_index(kind: str, la
     good = split_of(four, label=(ABC, [0, 1, 2, 0]))
     bad = split_of([*four[:2], UNREADABLE[kind], four[3]], label=labels)
     where = "2 (/nowhere/a.png)" if "gone" in kind else "2"
-    assert sentence(both(bad, good)) == f"data.source 'x/y': 1 image does not decode (train {where})" + MEND
-    assert sentence(both(good, bad)) == f"data.source 'x/y': 1 image does not decode (test {where})" + MEND
+    assert sentence(both(bad, good)) == f"data.source 'x/y': 1 image does not decode (train {where})" + FIX
+    assert sentence(both(good, bad)) == f"data.source 'x/y': 1 image does not decode (test {where})" + FIX
 
 
 def test_all_broken_images_and_labels_of_all_splits_are_named() -> None:
-    """300 pictures are more than are decoded at a time."""
+    """300 images are more than are decoded at a time."""
     rows = [encoded(array) for array in arrays(300)]
     labels = [row % 3 for row in range(300)]
     for row in (5, 130, 131, 132, 299):
@@ -50,7 +50,7 @@ def test_all_broken_images_and_labels_of_all_splits_are_named() -> None:
     test = split_of([rows[0], rows[5]], label=(ABC, [0, 1]))
     assert sentence(both(train, test)) == (
         "data.source 'x/y': 6 images do not decode (train 5, 130-132, 299; test 1) and 2 labels are not among the 3 "
-        "classes (train 8-9)" + MEND
+        "classes (train 8-9)" + FIX
     )
 
 

@@ -80,7 +80,7 @@ rules = st.builds(
 @some
 @given(rules, values)
 def test_it_ends_where_the_definition_says(stopping: EarlyStopping, values: list[float]) -> None:
-    """Each score against the best that counted: patience since the last one that did."""
+    """Each evaluation against the best that counted: patience since the last one that did."""
     patience, least = stopping.settings.patience, stopping.settings.min_delta
     sign = 1 if stopping.settings.metric == "accuracy" else -1
     counted = [0]  # places of the improvements

@@ -18,11 +18,11 @@ from resnet_cifar.reporting.prediction_table import PredictionTable
 CLASSES = ("cat", "dog", "a name that is too long")
 
 
-def guessed(guesses: list[tuple[int, int, float]]) -> tuple[PredictionTable, dict[int, np.ndarray]]:
-    """Of (label, predicted, probability): the guesses, and images that are all of one value, their row."""
-    labels, predicted, sure = (np.array(column) for column in zip(*guesses, strict=True))
-    images = {row: np.full((4, 4, 3), row, np.uint8) for row in range(len(guesses))}
-    return PredictionTable(np.arange(len(guesses)), labels, predicted, sure), images
+def guessed(predictions: list[tuple[int, int, float]]) -> tuple[PredictionTable, dict[int, np.ndarray]]:
+    """Of (label, predicted, probability): the predictions, and images that are all of one value, their row."""
+    labels, predicted, sure = (np.array(column) for column in zip(*predictions, strict=True))
+    images = {row: np.full((4, 4, 3), row, np.uint8) for row in range(len(predictions))}
+    return PredictionTable(np.arange(len(predictions)), labels, predicted, sure), images
 
 
 def counted(labels: list[int], predicted: list[int]) -> np.ndarray:
@@ -31,7 +31,7 @@ def counted(labels: list[int], predicted: list[int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("cells", "words"), [("counts", ("1", "3")), ("shares", ("50.0\u00a0%", "100.0\u00a0%"))])
-def test_confusion_counts_or_normalises_by_row(cells: str, words: tuple[str, str]) -> None:
+def test_confusion_counts_or_normalizes_by_row(cells: str, words: tuple[str, str]) -> None:
     axes = figures.confusion(counted([0, 0, 1, 2, 2, 2], [0, 1, 1, 2, 2, 2]), CLASSES, cells).axes[0]
     texts = {text.get_position(): text.get_text() for text in axes.texts}
     assert texts[0.5, 0.5] == texts[1.5, 0.5] == words[0]
@@ -79,19 +79,19 @@ def test_a_figure_is_written_as_png_and_as_svg_whose_text_is_text(wrong: int, tm
     assert f"{wrong} of 2 images are misclassified" in texts
 
 
-def test_a_panel_of_a_page_has_its_colours_and_no_background_of_its_own() -> None:
+def test_a_panel_of_a_page_has_its_colors_and_no_background_of_its_own() -> None:
     bins = reliability(np.array([0.3, 0.8, 0.9]), np.array([False, True, True]))
     text = style.inline(figures.calibration(bins, bins), "reliability diagram")
     assert text.startswith('<svg role="img" aria-label="reliability diagram"')
     assert "var(--accent)" in text and "var(--second)" in text and "var(--muted)" in text
-    assert not {colour for colour in (style.INK, style.MUTED, style.LINE, style.FIRST, style.SECOND) if colour in text}
+    assert not {color for color in (style.INK, style.MUTED, style.LINE, style.FIRST, style.SECOND) if color in text}
     assert "#ffffff" not in text and "<style" not in text and "<metadata" not in text
     assert "uncalibrated: error" in text
 
 
 def test_the_legend_covers_no_curve() -> None:
-    unsure = reliability(np.array([0.3, 0.5, 0.7]), np.array([True, True, True]))
-    figure = figures.calibration(unsure, unsure)
+    unconfident = reliability(np.array([0.3, 0.5, 0.7]), np.array([True, True, True]))
+    figure = figures.calibration(unconfident, unconfident)
     figure.canvas.draw()
     (legend,), frame = figure.legends, figure.axes[0].get_window_extent()
     assert not legend.get_window_extent().overlaps(frame)

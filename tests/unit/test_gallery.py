@@ -1,4 +1,4 @@
-"""gallery.py: which pictures are kept, and that they come back as they were."""
+"""gallery.py: which images are kept, and that they come back as they were."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from reported import guess, pictures
+from reported import pictures, prediction
 
 from resnet_cifar.reporting import gallery, prediction_table
 from resnet_cifar.reporting.prediction_table import PredictionTable
@@ -19,7 +19,7 @@ some = settings(deadline=None, derandomize=True, max_examples=20)
 
 
 def guessed(count: int, classes: int, sharpness: float = 1.0) -> PredictionTable:
-    logits, labels = guess(count, classes, sharpness=sharpness)
+    logits, labels = prediction(count, classes, sharpness=sharpness)
     return prediction_table.from_logits(logits.numpy(), labels.numpy(), np.arange(count) * 2)
 
 

@@ -21,23 +21,23 @@ def saved(image: Image.Image, kind: str, **options: Any) -> dict[str, Any]:
     return {"bytes": stream.getvalue(), "path": None}
 
 
-def grey(bits: int) -> np.ndarray:
+def gray(bits: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 2**bits, (6, 8), dtype=np.uint16 if bits == 16 else np.uint8)
 
 
 def test_gray_is_the_same_in_every_channel() -> None:
     for picture in (
-        encoded(grey(8)),
-        grey(8),
-        grey(8)[..., None],
-        saved(Image.fromarray(grey(8)), "WEBP", lossless=True),
+        encoded(gray(8)),
+        gray(8),
+        gray(8)[..., None],
+        saved(Image.fromarray(gray(8)), "WEBP", lossless=True),
     ):
-        np.testing.assert_array_equal(to_rgb(picture), np.repeat(grey(8)[..., None], 3, axis=2))
+        np.testing.assert_array_equal(to_rgb(picture), np.repeat(gray(8)[..., None], 3, axis=2))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PGM", "array"])
 def test_sixteen_bits_are_scaled_by_their_range_and_not_clipped(kind: str) -> None:
-    values = grey(16)
+    values = gray(16)
     values[0, :3] = 0, 65535, 32768
     if kind == "array":
         picture: Any = values
@@ -49,7 +49,7 @@ def test_sixteen_bits_are_scaled_by_their_range_and_not_clipped(kind: str) -> No
     np.testing.assert_array_equal(to_rgb(picture), np.repeat(expected[..., None], 3, axis=2))
 
 
-def test_sixteen_bit_colour_arrays_are_scaled_too() -> None:
+def test_sixteen_bit_color_arrays_are_scaled_too() -> None:
     values = np.random.default_rng(0).integers(0, 2**16, (6, 8, 3), dtype=np.uint16)
     np.testing.assert_array_equal(to_rgb(values), np.round(values / 257))
 
@@ -61,7 +61,7 @@ def test_values_without_a_known_range_are_refused(mode: str) -> None:
         to_rgb(saved(Image.fromarray(values), "TIFF"))
 
 
-def test_a_palette_gives_its_colours() -> None:
+def test_a_palette_gives_its_colors() -> None:
     array = np.full((6, 8, 3), (10, 200, 30), dtype=np.uint8)
     array[2:] = (250, 0, 90)
     picture = saved(Image.fromarray(array).convert("P", palette=Image.Palette.ADAPTIVE), "PNG")
@@ -115,7 +115,7 @@ def test_exif_orientation_is_applied(kind: str) -> None:
 
 @pytest.mark.parametrize("size", [(96, 64), (64, 96), (70, 70), (20, 31), (32, 32)])
 def test_to_a_square_as_torchvision_evaluates(size: tuple[int, int]) -> None:
-    """The shortest side is resized, and the centre cut out; torchvision cuts at whole pixels, so smooth pictures."""
+    """The shortest side is resized, and the center cut out; torchvision cuts at whole pixels, so smooth pictures."""
     down, across = np.mgrid[: size[1], : size[0]]
     picture = np.stack([down * 255 // size[1], across * 255 // size[0], (down + across) // 2], axis=2).astype(np.uint8)
     found = to_rgb(picture, 32)

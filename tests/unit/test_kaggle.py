@@ -283,7 +283,7 @@ def test_other_folders_are_not_recognized_as_kaggle(unpacked: Path) -> None:
 
 
 def test_only_what_is_read_decides_the_identity(unpacked: Path, work: Path) -> None:
-    """300,000 pictures of the test folder are not even looked at."""
+    """300,000 images of the test folder are not even looked at."""
     competition = layouts.competition(work / "c", unpacked)
     for source, watched, ignored in (
         (unpacked, ("trainLabels.csv", "train/5.png"), ("test/2.png", "sampleSubmission.csv")),

@@ -23,6 +23,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # On one floor a package imports only these neighbors.
 NEIGHBORS = {
     "atomic_io": {"config"},  # its error
+    "config": {"atomic_io"},  # writes recipe.yaml
     "optim": {"models"},  # which parameters are the head's
     "evaluation": {"data", "models", "distributed", "checkpoints"},
     "training": {"reporting"},

@@ -219,5 +219,5 @@ def test_erased_pixels_have_the_normalization_mean(images: Tensor) -> None:
     """So an erased pixel is zero for the network, up to one gray level."""
     recipe = recipe_of({**NOTHING, "cutout": 30}, size=9)
     inputs, _ = joined(loader_of(recipe, images).batch(0))
-    centre = inputs[:, :, 4, 4]  # a square of 30 covers every 9x9 image
-    assert centre.abs().max() < 1 / (2 * 255 * 0.24) + 1e-6
+    center = inputs[:, :, 4, 4]  # a square of 30 covers every 9x9 image
+    assert center.abs().max() < 1 / (2 * 255 * 0.24) + 1e-6

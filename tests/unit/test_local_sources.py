@@ -169,10 +169,10 @@ def test_missing_parts_of_a_folder_are_reported(forest: Path, tmp_path: Path) ->
 
 
 def test_mixed_image_formats_and_a_broken_image(grove: Path) -> None:
-    """PNG, JPEG, WebP, grey, transparent and of several sizes, and one file that is none."""
+    """PNG, JPEG, WebP, gray, transparent and of several sizes, and one file that is none."""
     wide = arrays(1, 30, 50)[0]
     Image.fromarray(wide).save(grove / "cats" / "wide.JPG")
-    Image.fromarray(wide).convert("L").save(grove / "dogs" / "grey.webp")
+    Image.fromarray(wide).convert("L").save(grove / "dogs" / "gray.webp")
     Image.fromarray(wide).convert("RGBA").save(grove / "dogs" / "clear.png")
     (grove / "cats" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     assert sentence(grove, image_size=16) == (
@@ -231,10 +231,10 @@ def test_one_pair_of_arrays_is_all_train(file: Path) -> None:
 
 
 def test_gray_and_16_bit_arrays_become_rgb_bytes(file: Path) -> None:
-    grey = np.random.default_rng(0).integers(0, 2**16, (5, 6, 8), dtype=np.uint16)
-    for images in (grey, grey[..., None]):
+    gray = np.random.default_rng(0).integers(0, 2**16, (5, 6, 8), dtype=np.uint16)
+    for images in (gray, gray[..., None]):
         np.savez(file, x_train=images, y_train=Y)
-        expected = np.round(grey / 257)[..., None].repeat(3, 3)
+        expected = np.round(gray / 257)[..., None].repeat(3, 3)
         np.testing.assert_array_equal(read(file).images["train"], expected)
 
 

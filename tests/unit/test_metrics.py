@@ -61,10 +61,10 @@ def test_the_interval_is_wilsons(right: int, images: int) -> None:
     logits = torch.tensor([[1.0, 0.0]]).repeat(images, 1)
     labels = torch.tensor([0] * right + [1] * (images - right))
     share, z = right / images, 1.959963984540054
-    centre = (share + z**2 / (2 * images)) / (1 + z**2 / images)
+    center = (share + z**2 / (2 * images)) / (1 + z**2 / images)
     width = z / (1 + z**2 / images) * (share * (1 - share) / images + z**2 / (4 * images**2)) ** 0.5
     found = metrics.full(logits, labels, ("a", "b"))["accuracy_interval"]
-    assert found == pytest.approx([centre - width, centre + width], abs=1e-6)
+    assert found == pytest.approx([center - width, center + width], abs=1e-6)
 
 
 def test_calibration_is_the_distance_of_confidence_from_accuracy() -> None:

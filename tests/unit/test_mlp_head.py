@@ -180,7 +180,7 @@ def test_a_fresh_process_gets_the_same_logits(tmp_path: Path, run: Callable[...,
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Callable[..., Path]:
-    """`finished(**options)`: a run folder with such a model of ten classes."""
+    """`finished(**options)`: a run directory with such a model of ten classes."""
 
     def run(**options: Any) -> Path:
         (tmp_path / "run").mkdir()

@@ -250,7 +250,7 @@ def exported(model: nn.Module, recipe: Recipe, folder: Path, classes: tuple[str,
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
-    """A run folder with a model of ten classes."""
+    """A run directory with a model of ten classes."""
     (tmp_path / "run").mkdir()
     model = built(seed=1, dtype=torch.float32)
     exported(model, recipe_of(), tmp_path / "run" / "model")
@@ -305,7 +305,7 @@ def test_loadable_weights_are_determined_by_shapes_alone(finished: Path) -> None
 
 
 def trained(recipe: Recipe) -> nn.Module:
-    """A model that differs from its first weights everywhere, running statistics and zero-initialised ones included."""
+    """A model that differs from its first weights everywhere, running statistics and zero-initialized ones included."""
     model = create_model(recipe, 10, pretrained=False)
     generator = torch.Generator().manual_seed(7)
     for tensor in model.state_dict().values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from reported import guess
+from reported import prediction
 
 from resnet_cifar.evaluation import calibration, metrics
 from resnet_cifar.evaluation.calibration import reliability
@@ -19,7 +19,7 @@ def scores(labels: list[int], predicted: list[int], classes: tuple[str, ...]) ->
 
 @pytest.mark.parametrize("temperature", [None, 0.5, 3.0])
 def test_the_diagram_has_the_calibration_error_that_is_reported(temperature: float | None) -> None:
-    logits, labels = guess(500, 7)
+    logits, labels = prediction(500, 7)
     found = prediction_table.from_logits(logits.numpy(), labels.numpy(), np.arange(500), temperature)
     bins = reliability(found.confidence, found.correct)
     assert bins.images.sum() == 500
@@ -27,7 +27,7 @@ def test_the_diagram_has_the_calibration_error_that_is_reported(temperature: flo
 
 
 def test_confidence_is_the_largest_softmax() -> None:
-    logits, _ = guess(50, 5)
+    logits, _ = prediction(50, 5)
     expected = (logits.double() / 2).softmax(1).max(1).values.numpy()
     np.testing.assert_allclose(prediction_table.max_probability(logits.numpy(), 2.0), expected, rtol=1e-12)
     large = np.array([[1000.0, 0.0]])

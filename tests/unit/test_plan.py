@@ -451,7 +451,7 @@ def test_a_phase_has_its_own_image_size() -> None:
 
 @many
 @given(shares)
-def test_micro_batches_halve_down_to_a_norm_group(case: tuple[Recipe, int]) -> None:
+def test_micro_batches_halve_down_to_a_ghost_batch(case: tuple[Recipe, int]) -> None:
     recipe, world = case
     if recipe.model.ghost_batch_size is None:
         return

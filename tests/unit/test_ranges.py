@@ -204,7 +204,7 @@ def test_a_mistake_is_one_sentence_before_anything_is_started(words: str, senten
 @pytest.mark.parametrize(
     ("field", "word", "sentence"),
     [
-        ("optimizer.name", "sgd,adamww", "optimizer.name 'adamww' is not one of timm's optimisers; did you mean adamw"),
+        ("optimizer.name", "sgd,adamww", "optimizer.name 'adamww' is not one of timm's optimizers; did you mean adamw"),
         ("model.name", "resnet18,resnet5o", "model.name 'resnet5o'"),
     ],
 )

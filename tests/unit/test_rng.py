@@ -1,4 +1,4 @@
-"""data/draws.py: the same numbers for the same name, whoever asks, and no others."""
+"""data/draws.py: the same numbers for the same name, the one that asks, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run folder's page: everything that is there is on it, and what is not is said."""
+"""A run directory's page: everything that is there is on it, and what is not is said."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import reported
 
 from resnet_cifar.atomic_io import read_json, write_json
+from resnet_cifar.cli import compare
 from resnet_cifar.cli import report as command
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
@@ -210,7 +211,7 @@ def test_one_page_compares_runs(whole: Path, tmp_path: Path, monkeypatch, capsys
     reported.finish(other, seed=7)
     reported.finish(foreign, fingerprint="beef")
     reported.start(begun, steps=20, seed="5")
-    command.main([str(path) for path in (whole, other, foreign, begun)])
+    compare.main([str(path) for path in (whole, other, foreign, begun)])
     assert capsys.readouterr().out.splitlines()[-1] == "written: report-compare.html"
     text = said(tmp_path / "report-compare.html")
     first, second = (read_json(path / "eval-test.json")["accuracy"] for path in (whole, other))
@@ -221,16 +222,16 @@ def test_one_page_compares_runs(whole: Path, tmp_path: Path, monkeypatch, capsys
     assert "seed 0 0 0 5" in text
     assert "The test compares these trained models on these images, not their recipes" in text
     write_json(other / "eval-test.json", {**read_json(other / "eval-test.json"), "fingerprint": "beef"})
-    command.main([str(whole), str(other), "--out", "two.html"])
+    compare.main([str(whole), str(other), "--out", "two.html"])
     assert "Not comparable" in said(tmp_path / "two.html")
     (other / "result.json").unlink()  # as when it is extended
-    command.main([str(whole), str(other), "--out", "two.html"])
+    compare.main([str(whole), str(other), "--out", "two.html"])
     assert "No final test predictions: other." in said(tmp_path / "two.html")
     with pytest.raises(UserError, match="is named twice"):
-        command.main([str(whole), f"{whole}/"])
+        compare.main([str(whole), f"{whole}/"])
     (tmp_path / "notes.html").write_text("mine")
-    with pytest.raises(UserError, match="is no page of this command"):
-        command.main([str(whole), str(other), "--out", "notes.html"])
+    with pytest.raises(UserError, match="is not a page of this command"):
+        compare.main([str(whole), str(other), "--out", "notes.html"])
 
 
 @pytest.mark.usefixtures("without_figures")

@@ -47,7 +47,7 @@ def initial() -> nn.Module:
 
 
 def fresh(name: str, dtype: torch.dtype = torch.float32) -> Pair:
-    """A model as the loop has it (channels_last) and its optimiser, in four groups."""
+    """A model as the loop has it (channels_last) and its optimizer, in four groups."""
     model = copy.deepcopy(initial()).to(memory_format=torch.channels_last, dtype=dtype)
     return model, create_optimizer(model, Optimizer(name=name, weight_decay=0.01, head_lr_multiplier=3), 0.01, CPU)
 
@@ -77,7 +77,7 @@ def different(ours: nn.Module, theirs: nn.Module) -> list[str]:
     return [name for name, tensor in ours.state_dict().items() if not torch.equal(tensor, expected[name])]
 
 
-# Every optimiser
+# Every optimizer
 
 
 def test_every_name_is_resumed_below_or_refused() -> None:
@@ -104,7 +104,7 @@ def test_a_run_goes_on_bit_for_bit_and_what_it_saves_again_is_the_same(name: str
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_saving_and_loading_before_the_first_step_change_nothing(name: str, tmp_path: Path) -> None:
-    """Asking torch for the state of an optimiser that has not stepped makes some step on zero gradients."""
+    """Asking torch for the state of an optimizer that has not stepped makes some step on zero gradients."""
     untouched, saved_at_0, resumed = fresh(name), fresh(name), fresh(name)
     load(save(tmp_path, saved_at_0), resumed)
     assert len(saved_at_0[1].state) == len(untouched[1].state)
@@ -230,7 +230,7 @@ def test_a_full_device_is_left_by_the_old_way(monkeypatch: pytest.MonkeyPatch) -
         assert all(torch.equal(found[name], wanted[name]) and found[name].is_contiguous() for name in found)
 
 
-def test_a_snapshot_has_plain_names_and_the_optimisers_groups() -> None:
+def test_a_snapshot_has_plain_names_and_the_optimizers_groups() -> None:
     pair = fresh("adamw")
     train(*pair, 0, 1)
     taken = snapshot.take(*pair)
@@ -253,7 +253,7 @@ def test_state_goes_by_the_parameters_name_whatever_their_order() -> None:
         assert torch.equal(ours["exp_avg"], theirs["exp_avg"])
 
 
-def test_the_optimisers_tensors_are_laid_out_like_their_parameters() -> None:
+def test_the_optimizers_tensors_are_laid_out_like_their_parameters() -> None:
     """A sum over a tensor of another layout runs in another order, and ends in other bits."""
     ours, theirs = fresh("lamb"), fresh("lamb")
     train(*ours, 0, 1)
@@ -310,7 +310,7 @@ def test_a_weight_too_many_is_named(taken: snapshot.Snapshot, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(11), torch.zeros(0)])
-def test_an_optimisers_tensor_of_another_shape_is_named(
+def test_an_optimizers_tensor_of_another_shape_is_named(
     wrong: Tensor, taken: snapshot.Snapshot, tmp_path: Path
 ) -> None:
     tensors = {**taken.optimizer, "state/fc.bias/exp_avg": wrong}
@@ -325,12 +325,12 @@ def test_another_number_of_groups_is_refused(taken: snapshot.Snapshot, tmp_path:
 
 
 @pytest.mark.parametrize("key", ["state/fc.scale/exp_avg", "group/9/lr", "elsewhere"])
-def test_an_optimisers_tensor_that_belongs_nowhere_is_named(key: str, taken: snapshot.Snapshot, tmp_path: Path) -> None:
+def test_an_optimizers_tensor_that_belongs_nowhere_is_named(key: str, taken: snapshot.Snapshot, tmp_path: Path) -> None:
     wrong = broken(taken, optimizer={**taken.optimizer, key: torch.ones(10)})
     assert key in sentence(forged(tmp_path, wrong), fresh("adamw"))
 
 
-def test_an_optimisers_tensor_that_is_missing_is_named(taken: snapshot.Snapshot, tmp_path: Path) -> None:
+def test_an_optimizers_tensor_that_is_missing_is_named(taken: snapshot.Snapshot, tmp_path: Path) -> None:
     tensors = {name: tensor for name, tensor in taken.optimizer.items() if name != "state/fc.bias/exp_avg"}
     assert "fc.bias/exp_avg" in sentence(forged(tmp_path, broken(taken, optimizer=tensors)), fresh("adamw"))
 

@@ -21,7 +21,7 @@ def recipe_of(seed: int = 0, **data: Any) -> Recipe:
 
 
 def labels_of(*sizes: int, seed: int = 0) -> np.ndarray:
-    """So many labels of class 0, 1, ..., in a mixed order."""
+    """This many labels of class 0, 1, ..., in a mixed order."""
     return np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
 
 
@@ -166,5 +166,5 @@ def test_all_of_a_source_can_be_the_test_split() -> None:
     labels = labels_of(5, 1)
     found = split_indices(labels, None, 2, recipe_of(test_fraction=1))
     assert (found.test.tolist(), len(found.train), len(found.validation)) == (list(range(6)), 0, 0)
-    with pytest.raises(UserError, match=r"data\.test_fraction 1 leaves no image to train on"):
+    with pytest.raises(UserError, match=r"data\.test_fraction 1 leaves no training images"):
         Plan(recipe_of(test_fraction=1), 0, 1)

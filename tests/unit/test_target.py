@@ -25,7 +25,7 @@ CONFIG = {
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run folder with a checkpoint and a model, as far as their small files go."""
+    """A run directory with a checkpoint and a model, as far as their small files go."""
     run = tmp_path / "runs" / "a"
     checkpoint = run / "checkpoints" / "step-00000004"
     checkpoint.mkdir(parents=True)
@@ -132,5 +132,5 @@ def test_a_checkpoint_that_is_none_is_a_sentence(content: str, sentence: str, tm
 def test_what_is_no_folder_of_ours_is_a_sentence(name: str, tmp_path: Path) -> None:
     (tmp_path / "a-file").write_text("")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"is no run directory, checkpoint or exported model"):
+    with pytest.raises(UserError, match=r"is not a run directory, checkpoint or exported model"):
         targets.find_target(tmp_path / name)

@@ -69,8 +69,8 @@ def test_crops_reach_every_offset_about_equally() -> None:
     """A picture whose pixel value is its place tells the offset of its crop."""
     places = torch.arange(100).reshape(1, 10, 10, 1).expand(4000, 10, 10, 3).to(torch.uint8)
     found = transforms.crop_and_flip(places, uniforms(4000, 2), torch.zeros(4000, dtype=torch.uint8), 2)
-    centre = found[:, 5, 5, 0].long()
-    for shift in (centre // 10 - 5, centre % 10 - 5):
+    center = found[:, 5, 5, 0].long()
+    for shift in (center // 10 - 5, center % 10 - 5):
         counts = torch.bincount(shift + 2, minlength=5)
         assert len(counts) == 5
         assert abs(counts - 800).max() < 120
@@ -278,7 +278,7 @@ def test_cutmix_labels_match_the_share_of_pixels_exactly(size: int, seed: int) -
 
 @pytest.mark.parametrize("size", [9, 32])
 def test_cutmix_boxes_are_those_of_the_paper(size: int) -> None:
-    """A box of side sqrt(1 - lam) around a uniform centre, cut off at the border: 0 inside, 1 outside."""
+    """A box of side sqrt(1 - lam) around a uniform center, cut off at the border: 0 inside, 1 outside."""
     lam, u = uniforms(40, 1)[:, 0], uniforms(40, 2, 1)
     keep = mixing.cutmix_share(lam, u, size)
     assert keep.shape == (40, 1, size, size)

@@ -35,7 +35,7 @@ def pictures(height: int, width: int) -> Tensor:
         noise(0, 256),
         noise(100, 104),
         noise(0, 2) * 255,
-        noise(0, 26) * 10,  # greys whose whole level is a matter of rounding
+        noise(0, 26) * 10,  # grays whose whole level is a matter of rounding
         *(torch.full((height, width, 3), level) for level in (0, 1, 128, 200, 255)),
         torch.tensor([10, 200, 90]).expand(height, width, 3),
         (down * 255 // height)[..., None].expand(-1, -1, 3),

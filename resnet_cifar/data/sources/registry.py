@@ -44,11 +44,11 @@ def find_source(source: str) -> Source:
     if kind := next((kind for ending, kind in FILES.items() if path.name.lower().endswith(ending)), None):
         if path.is_file():
             return kind
-        raise UserError(f"data.source {source!r} is no file here: check its path")
+        raise UserError(f"data.source {source!r} is not a file here: check its path")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith("."):
         return hf_hub
     raise UserError(
-        f"data.source {source!r} is no folder, archive or .npz file here, no hub id (OWNER/NAME) and not `synthetic`: "
+        f"data.source {source!r} is not a folder, archive or .npz file here, nor a hub id (OWNER/NAME) or `synthetic`: "
         "use uoft-cs/cifar10, a folder of class folders, or synthetic"
     )
 

@@ -103,7 +103,7 @@ def _length(v: Array, u: Array) -> Array:
 
 
 def _figure(distance: Field) -> Field:
-    """One figure of a random radius near the centre; `distance` takes (down, right, radius)."""
+    """One figure of a random radius near the center; `distance` takes (down, right, radius)."""
 
     def shape(pose: Array, y: Array, x: Array) -> Array:
         down, right, size, tilt, _ = pose

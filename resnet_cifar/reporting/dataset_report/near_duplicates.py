@@ -189,7 +189,7 @@ class Duplicates:
 
     @property
     def unreliable(self) -> bool:
-        """Whether so many images have a near-duplicate that they are just similar: patterns, digits, video frames."""
+        """Whether enough images have a near-duplicate that they are just similar: patterns, digits, video frames."""
         alone = {(one, other): self.near[one, other] - self.exact[one, other] for one, other in self.near}
         return any(count > _UNRELIABLE * self.compared[part] for (part, _), count in alone.items())
 
