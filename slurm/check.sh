@@ -18,7 +18,7 @@ setting() { sed -n "s/^$1 *= *//p" <<<"$settings"; }
 tracking=$(setting ProctrackType)
 echo "slurm      $(scontrol --version), $tracking, $(setting KillWait) between TERM and KILL, preemption: $(setting PreemptMode)"
 [ "$tracking" = proctrack/cgroup ] ||
-    echo "warning: $tracking also signals the launcher, which may end before its processes have saved: take proctrack/cgroup"
+    echo "warning: $tracking also signals the launcher, which may end before its processes have saved: use proctrack/cgroup"
 [ "$(setting SignalChildrenProcesses)" != yes ] ||
     echo "warning: SignalChildrenProcesses of cgroup.conf signals the launcher and the ranks too: set it to no"
 [ "$(setting JobRequeue)" = 1 ] || echo "warning: JobRequeue is off: jobs come back only where sbatch --requeue is allowed"

@@ -64,10 +64,10 @@ class DistributedContext:
         on_cpu = launcher_env.on_cpu()
         launcher_env.check_environment(on_cpu)
         if on_cpu and self.precision == "fp16":
-            raise NodeError("precision fp16 needs a GPU, and none was found: take no or bf16")
+            raise NodeError("precision fp16 needs a GPU, and none was found: use no or bf16")
         if not on_cpu:
             if self.precision == "bf16" and not torch.cuda.is_bf16_supported():
-                raise NodeError(f"precision bf16 is not supported by {torch.cuda.get_device_name()}: take fp16 or no")
+                raise NodeError(f"precision bf16 is not supported by {torch.cuda.get_device_name()}: use fp16 or no")
             _set_up_gpu_arithmetic(deterministic)
         mixed = self.precision if self.precision in ("bf16", "fp16") else "no"
         # Running statistics do not influence training: buffers are not broadcast. Gradients are views of the buckets.

@@ -61,7 +61,7 @@ def resolve_precision(precision: str) -> tuple[str, str]:
         return precision, "as the recipe says"
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if asked not in ("no", "bf16", "fp16"):
-        raise UserError(f"--mixed_precision {asked} of accelerate launch is not supported: take no, bf16 or fp16")
+        raise UserError(f"--mixed_precision {asked} of accelerate launch is not supported: use no, bf16 or fp16")
     if asked != "no":
         return asked, "auto: accelerate launch asks for it"
     if on_cpu():
@@ -87,13 +87,13 @@ def check_environment(on_cpu: bool) -> None:
     asked_for_gpu = by_accelerate() and not wants_cpu() and not hidden and (several or bool(devices))
     if on_cpu and asked_for_gpu:
         raise NodeError(
-            "accelerate launch was configured for GPUs and this machine has none that torch can use: take "
+            "accelerate launch was configured for GPUs and this machine has none that torch can use: use "
             f"--config_file accelerate_configs/{'cpu_ddp' if several else 'cpu'}.yaml, or check the driver (nvidia-smi)"
         )
     if by_accelerate() and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         # `accelerate launch --cpu --num_processes 2` starts one process and sets only the address.
         raise UserError(
-            "accelerate launch was asked for several processes and started one: take --config_file "
+            "accelerate launch was asked for several processes and started one: use --config_file "
             "accelerate_configs/cpu_ddp.yaml (or multi_gpu.yaml), which start them"
         )
 

@@ -50,7 +50,7 @@ class LoadedModel:
         if not self.is_fresh:
             raise UserError(
                 f"{self.name} was saved between two evaluations, so its BatchNorm statistics have to be estimated on "
-                "its training images: take a checkpoint that was evaluated"
+                "its training images: use a checkpoint that was evaluated"
             )
 
 
@@ -62,7 +62,7 @@ def load_model(target: Target, recipe: Recipe, context: DistributedContext) -> L
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"the weights of {target.path} do not fit its model at data.image_size {recipe.data.image_size} "
-            f"({reason}): take the size it was trained at, or an undamaged copy"
+            f"({reason}): use the size it was trained at, or an undamaged copy"
         ) from None
     plain.to(dtype=context.dtype, memory_format=torch.channels_last)
     mean, std = (torch.tensor(v, dtype=context.dtype, device=context.device) for v in normalization(plain, recipe))

@@ -58,7 +58,7 @@ def checkpoint_recipe(path: Path) -> dict[str, Any]:
     recipe = _object(path / "state.json", "is not a checkpoint's").get("recipe")
     if not isinstance(recipe, dict):
         raise UserError(
-            f"{path / 'state.json'} is not a checkpoint's (it holds no recipe): take one that train.py wrote"
+            f"{path / 'state.json'} is not a checkpoint's (it holds no recipe): use one that train.py wrote"
         )
     return recipe
 
@@ -105,7 +105,7 @@ def read_export_config(path: Path) -> Export:
             f"{file} is not that of a timm model ({type(error).__name__}: {error}): export it again"
         ) from None
     if count == 1:
-        raise UserError(f"{file} has one output: take a classifier with two or more classes")
+        raise UserError(f"{file} has one output: use a classifier with two or more classes")
     if len(set(found.classes)) != count:
         raise UserError(
             f"{file} names {len(set(found.classes))} classes for {count} outputs, and classes are matched by name: "
@@ -139,7 +139,7 @@ def _object(file: Path, otherwise: str) -> dict[str, Any]:
         values = json.loads(file.read_text())
     except (ValueError, OSError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"{file} {otherwise} ({reason}): take an undamaged one") from None
+        raise UserError(f"{file} {otherwise} ({reason}): use an undamaged one") from None
     if not isinstance(values, dict):
-        raise UserError(f"{file} {otherwise} (it holds no object): take an undamaged one")
+        raise UserError(f"{file} {otherwise} (it holds no object): use an undamaged one")
     return values

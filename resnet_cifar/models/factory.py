@@ -23,10 +23,10 @@ def check_model_name(name: str) -> None:
     """Raises UserError if timm has no model of that name, or no weights with that tag."""
     architecture, _, tag = name.partition(".")
     if architecture.endswith(SUFFIX):
-        raise UserError(f"model.name {name!r}: take {architecture.removesuffix(SUFFIX)} with --model.stem cifar")
+        raise UserError(f"model.name {name!r}: use {architecture.removesuffix(SUFFIX)} with --model.stem cifar")
     if architecture == mlp_head.NAME:
         raise UserError(
-            f"model.name {name!r}: take the model itself, such as resnet50, with --model.head.hidden_dims 128,64"
+            f"model.name {name!r}: use the model itself, such as resnet50, with --model.head.hidden_dims 128,64"
         )
     if not timm.is_model(architecture):
         hint = did_you_mean(architecture, timm.list_models()) or "; timm.list_models() has all"
@@ -34,14 +34,14 @@ def check_model_name(name: str) -> None:
     tagged = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tagged:
         raise UserError(
-            f"model.name {name!r} has no weights of that tag{did_you_mean(name, tagged) or f'; take {architecture}'}"
+            f"model.name {name!r} has no weights of that tag{did_you_mean(name, tagged) or f'; use {architecture}'}"
         )
 
 
 def check_pretrained(settings: Model) -> None:
     """Raises UserError if the recipe starts from pretrained weights and timm has none for the model."""
     if settings.pretrained and not settings.init_from and not timm.is_model_pretrained(settings.name):
-        raise UserError(f"model.name {settings.name!r} has no pretrained weights: take --model.pretrained False")
+        raise UserError(f"model.name {settings.name!r} has no pretrained weights: use --model.pretrained False")
 
 
 def create_model(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
@@ -63,7 +63,7 @@ def create_model(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
     except (LocalEntryNotFoundError, OSError, HfHubHTTPError.__bases__[0]) as error:  # the last: httpx's or httpx2's
         raise UserError(
             f"the pretrained weights of model.name {settings.name!r} are not on this machine yet and cannot be fetched "
-            f"({type(error).__name__}): take --model.pretrained False, or a run's weights with --model.init_from"
+            f"({type(error).__name__}): use --model.pretrained False, or a run's weights with --model.init_from"
         ) from None
     except TypeError as error:
         if "drop_path_rate" not in str(error):
@@ -75,7 +75,7 @@ def create_model(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
     if resolve_stem(settings) == "cifar":
         if not _has_cifar_form(settings.name):
             raise UserError(
-                f"model.stem cifar is for timm's ResNets, not for model.name {settings.name!r}: take imagenet"
+                f"model.stem cifar is for timm's ResNets, not for model.name {settings.name!r}: use imagenet"
             )
         replace_stem(model)
     if settings.head.is_deep:

@@ -118,7 +118,7 @@ def add_mlp_head(
     try:
         model.reset_classifier(0, _POOLS.get(pool))
     except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError):
-        raise UserError(f"model.head.pool {pool}: {body} has a pooling of its own; take model") from None
+        raise UserError(f"model.head.pool {pool}: {body} has a pooling of its own; use model") from None
     model.__class__ = _with_mlp_head(type(model))
     first = next(model.parameters())
     with torch.no_grad():

@@ -45,5 +45,5 @@ def check_init_weights(model: nn.Module, run: str) -> list[str]:
         return {name: shape for name, shape in shapes.items() if not name.startswith(heads)}
 
     if body(theirs) != body(ours):
-        raise UserError(f"model.init_from {run!r} holds another architecture than model.name: take the run's own model")
+        raise UserError(f"model.init_from {run!r} holds another architecture than model.name: use the run's own model")
     return list(ours if theirs == ours else body(ours))

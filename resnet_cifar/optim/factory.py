@@ -71,7 +71,7 @@ def check_optimizer_name(name: str) -> str:
         raise UserError(f"optimizer.name {name!r} is not one of timm's optimizers{hint}")
     for refused, reason in UNSUPPORTED_OPTIMIZERS.items():
         if refused in name:
-            raise UserError(f"optimizer.name {name!r} is not supported, {reason}: take adamw, lamb or sgd")
+            raise UserError(f"optimizer.name {name!r} is not supported, {reason}: use adamw, lamb or sgd")
     return name
 
 

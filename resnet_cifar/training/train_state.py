@@ -197,7 +197,7 @@ def check_ghost_batch_size(recipe: Recipe, context: DistributedContext) -> None:
     if rows and rows > share and context.device.type != "cuda":
         raise UserError(
             f"model.ghost_batch_size {rows} is larger than the {share} rows of a process, which needs GPUs (there is "
-            f"no SyncBatchNorm for CPUs): take --model.ghost_batch_size {share}, or fewer processes"
+            f"no SyncBatchNorm for CPUs): use --model.ghost_batch_size {share}, or fewer processes"
         )
 
 

@@ -27,7 +27,7 @@ def main() -> None:
     if "MEET" in os.environ:
         meet(Path(os.environ["MEET"]), run.path.name)
     if name == "lamb":
-        sys.exit(f"error: optimizer.name {name!r} is not liked: take another")
+        sys.exit(f"error: optimizer.name {name!r} is not liked: use another")
     if name == "lion":
         raise RuntimeError("a lion")
     is_new = not run.path.exists()

@@ -136,7 +136,7 @@ def test_a_trial_that_fails_is_recorded_with_its_sentence_and_the_search_goes_on
     assert {name: trial["state"] for name, trial in found.items()} == {
         "adamw": "finished", "lamb": "failed", "lion": "failed",
     }  # fmt: skip
-    assert found["lamb"]["why"] == "optimizer.name 'lamb' is not liked: take another"
+    assert found["lamb"]["why"] == "optimizer.name 'lamb' is not liked: use another"
     assert found["lion"]["why"] == "RuntimeError: a lion"
     logs = list((tmp_path / "S").glob("*.log"))
     assert len([log for log in logs if log.name.startswith("trial")]) == 3, "what was tried is not trained again"

@@ -102,7 +102,7 @@ CASES = [
     Case(
         "image size",
         f"{HUB} --model.name test_vit --data.image_size 200",
-        ("data.image_size 200", "model.name 'test_vit'", "take another"),
+        ("data.image_size 200", "model.name 'test_vit'", "use another"),
         "download",
     ),
     Case("fp16 on a CPU", f"{HUB} --precision fp16", ("precision fp16", "needs a GPU", "take no or bf16"), "download"),

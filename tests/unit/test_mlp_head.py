@@ -212,5 +212,5 @@ def test_a_warm_start_takes_a_head_whole_or_not_at_all(
 
 
 def test_the_registered_name_cannot_be_trained() -> None:
-    with pytest.raises(UserError, match=r"model\.name 'mlp_head': take the model itself"):
+    with pytest.raises(UserError, match=r"model\.name 'mlp_head': use the model itself"):
         check_model_name("mlp_head")

@@ -65,7 +65,7 @@ def test_what_contradicts_itself_is_refused(context: DistributedContext, changes
 
 def test_weights_that_timm_does_not_have_are_refused_where_they_are_wanted() -> None:
     wanted = {"data": {"source": "synthetic"}, "model": {"name": "seresnet18"}}
-    with pytest.raises(UserError, match=r"'seresnet18' has no pretrained weights: take --model\.pretrained False"):
+    with pytest.raises(UserError, match=r"'seresnet18' has no pretrained weights: use --model\.pretrained False"):
         preflight.check_names(parse(wanted))
     wanted["model"]["init_from"] = "a/run"
     preflight.check_names(parse(wanted))
