@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -111,3 +112,19 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 def test_no_module_is_called_utils() -> None:
     assert not {part for module in FILES for part in module.split(".")} & FORBIDDEN_NAMES
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))]
+)
+def test_the_files_that_a_page_names_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    linked = {(ROOT / page).parent / target for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)}
+    assert {str(path) for path in linked if not path.exists()} == set()
+    tests = {path.name for path in (ROOT / "tests").rglob("*.py")}
+    assert set(re.findall(r"\btest_\w+\.py\b", text)) <= tests
+    own = re.findall(
+        r"`((?:config|data|models|optim|distributed|checkpoints|evaluation|tracking|training|reporting|cli)/(?!test_)[\w/]+\.\w+)`",
+        text,
+    )
+    assert {path for path in own if not (PACKAGE / path).exists()} == set()

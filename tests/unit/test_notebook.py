@@ -168,7 +168,7 @@ def test_the_panel_says_where_a_run_is() -> None:
     for part in ("runs/&lt;a&gt;", "step 10 of 40", "epoch 1.00 of 4.00", "50 images/s", "60 s left"):
         assert part in panel, part
     assert 'aria-valuenow="25.0"' in panel and "validation accuracy 0.5000 (best 0.5000)" in panel
-    assert "warning: use &lt;care&gt;" in panel and "data:image/svg+xml" in panel
+    assert "warning: take &lt;care&gt;" in panel and "data:image/svg+xml" in panel
     still = notebook_panel.panel("runs/a", "training", 40, [{**ROW, "images_per_second": 0.0}], [], "")
     assert "0 images/s" in still and " left" not in still
     empty = notebook_panel.panel("runs/a", "starting", 0, [], [], notebook_panel.curves([]))
