@@ -21,8 +21,10 @@ from resnet_cifar.evaluation.target import Target
 
 if TYPE_CHECKING:
     from resnet_cifar.data.image_data import ImageData
+    from resnet_cifar.data.image_dataset import ImageDataset
     from resnet_cifar.distributed.context import DistributedContext
     from resnet_cifar.evaluation.loaded_model import LoadedModel
+    from resnet_cifar.evaluation.predict import Predictions
     from resnet_cifar.reporting.console import Screen
 
 _USAGE = "resnet-cifar evaluate TARGET [--split validation] [--data.source SOURCE] [--data.FIELD VALUE ...]"
@@ -115,7 +117,7 @@ def main(arguments: list[str]) -> None:
     evaluate(options, recipe)
 
 
-def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
+def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915 (ten are imports)
     """Evaluates the target on a split; prints and writes the metrics. Raises UserError."""
     import torch
 
@@ -170,6 +172,7 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
     changed |= {"fingerprint": data.fingerprint} if is_foreign else {}
     name = file_name(options, target, model.name, changed)
     folder = Path(options.out) if options.out else target.results
+    written: tuple[Path, ...] = ()
     if context.is_main:
         found = {
             **results_io.evaluation_facts(options.split, recipe, data.fingerprint, model.name),
@@ -179,20 +182,34 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
         }
         if is_foreign:
             screen.warn("these are not the images that the model was trained on, or they have changed since")
-        try:
-            extra = None if flipped is None else flipped.logits
-            written = results_io.write_results(folder, name, found, *predictions, images.indices, extra)
-        except OSError as error:
-            raise UserError(
-                f"{folder} cannot be written ({error.strerror}); the result was {results_io.summary_line(found)}: "
-                "make it writable, or name another directory with --out"
-            ) from None
+        written = _write(folder, name, found, predictions, images, flipped)
         _show(screen, found, origin, model.remark)
         artifacts.save_example_images(folder, name, predictions, images, temperature, screen.warn)
     context.close()  # the other processes need not wait for the page
     if context.is_main:
         page = artifacts.write_report(folder, name, screen.warn)
         screen.say("written: " + ", ".join(map(str, filter(None, (*written, page)))))
+
+
+def _write(
+    folder: Path,
+    name: str,
+    found: dict[str, Any],
+    predictions: Predictions,
+    images: ImageDataset,
+    flipped: Predictions | None,
+) -> tuple[Path, ...]:
+    """Writes the evaluation's files and returns their paths. Raises UserError, with the result, if that fails."""
+    from resnet_cifar.evaluation import results_io
+
+    try:
+        extra = None if flipped is None else flipped.logits
+        return results_io.write_results(folder, name, found, *predictions, images.indices, extra)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}); the result was {results_io.summary_line(found)}: "
+            "make it writable, or name another directory with --out"
+        ) from None
 
 
 def class_indices(classes: Sequence[str], known: Sequence[str], source: str) -> list[int]:
