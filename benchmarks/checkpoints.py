@@ -24,7 +24,7 @@ import torch
 from resnet_cifar.atomic_io import read_json
 from resnet_cifar.checkpoints import checkpoint, snapshot
 from resnet_cifar.config.loading import read_recipe
-from resnet_cifar.data import image_data
+from resnet_cifar.data import prepared_data
 from resnet_cifar.data.loader import Loader
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.training.plan import LOGS_PER_EPOCH, Plan
@@ -54,7 +54,7 @@ def _saving(source: str, optimizer: str, folder: Path) -> dict[str, Any]:
     words = {"data.source": source, "batch_size": str(batch), "phases.0.epochs": "100000", "data.image_size": "32"}
     words |= {"model.stem": "imagenet", "precision": context.precision, "optimizer.name": optimizer}
     recipe = read_recipe("scratch", words)
-    data = image_data.load(image_data.prepare(recipe.data), recipe, context.device)
+    data = prepared_data.load(prepared_data.prepare(recipe.data), recipe, context.device)
     plan = Plan(recipe, len(data.train), world_size=1)
     state = TrainState(plan, context, len(data.classes))
     loader = Loader(recipe, data.train, len(data.classes), state.preprocess, plan.rows(0))

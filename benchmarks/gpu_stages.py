@@ -35,7 +35,7 @@ from resnet_cifar.atomic_io import read_json
 from resnet_cifar.checkpoints import snapshot
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Data, Recipe
-from resnet_cifar.data import image_data
+from resnet_cifar.data import prepared_data
 from resnet_cifar.data.image_dataset import ImageDataset
 from resnet_cifar.data.loader import Loader
 from resnet_cifar.data.paths import cache_root
@@ -171,11 +171,11 @@ def warm_up(variant: Variant, rehearse: bool) -> None:
 def decode(source: str) -> None:
     """Puts the images into the cache; reports the source that train.py can read, and how many it can train on."""
     try:
-        entry = image_data.prepare(Data(source=source))
+        entry = prepared_data.prepare(Data(source=source))
     except ImportError as error:  # of `datasets`, which may want another pyarrow than this machine's
         print(f"datasets cannot be imported ({error}): its parquet files are read with pyarrow instead", flush=True)
         source = str(parquet_to_npz(Path(source), cache_root() / "images.npz"))
-        entry = image_data.prepare(Data(source=source))
+        entry = prepared_data.prepare(Data(source=source))
     report("images", source=source, images=read_json(entry / "meta.json")["images"])
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from resnet_cifar.config.loading import read_recipe
-from resnet_cifar.data import image_data
+from resnet_cifar.data import prepared_data
 from resnet_cifar.data.loader import Loader, Preprocess
 from resnet_cifar.data.sources import synthetic
 
@@ -93,7 +93,7 @@ def _resident(source: str, size: int, batch: int, device: torch.device) -> Itera
     }
     words |= {"data.image_size": str(size), "augment.crop_padding": "4", "augment.flip": "random"}
     recipe = read_recipe("finetune", words)
-    data = image_data.load(image_data.prepare(recipe.data), recipe, device)
+    data = prepared_data.load(prepared_data.prepare(recipe.data), recipe, device)
     constants = (torch.tensor(values, device=device) for values in (MEAN, STD))
     loader = Loader(recipe, data.train, len(data.classes), Preprocess(recipe.data, *constants), slice(0, batch))
     for step in itertools.count():

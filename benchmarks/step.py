@@ -28,7 +28,7 @@ import torch.nn.functional as F
 
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Recipe
-from resnet_cifar.data import image_data
+from resnet_cifar.data import prepared_data
 from resnet_cifar.data.image_dataset import ImageDataset
 from resnet_cifar.data.loader import Batch, Loader
 from resnet_cifar.distributed.context import DistributedContext
@@ -85,7 +85,7 @@ def measure(configuration: Configuration, source: str) -> dict[str, Any]:
     context = DistributedContext(configuration.precision)
     gpu = context.device.type == "cuda"
     recipe = configuration.read(source)
-    data = image_data.load(image_data.prepare(recipe.data), recipe, context.device)
+    data = prepared_data.load(prepared_data.prepare(recipe.data), recipe, context.device)
     plan = Plan(recipe, len(data.train), world_size=1)
     state = TrainState(plan, context, len(data.classes))
     loader = Loader(recipe, data.train, len(data.classes), state.preprocess, plan.rows(0))

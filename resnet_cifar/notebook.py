@@ -18,8 +18,8 @@ from resnet_cifar.atomic_io import read_json
 from resnet_cifar.checkpoints.run_dir import RunDir, default_run_path
 from resnet_cifar.cli.train import parse_arguments
 from resnet_cifar.config.errors import UserError
-from resnet_cifar.config.options import extended
 from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.train_options import extended
 from resnet_cifar.distributed import launcher_env
 from resnet_cifar.sweeps import launcher, run_monitor
 

@@ -14,7 +14,7 @@ from resnet_cifar.atomic_io import write_json
 from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.evaluation import metrics, results_io
-from resnet_cifar.reporting import gallery, prediction_table
+from resnet_cifar.reporting import gallery, prediction_arrays
 
 CLASSES = ("cat", "dog", "<script>alert(1)</script>", 'a $name$ & "more" that is too long for a table\'s head')
 STEPS, AN_EPOCH = 40, 10
@@ -76,7 +76,7 @@ def score(
     index = np.arange(count) * 3
     scores = {**facts, **metrics.full(logits, labels, tuple(classes), temperature)}
     results_io.write_results(folder, name, scores, logits, labels, index)
-    found = prediction_table.from_logits(logits.numpy(), labels.numpy(), index, temperature)
+    found = prediction_arrays.from_logits(logits.numpy(), labels.numpy(), index, temperature)
     file = folder / "report" / f"pictures-{name}.npz"
     gallery.save_images(file, found, (side, side), lambda rows: pictures(rows, side))
 

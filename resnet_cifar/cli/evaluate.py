@@ -16,12 +16,12 @@ from resnet_cifar.cli.predict import PredictOptions, predict
 from resnet_cifar.config.diff import flatten
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
-from resnet_cifar.evaluation import target as targets
-from resnet_cifar.evaluation.target import Target
+from resnet_cifar.evaluation import model_location as targets
+from resnet_cifar.evaluation.model_location import Target
 
 if TYPE_CHECKING:
-    from resnet_cifar.data.image_data import ImageData
     from resnet_cifar.data.image_dataset import ImageDataset
+    from resnet_cifar.data.prepared_data import ImageData
     from resnet_cifar.distributed.context import DistributedContext
     from resnet_cifar.evaluation.loaded_model import LoadedModel
     from resnet_cifar.evaluation.predict import Predictions
@@ -121,14 +121,14 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
     """Evaluates the target on a split; prints and writes the metrics. Raises UserError."""
     import torch
 
-    from resnet_cifar.data import image_data
+    from resnet_cifar.data import prepared_data
     from resnet_cifar.data.sampling import bn_indices
     from resnet_cifar.distributed.context import DistributedContext
     from resnet_cifar.evaluation import loaded_model, metrics, results_io
     from resnet_cifar.evaluation.predict import precise_bn, predict
     from resnet_cifar.evaluation.throughput import ThroughputTimer
     from resnet_cifar.evaluation.tta import MirroredPreprocess, mean_logits
-    from resnet_cifar.reporting import artifacts
+    from resnet_cifar.reporting import optional_outputs
     from resnet_cifar.reporting.console import Screen
 
     target = targets.find_target(Path(options.target))
@@ -139,13 +139,13 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
     recipe = dataclasses.replace(recipe, precision=context.precision)
     screen = Screen(shown=context.is_main)
     model = loaded_model.load_model(target, recipe, context)
-    entry = Path(context.run_on_main(lambda: str(image_data.prepare(recipe.data)), per_node=True))
-    data = image_data.load(entry, recipe, context.device)
+    entry = Path(context.run_on_main(lambda: str(prepared_data.prepare(recipe.data)), per_node=True))
+    data = prepared_data.load(entry, recipe, context.device)
     is_other_data = model.fingerprint != data.fingerprint
     if is_other_data and options.split == "test" and "data.source" in changed and "data.test_fraction" not in changed:
         # None of it was used for training: without a test split of its own, all of it is one.
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, test_fraction=1.0))
-        data = image_data.load(entry, recipe, context.device)
+        data = prepared_data.load(entry, recipe, context.device)
         is_other_data = model.fingerprint != data.fingerprint
     images = data.test if options.split == "test" else data.validation
     if not len(images):
@@ -184,10 +184,10 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
             screen.warn("these are not the images that the model was trained on, or they have changed since")
         written = _write(folder, name, found, predictions, images, flipped)
         _show(screen, found, origin, model.remark)
-        artifacts.save_example_images(folder, name, predictions, images, temperature, screen.warn)
+        optional_outputs.save_example_images(folder, name, predictions, images, temperature, screen.warn)
     context.close()  # the other processes need not wait for the page
     if context.is_main:
-        page = artifacts.write_report(folder, name, screen.warn)
+        page = optional_outputs.write_report(folder, name, screen.warn)
         screen.say("written: " + ", ".join(map(str, filter(None, (*written, page)))))
 
 

@@ -18,9 +18,9 @@ from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Recipe
 
 if TYPE_CHECKING:
+    from resnet_cifar.reporting.dataset_report.image_headers import Originals
     from resnet_cifar.reporting.dataset_report.near_duplicates import Duplicates
     from resnet_cifar.reporting.dataset_report.pixel_stats import Statistics
-    from resnet_cifar.reporting.dataset_report.source_metadata import Originals
 
 _MARK = "written by resnet-cifar explore"  # in templates/explore.html
 
@@ -94,11 +94,11 @@ def _analyze(recipe: Recipe) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """The values of the page's template, and (name, value) lines for the terminal. Raises UserError."""
     import torch
 
-    from resnet_cifar.data import image_data
+    from resnet_cifar.data import prepared_data
     from resnet_cifar.reporting.dataset_report import charts, near_duplicates, page_context, pixel_stats, samples
     from resnet_cifar.reporting.dataset_report.augmentation_preview import Training
 
-    data = image_data.load(image_data.prepare(recipe.data), recipe, torch.device("cpu"))
+    data = prepared_data.load(prepared_data.prepare(recipe.data), recipe, torch.device("cpu"))
     training = Training(data, recipe)  # early, for what it may refuse
     parts = page_context.parts(data, recipe)
     trained_on = [images for name, images in parts.items() if name != "test"]
@@ -132,7 +132,7 @@ def _analyze(recipe: Recipe) -> tuple[dict[str, Any], list[tuple[str, str]]]:
 def _originals(recipe: Recipe) -> tuple[list[Originals], str]:
     """Metadata of the source's image files, or why it cannot be read now although its decoded images are cached."""
     from resnet_cifar.data.sources.registry import find_source
-    from resnet_cifar.reporting.dataset_report.source_metadata import survey
+    from resnet_cifar.reporting.dataset_report.image_headers import survey
 
     try:
         contents = find_source(recipe.data.source).read(recipe.data)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from resnet_cifar.cli.parser import parse
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
-from resnet_cifar.evaluation import target as targets
+from resnet_cifar.evaluation import model_location as targets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,7 @@ def predict(options: PredictOptions, recipe: Recipe) -> None:
     """Prints classes and probabilities of every image. Raises UserError, or SystemExit (3) if some cannot be read."""
     from resnet_cifar.distributed.context import DistributedContext
     from resnet_cifar.evaluation import loaded_model
-    from resnet_cifar.evaluation.classify import class_probabilities, image_files
+    from resnet_cifar.evaluation.classify_files import class_probabilities, image_files
     from resnet_cifar.reporting.console import Screen
 
     target = targets.find_target(Path(options.target))

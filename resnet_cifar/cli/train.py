@@ -6,8 +6,8 @@ from resnet_cifar.cli.entry import print_once
 from resnet_cifar.cli.parser import parse
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe, recipe_names, recipe_summary
-from resnet_cifar.config.options import TrainOptions
 from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.train_options import TrainOptions
 
 _USAGE = "resnet-cifar train [--recipe NAME|FILE] [OPTIONS] [--FIELD VALUE ...]"
 

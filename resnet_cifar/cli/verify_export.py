@@ -17,14 +17,14 @@ from resnet_cifar.atomic_io import read_json
 from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
-from resnet_cifar.data import image_data
-from resnet_cifar.data.image_data import ImageData
+from resnet_cifar.data import prepared_data
 from resnet_cifar.data.image_dataset import ImageDataset
+from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.evaluation import loaded_model
-from resnet_cifar.evaluation import target as targets
+from resnet_cifar.evaluation import model_location as targets
+from resnet_cifar.evaluation.model_location import Target
 from resnet_cifar.evaluation.predict import predict
-from resnet_cifar.evaluation.target import Target
 from resnet_cifar.models.export import needs_package
 from resnet_cifar.reporting import model_card
 from resnet_cifar.reporting.console import Screen
@@ -96,7 +96,7 @@ def verify_export(target: Target, recipe: Recipe, images: int) -> None:
     screen = Screen(shown=True)
     recipe = dataclasses.replace(recipe, precision=context.precision)
     model = loaded_model.load_model(target, recipe, context)
-    data = image_data.load(image_data.prepare(recipe.data), recipe, context.device)
+    data = prepared_data.load(prepared_data.prepare(recipe.data), recipe, context.device)
     stored, precision, tolerance = _stored_logits(target, model.name, data)
     rows = np.linspace(0, len(data.test) - 1, min(images, len(data.test))).round().astype(np.int64)
     exported = _exported_logits(target, data.test, rows)

@@ -19,8 +19,8 @@ from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.data.preprocess import Preprocess
 from resnet_cifar.distributed.context import DistributedContext
-from resnet_cifar.evaluation import target as targets
-from resnet_cifar.evaluation.target import Target
+from resnet_cifar.evaluation import model_location as targets
+from resnet_cifar.evaluation.model_location import Target
 from resnet_cifar.models.factory import create_model, normalization
 
 

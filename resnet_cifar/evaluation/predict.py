@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resnet_cifar.data.image_data import ImageData
 from resnet_cifar.data.image_dataset import ImageDataset
+from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.data.preprocess import Preprocess
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.evaluation import calibration

@@ -17,7 +17,6 @@ from resnet_cifar.reporting import (
     curves,
     evaluation_summary,
     html_page,
-    prediction_table,
     reproducibility,
     style,
 )
@@ -138,7 +137,7 @@ def _final_metrics(run: Run) -> dict[str, Any] | None:
 
 
 def _test_predictions(run: Run) -> TestPredictions | None:
-    metrics, read = _final_metrics(run), prediction_table.read_predictions(run.folder / "predictions-test.parquet")
+    metrics, read = _final_metrics(run), prediction_arrays.read_predictions(run.folder / "predictions-test.parquet")
     if metrics is None or read is None:
         return None
     logits, labels, index = read

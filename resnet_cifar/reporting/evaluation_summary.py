@@ -11,10 +11,10 @@ import numpy as np
 
 from resnet_cifar.atomic_io import read_json
 from resnet_cifar.evaluation.calibration import Reliability, reliability
-from resnet_cifar.reporting import figures, gallery, html_page, per_class, prediction_table, style
+from resnet_cifar.reporting import figures, gallery, html_page, per_class, prediction_arrays, style
 from resnet_cifar.reporting.gallery import SavedImages
 from resnet_cifar.reporting.per_class import accuracy, percent, probability_text
-from resnet_cifar.reporting.prediction_table import PredictionTable
+from resnet_cifar.reporting.prediction_arrays import PredictionTable
 
 # The fields of eval-NAME.json that every page needs. Other metrics are optional and left out if missing.
 _REQUIRED = {"split", "source", "checkpoint", "images", "accuracy", "classes", "confusion"}
@@ -56,11 +56,11 @@ def read_evaluation(folder: Path, name: str) -> Evaluation | None:
     metrics = read_metrics(folder, name)
     if metrics is None:
         return None
-    predictions = prediction_table.read_predictions(folder / f"predictions-{name}.parquet")
+    predictions = prediction_arrays.read_predictions(folder / f"predictions-{name}.parquet")
     if predictions is None:
         return Evaluation(metrics, None, None, None, None)
-    plain, temperature = prediction_table.from_logits(*predictions), metrics.get("temperature")
-    found = prediction_table.from_logits(*predictions, temperature) if temperature else plain
+    plain, temperature = prediction_arrays.from_logits(*predictions), metrics.get("temperature")
+    found = prediction_arrays.from_logits(*predictions, temperature) if temperature else plain
     scaled = reliability(found.confidence, found.correct) if temperature else None
     bins = reliability(plain.confidence, plain.correct), scaled
     return Evaluation(metrics, found, gallery.load_images(folder / "report" / f"pictures-{name}.npz"), *bins)

@@ -10,7 +10,7 @@ import numpy as np
 from resnet_cifar.evaluation.calibration import BINS, Reliability
 from resnet_cifar.reporting import style
 from resnet_cifar.reporting.per_class import accuracy, percent, probability_text
-from resnet_cifar.reporting.prediction_table import PredictionTable
+from resnet_cifar.reporting.prediction_arrays import PredictionTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

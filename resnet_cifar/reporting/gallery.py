@@ -16,7 +16,7 @@ from PIL import Image
 from resnet_cifar import rng
 from resnet_cifar.atomic_io import atomic_write
 from resnet_cifar.reporting import html_page
-from resnet_cifar.reporting.prediction_table import PredictionTable
+from resnet_cifar.reporting.prediction_arrays import PredictionTable
 
 ReadImages = Callable[[np.ndarray], np.ndarray]  # indices int64 [k] -> pixels uint8 [k, height, width, 3]
 

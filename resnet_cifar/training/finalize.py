@@ -11,11 +11,11 @@ from typing import Any
 from resnet_cifar.atomic_io import write_json
 from resnet_cifar.checkpoints import checkpoint
 from resnet_cifar.checkpoints.run_dir import RunDir
-from resnet_cifar.data.image_data import ImageData
+from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.evaluation import metrics, results_io
 from resnet_cifar.evaluation.predict import Predictions, fit_temperature_on_validation, predict
 from resnet_cifar.models.export import export_model, needs_package
-from resnet_cifar.reporting import artifacts, environment, model_card
+from resnet_cifar.reporting import environment, model_card, optional_outputs
 from resnet_cifar.reporting.console import Screen, duration
 from resnet_cifar.training.run_writer import RunWriter
 from resnet_cifar.training.telemetry import Telemetry
@@ -89,7 +89,7 @@ def test_and_export(
     }
     facts = {"temperature": temperature, "decode_size": data.train.side, "fingerprint": data.fingerprint}
     with part("export"):
-        card = artifacts.make_card(lambda: _card(state, found, {**result, **facts}), writer.screen.warn)
+        card = optional_outputs.make_card(lambda: _card(state, found, {**result, **facts}), writer.screen.warn)
         export_model(state.scored, folder.model, recipe, data.classes, state.scored.state_dict(), facts, card)
     write_json(folder.path / "result.json", result)
     writer.status("finished")
@@ -103,8 +103,8 @@ def test_and_export(
 
 def _report(predictions: Predictions, temperature: float | None, data: ImageData, writer: RunWriter) -> Path | None:
     folder, warn = writer.folder.path, writer.screen.warn
-    artifacts.save_example_images(folder, "test", predictions, data.test, temperature, warn)
-    return artifacts.write_report(folder, "test", warn)
+    optional_outputs.save_example_images(folder, "test", predictions, data.test, temperature, warn)
+    return optional_outputs.write_report(folder, "test", warn)
 
 
 def _summary(result: dict[str, Any]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Head, Recipe
-from resnet_cifar.data import image_data
+from resnet_cifar.data import prepared_data
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.models.factory import check_model_name, check_pretrained, create_model, resolve_stem
 from resnet_cifar.models.pretrained import check_init_weights
@@ -122,7 +122,7 @@ def download(recipe: Recipe) -> None:
     """
     check_names(recipe)
     recipe = resolve(recipe)
-    entry = image_data.prepare(recipe.data)
+    entry = prepared_data.prepare(recipe.data)
     print(f"images are in {entry}", flush=True)
     if recipe.model.pretrained and not recipe.model.init_from:
         create_model(recipe, classes=2, pretrained=True)

@@ -14,7 +14,7 @@ from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.checkpoints.snapshot import Snapshot
 from resnet_cifar.config.diff import to_dict
 from resnet_cifar.config.errors import UserError
-from resnet_cifar.data.image_data import ImageData
+from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.distributed.watchdog import RESUME_HINT
 from resnet_cifar.reporting import environment

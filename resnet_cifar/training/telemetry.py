@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from resnet_cifar.data.image_data import ImageData
+from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.training import flops
 from resnet_cifar.training.plan import Plan

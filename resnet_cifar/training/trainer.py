@@ -15,11 +15,11 @@ import psutil
 from resnet_cifar.checkpoints import run_dir
 from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.errors import UserError
-from resnet_cifar.config.options import TrainOptions, extended
 from resnet_cifar.config.schema import Recipe
-from resnet_cifar.data import image_data
-from resnet_cifar.data.image_data import ImageData
+from resnet_cifar.config.train_options import TrainOptions, extended
+from resnet_cifar.data import prepared_data
 from resnet_cifar.data.loader import Batch, Loader, check_crop_padding
+from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.data.sampling import bn_indices
 from resnet_cifar.distributed import launcher_env
 from resnet_cifar.distributed.context import DistributedContext, is_lost_connection
@@ -28,7 +28,7 @@ from resnet_cifar.distributed.watchdog import RESUME_HINT, Watchdog
 from resnet_cifar.evaluation import metrics
 from resnet_cifar.evaluation.predict import Predictions, check_same_weights, precise_bn, predict
 from resnet_cifar.reporting.console import Screen
-from resnet_cifar.training import auto_micro_batch, finalize, preflight, run_summary
+from resnet_cifar.training import auto_micro_batch, finalize, plan_summary, preflight
 from resnet_cifar.training.early_stopping import EarlyStopping
 from resnet_cifar.training.metric_accumulator import StepMetrics
 from resnet_cifar.training.plan import Plan
@@ -56,8 +56,8 @@ def train(recipe: Recipe, options: TrainOptions, stop: StopSignals) -> None:
         return
     context.run_on_main(lambda: preflight.check_init_from(recipe) or "")
     with timings.part("data"):
-        entry = context.run_on_main(lambda: str(image_data.prepare(recipe.data)), per_node=True)
-        data = image_data.load(Path(entry), recipe, context.device)
+        entry = context.run_on_main(lambda: str(prepared_data.prepare(recipe.data)), per_node=True)
+        data = prepared_data.load(Path(entry), recipe, context.device)
     plan = Plan(recipe, len(data.train), context.size)
     check_crop_padding(recipe, data.train)
     try:
@@ -67,11 +67,11 @@ def train(recipe: Recipe, options: TrainOptions, stop: StopSignals) -> None:
         if is_lost_connection(error):
             raise UserError("another process ended before training began, and says why") from None
         raise
-    screen.facts(run_summary.describe(plan, context, data, folder.path))
-    for warning in filter(None, (run_summary.small_batch_warning(plan), context.idle_threads_warning())):
+    screen.facts(plan_summary.describe(plan, context, data, folder.path))
+    for warning in filter(None, (plan_summary.small_batch_warning(plan), context.idle_threads_warning())):
         screen.warn(warning)
     if options.dry_run:
-        screen.facts(run_summary.estimate(state, data))
+        screen.facts(plan_summary.estimate(state, data))
     else:
         writer = RunWriter(plan, context, data, folder, screen, timings)
         watchdog = Watchdog(context, stop, recipe.rank_timeout)

@@ -20,7 +20,7 @@ import pytest
 import reported
 from PIL import Image
 
-from resnet_cifar.reporting import comparison_report, gallery, prediction_table, run_report, style
+from resnet_cifar.reporting import comparison_report, gallery, prediction_arrays, run_report, style
 
 SHOWN = "#examples li:not([hidden])"
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -244,10 +244,10 @@ def ten_thousand(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     def read(rows: np.ndarray) -> np.ndarray:
         return np.stack([np.asarray(Image.open(io.BytesIO(encoded[row].as_py())).convert("RGB")) for row in rows])
 
-    logits, labels, index = prediction_table.read_predictions(folder / "predictions-test.parquet")
+    logits, labels, index = prediction_arrays.read_predictions(folder / "predictions-test.parquet")
     gallery.save_images(
         folder / "report" / "pictures-test.npz",
-        prediction_table.from_logits(logits, labels, index, 1.25),
+        prediction_arrays.from_logits(logits, labels, index, 1.25),
         (32, 32),
         read,
     )

@@ -12,8 +12,8 @@ import pytest
 from accelerate.state import AcceleratorState
 from metric_rows import rows_of
 
-from resnet_cifar.config.options import TrainOptions
 from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.train_options import TrainOptions
 from resnet_cifar.distributed.watchdog import Watchdog
 from resnet_cifar.evaluation import predict
 from resnet_cifar.training import trainer

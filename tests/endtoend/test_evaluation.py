@@ -22,10 +22,10 @@ from starting import train
 from resnet_cifar.cli import evaluate, predict
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
-from resnet_cifar.config.options import TrainOptions
+from resnet_cifar.config.train_options import TrainOptions
 from resnet_cifar.data.preprocess import Preprocess
 from resnet_cifar.data.sources import synthetic
-from resnet_cifar.evaluation import classify, metrics, throughput, tta
+from resnet_cifar.evaluation import classify_files, metrics, throughput, tta
 from resnet_cifar.evaluation.predict import Predictions
 
 ROOT = Path(__file__).parents[2]
@@ -327,4 +327,4 @@ def test_the_table_names_every_picture(place: Path, capsys: pytest.CaptureFixtur
 def test_a_folder_without_pictures_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(UserError, match=r"holds no pictures"):
-        classify.image_files([str(tmp_path)])
+        classify_files.image_files([str(tmp_path)])

@@ -12,7 +12,7 @@ from starting import assert_same_weights, interrupt, train
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
-from resnet_cifar.config.options import TrainOptions
+from resnet_cifar.config.train_options import TrainOptions
 
 RUN = TrainOptions(recipe="debug", run="run")
 MORE = dataclasses.replace(RUN, extend_epochs=1.0)

@@ -17,8 +17,8 @@ from resnet_cifar.cli import evaluate
 from resnet_cifar.cli.evaluate import parse_arguments
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
-from resnet_cifar.config.options import TrainOptions
 from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.train_options import TrainOptions
 from resnet_cifar.data.sources import synthetic
 
 RUN = TrainOptions(recipe="keras_upsample", run="run")

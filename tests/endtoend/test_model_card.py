@@ -21,7 +21,7 @@ from resnet_cifar.cli import evaluate, verify_export
 from resnet_cifar.cli.verify_export import Comparison
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
-from resnet_cifar.config.options import TrainOptions
+from resnet_cifar.config.train_options import TrainOptions
 from resnet_cifar.reporting import model_card
 
 WORDS = {

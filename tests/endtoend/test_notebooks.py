@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from resnet_cifar.config.schema import Data
-from resnet_cifar.data import image_data
+from resnet_cifar.data import prepared_data
 from resnet_cifar.data.sources.registry import find_source
 
 ROOT = Path(__file__).parents[2]
@@ -145,7 +145,7 @@ def test_every_layout_gives_the_hubs_arrays(sources: dict[str, Path], real_data:
     images, labels = read(real_data, "train", _TRAIN)
     for name, source in sources.items():
         data = Data(source=str(source), test_fraction=0.1)
-        folder = image_data.prepare(data)
+        folder = prepared_data.prepare(data)
         assert np.array_equal(np.load(folder / "train-images.npy"), images), name
         assert np.array_equal(np.load(folder / "train-labels.npy"), labels), name
         assert torch.tensor(labels).unique().numel() == 10

@@ -19,8 +19,8 @@ from resnet_cifar.checkpoints import checkpoint
 from resnet_cifar.cli.evaluate import evaluate, parse_arguments
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
-from resnet_cifar.config.options import TrainOptions
 from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.train_options import TrainOptions
 
 Run = Callable[..., subprocess.CompletedProcess]
 WORDS = {

@@ -17,8 +17,8 @@ from starting import assert_same_run, assert_same_weights, interrupt, train
 from resnet_cifar.checkpoints import checkpoint
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
-from resnet_cifar.config.options import TrainOptions
 from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.train_options import TrainOptions
 from resnet_cifar.training.trainer import Trainer
 
 RUN = TrainOptions(recipe="phases.yaml", run="run")

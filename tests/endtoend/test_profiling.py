@@ -11,8 +11,8 @@ import pytest
 from starting import assert_same_run, train
 
 from resnet_cifar.config.loading import read_recipe
-from resnet_cifar.config.options import TrainOptions
 from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.train_options import TrainOptions
 from resnet_cifar.training.profiler import SKIPPED
 
 STEPS = 3

@@ -14,8 +14,8 @@ from starting import train
 from resnet_cifar.checkpoints.run_dir import default_run_path
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe, recipe_names
-from resnet_cifar.config.options import TrainOptions
 from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.train_options import TrainOptions
 from resnet_cifar.training import preflight
 from resnet_cifar.training.plan import Plan
 

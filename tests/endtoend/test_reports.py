@@ -13,9 +13,9 @@ from starting import interrupt, train
 
 from resnet_cifar.cli import evaluate as evaluate_command
 from resnet_cifar.config.loading import read_recipe
-from resnet_cifar.config.options import TrainOptions
 from resnet_cifar.config.schema import Recipe
-from resnet_cifar.reporting import gallery, html_page, prediction_table, style
+from resnet_cifar.config.train_options import TrainOptions
+from resnet_cifar.reporting import gallery, html_page, prediction_arrays, style
 
 RUN = TrainOptions(recipe="debug", run="run")
 INDEX = Path("run/report/index.html")
@@ -54,8 +54,8 @@ def test_a_run_that_was_stopped_once_ends_with_a_page_and_scores_renew_it(
     assert "interrupted (SIGTERM)" in text
     # Each kept picture is the image that its prediction is of.
     kept = gallery.load_images(Path("run/report/pictures-test.npz"))
-    logits, labels, index = prediction_table.read_predictions(Path("run/predictions-test.parquet"))
-    found = prediction_table.from_logits(logits, labels, index)
+    logits, labels, index = prediction_arrays.read_predictions(Path("run/predictions-test.parquet"))
+    found = prediction_arrays.from_logits(logits, labels, index)
     from resnet_cifar.data.sources import synthetic
 
     images, theirs = synthetic.draw("test")

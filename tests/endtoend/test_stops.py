@@ -18,9 +18,9 @@ from starting import assert_same_run, interrupt, train
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
-from resnet_cifar.config.options import TrainOptions
 from resnet_cifar.config.schema import Recipe
-from resnet_cifar.data import image_data
+from resnet_cifar.config.train_options import TrainOptions
+from resnet_cifar.data import prepared_data
 from resnet_cifar.training.trainer import Trainer
 
 RUN = TrainOptions(recipe="debug", run="run")
@@ -129,7 +129,7 @@ def test_other_images_under_the_same_recipe_are_refused_with_both_fingerprints()
     write_images(1)
     with pytest.raises(UserError, match=r"data\.source '/.*/images' is not what this run was trained on") as refused:
         train(RUN, recipe)
-    theirs = image_data.load(image_data.prepare(recipe.data), recipe, torch.device("cpu")).fingerprint
+    theirs = prepared_data.load(prepared_data.prepare(recipe.data), recipe, torch.device("cpu")).fingerprint
     assert ours != theirs
     assert f"{theirs}, not {ours}" in str(refused.value) and "--restart" in str(refused.value)
     write_images(0)

@@ -19,9 +19,9 @@ from torch import Tensor
 from resnet_cifar import rng
 from resnet_cifar.checkpoints import snapshot
 from resnet_cifar.config.validation import parse
-from resnet_cifar.data.image_data import ImageData
 from resnet_cifar.data.image_dataset import ImageDataset, MmapImages
 from resnet_cifar.data.loader import Batch, Loader
+from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.evaluation.predict import predict
 from resnet_cifar.training.plan import Plan

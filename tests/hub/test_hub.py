@@ -188,7 +188,7 @@ PREPARE = """
 import json, sys
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
-from resnet_cifar.data.image_data import prepare
+from resnet_cifar.data.prepared_data import prepare
 for words in json.loads(sys.argv[1]):
     try:
         recipe = read_recipe("debug", {"data.source": "owner/birds", **words})

@@ -14,7 +14,7 @@ from resnet_cifar.cli import cache
 from resnet_cifar.cli.cache import parse_arguments
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
-from resnet_cifar.data import image_data
+from resnet_cifar.data import prepared_data
 
 DAY = 24 * 60 * 60
 
@@ -27,7 +27,7 @@ def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     for name, days in (("a", 0), ("b", 10), ("c", 40)):
         images = np.random.default_rng(days).integers(0, 256, (20, 6, 5, 3), dtype=np.uint8)
         np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(20) % 2)
-        made.append(image_data.prepare(Data(source=str(tmp_path / f"{name}.npz"))))
+        made.append(prepared_data.prepare(Data(source=str(tmp_path / f"{name}.npz"))))
         when = time.time() - days * DAY
         for path in (*made[-1].iterdir(), made[-1]):
             os.utime(path, (when, when))
@@ -59,7 +59,7 @@ def test_entries_are_listed_with_what_they_hold(entries: list[Path], say: Say) -
 
 
 def test_the_time_of_last_use_is_recorded(entries: list[Path], say: Say) -> None:
-    image_data.prepare(Data(source=str(entries[2].parents[1] / "c.npz")))
+    prepared_data.prepare(Data(source=str(entries[2].parents[1] / "c.npz")))
     _, _, *rows = say()
     made, used = rows[0].split()[-4], rows[0].split()[-2]
     assert rows[0].startswith(entries[2].name)
@@ -103,7 +103,7 @@ def test_a_full_disk_can_be_cleared(
 ) -> None:
     disk = mounted("size=100k,nr_inodes=12")
     monkeypatch.setenv("RESNET_CIFAR_CACHE", str(disk))
-    entry = image_data.prepare(Data(source=str(entries[0].parents[1] / "a.npz")))
+    entry = prepared_data.prepare(Data(source=str(entries[0].parents[1] / "a.npz")))
     with pytest.raises(OSError, match="No space left"):
         for number in range(12):
             (disk / "x" / str(number)).mkdir(parents=True)

@@ -17,8 +17,8 @@ from resnet_cifar.cli.train import parse_arguments
 from resnet_cifar.config.diff import flatten
 from resnet_cifar.config.errors import NodeError, UserError
 from resnet_cifar.config.loading import read_recipe, write_recipe
-from resnet_cifar.config.options import TrainOptions, extended
 from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.train_options import TrainOptions, extended
 from resnet_cifar.config.validation import parse
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from resnet_cifar.config.loading import read_recipe
-from resnet_cifar.data import image_data
+from resnet_cifar.data import prepared_data
 from resnet_cifar.data.image_dataset import ImageDataset
 from resnet_cifar.data.loader import Loader
 from resnet_cifar.data.preprocess import Preprocess
@@ -23,11 +23,11 @@ from resnet_cifar.data.sources.base import Split
 from resnet_cifar.reporting.dataset_report import (
     augmentation_preview,
     charts,
+    image_headers,
     near_duplicates,
     page_context,
     pixel_stats,
     samples,
-    source_metadata,
 )
 
 
@@ -79,7 +79,7 @@ def test_a_deviation_of_nearly_nothing_keeps_its_digits() -> None:
 def test_the_known_statistics_of_the_real_images(real_data: Path) -> None:
     """The figures that everybody normalizes CIFAR-10 with; copies as JPEG lose a little contrast."""
     recipe = read_recipe("scratch", {"data.source": str(real_data)})
-    data = image_data.load(image_data.prepare(recipe.data), recipe, torch.device("cpu"))
+    data = prepared_data.load(prepared_data.prepare(recipe.data), recipe, torch.device("cpu"))
     found = pixel_stats.measure([data.train, data.validation], range(10))
     assert found.images == 50_000
     assert np.allclose(found.mean, (0.4914, 0.4822, 0.4465), atol=3e-4)
@@ -206,7 +206,7 @@ def test_pictures_of_one_kind_make_the_counts_doubtful() -> None:
 def test_near_copies_in_the_real_images(real_data: Path) -> None:
     """ciFAIR (Barz & Denzler 2020) counted by eye 286 test images with a near copy in training, 39 pairs in test."""
     recipe = read_recipe("scratch", {"data.source": str(real_data), "data.validation_fraction": "0"})
-    data = image_data.load(image_data.prepare(recipe.data), recipe, torch.device("cpu"))
+    data = prepared_data.load(prepared_data.prepare(recipe.data), recipe, torch.device("cpu"))
     found = near_duplicates.find_duplicates(page_context.parts(data, recipe))
     assert 286 <= found.near["test", "train"] <= 380
     assert 39 <= found.near["test", "test"] <= 110
@@ -225,7 +225,7 @@ def test_headers_tell_sizes_modes_and_ends(tmp_path: Path) -> None:
     Image.new("P", (8, 9)).save(tmp_path / "d.gif", transparency=0)
     (tmp_path / "e.jpg").write_bytes(b"no picture")
     files = sorted(map(str, tmp_path.iterdir()))
-    found = source_metadata.survey(Split("train", files, np.zeros(5, np.int64)))
+    found = image_headers.survey(Split("train", files, np.zeros(5, np.int64)))
     assert found.sizes == {(40, 30): 2, (8, 9): 2}
     assert found.formats == {
         ("JPEG", "RGB"): 1,
@@ -235,28 +235,28 @@ def test_headers_tell_sizes_modes_and_ends(tmp_path: Path) -> None:
         ("unreadable", "-"): 1,
     }
     assert (found.turned, found.read, found.pictures) == (1, 5, 5)
-    assert found.largest[0] == source_metadata.header(0, files[0])
+    assert found.largest[0] == image_headers.header(0, files[0])
     nbytes = [Path(file).stat().st_size for file in files[:4]]
     assert [one.nbytes for one in found.smallest] == sorted(nbytes)
 
 
 @pytest.mark.parametrize(("shape", "dtype", "mode"), [((6, 8), "u1", "L"), ((6, 8, 4), "u2", "RGBA, 16 bits")])
 def test_elements_of_arrays_have_a_mode_too(shape: tuple[int, ...], dtype: str, mode: str) -> None:
-    found = source_metadata.survey(Split("train", np.zeros((3, *shape), dtype), np.zeros(3, np.int64)))
+    found = image_headers.survey(Split("train", np.zeros((3, *shape), dtype), np.zeros(3, np.int64)))
     assert found.formats == {("array", mode): 3}
     assert found.sizes == {(8, 6): 3}
     assert not found.largest
 
 
 def test_of_many_headers_evenly_spaced_ones_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_metadata, "MOST", 10)
-    monkeypatch.setattr(source_metadata, "_CHUNK", 4)
+    monkeypatch.setattr(image_headers, "MOST", 10)
+    monkeypatch.setattr(image_headers, "_CHUNK", 4)
     encoded = []
     for size in range(1, 36):
         stream = io.BytesIO()
         Image.new("L", (size, 1)).save(stream, "PNG")
         encoded.append({"bytes": stream.getvalue(), "path": None})
-    found = source_metadata.survey(Split("train", encoded, np.zeros(35, np.int64)))
+    found = image_headers.survey(Split("train", encoded, np.zeros(35, np.int64)))
     assert sorted(width for width, _ in found.sizes) == list(range(1, 36, 4))
     assert {one.index for one in (*found.largest, *found.smallest)} <= set(range(0, 35, 4))
 
@@ -288,7 +288,7 @@ def test_thumbnails_are_bounded_and_small_pictures_whole() -> None:
 def test_views_are_the_images_of_training(recipe_name: str) -> None:
     fields = {"data.source": "synthetic", "data.limit": "100", "batch_size": "32", "data.validation_fraction": "0.2"}
     recipe = read_recipe(recipe_name, fields)
-    data = image_data.load(image_data.prepare(recipe.data), recipe, torch.device("cpu"))
+    data = prepared_data.load(prepared_data.prepare(recipe.data), recipe, torch.device("cpu"))
     training = augmentation_preview.Training(data, recipe)
     preprocess = Preprocess(recipe.data, torch.tensor(training.mean), torch.tensor(training.std))
     loader = Loader(recipe, data.train, 10, preprocess, slice(0, recipe.batch_size))
@@ -304,7 +304,7 @@ def test_views_are_the_images_of_training(recipe_name: str) -> None:
 def test_every_class_is_shown_augmented_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {"data.source": "synthetic", "data.limit": "100", "batch_size": "32"}
     recipe = read_recipe("debug", fields)
-    data = image_data.load(image_data.prepare(recipe.data), recipe, torch.device("cpu"))
+    data = prepared_data.load(prepared_data.prepare(recipe.data), recipe, torch.device("cpu"))
     training, shown = augmentation_preview.Training(data, recipe), list(range(10))
     monkeypatch.setattr(page_context, "_EPOCHS", 1)
     found = page_context.augmented(training, data, shown)
@@ -328,7 +328,7 @@ def test_charts_take_the_pages_colors_and_ask_nobody() -> None:
     drawn = [
         charts.channel_histograms(np.random.default_rng(0).integers(1, 9, (3, 256))),
         charts.class_sizes({"train": np.arange(50), "test": np.arange(50)}),
-        charts.image_sizes(source_metadata.Counter({(30, 40): 3, (300, 500): 1})),
+        charts.image_sizes(image_headers.Counter({(30, 40): 3, (300, 500): 1})),
     ]
     for svg in drawn:
         assert svg.startswith("<svg") and "http" not in svg

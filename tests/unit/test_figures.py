@@ -13,7 +13,7 @@ from PIL import Image
 
 from resnet_cifar.evaluation.calibration import reliability
 from resnet_cifar.reporting import figures, style
-from resnet_cifar.reporting.prediction_table import PredictionTable
+from resnet_cifar.reporting.prediction_arrays import PredictionTable
 
 CLASSES = ("cat", "dog", "a name that is too long")
 

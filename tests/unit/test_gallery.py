@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from reported import pictures, prediction
 
-from resnet_cifar.reporting import gallery, prediction_table
-from resnet_cifar.reporting.prediction_table import PredictionTable
+from resnet_cifar.reporting import gallery, prediction_arrays
+from resnet_cifar.reporting.prediction_arrays import PredictionTable
 
 some = settings(deadline=None, derandomize=True, max_examples=20)
 
 
 def guessed(count: int, classes: int, sharpness: float = 1.0) -> PredictionTable:
     logits, labels = prediction(count, classes, sharpness=sharpness)
-    return prediction_table.from_logits(logits.numpy(), labels.numpy(), np.arange(count) * 2)
+    return prediction_arrays.from_logits(logits.numpy(), labels.numpy(), np.arange(count) * 2)
 
 
 @some

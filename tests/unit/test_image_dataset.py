@@ -13,10 +13,10 @@ import torch
 
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.validation import parse
-from resnet_cifar.data import image_data, image_dataset
-from resnet_cifar.data.image_data import ImageData
+from resnet_cifar.data import image_dataset, prepared_data
 from resnet_cifar.data.image_dataset import ImageDataset, MmapImages, choose_storage
 from resnet_cifar.data.loader import Loader
+from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.data.preprocess import Preprocess
 from resnet_cifar.training.plan import Plan
 
@@ -53,7 +53,7 @@ def load(folder: Path, storage: str, **values: Any) -> tuple[Recipe, ImageData]:
             **values,
         }
     )
-    return recipe, image_data.load(image_data.prepare(recipe.data), recipe, CPU)
+    return recipe, prepared_data.load(prepared_data.prepare(recipe.data), recipe, CPU)
 
 
 def loader_of(folder: Path, storage: str, world_size: int = 1, rank: int = 0, **values: Any) -> Loader:

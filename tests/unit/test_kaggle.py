@@ -16,7 +16,7 @@ import pytest
 from read_sources import read, sentence
 
 from resnet_cifar.config.schema import Columns, Data
-from resnet_cifar.data import image_data
+from resnet_cifar.data import prepared_data
 from resnet_cifar.data.sources import kaggle
 from resnet_cifar.data.sources.registry import find_source
 
@@ -68,7 +68,7 @@ def fingerprint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def fingerprint_of(source: Path, **data: Any) -> str:
-    entry = image_data.prepare(Data(source=str(source), **data))
+    entry = prepared_data.prepare(Data(source=str(source), **data))
     return json.loads((entry / "meta.json").read_text())["fingerprint"]
 
 
@@ -93,10 +93,10 @@ def test_all_60000_real_images_are_the_same_from_every_source(real_data: Path, t
     (tmp_path / "work").mkdir()
     forms = [FORMS[name](unpacked, tmp_path / "work") for name in ("folder", "zip", "7z", "download")]
     assert len({fingerprint_of(form) for form in (*forms, tmp_path / "work" / "c")}) == 1
-    entry = image_data.prepare(Data(source=str(forms[-1])))
+    entry = prepared_data.prepare(Data(source=str(forms[-1])))
     for kind in ("images", "labels"):
         file = f"train-{kind}.npy"
-        assert (entry / file).read_bytes() == (image_data.prepare(Data(source=str(real_data))) / file).read_bytes()
+        assert (entry / file).read_bytes() == (prepared_data.prepare(Data(source=str(real_data))) / file).read_bytes()
 
 
 @pytest.mark.parametrize("numbers", [False, True], ids=["names", "numbers"])

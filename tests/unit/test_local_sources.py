@@ -15,7 +15,7 @@ from read_sources import Arrays, arrays, both, encoded, in_memory, read, sentenc
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Columns, Data, SplitNames
-from resnet_cifar.data import image_data
+from resnet_cifar.data import prepared_data
 from resnet_cifar.data.sources import image_folder, npz
 from resnet_cifar.data.sources.registry import find_source
 
@@ -79,14 +79,15 @@ def test_every_kind_of_source_gives_the_same_entry(forest: Path, tmp_path: Path,
     words = {"y_train": np.array(NAMES)[train[1]], "y_test": np.array(NAMES)[test[1]]}
     np.savez(tmp_path / "arrays.npz", x_train=train[0], x_test=test[0], **words)
     entries = [
-        image_data.prepare(Data(source=str(tmp_path / name))) for name in ("parquet", "forest", "saved", "arrays.npz")
+        prepared_data.prepare(Data(source=str(tmp_path / name)))
+        for name in ("parquet", "forest", "saved", "arrays.npz")
     ]
     assert len(set(entries)) == 4
     first = {file.name: file.read_bytes() for file in entries[0].glob("*.npy")}
     assert len(first) == 4
     for entry in entries[1:]:
         assert {file.name: file.read_bytes() for file in entry.glob("*.npy")} == first
-    fingerprints = {image_data.json.loads((entry / "meta.json").read_text())["fingerprint"] for entry in entries}
+    fingerprints = {prepared_data.json.loads((entry / "meta.json").read_text())["fingerprint"] for entry in entries}
     assert len(fingerprints) == 1
 
 
@@ -295,7 +296,7 @@ def test_fields_that_do_not_apply_to_a_source_are_refused(grove: Path, file: Pat
         ("columns", Data(source="synthetic", columns=Columns(image="img"))),
     ):
         with pytest.raises(UserError, match=rf"data\.{name} .* does not apply to data\.source"):
-            image_data.prepare(data)
+            prepared_data.prepare(data)
 
 
 def test_hub_columns_and_splits_make_entries_of_their_own(tmp_path: Path, cache: Path) -> None:
@@ -304,10 +305,10 @@ def test_hub_columns_and_splits_make_entries_of_their_own(tmp_path: Path, cache:
     split = split_of(pictures, label=(label, LABELS), sort=(other, LABELS[::-1]))
     both(split).save_to_disk(tmp_path / "saved")
     data = {"source": str(tmp_path / "saved")}
-    entries = {image_data.prepare(Data(**data, columns=Columns(label=name))) for name in ("label", "sort")}
+    entries = {prepared_data.prepare(Data(**data, columns=Columns(label=name))) for name in ("label", "sort")}
     entries |= {
-        image_data.prepare(Data(**data, splits=SplitNames(train="test"))),
-        image_data.prepare(Data(**data, decode_size=8)),
+        prepared_data.prepare(Data(**data, splits=SplitNames(train="test"))),
+        prepared_data.prepare(Data(**data, decode_size=8)),
     }
     assert len(entries) == 4
     assert in_memory(DatasetDict(train=split)).classes == tuple(NAMES)

@@ -9,7 +9,7 @@ from reported import prediction
 
 from resnet_cifar.evaluation import calibration, metrics
 from resnet_cifar.evaluation.calibration import reliability
-from resnet_cifar.reporting import per_class, prediction_table
+from resnet_cifar.reporting import per_class, prediction_arrays
 
 
 def scores(labels: list[int], predicted: list[int], classes: tuple[str, ...]) -> dict:
@@ -20,7 +20,7 @@ def scores(labels: list[int], predicted: list[int], classes: tuple[str, ...]) ->
 @pytest.mark.parametrize("temperature", [None, 0.5, 3.0])
 def test_the_diagram_has_the_calibration_error_that_is_reported(temperature: float | None) -> None:
     logits, labels = prediction(500, 7)
-    found = prediction_table.from_logits(logits.numpy(), labels.numpy(), np.arange(500), temperature)
+    found = prediction_arrays.from_logits(logits.numpy(), labels.numpy(), np.arange(500), temperature)
     bins = reliability(found.confidence, found.correct)
     assert bins.images.sum() == 500
     assert bins.error == pytest.approx(calibration.calibration_error(logits, labels, temperature or 1.0), abs=1e-6)
@@ -29,9 +29,9 @@ def test_the_diagram_has_the_calibration_error_that_is_reported(temperature: flo
 def test_confidence_is_the_largest_softmax() -> None:
     logits, _ = prediction(50, 5)
     expected = (logits.double() / 2).softmax(1).max(1).values.numpy()
-    np.testing.assert_allclose(prediction_table.max_probability(logits.numpy(), 2.0), expected, rtol=1e-12)
+    np.testing.assert_allclose(prediction_arrays.max_probability(logits.numpy(), 2.0), expected, rtol=1e-12)
     large = np.array([[1000.0, 0.0]])
-    assert prediction_table.max_probability(large, 1.0).tolist() == [1.0]
+    assert prediction_arrays.max_probability(large, 1.0).tolist() == [1.0]
 
 
 def test_cells_are_counts_shares_and_shades_that_show_the_worst_mistake() -> None:

@@ -13,8 +13,8 @@ import torch
 from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.validation import parse
 from resnet_cifar.data import image_dataset
-from resnet_cifar.data.image_data import ImageData
 from resnet_cifar.data.image_dataset import ImageDataset, MmapImages
+from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.reporting.console import Screen
 from resnet_cifar.training import finalize, flops, telemetry
 from resnet_cifar.training.plan import Plan

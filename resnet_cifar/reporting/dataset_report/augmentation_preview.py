@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from resnet_cifar.config.schema import Recipe
-from resnet_cifar.data.image_data import ImageData
 from resnet_cifar.data.loader import Loader, check_crop_padding
+from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.data.preprocess import Preprocess
 from resnet_cifar.data.sampling import epoch_permutation
 from resnet_cifar.models.factory import create_model, normalization

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from resnet_cifar.config.schema import Recipe
-from resnet_cifar.data.image_data import ImageData
 from resnet_cifar.data.image_dataset import ImageDataset
+from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.reporting.dataset_report import charts, near_duplicates, samples
 from resnet_cifar.reporting.dataset_report.augmentation_preview import Training
+from resnet_cifar.reporting.dataset_report.image_headers import Header, Originals
 from resnet_cifar.reporting.dataset_report.near_duplicates import Duplicates, Pair
 from resnet_cifar.reporting.dataset_report.pixel_stats import Statistics
-from resnet_cifar.reporting.dataset_report.source_metadata import Header, Originals
 
 _FEW_CLASSES = 40  # whose bars are looked at one by one
 _MOST_ROWS = 1500  # of a table

@@ -224,7 +224,7 @@ def on_watchdog(module):
     module.Watchdog.training_done = noted
 
 
-def on_image_data(module):
+def on_prepared_data(module):
     load = module.load
 
     def noted(*arguments):
@@ -257,7 +257,7 @@ if "FAULTS" in os.environ:
         "evaluation.predict": on_predict,
         "training.train_step": on_train_step,
         "data.sampling": on_sampling,
-        "data.image_data": on_image_data,
+        "data.prepared_data": on_prepared_data,
     }.items():
         wrapt.register_post_import_hook(hook, f"resnet_cifar.{place}")
     wrapt.register_post_import_hook(lambda module: injector.moment("import"), "torch")

@@ -12,7 +12,7 @@ import numpy as np
 
 from resnet_cifar.data.image_dataset import ImageDataset
 from resnet_cifar.evaluation.predict import Predictions
-from resnet_cifar.reporting import gallery, prediction_table, run_report
+from resnet_cifar.reporting import gallery, run_report
 
 
 def save_example_images(
@@ -30,7 +30,7 @@ def save_example_images(
 
     file = folder / "report" / f"pictures-{name}.npz"
     try:
-        found = prediction_table.from_logits(
+        found = prediction_arrays.from_logits(
             predictions.logits.numpy(), predictions.labels.numpy(), images.indices, temperature
         )
         gallery.save_images(file, found, images.size, read)

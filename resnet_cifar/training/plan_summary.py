@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from resnet_cifar.config.schema import Head
-from resnet_cifar.data.image_data import ImageData
+from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.reporting.console import duration
 from resnet_cifar.training.plan import SMALL_PER_RANK_BATCH, Plan

@@ -13,7 +13,7 @@ from resnet_cifar.cli.evaluate import parse_arguments
 from resnet_cifar.config.diff import to_dict
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe, write_recipe
-from resnet_cifar.evaluation import target as targets
+from resnet_cifar.evaluation import model_location as targets
 
 CONFIG = {
     "architecture": "test_resnet",

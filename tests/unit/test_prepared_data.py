@@ -17,7 +17,7 @@ import torch
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
 from resnet_cifar.config.validation import parse
-from resnet_cifar.data import decoding, image_data, splits
+from resnet_cifar.data import decoding, prepared_data, splits
 from resnet_cifar.data.paths import cache_root
 from resnet_cifar.data.sources.base import SourceData, Split
 from resnet_cifar.data.sources.registry import find_source
@@ -59,7 +59,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def source(cache: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSource:
     fake = FakeSource()
-    monkeypatch.setattr(image_data, "find_source", lambda name: fake)
+    monkeypatch.setattr(prepared_data, "find_source", lambda name: fake)
     return fake
 
 
@@ -68,24 +68,24 @@ def contents(entry: Path) -> dict[str, bytes]:
 
 
 def test_an_entry_is_decoded_once_and_used_again(source: FakeSource, cache: Path) -> None:
-    entry = image_data.prepare(XY)
+    entry = prepared_data.prepare(XY)
     before = {file: file.stat().st_mtime_ns for file in entry.iterdir()}
-    assert image_data.prepare(XY) == entry
+    assert prepared_data.prepare(XY) == entry
     assert source.reads == 1
     assert {file: file.stat().st_mtime_ns for file in entry.iterdir()} == before
     assert [path.name for path in cache.iterdir()] == [entry.name]  # nothing half-built is left
 
 
 def test_other_contents_get_an_entry_of_their_own(source: FakeSource) -> None:
-    first = image_data.prepare(XY)
+    first = prepared_data.prepare(XY)
     source.name = "second"
-    assert image_data.prepare(XY) != first
-    assert image_data.prepare(Data(source="x/z")) not in (first, image_data.prepare(XY))
+    assert prepared_data.prepare(XY) != first
+    assert prepared_data.prepare(Data(source="x/z")) not in (first, prepared_data.prepare(XY))
     assert source.reads == 3
 
 
 def test_the_arrays_are_plain_numpy_files_with_their_checksums(source: FakeSource) -> None:
-    entry = image_data.prepare(XY)
+    entry = prepared_data.prepare(XY)
     for name, array in source.images.items():
         np.testing.assert_array_equal(np.load(entry / f"{name}-images.npy", allow_pickle=False), array)
     checksums = json.loads((entry / "meta.json").read_text())["checksums"]
@@ -102,7 +102,7 @@ FILES = ["train-images.npy", "train-labels.npy", "test-images.npy", "test-labels
 def test_a_damaged_entry_is_detected_reported_and_rebuilt(
     file: str, damage: str, source: FakeSource, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    entry = image_data.prepare(XY)
+    entry = prepared_data.prepare(XY)
     sound = contents(entry)
     whole = sound[file]
     changed = bytearray(whole)
@@ -113,7 +113,7 @@ def test_a_damaged_entry_is_detected_reported_and_rebuilt(
         (entry / file).unlink()
     else:
         (entry / file).write_bytes({"truncated": whole[:-20], "empty": b"", "changed": bytes(changed)}[damage])
-    assert image_data.prepare(XY) == entry
+    assert prepared_data.prepare(XY) == entry
     assert source.reads == 2
     assert "damaged" in capsys.readouterr().err
     assert contents(entry) == sound
@@ -122,9 +122,9 @@ def test_a_damaged_entry_is_detected_reported_and_rebuilt(
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"checksums": []}', "null"])
 def test_a_meta_file_of_another_shape_is_damage(text: str, source: FakeSource) -> None:
-    entry = image_data.prepare(XY)
+    entry = prepared_data.prepare(XY)
     (entry / "meta.json").write_text(text)
-    image_data.prepare(XY)
+    prepared_data.prepare(XY)
     assert source.reads == 2
 
 
@@ -134,24 +134,24 @@ def test_the_loser_of_a_race_deletes_its_copy(source: FakeSource, cache: Path) -
 
     def slowly(data: Data) -> SourceData:
         source.read = FakeSource.read.__get__(source)
-        entries.append(image_data.prepare(data))
+        entries.append(prepared_data.prepare(data))
         return source.read(data)
 
     source.read = slowly
-    entry = image_data.prepare(XY)
+    entry = prepared_data.prepare(XY)
     assert entries == [entry]
     assert source.reads == 2
     assert [path.name for path in cache.iterdir()] == [entry.name]
 
 
 def test_others_may_read_an_entry(source: FakeSource) -> None:
-    assert image_data.prepare(XY).stat().st_mode & 0o055 == 0o055
+    assert prepared_data.prepare(XY).stat().st_mode & 0o055 == 0o055
 
 
 def test_a_source_that_fails_leaves_nothing_behind(source: FakeSource, cache: Path) -> None:
     source.read = lambda data: (_ for _ in ()).throw(UserError("no such set"))
     with pytest.raises(UserError, match="no such set"):
-        image_data.prepare(XY)
+        prepared_data.prepare(XY)
     assert list(cache.iterdir()) == []
 
 
@@ -163,7 +163,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_behind(
     source.images = {name: array.repeat(6, 1).repeat(2, 2) for name, array in source.images.items()}
     monkeypatch.setenv("RESNET_CIFAR_CACHE", str(disk))
     with pytest.raises(UserError, match=r"No space left.*resnet-cifar cache.*RESNET_CIFAR_CACHE"):
-        image_data.prepare(XY)
+        prepared_data.prepare(XY)
     assert list(disk.iterdir()) == []
 
 
@@ -176,7 +176,7 @@ def test_a_write_that_fails_leaves_nothing_behind(
 
     monkeypatch.setattr(decoding.np, "save", full)
     with pytest.raises(UserError, match="RESNET_CIFAR_CACHE"):
-        image_data.prepare(XY)
+        prepared_data.prepare(XY)
     assert list(cache.iterdir()) == []
 
 
@@ -185,11 +185,11 @@ def test_a_read_only_cache_is_an_error_only_when_it_must_be_written(
 ) -> None:
     disk = mounted("size=1m")
     monkeypatch.setenv("RESNET_CIFAR_CACHE", str(disk))
-    entry = image_data.prepare(XY)
+    entry = prepared_data.prepare(XY)
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    assert image_data.prepare(XY) == entry
+    assert prepared_data.prepare(XY) == entry
     with pytest.raises(UserError, match="Read-only file system"):
-        image_data.prepare(Data(source="x/z"))
+        prepared_data.prepare(Data(source="x/z"))
 
 
 @pytest.mark.parametrize("below", ["", "deeper"])
@@ -199,7 +199,7 @@ def test_a_cache_that_cannot_be_created_is_an_error(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RESNET_CIFAR_CACHE", str(tmp_path / "file" / below))
     with pytest.raises(UserError, match=r"the cache folder .*file.* set RESNET_CIFAR_CACHE"):
-        image_data.prepare(XY)
+        prepared_data.prepare(XY)
 
 
 def test_an_unreadable_source_is_not_reported_as_a_cache_error(source: FakeSource) -> None:
@@ -208,7 +208,7 @@ def test_an_unreadable_source_is_not_reported_as_a_cache_error(source: FakeSourc
 
     source.read = unreadable
     with pytest.raises((OSError, UserError)) as caught:
-        image_data.prepare(XY)
+        prepared_data.prepare(XY)
     assert "RESNET_CIFAR_CACHE" not in str(caught.value)
 
 
@@ -228,7 +228,7 @@ def test_the_cache_follows_its_variables(tmp_path: Path, monkeypatch: pytest.Mon
 )
 def test_every_split_has_its_own_images_labels_and_indices(source: FakeSource, data: dict[str, float]) -> None:
     recipe = parse({"data": {"source": "synthetic", "validation_fraction": 0.2, **data}})
-    loaded = image_data.load(image_data.prepare(XY), recipe, CPU)
+    loaded = prepared_data.load(prepared_data.prepare(XY), recipe, CPU)
     chosen = splits.split_indices(source.labels["train"], source.labels["test"], 4, recipe)
     for name, whole in (("train", "train"), ("validation", "train"), ("test", "test")):
         part, rows = getattr(loaded, name), getattr(chosen, name)
@@ -244,7 +244,7 @@ def test_every_split_has_its_own_images_labels_and_indices(source: FakeSource, d
 def test_a_test_split_is_held_out_of_a_source_without_one_and_reported(source: FakeSource) -> None:
     source.has_test = False
     recipe = parse({"data": {"source": "synthetic", "validation_fraction": 0.25, "test_fraction": 0.2}})
-    loaded = image_data.load(image_data.prepare(XY), recipe, CPU)
+    loaded = prepared_data.load(prepared_data.prepare(XY), recipe, CPU)
     parts = (loaded.train, loaded.validation, loaded.test)
     assert [len(part) for part in parts] == [24, 8, 8]
     assert sorted(np.concatenate([part.indices for part in parts])) == list(range(40))
@@ -260,8 +260,8 @@ def test_indices_refer_to_the_source_if_images_were_skipped(source: FakeSource) 
         source.labels[role] = source.labels[role].copy()
         source.labels[role][[3, 4, 17]] = -1
     data = replace(XY, skip_broken=True)
-    loaded = image_data.load(
-        image_data.prepare(data), parse({"data": {"source": "synthetic", "validation_fraction": 0.25}}), CPU
+    loaded = prepared_data.load(
+        prepared_data.prepare(data), parse({"data": {"source": "synthetic", "validation_fraction": 0.25}}), CPU
     )
     for part, offset in ((loaded.train, 0), (loaded.validation, 0), (loaded.test, 100)):
         np.testing.assert_array_equal(part.images[:, 0, 0, 0], part.indices + offset)
@@ -272,28 +272,30 @@ def test_indices_refer_to_the_source_if_images_were_skipped(source: FakeSource) 
 
 def test_the_key_depends_on_what_was_done_and_not_on_what_was_allowed(source: FakeSource) -> None:
     """Sets of one size do not depend on image_size, nor whole ones on skip_broken."""
-    entry = image_data.prepare(XY)
-    assert {image_data.prepare(replace(XY, **more)) for more in ({"image_size": 32}, {"skip_broken": True})} == {entry}
-    square = image_data.prepare(replace(XY, decode_size=XY.image_size))
+    entry = prepared_data.prepare(XY)
+    assert {prepared_data.prepare(replace(XY, **more)) for more in ({"image_size": 32}, {"skip_broken": True})} == {
+        entry
+    }
+    square = prepared_data.prepare(replace(XY, decode_size=XY.image_size))
     assert square != entry
-    assert image_data.prepare(XY) == entry
+    assert prepared_data.prepare(XY) == entry
     assert source.reads == 2
 
     source.name = "broken"
     source.labels["train"] = np.where(np.arange(40) == 7, -1, source.labels["train"])
-    skipping = image_data.prepare(replace(XY, skip_broken=True))
-    assert image_data.prepare(replace(XY, skip_broken=True)) == skipping
+    skipping = prepared_data.prepare(replace(XY, skip_broken=True))
+    assert prepared_data.prepare(replace(XY, skip_broken=True)) == skipping
     assert source.reads == 3
     with pytest.raises(UserError, match="train 7"):
-        image_data.prepare(XY)
+        prepared_data.prepare(XY)
 
 
 def test_images_of_several_sizes_are_decoded_again_for_another_image_size(source: FakeSource) -> None:
     source.images["test"] = source.images["test"][:, :5]
     sizes = {}
     for size in (8, 12, 8):
-        entry = image_data.prepare(replace(XY, image_size=size))
-        loaded = image_data.load(entry, parse({"data": {"source": "synthetic"}}), CPU)
+        entry = prepared_data.prepare(replace(XY, image_size=size))
+        loaded = prepared_data.load(entry, parse({"data": {"source": "synthetic"}}), CPU)
         sizes[entry] = (loaded.train.size, loaded.test.size)
     assert list(sizes.values()) == [((8, 8), (8, 8)), ((12, 12), (12, 12))]
     assert source.reads == 2
@@ -303,7 +305,7 @@ def test_the_fingerprint_is_of_the_images_and_not_of_where_they_came_from(source
     recipe = parse({"data": {"source": "synthetic"}})
 
     def fingerprint(name: str) -> str:
-        return image_data.load(image_data.prepare(Data(source=name)), recipe, CPU).fingerprint
+        return prepared_data.load(prepared_data.prepare(Data(source=name)), recipe, CPU).fingerprint
 
     first = fingerprint("x/y")
     assert fingerprint("elsewhere/y") == first
