@@ -12,7 +12,7 @@ import numpy as np
 from resnet_cifar.config.diff import differing_fields
 from resnet_cifar.evaluation import significance
 from resnet_cifar.evaluation.significance import McNemar
-from resnet_cifar.reporting import (
+from resnet_cifar.reporting import (, prediction_arrays
     comparison_table,
     curves,
     evaluation_summary,

@@ -12,7 +12,7 @@ import numpy as np
 
 from resnet_cifar.data.image_dataset import ImageDataset
 from resnet_cifar.evaluation.predict import Predictions
-from resnet_cifar.reporting import gallery, run_report
+from resnet_cifar.reporting import gallery, prediction_arrays, run_report
 
 
 def save_example_images(
