@@ -12,11 +12,12 @@ import numpy as np
 from resnet_cifar.config.diff import differing_fields
 from resnet_cifar.evaluation import significance
 from resnet_cifar.evaluation.significance import McNemar
-from resnet_cifar.reporting import (, prediction_arrays
+from resnet_cifar.reporting import (
     comparison_table,
     curves,
     evaluation_summary,
     html_page,
+    prediction_arrays,
     reproducibility,
     style,
 )
