@@ -224,11 +224,11 @@ def test_other_images_are_matched_by_the_names_of_their_classes(place: Path, sai
     for column in ("label", "logits"):
         np.testing.assert_allclose(np.array(theirs[column])[there], np.array(own[column])[here], rtol=0, atol=1e-5)
     (text,) = (text for words, text in said.items() if "strangers" in words)
-    assert "without images here: square, triangle, horizontal stripes, ... (6)" in text
+    assert "classes without images: square, triangle, horizontal stripes, ... (6)" in text
 
 
 def test_a_class_that_the_head_lacks_is_refused_by_name(place: Path, fresh_accelerator: None) -> None:
-    with pytest.raises(UserError, match=r"has classes that the head lacks: frog, truck; .*in any order"):
+    with pytest.raises(UserError, match=r"has classes that the model does not know: frog, truck; .*in any order"):
         evaluate.evaluate(*evaluate.parse_arguments([str(place / "run"), "--data.source", str(place / "foreign")]))
     assert evaluate.class_indices(("c", "a"), ("a", "b", "c"), "x") == [2, 0]
 
@@ -238,10 +238,10 @@ def test_flips_are_reported_beside_the_plain_figure(place: Path, said: dict) -> 
     found, rows = scores(run, "validation-flip"), predictions(run, "validation-flip")
     plain, flipped, labels = (torch.tensor(rows[name]) for name in ("logits", "logits_flip", "label"))
     assert found["accuracy"] == result(run)["val/accuracy"], "the plain figure stays the figure"
-    mean = evaluate.mean(Predictions(plain, labels), Predictions(flipped, labels))
+    mean = tta.mean_logits(Predictions(plain, labels), Predictions(flipped, labels))
     assert found["flip"]["loss"] == pytest.approx(metrics.summary(*mean)["loss"], abs=1e-6)
     assert found["flip"]["loss"] != found["loss"]
-    assert "beside it, with flips" in said["run --tta flip --split validation"]
+    assert "with flip test-time augmentation" in said["run --tta flip --split validation"]
 
 
 def test_a_mirror_image_is_what_torchvision_flips(place: Path) -> None:
@@ -256,7 +256,7 @@ def test_a_mirror_image_is_what_torchvision_flips(place: Path) -> None:
 
 def test_the_first_batch_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 12.0])
-    monkeypatch.setattr(evaluate.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     stopwatch = throughput.ThroughputTimer(torch.device("cpu"))
     stopwatch()
     assert stopwatch.images_per_second(30) is None
@@ -291,12 +291,12 @@ def test_what_is_damaged_or_does_not_fit_is_a_sentence(place: Path, tmp_path: Pa
 def test_pictures_are_labelled_and_what_is_none_is_named(place: Path, said: dict) -> None:
     done = python(place, ROOT / "eval.py", "run", "--json", "--images", "pictures", "pictures/photo.JPG")
     assert done.returncode == predict.UNREADABLE == 3
-    assert done.stderr == "error: 1 of 8 pictures cannot be read\n"
+    assert done.stderr == "error: 1 of 8 images cannot be read\n"
     lines = {line["file"]: line for line in map(json.loads, done.stdout.splitlines())}
     files = [f"pictures/{name}" for name in ("a[b].png", "broken.png", "gray.png", "photo.JPG")]
     assert list(lines) == [*files, *(f"pictures/sub/{name}" for name in ("alpha.png", "odd.webp", "palette.gif"))]
     assert len(done.stdout.splitlines()) == 8
-    assert lines["pictures/broken.png"] == {"file": "pictures/broken.png", "error": "it cannot be read as a picture"}
+    assert lines["pictures/broken.png"] == {"file": "pictures/broken.png", "error": "it cannot be read as an image"}
     for file, line in lines.items():
         if "error" not in line:
             assert sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-4), file
@@ -326,5 +326,5 @@ def test_the_table_names_every_picture(place: Path, capsys: pytest.CaptureFixtur
 
 def test_a_folder_without_pictures_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(UserError, match=r"holds no pictures"):
+    with pytest.raises(UserError, match=r"contains no images"):
         classify_files.image_files([str(tmp_path)])

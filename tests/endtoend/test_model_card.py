@@ -160,7 +160,9 @@ def test_weights_that_have_changed_are_found(stemmed: Path, tmp_path: Path, caps
         compared(run, "16")
     assert ended.value.code == verify_export.DIFFERENT == 4
     said = capsys.readouterr().err
-    assert re.fullmatch(r"error: .*/run/model does not give the logits of checkpoints/step-\d+, scored here .*\n", said)
+    assert re.fullmatch(
+        r"error: .*/run/model does not give the logits of checkpoints/step-\d+, evaluated here .*\n", said
+    )
 
 
 @pytest.mark.proof_only
@@ -177,7 +179,9 @@ def test_scores_in_another_precision_are_told_apart_from_other_weights(
 def test_other_scores_than_the_runs_are_not_compared(halved: Path, tmp_path: Path) -> None:
     run = shutil.copytree(halved, tmp_path / "run")
     (run / "eval-test.json").write_text(json.dumps({**read(run / "eval-test.json"), "fingerprint": "other"}))
-    with pytest.raises(UserError, match=r"eval-test.json is not of checkpoints/step-\d+ and the images that are there"):
+    with pytest.raises(
+        UserError, match=r"eval-test.json does not belong to checkpoints/step-\d+ and the present images"
+    ):
         compared(run)
 
 
@@ -190,5 +194,5 @@ def test_a_difference_that_is_no_number_does_not_hold() -> None:
 
 def test_several_processes_are_asked_to_be_one(halved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"--verify-export starts a process of its own: run it by itself"):
+    with pytest.raises(UserError, match=r"--verify-export starts a process of its own: run it without a launcher"):
         compared(halved)

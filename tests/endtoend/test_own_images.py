@@ -16,7 +16,8 @@ from PIL import Image
 from starting import assert_same_run, train
 
 from resnet_cifar.checkpoints import checkpoint
-from resnet_cifar.cli.evaluate import evaluate, parse_arguments
+from resnet_cifar.cli import evaluate
+from resnet_cifar.cli.evaluate import parse_arguments
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Recipe
@@ -113,7 +114,7 @@ def test_a_moved_folder_is_recognized_as_the_same_images(folder: Path, fresh_acc
     (Path("others") / "red" / "0.png").unlink()
     for name, count in (("elsewhere", 9), ("others", 89)):
         AcceleratorState._reset_state(True)
-        evaluate(*parse_arguments(["run", "--data.source", name]))
+        evaluate.evaluate(*parse_arguments(["run", "--data.source", name]))
         (file,) = Path("run").glob(f"eval-test-{name}-*.json")
         assert json.loads(file.read_text())["images"] == count
     own = json.loads(Path("run/eval-test.json").read_text())
@@ -135,10 +136,10 @@ def test_a_checkpoint_between_two_evaluations_gets_precise_bn(folder: Path, fres
         saved = Path(run, "checkpoints", "step-00000003")
         assert checkpoint.read_state(saved)["bn_stats_current"] == (run == "often")
         AcceleratorState._reset_state(True)
-        evaluate(*parse_arguments([str(saved), "--split", "test"]))
+        evaluate.evaluate(*parse_arguments([str(saved), "--split", "test"]))
         (file,) = Path(run).glob("predictions-test*-step-00000003.parquet")
         logits.append(np.array(pyarrow.parquet.read_table(file)["logits"].to_pylist()))
     np.testing.assert_array_equal(*logits)
     AcceleratorState._reset_state(True)
-    with pytest.raises(UserError, match=r"was saved between two scores.*take a checkpoint that was scored"):
+    with pytest.raises(UserError, match=r"was saved between two evaluations.*use a checkpoint that was evaluated"):
         evaluate.main(["seldom/checkpoints/step-00000003", "--images", "mine/red"])

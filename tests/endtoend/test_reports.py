@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 
 import pytest
-from resnet_cifar.cli.scoring import eval_command
 from starting import interrupt, train
 
 from resnet_cifar.cli import evaluate as evaluate_command
@@ -36,7 +35,7 @@ def evaluate(*words: str) -> None:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(True)
-    evaluate_command.evaluate(*eval_command(list(words)))
+    evaluate_command.evaluate(*evaluate_command.parse_arguments(list(words)))
 
 
 def test_a_run_that_was_stopped_once_ends_with_a_page_and_scores_renew_it(

@@ -96,7 +96,7 @@ CASES = [
     Case(
         "stem",
         f"{HUB} --model.name test_vit --model.stem cifar",
-        ("model.stem cifar", "model.name 'test_vit'", "take imagenet"),
+        ("model.stem cifar", "model.name 'test_vit'", "use imagenet"),
         "download",
     ),
     Case(
@@ -105,7 +105,7 @@ CASES = [
         ("data.image_size 200", "model.name 'test_vit'", "use another"),
         "download",
     ),
-    Case("fp16 on a CPU", f"{HUB} --precision fp16", ("precision fp16", "needs a GPU", "take no or bf16"), "download"),
+    Case("fp16 on a CPU", f"{HUB} --precision fp16", ("precision fp16", "needs a GPU", "use no or bf16"), "download"),
     Case(
         "no checkpoint",
         f"{HUB} --model.init_from notes",
