@@ -94,8 +94,10 @@ def test_and_export(
     write_json(folder.path / "result.json", result)
     writer.status("finished")
     writer.screen.end()
-    with part("report"):
-        page = _report(predictions, temperature, data, writer) if recipe.track.report else None
+    page = None
+    if recipe.track.report:
+        with part("report"):
+            page = _report(predictions, temperature, data, writer)
     writer.summary(_summary(result), with_figures=page is not None)
     writer.report_timings()
     closing_table(writer.screen, folder, result, writer.tracker.commands)

@@ -130,7 +130,13 @@ def test_a_folder_of_another_recipe_is_refused_naming_the_fields() -> None:
 def test_the_plan_is_printed_and_nothing_is_left_behind(capsys: pytest.CaptureFixture) -> None:
     train(TrainOptions(recipe="debug", dry_run=True), tiny("debug"))
     printed = capsys.readouterr().out
-    for word in ("steps 0 to 2", "micro-batches of 16", "BatchNorm over 8 rows", "GiB a device", "images/s a device"):
+    for word in (
+        "steps 0 to 2",
+        "micro-batches of 16",
+        "BatchNorm over 8 rows",
+        "GiB per device",
+        "images/s per device",
+    ):
         assert word in printed
     assert not list(Path().iterdir())
 

@@ -117,7 +117,7 @@ def test_every_recipe_suits_every_family(name: str, recipe: str) -> None:
     assert found.model.stem == "imagenet"
     size = asked.data.image_size
     assert found.data.image_size == (max(size, 75) if name == "inception_v3" else size)
-    raised = f"data.image_size {size} is raised to 75, the least that model.name {name!r} can take"
+    raised = f"data.image_size {size} is raised to 75, the smallest that model.name {name!r} accepts"
     assert said == [raised] * (found.data != asked.data)
     assert preflight.resolve(found, said.append) == found, "the resolved recipe is what it is"
 
