@@ -92,7 +92,7 @@ def test_what_only_rank_0_finds_ends_every_rank_and_is_said_once(tmp_path, launc
     finished = launch(tmp_path, *words(**{"data.source": "empty"}), processes=2)
     assert finished.returncode != 0
     assert finished.stderr.count("error: data.source") == 1
-    assert "is not in a layout that is" in finished.stderr
+    assert "has an unknown layout" in finished.stderr
     assert not (tmp_path / "runs").exists()
 
 
