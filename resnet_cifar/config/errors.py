@@ -57,7 +57,8 @@ def did_you_mean(word: str, known: list[str]) -> str:
     if renamed in known:
         return f": it is now called {renamed.replace('phases.0', phase[0]) if phase else renamed}"
     # `warmup_epochs` is also found by a misspelled `warmup`, and `phases.0.lr` by its last part alone.
-    forms = {name[: end or None]: name for name in known for end in (*(m.start() for m in re.finditer("_", name)), 0)}
+    prefixes = {name[: match.start()]: name for name in reversed(known) for match in re.finditer("_", name)}
+    forms = prefixes | {name: name for name in known}  # a full name is never taken for the beginning of a longer one
     close = difflib.get_close_matches(re.sub(r"^phases\.\d+", "phases.0", word), forms, n=1, cutoff=0.5)
     close = [forms[form] for form in close]
     if not close:

@@ -216,7 +216,7 @@ def test_a_transformer_takes_the_recipes_image_size() -> None:
 @pytest.mark.parametrize(
     ("name", "start"),
     [
-        ("resnet5o", "model.name 'resnet5o' is not one of timm's models; did you mean resnet50"),
+        ("resnet5o", "model.name 'resnet5o' is not one of timm's models; did you mean resnet50?"),
         ("resnet50.a1_in1kk", "model.name 'resnet50.a1_in1kk' has no weights of that tag; did you mean resnet50.a1"),
         ("resnet50.zzz", "model.name 'resnet50.zzz' has no weights of that tag"),
     ],
