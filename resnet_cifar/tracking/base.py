@@ -5,10 +5,26 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from resnet_cifar.config.schema import Recipe
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """The run that a tracker is opened for.
+
+    `path`: the run directory. `warn`: receives messages for the user. `identity`: the one kept in the
+    checkpoint, if any.
+    """
+
+    recipe: Recipe
+    path: Path
+    environment: dict[str, Any]
+    warn: Callable[[str], None]
+    identity: str | None
 
 
 class Tracker(ABC):
@@ -26,15 +42,8 @@ class Tracker(ABC):
     recovery_hint = ""
 
     @abstractmethod
-    def __init__(
-        self,
-        recipe: Recipe,
-        run: Path,
-        environment: dict[str, Any],
-        warn: Callable[[str], None],
-        identity: str | None,
-    ) -> None:
-        """Opens the tracker for the run directory `run`."""
+    def __init__(self, run: TrackedRun) -> None:
+        """Opens the tracker."""
 
     def latest(self) -> int:
         """The step of the latest row from earlier attempts; only later rows are logged."""

@@ -16,7 +16,7 @@ from typing import Any
 from resnet_cifar.config import schema
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
-from resnet_cifar.tracking.base import Tracker, kept_rows
+from resnet_cifar.tracking.base import TrackedRun, Tracker, kept_rows
 
 _MAX_QUEUED = 10_000  # calls waiting for a tracker that hangs
 _FINISH_TIMEOUT = 12.0  # seconds for all trackers together: less than the 15 that an interrupted run allows
@@ -140,10 +140,11 @@ def start_trackers(
 
     `identity`: the one kept in the checkpoint, if any. `warn`: receives messages for the user. Raises UserError.
     """
+    opened_for = TrackedRun(recipe, run, environment, warn, identity)
     trackers = {}
     for name, tracker in _tracker_classes(recipe).items():
         try:
-            trackers[name] = tracker(recipe, run, environment, warn, identity)
+            trackers[name] = tracker(opened_for)
         except UserError:
             raise
         except Exception as error:

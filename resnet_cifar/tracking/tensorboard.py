@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from resnet_cifar.config.diff import to_dict
-from resnet_cifar.config.schema import Recipe
-from resnet_cifar.tracking.base import Tracker
+from resnet_cifar.tracking.base import TrackedRun, Tracker
 
 
 class TensorBoardTracker(Tracker):
@@ -19,22 +17,15 @@ class TensorBoardTracker(Tracker):
 
     package = "tensorboard"
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        run: Path,
-        environment: dict[str, Any],
-        warn: Callable[[str], None],
-        identity: str | None,
-    ) -> None:
+    def __init__(self, run: TrackedRun) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = run / "tensorboard"
+        folder = run.path / "tensorboard"
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
         # purge_step makes an open TensorBoard discard what it has read.
         self._writer = SummaryWriter(str(folder), purge_step=0)
-        for name, values in (("recipe", to_dict(recipe)), ("environment", environment)):
+        for name, values in (("recipe", to_dict(run.recipe)), ("environment", run.environment)):
             text = yaml.safe_dump(values, sort_keys=False)
             self._writer.add_text(name, "\n".join(f"    {line}" for line in text.splitlines()))  # Markdown's code
         self.commands = (("curves", f"tensorboard --logdir {shlex.quote(str(folder))}"),)

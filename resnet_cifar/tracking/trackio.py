@@ -7,14 +7,12 @@ import contextvars
 import io
 import os
 import shlex
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from resnet_cifar.config.diff import flatten
-from resnet_cifar.config.schema import Recipe
-from resnet_cifar.tracking.base import Tracker
+from resnet_cifar.tracking.base import TrackedRun, Tracker
 
 
 class TrackioTracker(Tracker):
@@ -22,15 +20,8 @@ class TrackioTracker(Tracker):
 
     package = "trackio"
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        run: Path,
-        environment: dict[str, Any],
-        warn: Callable[[str], None],
-        identity: str | None,
-    ) -> None:
-        folder = (run / "trackio").resolve()
+    def __init__(self, run: TrackedRun) -> None:
+        folder = (run.path / "trackio").resolve()
         os.environ["TRACKIO_DIR"] = str(folder)  # read only when trackio is imported
         import trackio
         from trackio.sqlite_storage import SQLiteStorage
@@ -40,18 +31,18 @@ class TrackioTracker(Tracker):
             raise RuntimeError(
                 f"this process already uses it with {TRACKIO_DIR}, and it supports one directory per process"
             )
-        self._project, self._storage = recipe.track.project, SQLiteStorage
+        self._project, self._storage = run.recipe.track.project, SQLiteStorage
         # A renamed run directory continues under its first name.
-        self._name = next(iter(SQLiteStorage.get_runs(self._project)), run.name)
+        self._name = next(iter(SQLiteStorage.get_runs(self._project)), run.path.name)
         self._logged = self.latest()
-        config = {**flatten(recipe), "environment": environment}
+        config = {**flatten(run.recipe), "environment": run.environment}
         init = partial(trackio.init, self._project, self._name, config=config, resume="allow", embed=False)
         with contextlib.redirect_stdout(io.StringIO()):
             self._run = contextvars.copy_context().run(
                 init
             )  # outside a copied context it would be finished again at exit
         self._image = trackio.Image
-        where, project = shlex.quote(str(run / "trackio")), shlex.quote(self._project)
+        where, project = shlex.quote(str(run.path / "trackio")), shlex.quote(self._project)
         self.commands = (("curves", f"TRACKIO_DIR={where} trackio show --project {project}"),)
 
     def latest(self) -> int:

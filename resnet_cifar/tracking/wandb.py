@@ -19,8 +19,7 @@ import psutil
 
 from resnet_cifar.config.diff import to_dict
 from resnet_cifar.config.errors import UserError
-from resnet_cifar.config.schema import Recipe
-from resnet_cifar.tracking.base import Tracker, kept_rows
+from resnet_cifar.tracking.base import TrackedRun, Tracker, kept_rows
 
 _DEFAULT_URL = "https://api.wandb.ai"
 _SERVER_TIMEOUT = 2.0  # seconds
@@ -35,29 +34,22 @@ class WandbTracker(Tracker):
 
     package = "wandb"
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        run: Path,
-        environment: dict[str, Any],
-        warn: Callable[[str], None],
-        identity: str | None,
-    ) -> None:
+    def __init__(self, run: TrackedRun) -> None:
         import wandb
 
-        self._wandb, self._folder, self._warn = wandb, run, warn
-        folder = run / "wandb"
+        self._wandb, self._folder, self._warn = wandb, run.path, run.warn
+        folder = run.path / "wandb"
         folder.mkdir(exist_ok=True)
         os.environ["WANDB_DATA_DIR"] = str((folder / "data").resolve())  # staging area of artifacts
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would print when the server is unreachable
-        self.identity = _identity(folder / ".id", identity)
+        self.identity = _identity(folder / ".id", run.identity)
         self._options: dict[str, Any] = {
-            "project": recipe.track.project,
-            "name": run.name,
+            "project": run.recipe.track.project,
+            "name": run.path.name,
             "id": self.identity,
-            "dir": str(run),
+            "dir": str(run.path),
             "resume": "allow",
-            "config": {**to_dict(recipe), "environment": environment},
+            "config": {**to_dict(run.recipe), "environment": run.environment},
         }
         self.recovery_hint = f", and `{self._upload('--include-online ')}` uploads the rows that W&B has stored"
         self._has_warned = self._has_fallen_back = self._has_given_up = False
@@ -73,7 +65,7 @@ class WandbTracker(Tracker):
             wandb.teardown()  # otherwise the id counts as in use
             for begun in set(folder.glob(f"run-*-{self.identity}")) - before:
                 shutil.rmtree(begun)
-            warn(f"W&B is offline for this run ({str(error).splitlines()[0]})")
+            run.warn(f"W&B is offline for this run ({str(error).splitlines()[0]})")
             self._open("offline")
         self.commands = self._commands()
 

@@ -24,7 +24,7 @@ from resnet_cifar.config import schema
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.validation import parse
 from resnet_cifar.tracking import multi
-from resnet_cifar.tracking.base import Tracker, kept_rows
+from resnet_cifar.tracking.base import TrackedRun, Tracker, kept_rows
 from resnet_cifar.tracking.multi import MultiTracker, check_trackers, start_trackers
 
 SCRIPT = Path(__file__).with_name("tracked.py")
@@ -278,9 +278,9 @@ class RegisteredTracker(RecordingTracker):
 
     opened: list[RegisteredTracker] = []  # noqa: RUF012
 
-    def __init__(self, recipe: Any, run: Path, environment: dict[str, Any], warn: Any, identity: str | None) -> None:
+    def __init__(self, run: TrackedRun) -> None:
         super().__init__()
-        self.identity = identity
+        self.identity = run.identity
         self.opened.append(self)
 
 
