@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Phase, Recipe
@@ -99,11 +98,6 @@ class Plan:
     def begins_stage(self, step: int) -> bool:
         """Whether update `step` is the first of a stage: consecutive phases that train the same weights."""
         return step == 0 or (step < self.steps and self.phase_at(step).trainable != self.phase_at(step - 1).trainable)
-
-    def stages(self, start: int) -> list[tuple[int, int]]:
-        """(first update, end) of every stage that is left from update `start` on."""
-        ends = [end for end in self.phase_ends if end > start and (end == self.steps or self.begins_stage(end))]
-        return list(pairwise([start, *ends]))
 
     def rows(self, rank: int) -> slice:
         """The rows of every global batch that belong to `rank`."""
