@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_cifar.atomic_io import read_json
-from resnet_cifar.checkpoints.run_dir import RunDir, default_run_path
+from resnet_cifar.checkpoints.run_dir import RunDir, check_version, default_run_path
 from resnet_cifar.cli.train import parse_arguments
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
@@ -102,9 +102,10 @@ def _default_run_path(name: str, base: Recipe) -> Path:
 def show(run: str | os.PathLike[str]) -> None:
     """Shows the report of a run: in a notebook the page itself, elsewhere its results and the path of the page.
 
-    Raises UserError if `run` is not a run directory.
+    Raises UserError if `run` is not a run directory of this version.
     """
     found = Run(Path(run).expanduser())
+    check_version(found.path)
     if not (found.path / "recipe.yaml").is_file():
         raise UserError(f"show: {found.path} is not a run directory (it has no recipe.yaml): name one that train wrote")
     if not is_notebook():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from resnet_cifar.checkpoints.run_dir import check_version
 from resnet_cifar.cli.parser import parse
 from resnet_cifar.config.errors import UserError
 
@@ -41,6 +42,7 @@ def main(arguments: list[str]) -> None:
 
 
 def check_run(run: Path) -> None:
-    """Raises UserError if `run` is not a run directory."""
+    """Raises UserError if `run` is not a run directory of this version."""
+    check_version(run)
     if not (run / "recipe.yaml").is_file():
         raise UserError(f"{run} is not a run directory (it has no recipe.yaml): name one that train.py wrote")

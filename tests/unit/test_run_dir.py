@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_cifar import atomic_io
+from resnet_cifar import atomic_io, notebook
 from resnet_cifar.atomic_io import read_json, write_json
 from resnet_cifar.checkpoints import lease, metrics_log
 from resnet_cifar.checkpoints.metrics_log import end_of_rows
@@ -323,7 +323,12 @@ def test_a_run_of_an_earlier_version_is_refused(file: str, folder: RunDir) -> No
     folder.path.mkdir(parents=True)
     (folder.path / file).write_text("{}")
     (folder.path / "recipe.yaml").write_text("model: {norm_batch: 8}\n")
-    for use in (lambda: folder.check(recipe_of()), lambda: folder.finished(recipe_of())):
+    uses = (
+        lambda: folder.check(recipe_of()),
+        lambda: folder.finished(recipe_of()),
+        lambda: notebook.show(folder.path),
+    )
+    for use in uses:
         with pytest.raises(UserError, match=r"--run .*/a was written by an earlier version: .* --restart$"):
             use()
 
@@ -335,13 +340,19 @@ def test_a_recipe_of_an_earlier_version_is_refused_with_the_new_field_name(folde
         folder.check(recipe_of())
 
 
-def test_training_and_evaluating_a_run_of_an_earlier_version_exit_with_one_sentence(
+def test_every_command_refuses_a_run_of_an_earlier_version_in_one_sentence(
     run: Callable[..., subprocess.CompletedProcess], tmp_path: Path
 ) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "owner.json").write_text('{"start": 1}')
     (tmp_path / "old" / "recipe.yaml").write_text("model: {norm_batch: 8}\n")
-    for command in (("train.py", "--recipe", "debug", "--run", "old"), ("eval.py", "old")):
+    commands = (
+        ("train.py", "--recipe", "debug", "--run", "old"),
+        ("eval.py", "old"),
+        ("-m", "resnet_cifar", "report", "old"),
+        ("-m", "resnet_cifar", "compare", "old", "old"),
+    )
+    for command in commands:
         done = run(*command)
         assert done.returncode == 2
         assert done.stderr.startswith("error: --run old was written by an earlier version: use that version")
