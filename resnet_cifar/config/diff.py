@@ -55,7 +55,7 @@ def differing_fields(
     """Field path -> its value in each recipe, for the fields that differ and do not begin with one of `ignored`."""
     values = [flatten(recipe) for recipe in recipes]
     paths = dict.fromkeys(path for each in values for path in each if not path.startswith(ignored))  # an ordered set
-    differing = [path for path in paths if len({repr(each.get(path)) for each in values}) > 1]
+    differing = [path for path in paths if any(each.get(path) != values[0].get(path) for each in values)]
     return {path: [each.get(path, absent) for each in values] for path in differing}
 
 
