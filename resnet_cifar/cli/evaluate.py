@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from resnet_cifar.cli.parser import parse
-from resnet_cifar.cli.predict import PredictOptions, predict
+from resnet_cifar.cli.predict import PredictOptions, classify_images
 from resnet_cifar.config.diff import flatten
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
-from resnet_cifar.evaluation import model_location as targets
+from resnet_cifar.evaluation import model_location
 from resnet_cifar.evaluation.model_location import Target
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ def parse_arguments(arguments: list[str]) -> tuple[EvaluateOptions, Recipe]:
     """The options and the target's recipe with overrides of `data.*` and `precision`. Raises UserError."""
     options, overrides = parse(EvaluateOptions, _USAGE, arguments, fields=("data.", "precision"))
     _check(options, [word[2:].partition("=")[0] for word in arguments if word.startswith("--")])
-    target = targets.find_target(Path(options.target))
+    target = model_location.find_target(Path(options.target))
     if options.verify_export:
         _check_export(target)
-    recipe = targets.recipe(target, overrides)
+    recipe = model_location.recipe(target, overrides)
     if target.kind == "model" and target.run is None and "data.source" not in overrides and not options.images:
         raise UserError(f"{target.path} is a model without a recipe: name its evaluation data with --data.source")
-    if options.split == "test" and recipe.data.source != targets.recipe(target).data.source:
+    if options.split == "test" and recipe.data.source != model_location.recipe(target).data.source:
         # Another source may have a test split only: do not cut a validation split that is not used.
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, validation_fraction=0.0))
     return options, recipe
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> None:
     """Nothing heavy is imported before the options are checked."""
     options, recipe = parse_arguments(arguments)
     if options.images:
-        predict(PredictOptions(options.target, options.images, options.json), recipe)
+        classify_images(PredictOptions(options.target, options.images, options.json), recipe)
         return
 
     from resnet_cifar.data.sources import registry
@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> None:
     if options.verify_export:
         from resnet_cifar.cli.verify_export import verify_export
 
-        verify_export(targets.find_target(Path(options.target)), recipe, options.verify_export)
+        verify_export(model_location.find_target(Path(options.target)), recipe, options.verify_export)
         return
     evaluate(options, recipe)
 
@@ -131,8 +131,8 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
     from resnet_cifar.reporting import optional_outputs
     from resnet_cifar.reporting.console import Screen
 
-    target = targets.find_target(Path(options.target))
-    trained = targets.recipe(target)
+    target = model_location.find_target(Path(options.target))
+    trained = model_location.recipe(target)
     before = flatten(trained)
     changed = {path: value for path, value in flatten(recipe).items() if before.get(path) != value}
     context = DistributedContext(recipe.precision)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from resnet_cifar.cli.parser import parse
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
-from resnet_cifar.evaluation import model_location as targets
+from resnet_cifar.evaluation import model_location
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,22 +43,22 @@ def parse_arguments(arguments: list[str]) -> tuple[PredictOptions, Recipe]:
     for path in options.paths:
         if not Path(path).exists():
             raise UserError(f"{path}: there is no such file or directory")
-    return options, targets.recipe(targets.find_target(Path(options.target)), overrides)
+    return options, model_location.recipe(model_location.find_target(Path(options.target)), overrides)
 
 
 def main(arguments: list[str]) -> None:
     """Classifies the images. Raises UserError."""
-    predict(*parse_arguments(arguments))
+    classify_images(*parse_arguments(arguments))
 
 
-def predict(options: PredictOptions, recipe: Recipe) -> None:
+def classify_images(options: PredictOptions, recipe: Recipe) -> None:
     """Prints classes and probabilities of every image. Raises UserError, or SystemExit (3) if some cannot be read."""
     from resnet_cifar.distributed.context import DistributedContext
     from resnet_cifar.evaluation import loaded_model
     from resnet_cifar.evaluation.classify_files import class_probabilities, image_files
     from resnet_cifar.reporting.console import Screen
 
-    target = targets.find_target(Path(options.target))
+    target = model_location.find_target(Path(options.target))
     context = DistributedContext(recipe.precision)
     recipe = dataclasses.replace(recipe, precision=context.precision)
     screen = Screen(shown=context.is_main and not options.json)

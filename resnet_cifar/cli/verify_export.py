@@ -21,8 +21,7 @@ from resnet_cifar.data import prepared_data
 from resnet_cifar.data.image_dataset import ImageDataset
 from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.distributed.context import DistributedContext
-from resnet_cifar.evaluation import loaded_model
-from resnet_cifar.evaluation import model_location as targets
+from resnet_cifar.evaluation import loaded_model, model_location
 from resnet_cifar.evaluation.model_location import Target
 from resnet_cifar.evaluation.predict import predict
 from resnet_cifar.models.export import needs_package
@@ -142,7 +141,7 @@ def _stored_logits(target: Target, weights: str, data: ImageData) -> tuple[np.nd
 def _exported_logits(target: Target, images: ImageDataset, rows: np.ndarray) -> np.ndarray:
     """Logits of the exported model, from a new process. Raises UserError if timm cannot load it."""
     model = target.path / "model"
-    package_needed = needs_package(targets.read_export_config(model).architecture)
+    package_needed = needs_package(model_location.read_export_config(model).architecture)
     package = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])}
     environment["CUDA_VISIBLE_DEVICES"] = ""

@@ -19,7 +19,7 @@ from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.data.preprocess import Preprocess
 from resnet_cifar.distributed.context import DistributedContext
-from resnet_cifar.evaluation import model_location as targets
+from resnet_cifar.evaluation import model_location
 from resnet_cifar.evaluation.model_location import Target
 from resnet_cifar.models.factory import create_model, normalization
 
@@ -81,7 +81,7 @@ def results_name(target: Target, split: str, weights: str) -> str:
 
 
 def _exported(target: Target, recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
-    export, size = targets.read_export_config(target.path), recipe.data.image_size
+    export, size = model_location.read_export_config(target.path), recipe.data.image_size
     if not timm.is_model(export.architecture):
         raise UserError(f"{target.path} is a {export.architecture!r}, which this timm does not know: update timm")
     try:

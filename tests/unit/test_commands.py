@@ -13,7 +13,7 @@ from resnet_cifar.cli.explore import ExploreOptions
 from resnet_cifar.cli.seeds import SeedsOptions, seed_numbers
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe, write_recipe
-from resnet_cifar.evaluation import model_location as targets
+from resnet_cifar.evaluation import model_location
 
 # seeds
 
@@ -201,7 +201,7 @@ def test_report_answers_mistakes(arguments: tuple[str, ...], start: str) -> None
 def test_another_source_drops_what_described_the_first_also_where_a_run_is_scored(tmp_path: Path) -> None:
     text = "data: {source: a/b, config_name: plain, columns: {image: img, label: fine}, splits: {train: all}}"
     (tmp_path / "recipe.yaml").write_text(text)
-    kept = targets.recipe(targets.find_target(tmp_path))
+    kept = model_location.recipe(model_location.find_target(tmp_path))
     assert (kept.data.config_name, kept.data.columns.image, kept.data.splits.train) == ("plain", "img", "all")
-    other = targets.recipe(targets.find_target(tmp_path), {"data.source": "synthetic"})
+    other = model_location.recipe(model_location.find_target(tmp_path), {"data.source": "synthetic"})
     assert (other.data.config_name, other.data.columns.image, other.data.splits.train) == ("", "", "")

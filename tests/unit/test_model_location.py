@@ -13,7 +13,7 @@ from resnet_cifar.cli.evaluate import parse_arguments
 from resnet_cifar.config.diff import to_dict
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe, write_recipe
-from resnet_cifar.evaluation import model_location as targets
+from resnet_cifar.evaluation import model_location
 
 CONFIG = {
     "architecture": "test_resnet",
@@ -46,29 +46,29 @@ def export(folder: Path, **changes: Any) -> Path:
 
 def test_what_lies_in_a_run_is_scored_in_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path, kind in ((run, "run"), (run / "checkpoints" / "step-00000004", "checkpoint"), (run / "model", "model")):
-        target = targets.find_target(path)
+        target = model_location.find_target(path)
         assert (target.kind, target.run, target.results) == (kind, run, run)
         with monkeypatch.context() as patch:
             patch.chdir(path)
-            assert targets.find_target(Path()).results.resolve() == run
+            assert model_location.find_target(Path()).results.resolve() == run
 
 
 def test_what_stands_alone_is_scored_beside_it(run: Path, tmp_path: Path) -> None:
     (run / "checkpoints" / "step-00000004").rename(tmp_path / "saved")
     (run / "model").rename(tmp_path / "mine")
     for name in ("saved", "mine"):
-        target = targets.find_target(tmp_path / name)
+        target = model_location.find_target(tmp_path / name)
         assert (target.run, target.results) == (None, tmp_path / f"{name}-scores")
 
 
 def test_a_checkpoint_brings_its_recipe_and_a_model_its_input(run: Path, tmp_path: Path) -> None:
     checkpoint = (run / "checkpoints" / "step-00000004").rename(tmp_path / "saved")
-    assert targets.recipe(targets.find_target(checkpoint), {"data.limit": "7"}) == read_recipe(
+    assert model_location.recipe(model_location.find_target(checkpoint), {"data.limit": "7"}) == read_recipe(
         "debug", {"data.limit": "7"}
     )
-    data = targets.recipe(targets.find_target(run / "model")).data
+    data = model_location.recipe(model_location.find_target(run / "model")).data
     assert (data.source, data.image_size, data.interpolation) == ("synthetic", 48, "bilinear")
-    alone = targets.recipe(targets.find_target(export(tmp_path / "alone")), {"data.image_size": "64"})
+    alone = model_location.recipe(model_location.find_target(export(tmp_path / "alone")), {"data.image_size": "64"})
     assert (alone.model.name, alone.model.pretrained, alone.data.image_size) == ("test_resnet", False, 64)
 
 
@@ -85,14 +85,11 @@ def test_a_model_alone_needs_a_source_to_be_scored_and_none_to_label(tmp_path: P
 
 def test_names_of_classes_may_be_keyed_by_number_and_lie_where_older_timm_puts_them(tmp_path: Path) -> None:
     names = {str(number): f"class {number}" for number in reversed(range(11))}
-    found = targets.read_export_config(export(tmp_path / "numbered", num_classes=11, label_names=names))
+    found = model_location.read_export_config(export(tmp_path / "numbered", num_classes=11, label_names=names))
     assert found.classes == tuple(f"class {number}" for number in range(11))
     old = {"input_size": [3, 8, 8], "label_names": ["x", "y", "z"]}
-    assert targets.read_export_config(export(tmp_path / "old", label_names=None, pretrained_cfg=old)).classes == (
-        "x",
-        "y",
-        "z",
-    )
+    found = model_location.read_export_config(export(tmp_path / "old", label_names=None, pretrained_cfg=old))
+    assert found.classes == ("x", "y", "z")
 
 
 @pytest.mark.parametrize(
@@ -109,14 +106,14 @@ def test_names_of_classes_may_be_keyed_by_number_and_lie_where_older_timm_puts_t
 )
 def test_an_export_that_is_none_says_what_it_lacks(changes: dict, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=re.escape(sentence)) as caught:
-        targets.read_export_config(export(tmp_path / "model", **changes))
+        model_location.read_export_config(export(tmp_path / "model", **changes))
     assert str(tmp_path / "model" / "config.json") in str(caught.value)
 
 
 def test_an_export_without_safetensors_is_told_how_to_get_them(tmp_path: Path) -> None:
     (export(tmp_path / "model") / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no model.safetensors: export with .*safe_serialization=True"):
-        targets.read_export_config(tmp_path / "model")
+        model_location.read_export_config(tmp_path / "model")
 
 
 @pytest.mark.parametrize(
@@ -133,4 +130,4 @@ def test_what_is_no_folder_of_ours_is_a_sentence(name: str, tmp_path: Path) -> N
     (tmp_path / "a-file").write_text("")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"is not a run directory, checkpoint or exported model"):
-        targets.find_target(tmp_path / name)
+        model_location.find_target(tmp_path / name)
