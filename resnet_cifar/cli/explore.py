@@ -113,6 +113,7 @@ def _analyze(recipe: Recipe) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         "parts": {name: len(images) for name, images in parts.items()},
         "size": data.train.size,
         "fingerprint": data.fingerprint,
+        "origins": data.origins,
         "remarks": data.remarks,
         "recipe": recipe,
         "statistics": found,
@@ -138,7 +139,7 @@ def _originals(recipe: Recipe) -> tuple[list[Originals], str]:
         contents = find_source(recipe.data.source).read(recipe.data)
     except UserError as mistake:
         return [], str(mistake)
-    return [survey(split) for split in (contents.train, contents.test) if split is not None], ""
+    return [survey(split) for split in contents.splits.values()], ""
 
 
 def _summary(values: dict[str, Any], found: Statistics, doubled: Duplicates) -> list[tuple[str, str]]:
@@ -150,6 +151,7 @@ def _summary(values: dict[str, Any], found: Statistics, doubled: Duplicates) -> 
     tested = doubled.elsewhere.get("test", 0)
     lines = [
         ("images", f"{counts}; {len(values['classes']):,} classes, stored at {width}x{height}"),
+        ("splits", values["origins"]),
         ("mean", f"{mean} (of {found.images:,} training and validation images)"),
         ("std", std),
         ("copies", f"{len(kinds):,} pairs; {tested:,} test images have one in training or validation{doubt}"),

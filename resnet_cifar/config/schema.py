@@ -93,8 +93,10 @@ class SplitNames:
 
     train: str = ""
     """Training split [detected: train, or the only split]."""
+    validation: str = ""
+    """Validation split [detected: validation, valid, val, dev or eval; else data.validation_fraction cuts one off]."""
     test: str = ""
-    """Test split [detected: test or validation, the first with labels; else data.test_fraction cuts one off]."""
+    """Test split [detected: test, if it has labels; else data.test_fraction cuts one off]."""
 
 
 @dataclass(frozen=True)
@@ -124,15 +126,17 @@ class Data:
     skip_broken: bool = False
     """Skip (and name) images that cannot be decoded or have no valid label, instead of stopping."""
     decode_size: Annotated[Whole, Field(ge=0, le=1024)] = 0
-    """Side of the stored images, pixels; 0: their own if all have one size, else image_size (resized, cropped)."""
+    """Side of the stored images, pixels; 0: their own if all have one size, at most four times the pixels that the
+    network sees, else image_size (resized, cropped)."""
     storage: Literal["auto", "device", "host"] = "auto"
     """Keep images in device memory, or read them ahead from disk; `auto`: device, up to half of its free memory."""
     test_fraction: Annotated[Number, Field(gt=0, le=1)] = 0.1
     """Stratified fraction cut off as the test split where the source has none with labels; 1: all, evaluation only."""
     limit: Annotated[Whole, Field(ge=0)] = 0
-    """Images per split, stratified by class, before the validation cut; 0: all."""
+    """Images per split of the source, stratified by class, before a validation split is cut off; 0: all."""
     validation_fraction: Annotated[Number, Field(ge=0, lt=1)] = 0.1
-    """Stratified fraction of the training images held out to select the best checkpoint; 0: the last one is used."""
+    """Stratified fraction of training images held out to select the best checkpoint; 0: none, the last one is used.
+    Unused where the source has a validation split."""
     overfit_images: Annotated[Whole, Field(ge=0)] = 0
     """N > 0: train on N images without augmentation and validate on the same N, to check that the model can learn."""
     image_size: Annotated[Whole, Field(ge=8, le=1024)] = 224

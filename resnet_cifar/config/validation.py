@@ -43,10 +43,13 @@ def check_across(recipe: Recipe) -> None:
             )
     elif recipe.micro_batch > batch:
         raise UserError(f"micro_batch {recipe.micro_batch} is larger than batch_size {batch}: lower it, or set 0")
-    if recipe.early_stopping.patience and not (recipe.data.validation_fraction or recipe.data.overfit_images):
+    data = recipe.data
+    if recipe.early_stopping.patience and not (
+        data.validation_fraction or data.splits.validation or data.overfit_images
+    ):
         raise UserError(
             f"early_stopping.patience {recipe.early_stopping.patience} needs a validation split: set "
-            "data.validation_fraction, or patience to 0"
+            "data.validation_fraction or data.splits.validation, or patience to 0"
         )
     for index, phase in enumerate(recipe.phases):
         warmup = f"phases.{index}.warmup_epochs {phase.warmup_epochs:g}"

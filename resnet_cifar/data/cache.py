@@ -7,6 +7,7 @@ its copy. The modification time of the directory is when the entry was last used
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ from resnet_cifar.atomic_io import sha256
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.data.paths import cache_root
 
-_FORMAT = 2
+_FORMAT = 3
 _ENTRY_NAME = re.compile(r"[0-9a-f]{16}(\.(building|damaged)-.+)?|new\.building-.+")  # other files are never deleted
 
 
@@ -50,6 +51,20 @@ def write_errors() -> Iterator[None]:
             f"the cache {cache_root()} cannot be written ({error.strerror or error}): make room "
             "(`resnet-cifar cache` lists and clears its entries), or set RESNET_CIFAR_CACHE"
         ) from None
+
+
+def in_bytes(nbytes: int) -> str:
+    """`3 kB` or `2.4 MB`."""
+    return f"{nbytes / 1e3:,.0f} kB" if nbytes < 1e6 else f"{nbytes / 1e6:,.1f} MB"
+
+
+def check_space(nbytes: int) -> None:
+    """Raises UserError if the cache's disk has less room than this."""
+    with write_errors():
+        free = shutil.disk_usage(cache_root()).free
+        if nbytes > free:
+            needed = f"{os.strerror(errno.ENOSPC)}: {in_bytes(nbytes)} are needed and {in_bytes(free)} are free"
+            raise OSError(errno.ENOSPC, needed)
 
 
 @contextlib.contextmanager

@@ -13,45 +13,56 @@ import numpy as np
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
-from resnet_cifar.data.cache import write_errors
+from resnet_cifar.data.cache import check_space, in_bytes, write_errors
 from resnet_cifar.data.sources import image_io
 from resnet_cifar.data.sources.base import SourceData, Split
 
 _CHUNK = 128  # images decoded at a time
+_LARGE = 4  # times the pixels that the network sees
 
 Files = dict[int, str]  # index of an image -> its file, or "" if unknown
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """`images`: number of images in each file, all of `size` (height, width); `side`: what images of several sizes were
-    resized to, or 0; `left_out`: indices of each split's images that were skipped; `remarks`: shown to the user.
+    """`images`: number of images in each file, all of `size` (height, width); `names`: of the splits in the source;
+    `side`: what large images or images of several sizes were resized to, or 0; `left_out`: indices of each split's
+    images that were skipped; `remarks`: shown to the user.
     """
 
     images: dict[str, int]
+    names: dict[str, str]
     size: tuple[int, int]
     side: int
     left_out: dict[str, list[int]]
     remarks: tuple[str, ...]
 
 
-class _SeveralSizes(Exception):
-    """The images do not all have the same size."""
+class _MustResize(Exception):
+    """The images do not all have the same size, or are large; the text describes them."""
+
+
+def is_large(height: int, width: int, data: Data) -> bool:
+    """Whether images have more than four times the pixels that the network sees: they are not stored at their size."""
+    return height * width > _LARGE * data.image_size**2
 
 
 def decode(contents: SourceData, data: Data, folder: Path) -> Decoded:
-    """Writes ROLE-images.npy, uint8 [n, height, width, 3], and ROLE-labels.npy, int64 [n], for `train` and `test`.
+    """Writes ROLE-images.npy, uint8 [n, height, width, 3], and ROLE-labels.npy, int64 [n], for every split.
 
     Raises UserError if a split is empty or has no labels; if images do not decode or labels are out of range, naming
     every one of them; and if there is only one class.
     """
-    splits = {"train": contents.train, **({"test": contents.test} if contents.test else {})}
+    splits = contents.splits
     classes = len(contents.classes)
     unlabeled = {role: dict.fromkeys(_unlabeled(split, classes, data), "") for role, split in splits.items()}
+    side, sizes = 0, ""
     try:
-        side, (broken, size) = 0, _write_images(splits, unlabeled, data.decode_size, folder, data)
-    except _SeveralSizes:
-        side, (broken, size) = data.image_size, _write_images(splits, unlabeled, data.image_size, folder, data)
+        broken, size = _write_images(splits, unlabeled, data.decode_size, folder, data)
+    except _MustResize as reason:
+        side, sizes = data.image_size, f"{reason}: the shortest side is resized to {data.image_size} and the center "
+        sizes += "cropped (data.decode_size)"
+        broken, size = _write_images(splits, unlabeled, side, folder, data)
     for role, split in splits.items():
         if len(broken[role]) == len(split.images):
             raise UserError(
@@ -77,11 +88,11 @@ def decode(contents: SourceData, data: Data, folder: Path) -> Decoded:
         images[role] = len(labels)
         with write_errors():
             np.save(folder / f"{role}-labels.npy", labels)
-    sizes = f"images of several sizes: the shortest side is resized to {side} and the center cropped (data.decode_size)"
     skipped = f"skipped (data.skip_broken): {problems}"
-    remarks = (contents.remark, sizes if side else "", skipped if problems else "")
+    remarks = (*contents.remarks, sizes, skipped if problems else "")
     left_out = {role: rows for role, rows in left_out.items() if rows}
-    return Decoded(images, size, side, left_out, tuple(filter(None, remarks)))
+    names = {role: split.name for role, split in splits.items()}
+    return Decoded(images, names, size, side, left_out, tuple(filter(None, remarks)))
 
 
 class ArrayFile:
@@ -118,7 +129,9 @@ class ArrayFile:
 def _unlabeled(split: Split, classes: int, data: Data) -> list[int]:
     """The images whose label is not one of the classes."""
     if not len(split.labels):
-        raise UserError(f"data.source {data.source!r}: the split {split.name} is empty: name another in data.splits")
+        raise UserError(
+            f"data.source {data.source!r}: the split {split.name} is empty: add images, or name another in data.splits"
+        )
     rows = np.flatnonzero((split.labels < 0) | (split.labels >= classes)).tolist()
     if len(rows) == len(split.labels):
         raise UserError(
@@ -140,8 +153,9 @@ def _write_images(
     with ThreadPoolExecutor() as threads:  # Pillow releases the GIL
         for role, split in splits.items():
             with contextlib.closing(ArrayFile(folder / f"{role}-images.npy")) as file:
-                for start in range(0, len(split.images), _CHUNK):
-                    encoded = split.images[start : start + _CHUNK]
+                starts = [0, *range(1, len(split.images), _CHUNK)]  # the first image alone tells whether they are large
+                for start, end in itertools.pairwise([*starts, len(split.images)]):
+                    encoded = split.images[start:end]
                     decoded = threads.map(_decode_image, encoded, itertools.repeat(side))
                     usable = []
                     for row, (source, image) in enumerate(zip(encoded, decoded, strict=True), start=start):
@@ -151,12 +165,33 @@ def _write_images(
                             broken[role][row] = _file(source, data)
                         elif row not in unlabeled[role]:
                             usable.append(image)
+                    is_first = not shapes and usable
                     shapes |= {image.shape for image in usable}
-                    if len(shapes) > 1:
-                        raise _SeveralSizes
+                    _check_shapes(shapes, side, data)
+                    if is_first:
+                        _announce(sum(len(each.images) for each in splits.values()), usable[0])
                     if usable:
                         file.append(np.stack(usable))
     return broken, min(shapes, default=(0, 0, 3))[:2]
+
+
+def _check_shapes(shapes: set[tuple[int, ...]], side: int, data: Data) -> None:
+    """Raises _MustResize if images are stored at their own size and are large, or of several sizes."""
+    if len(shapes) > 1:
+        raise _MustResize("images of several sizes")
+    for height, width, _ in shapes:
+        if not side and is_large(height, width, data):
+            raise _MustResize(
+                f"images of {width}x{height} pixels, more than {_LARGE} times those of data.image_size "
+                f"{data.image_size}"
+            )
+
+
+def _announce(count: int, image: np.ndarray) -> None:
+    """Prints how much room the decoded images take. Raises UserError if there is less."""
+    nbytes, (height, width) = count * image.nbytes, image.shape[:2]
+    print(f"storing {count:,} images of {width}x{height} pixels, {in_bytes(nbytes)}", flush=True)
+    check_space(nbytes)
 
 
 def _decode_image(image: Any, side: int) -> np.ndarray | None:

@@ -12,17 +12,19 @@ import torch
 
 from resnet_cifar.config.schema import Data, Recipe
 from resnet_cifar.data import cache, splits
-from resnet_cifar.data.decoding import decode
+from resnet_cifar.data.decoding import decode, is_large
 from resnet_cifar.data.image_dataset import ImageDataset, MmapImages, choose_storage
 from resnet_cifar.data.paths import cache_root
-from resnet_cifar.data.sources.registry import check_source_fields, find_source
+from resnet_cifar.data.sources.base import check_fields, shorten
+from resnet_cifar.data.sources.registry import find_source
 
 
 @dataclass(frozen=True)
 class ImageData:
     """The data of a run. `fingerprint` is a digest of every decoded image and label of the source.
 
-    `place` describes where the images are stored and why; `remarks` are sentences on how they were decoded and split.
+    `place` describes where the images are stored and why, `origins` the splits of the source that they come from;
+    `remarks` are sentences on how they were decoded and on what is not used.
     """
 
     train: ImageDataset
@@ -31,13 +33,14 @@ class ImageData:
     classes: tuple[str, ...]
     fingerprint: str
     place: str = ""
+    origins: str = ""
     remarks: tuple[str, ...] = ()
 
 
 def prepare(data: Data) -> Path:
     """The cache entry of `data`, decoded if it is missing or damaged. Raises UserError."""
     kind = find_source(data.source)
-    check_source_fields(data, kind)
+    check_fields(data, kind.FIELDS)
     described = f"{kind.identity(data)} {data.config_name} {data.splits} {data.columns} {data.decode_size}"
     # The key depends on how the images were decoded, which is known only afterwards: one of these.
     sides = (0,) if data.decode_size else (0, data.image_size)
@@ -46,6 +49,8 @@ def prepare(data: Data) -> Path:
             entry = cache.entry_path(f"{described} {side} {complete}")
             if entry.is_dir():
                 damage = cache.find_damage(entry)
+                if damage is None and not (side or data.decode_size) and _is_too_large(entry, data):
+                    continue  # from a run with a larger image_size
                 if damage is None:
                     cache.mark_used(entry)
                     return entry
@@ -60,6 +65,11 @@ def prepare(data: Data) -> Path:
     return entry
 
 
+def _is_too_large(entry: Path, data: Data) -> bool:
+    """Whether the images of an entry are not stored at their own size for this image_size."""
+    return is_large(*json.loads((entry / "meta.json").read_text())["size"], data)
+
+
 def load(entry: Path, recipe: Recipe, device: torch.device) -> ImageData:
     """Loads a cache entry: applies `data.limit`, splits the images, and moves them to the device if they fit.
 
@@ -67,12 +77,11 @@ def load(entry: Path, recipe: Recipe, device: torch.device) -> ImageData:
     """
     meta = json.loads((entry / "meta.json").read_text())
     labels = {role: np.load(entry / f"{role}-labels.npy") for role in meta["images"]}
-    chosen = splits.split_indices(labels["train"], labels.get("test"), len(meta["classes"]), recipe)
-    tested = "test" if "test" in labels else "train"
+    chosen = splits.split_indices(labels, meta["classes"], recipe)
+    own = {"validation"} if recipe.data.overfit_images else set()  # what is cut off the training split regardless
     parts = {
-        "train": ("train", chosen.train),
-        "validation": ("train", chosen.validation),
-        "test": (tested, chosen.test),
+        name: (name if name in labels.keys() - own else "train", getattr(chosen, name))
+        for name in ("train", "validation", "test")
     }
     nbytes = sum(len(rows) for _, rows in parts.values()) * int(np.prod(meta["size"])) * 3
     place, description = choose_storage(recipe.data.storage, nbytes, device)
@@ -87,11 +96,41 @@ def load(entry: Path, recipe: Recipe, device: torch.device) -> ImageData:
         indices = np.delete(np.arange(len(labels[role]) + len(left_out)), left_out)
         return ImageDataset(stored, torch.from_numpy(labels[role][rows]).to(device), indices[rows])
 
-    cut = f"no test split: {recipe.data.test_fraction:.0%} of the images are held out as one (data.test_fraction)"
     return ImageData(
         **{name: images(*part) for name, part in parts.items()},
         classes=tuple(meta["classes"]),
         fingerprint=meta["fingerprint"],
         place=description,
-        remarks=(*meta["remarks"], *([cut] if tested == "train" else [])),
+        origins=_describe_origins(parts, meta["names"], labels, recipe.data),
+        remarks=(*meta["remarks"], *_lacking_classes(parts, labels, meta["classes"])),
     )
+
+
+def _describe_origins(
+    parts: dict[str, tuple[str, np.ndarray]], names: dict[str, str], labels: dict[str, np.ndarray], data: Data
+) -> str:
+    """The split of the source behind each part of the data, and how much of it: `train: 36 of 40 images of 'train'`."""
+    why = {"validation": f"data.validation_fraction {data.validation_fraction:g}"}
+    why["validation"] = f"data.overfit_images {data.overfit_images}" if data.overfit_images else why["validation"]
+    why["test"] = f"data.test_fraction {data.test_fraction:g}"
+    said = []
+    for part, (role, rows) in parts.items():
+        text = (
+            f"{part}: {len(rows):,} of {len(labels[role]):,} images of {names[role]!r}" if len(rows) else f"no {part}"
+        )
+        said.append(text + (f" ({why[part]})" if role != part else ""))
+    unused = [repr(names[role]) for role in names if role not in {role for role, _ in parts.values()}]
+    return "; ".join([*said, *(f"not used: {name}" for name in unused)])
+
+
+def _lacking_classes(
+    parts: dict[str, tuple[str, np.ndarray]], labels: dict[str, np.ndarray], classes: list[str]
+) -> list[str]:
+    """Remarks on splits without images of some of the classes that are trained."""
+    trained = np.unique(labels["train"][parts["train"][1]])
+    said = []
+    for part, (role, rows) in parts.items():
+        lost = np.setdiff1d(trained, labels[role][rows])
+        if len(rows) and len(lost):
+            said.append(f"the {part} split has no images of {shorten(repr(classes[label]) for label in lost)}")
+    return said

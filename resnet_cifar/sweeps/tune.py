@@ -52,7 +52,7 @@ def _check(space: SearchSpace) -> None:
         raise UserError(
             f"data.overfit_images {recipe.data.overfit_images} validates on the images it trains on: set it to 0"
         )
-    if not recipe.data.validation_fraction:
+    if not (recipe.data.validation_fraction or recipe.data.splits.validation):
         raise UserError(
             "data.validation_fraction 0 leaves no images to compare trials on, and the test split is not for that: set "
             "it to 0.1"

@@ -27,6 +27,7 @@ def describe(plan: Plan, context: DistributedContext, data: ImageData, run: Path
     facts = [
         ("run", str(run)),
         ("data", f"{recipe.data.source}: {splits}; {len(data.classes)} classes, stored {size}, {data.fingerprint}"),
+        ("splits", data.origins),
         ("images", data.place),
         *(("", remark) for remark in data.remarks),
         (

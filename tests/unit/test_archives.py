@@ -228,7 +228,7 @@ def test_a_full_disk_is_reported(
     unpacked: Path, tmp_path: Path, mounted: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RESNET_CIFAR_CACHE", str(mounted("size=16k")))
-    assert "cannot be written (No space left on device): make room" in sentence(
+    assert " kB are needed and 16 kB are free): make room" in sentence(
         layouts.seven_zipped(tmp_path / "a.7z", unpacked)
     )
 

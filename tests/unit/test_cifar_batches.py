@@ -155,7 +155,9 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     (folder / "test_batch").unlink()
     assert "lacks data_batch_3, test_batch of CIFAR10: download it again" in sentence(folder)
     assert "lacks data_batch_3" in sentence(layouts.tarball(tmp_path / "a.tar.gz", folder))
-    assert "contains no pickles of CIFAR-10" in sentence(layouts.tarball(tmp_path / "b.tar", tmp_path / "a.tar.gz"))
+    assert "contains no images, 1 .gz ('a.tar.gz')" in sentence(
+        layouts.tarball(tmp_path / "b.tar", tmp_path / "a.tar.gz")
+    )
     rewrite(folder / "batches.meta", label_names=None)
     for name in ("data_batch_3", "test_batch"):
         shutil.copy(folder / "data_batch_1", folder / name)

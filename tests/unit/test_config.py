@@ -372,7 +372,8 @@ def test_with_early_stopping_the_rest_still_does_not_decide(path: str) -> None:
 def test_early_stopping_needs_a_validation_split() -> None:
     without = {"data": {"validation_fraction": 0}}
     assert sentence({"early_stopping": {"patience": 3}, **without}) == (
-        "early_stopping.patience 3 needs a validation split: set data.validation_fraction, or patience to 0"
+        "early_stopping.patience 3 needs a validation split: set data.validation_fraction or data.splits.validation, "
+        "or patience to 0"
     )
     assert stopping(0, **without).data.validation_fraction == 0
     assert stopping(3, data={"validation_fraction": 0, "overfit_images": 8}).early_stopping.patience == 3

@@ -11,6 +11,7 @@ from datasets import ClassLabel, DatasetDict, Value
 from PIL import Image
 from read_sources import arrays, both, encoded, in_memory, sentence, split_of
 
+from resnet_cifar.config.schema import SplitNames
 from resnet_cifar.data.decoding import ArrayFile, format_indices
 
 ABC = ClassLabel(names=["a", "b", "c"])
@@ -113,7 +114,10 @@ def test_images_of_one_size_are_kept_and_others_are_resized(four: list[Any]) -> 
 
 def test_a_split_without_images_labels_or_second_class_is_refused(four: list[Any]) -> None:
     good = split_of(four, label=(ABC, [0, 1, 2, 0]))
-    assert "the split test is empty" in sentence(both(good, good.select([])))
+    empty = in_memory(both(good, good.select([])))
+    assert (list(empty.images), empty.decoded.remarks) == (["train"], ("not used: the splits 'test' (is empty)",))
+    said = sentence(both(good, good.select([])), splits=SplitNames(test="test"))
+    assert said == "data.splits.test 'test' is empty: name another, or remove it"
     assert "the split train is empty" in sentence(both(good.select([]), good))
     none = split_of(four, label=(ABC, [-1] * 4))
     assert "no label of train is one of the 3 classes" in sentence(both(none, good))

@@ -56,23 +56,31 @@ def test_whole_numbers_without_names_are_their_own_names(four: list[Any]) -> Non
 
 
 @pytest.mark.parametrize("name", ["validation", "valid"])
-def test_without_a_test_split_the_validation_split_is_the_test(name: str, four: list[Any]) -> None:
-    train, held_out = split_of(four, label=(ABC, [0, 1, 2, 0])), split_of(four[:1], label=(ABC, [2]))
-    assert in_memory(DatasetDict({"train": train, name: held_out})).labels["test"].tolist() == [2]
-
-
-def test_the_test_split_wins_over_the_validation_split(four: list[Any]) -> None:
+def test_a_validation_split_is_used_as_such(name: str, four: list[Any]) -> None:
     train = split_of(four, label=(ABC, [0, 1, 2, 0]))
-    splits = {name: split_of(four[:1], label=(ABC, [i])) for i, name in ((1, "validation"), (2, "test"))}
-    assert in_memory(DatasetDict(train=train, **splits)).labels["test"].tolist() == [2]
+    splits = {name: split_of(four[:1], label=(ABC, [2])), "test": split_of(four[:1], label=(ABC, [1]))}
+    found = in_memory(DatasetDict(train=train, extra=train, **splits))
+    assert {role: labels.tolist()[:1] for role, labels in found.labels.items()} == {
+        "train": [0],
+        "validation": [2],
+        "test": [1],
+    }
+    assert found.decoded.remarks == ("not used: the splits 'extra'",)
+    assert list(in_memory(DatasetDict({"train": train, name: splits[name]})).images) == ["train", "validation"]
+    named = in_memory(DatasetDict({"train": train, name: splits[name]}), splits=SplitNames(test=name))
+    assert named.decoded.names == {"train": "train", "test": name}
+    swapped = in_memory(DatasetDict(train=train, **splits), splits=SplitNames(validation="test"))
+    assert swapped.decoded.names == {"train": "train", "validation": "test"}
+    assert swapped.decoded.remarks == (f"not used: the splits '{name}'",)
 
 
-def test_a_test_split_without_labels_gives_way_to_one_with_labels(four: list[Any]) -> None:
-    """ImageNet's and Kaggle's are such."""
+def test_a_test_split_without_labels_is_not_used(four: list[Any]) -> None:
+    """ImageNet's and Kaggle's are such: a part of the training images is cut off."""
     train = split_of(four, label=(ABC, [0, 1, 2, 0]))
     hidden = split_of(four, label=(ABC, [-1, -1, -1, -1]))
     found = in_memory(DatasetDict(train=train, test=hidden, validation=train.select([1, 2])))
-    assert found.labels["test"].tolist() == [1, 2]
+    assert list(found.images) == ["train", "validation"]
+    assert found.decoded.remarks == ("not used: the splits 'test' (has no labels)",)
     assert list(in_memory(DatasetDict(train=train, test=hidden)).images) == ["train"]
     assert list(in_memory(DatasetDict(train=train, test=hidden.remove_columns("label"))).images) == ["train"]
     named = {"splits": SplitNames(test="test")}
@@ -92,7 +100,7 @@ def test_splits_of_other_names_can_be_named(four: list[Any]) -> None:
     loaded = DatasetDict(fold1=split, fold2=split.select([1, 2]), fold3=split)
     assert sentence(loaded) == (
         "data.source 'x/y' has the splits ['fold1', 'fold2', 'fold3'], none called train: name them with "
-        "--data.splits.train and --data.splits.test"
+        "--data.splits.train, --data.splits.validation and --data.splits.test"
     )
     found = in_memory(loaded, splits=SplitNames(train="fold1", test="fold2"))
     assert (len(found.labels["train"]), found.labels["test"].tolist()) == (4, [1, 2])

@@ -128,15 +128,20 @@ def test_a_folder_may_be_nested_and_contain_other_files(grove: Path) -> None:
     (grove / "dogs" / "Thumbs.db").write_bytes(b"left by a PC")
     found = read(grove)
     assert (found.classes, sorted(found.labels["train"])) == (plain.classes, sorted(plain.labels["train"]))
-    assert found.decoded.remarks == ("ignored files without an image extension: .db, .png (2)",)
+    assert found.decoded.remarks == (
+        "images of folders inside a class folder belong to the class: 'dogs/more'",
+        "not used: files that are not images by their names: 1 .png, 1 .db ('dogs/._2.png', 'dogs/Thumbs.db')",
+    )
 
 
-@pytest.mark.parametrize(("train", "test"), [("train", "valid"), ("Training", "Val"), ("train", "dev")])
-def test_split_folders_of_other_names_are_found(train: str, test: str, forest: Path) -> None:
+@pytest.mark.parametrize(("train", "role", "name"), [("Training", "test", "Testing"), ("train", "validation", "Val")])
+def test_split_folders_of_other_names_are_found(train: str, role: str, name: str, forest: Path) -> None:
     expected = read(forest)
     (forest / "train").rename(forest / train)
-    (forest / "test").rename(forest / test)
-    assert same(read(forest), expected)
+    (forest / "test").rename(forest / name)
+    found = read(forest)
+    assert found.decoded.names == {"train": train, role: name}
+    np.testing.assert_array_equal(found.images[role], expected.images["test"])
 
 
 def test_split_folders_can_be_named(forest: Path) -> None:
@@ -160,10 +165,12 @@ def test_test_images_without_classes_are_not_a_test_split(forest: Path) -> None:
 
 def test_missing_parts_of_a_folder_are_reported(forest: Path, tmp_path: Path) -> None:
     (forest / "train" / "empty").mkdir()
-    assert "the class folders ['empty'] of train contain no images" in sentence(forest)
+    assert "the class folders 'empty' of train contain no images: add images to them, or remove them" in sentence(
+        forest
+    )
     (forest / "train" / "empty").rmdir()
     (forest / "test" / "birds").mkdir()
-    assert "test has the classes ['birds'], which are not among ['cats', 'dogs']" in sentence(forest)
+    assert "test has the classes 'birds', which are not among 'cats', 'dogs'" in sentence(forest)
     (tmp_path / "flat").mkdir()
     Image.fromarray(arrays(1)[0]).save(tmp_path / "flat" / "a.png")
     assert "put those of each class into a folder named after it" in sentence(tmp_path / "flat")
@@ -217,6 +224,15 @@ def test_arrays_of_train_and_test_are_read(style: str, file: Path) -> None:
         np.testing.assert_array_equal(found.images[role], images)
         assert found.labels[role].tolist() == labels.tolist()
     assert found.classes == ("0", "1")
+
+
+def test_validation_arrays_are_the_validation_split(file: Path) -> None:
+    """As in every file of MedMNIST; other arrays are named."""
+    names = ("train_images", "train_labels", "val_images", "val_labels", "test_images", "test_labels")
+    np.savez(file, **dict(zip(names, (X, Y, X_TEST, Y_TEST, X_TEST[:2], Y_TEST[:2]), strict=True)), weights=X)
+    found = read(file)
+    assert {role: len(labels) for role, labels in found.labels.items()} == {"train": 5, "validation": 3, "test": 2}
+    assert found.decoded.remarks == ("not used: the arrays 'weights'",)
 
 
 def test_one_pair_of_arrays_is_all_train(file: Path) -> None:

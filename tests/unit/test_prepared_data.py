@@ -229,7 +229,7 @@ def test_the_cache_follows_its_variables(tmp_path: Path, monkeypatch: pytest.Mon
 def test_every_split_has_its_own_images_labels_and_indices(source: FakeSource, data: dict[str, float]) -> None:
     recipe = parse({"data": {"source": "synthetic", "validation_fraction": 0.2, **data}})
     loaded = prepared_data.load(prepared_data.prepare(XY), recipe, CPU)
-    chosen = splits.split_indices(source.labels["train"], source.labels["test"], 4, recipe)
+    chosen = splits.split_indices(source.labels, "abcd", recipe)
     for name, whole in (("train", "train"), ("validation", "train"), ("test", "test")):
         part, rows = getattr(loaded, name), getattr(chosen, name)
         assert len(part) == len(rows)
@@ -251,7 +251,49 @@ def test_a_test_split_is_held_out_of_a_source_without_one_and_reported(source: F
     for part in parts:
         np.testing.assert_array_equal(part.images[:, 0, 0, 0], part.indices)
         assert np.bincount(part.labels).tolist() == [len(part) // 4] * 4
-    assert loaded.remarks == ("no test split: 20% of the images are held out as one (data.test_fraction)",)
+    assert loaded.origins == (
+        "train: 24 of 40 images of 'train'; validation: 8 of 40 images of 'train' (data.validation_fraction 0.25); "
+        "test: 8 of 40 images of 'train' (data.test_fraction 0.2)"
+    )
+
+
+def test_a_validation_split_is_kept_apart_and_reported(source: FakeSource) -> None:
+    held_out = Split("val", source.images["test"][:12], source.labels["test"][:12] % 3)
+    read = source.read
+    source.read = lambda data: replace(read(data), validation=held_out)
+    entry = prepared_data.prepare(XY)
+    loaded = prepared_data.load(entry, parse({"data": {"source": "synthetic"}}), CPU)
+    np.testing.assert_array_equal(loaded.validation.images, held_out.images)
+    np.testing.assert_array_equal(loaded.validation.indices, np.arange(12))
+    assert [len(part) for part in (loaded.train, loaded.validation, loaded.test)] == [40, 12, 20]
+    assert loaded.origins == (
+        "train: 40 of 40 images of 'train'; validation: 12 of 12 images of 'val'; test: 20 of 20 images of 'test'"
+    )
+    assert loaded.remarks == ("the validation split has no images of 'd'",)
+    overfit = prepared_data.load(entry, parse({"data": {"source": "synthetic", "overfit_images": 8}}), CPU)
+    np.testing.assert_array_equal(overfit.train.images, overfit.validation.images)
+    assert "validation: 8 of 40 images of 'train' (data.overfit_images 8)" in overfit.origins
+    assert "not used: 'val'" in overfit.origins
+
+
+def test_large_images_are_stored_at_the_size_that_the_network_sees(
+    source: FakeSource, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twelve photographs of 3000x2000 would take 216 MB; which entry is used does not depend on earlier runs."""
+    source.images = {name: array.repeat(8, 1).repeat(8, 2) for name, array in source.images.items()}  # 40x48
+    own, small = (prepared_data.prepare(replace(XY, image_size=size)) for size in (22, 21))
+    assert own != small
+    assert [prepared_data.prepare(replace(XY, image_size=size)) for size in (22, 21, 224)] == [own, small, own]
+    assert source.reads == 2
+    said = capsys.readouterr().out
+    assert "storing 60 images of 40x48 pixels, 346 kB" in said
+    assert "storing 60 images of 21x21 pixels, 79 kB" in said
+    loaded = prepared_data.load(small, parse({"data": {"source": "synthetic"}}), CPU)
+    assert loaded.train.size == (21, 21)
+    assert loaded.remarks == (
+        "images of 40x48 pixels, more than 4 times those of data.image_size 21: the shortest side is resized to 21 and "
+        "the center cropped (data.decode_size)",
+    )
 
 
 def test_indices_refer_to_the_source_if_images_were_skipped(source: FakeSource) -> None:
@@ -271,7 +313,7 @@ def test_indices_refer_to_the_source_if_images_were_skipped(source: FakeSource) 
 
 
 def test_the_key_depends_on_what_was_done_and_not_on_what_was_allowed(source: FakeSource) -> None:
-    """Sets of one size do not depend on image_size, nor whole ones on skip_broken."""
+    """Sets of small images of one size do not depend on image_size, nor whole ones on skip_broken."""
     entry = prepared_data.prepare(XY)
     assert {prepared_data.prepare(replace(XY, **more)) for more in ({"image_size": 32}, {"skip_broken": True})} == {
         entry

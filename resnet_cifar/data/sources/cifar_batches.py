@@ -15,8 +15,9 @@ import numpy as np
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
 from resnet_cifar.data.sources import archives
-from resnet_cifar.data.sources.base import SourceData, Split, file_stamps
+from resnet_cifar.data.sources.base import SourceData, Split
 from resnet_cifar.data.sources.unpickle import text, unpickle
+from resnet_cifar.data.sources.walk import file_stamps
 
 FIELDS = ("columns",)
 
@@ -62,6 +63,12 @@ def recognizes(folder: Path) -> bool:
     return bool(_locations(folder))
 
 
+def recognizes_archive(archive: archives.Archive, _place: Path) -> bool:
+    """Whether an archive holds such files."""
+    names = {PurePosixPath(name).name for name in archive.sizes}
+    return any({kind.train[0], kind.meta} & names for kind in _SETS)
+
+
 def identity(data: Data) -> str:
     """Path, size and modification time of every file."""
     source = Path(data.source).expanduser()
@@ -70,9 +77,34 @@ def identity(data: Data) -> str:
 
 def read(data: Data) -> SourceData:
     """Both splits; CIFAR-100 has its fine labels unless data.columns.label names others. Raises UserError."""
+    source = Path(data.source).expanduser()
+    locations = _locations(source)
+    if len(locations) > 1:
+        raise UserError(
+            f"data.source {data.source!r} contains {' and '.join(location.name for location in locations)}: name one"
+        )
+    if not locations[0].is_dir():
+        with archives.open_archive(locations[0], data) as archive:
+            return read_archive(archive, locations[0], data)
+    kind = _identify({path.name for path in locations[0].iterdir()}, data)
+    with archives.user_errors(f"data.source {data.source!r}"):
+        return _source_data(kind, {name: (locations[0] / name).read_bytes() for name in kind.files}, data)
+
+
+def read_archive(archive: archives.Archive, _place: Path, data: Data) -> SourceData:
+    """As `read`, from an archive. Raises UserError."""
+    members: dict[str, str] = {}
+    for member in archive.sizes:
+        if members.setdefault(PurePosixPath(member).name, member) != member:
+            raise UserError(f"data.source {data.source!r} holds {PurePosixPath(member).name} twice: remove one")
+    kind = _identify(set(members), data)
+    spool = archive.extract([members[name] for name in kind.files])
+    return _source_data(kind, {name: spool.read(members[name]) for name in kind.files}, data)
+
+
+def _source_data(kind: _Set, files: dict[str, bytes], data: Data) -> SourceData:
     if data.columns.image:
         raise UserError(f"data.columns.image {data.columns.image!r} does not apply to CIFAR pickles: remove it")
-    kind, files = _read_files(data)
     is_published = _is_published(kind, files, data)
     loaded = {name: _unpickle(files.pop(name), name, data) for name in kind.files}
     label = _label_key(loaded[kind.test], data)
@@ -95,28 +127,6 @@ def _locations(folder: Path) -> list[Path]:
     inside = [folder / kind.folder for kind in _SETS if (folder / kind.folder).is_dir()]
     packed = ("cifar-10-python.tar.gz", "cifar-100-python.tar.gz")
     return inside or [folder / name for name in packed if (folder / name).is_file()]
-
-
-def _read_files(data: Data) -> tuple[_Set, dict[str, bytes]]:
-    """The data set that the source is, and the contents of its files."""
-    source = Path(data.source).expanduser()
-    locations = _locations(source) if source.is_dir() else [source]
-    if len(locations) > 1:
-        raise UserError(
-            f"data.source {data.source!r} contains {' and '.join(location.name for location in locations)}: name one"
-        )
-    if locations[0].is_dir():
-        kind = _identify({path.name for path in locations[0].iterdir()}, data)
-        with archives.user_errors(f"data.source {data.source!r}"):
-            return kind, {name: (locations[0] / name).read_bytes() for name in kind.files}
-    with archives.open_archive(locations[0], data) as archive:
-        members: dict[str, str] = {}
-        for member in archive.sizes:
-            if members.setdefault(PurePosixPath(member).name, member) != member:
-                raise UserError(f"data.source {data.source!r} holds {PurePosixPath(member).name} twice: remove one")
-        kind = _identify(set(members), data)
-        spool = archive.extract([members[name] for name in kind.files])
-        return kind, {name: spool.read(members[name]) for name in kind.files}
 
 
 def _identify(names: set[str], data: Data) -> _Set:

@@ -8,7 +8,14 @@ import numpy as np
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
-from resnet_cifar.data.sources.base import SourceData, Split, choose_splits, encode_labels
+from resnet_cifar.data.sources.base import (
+    SourceData,
+    Split,
+    choose_held_out,
+    choose_train,
+    encode_labels,
+    shorten,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -17,20 +24,20 @@ _LABELS = ("label", "labels", "class", "target", "category")
 
 
 def source_data(loaded: DatasetDict, data: Data) -> SourceData:
-    """The training split of `loaded` and, if one has labels, its test split. Raises UserError."""
-    train_name, candidates = choose_splits(loaded, data)
+    """The training split of `loaded`, and those of its validation and test splits that have labels.
+
+    Raises UserError.
+    """
+    train_name = choose_train(loaded, data)
     train = loaded[train_name]
     image, label = _image_column(train, data), _label_column(train, data)
-    test_name = next((name for name in candidates if _is_labelled(loaded[name], label)), None)
-    if data.splits.test and test_name is None:
-        raise UserError(f"data.splits.test {data.splits.test!r} has no labels: name another, or remove it")
-    test = None if test_name is None else loaded[test_name]
-    classes, train_labels, test_labels = _labels(train, test, label, data)
-    return SourceData(
-        train=Split(train_name, _images(train, image, data), train_labels),
-        test=None if test is None else Split(test_name, _images(test, image, data), test_labels),
-        classes=classes,
-    )
+    chosen, unused_splits = choose_held_out(loaded, train_name, data, lambda name: _problem(loaded[name], label))
+    classes, labels = _labels({role: loaded[name] for role, name in chosen.items()}, label, data)
+    splits = {role: Split(name, _images(loaded[name], image, data), labels[role]) for role, name in chosen.items()}
+    others = [repr(name) for name in train.column_names if name not in (image, label)]
+    unused = {"splits": unused_splits, "columns": others}
+    remarks = tuple(f"not used: the {what} {shorten(names)}" for what, names in unused.items() if names)
+    return SourceData(splits["train"], splits.get("test"), classes, remarks, splits.get("validation"))
 
 
 def _image_column(split: Dataset, data: Data) -> str:
@@ -88,36 +95,37 @@ def _kind(split: Dataset, column: str) -> str:
     return "number" if "int" in dtype or dtype == "bool" else "string" if "string" in dtype else ""
 
 
-def _is_labelled(split: Dataset, label: str) -> bool:
-    """Whether any image has a label; an empty split, which is refused later, counts as labeled."""
-    if label not in split.column_names:
-        return False
-    values = _values(split, label)
-    return not len(values) or bool((values != "" if values.dtype.kind == "U" else values >= 0).any())
+def _problem(split: Dataset, label: str) -> str:
+    """Why images cannot be held out from a split: it is empty, or none has a label."""
+    if not len(split):
+        return "is empty"
+    values = _values(split, label) if label in split.column_names else np.array([-1])
+    return "" if (values != "" if values.dtype.kind == "U" else values >= 0).any() else "has no labels"
 
 
-def _labels(
-    train: Dataset, test: Dataset | None, label: str, data: Data
-) -> tuple[tuple[str, ...], np.ndarray, np.ndarray | None]:
-    """Class names and the labels of both splits."""
+def _labels(splits: dict[str, Dataset], label: str, data: Data) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Class names, and the labels of every split."""
+    train = splits["train"]
     if not _kind(train, label):
         raise UserError(
             f"data.columns.label {label!r} of data.source {data.source!r} holds {train.features[label]}: name a column "
             "of integers or names"
         )
     names = getattr(train.features[label], "names", None)
-    values = [None if split is None else _values(split, label) for split in (train, test)]
+    values = {role: _values(split, label) for role, split in splits.items()}
     if not names:
-        if values[1] is not None and values[1].dtype.kind != values[0].dtype.kind:
+        if any(each.dtype.kind != values["train"].dtype.kind for each in values.values()):
             raise UserError(
                 f"data.source {data.source!r}: the column {label!r} of its splits differs in type: convert one of them"
             )
-        return encode_labels(*values)
-    other_names = None if test is None else getattr(test.features[label], "names", None)
-    if other_names and other_names != names:  # the splits were written one by one
-        places = np.array([names.index(name) if name in names else -1 for name in other_names] + [-1])
-        values[1] = places[np.where(values[1] < len(other_names), values[1], -1)]
-    return tuple(names), *values
+        classes, encoded = encode_labels(*values.values())
+        return classes, dict(zip(values, encoded, strict=True))
+    for role, split in splits.items():
+        other_names = getattr(split.features[label], "names", None)
+        if other_names and other_names != names:  # the splits were written one by one
+            places = np.array([names.index(name) if name in names else -1 for name in other_names] + [-1])
+            values[role] = places[np.where(values[role] < len(other_names), values[role], -1)]
+    return tuple(names), values
 
 
 def _values(split: Dataset, label: str) -> np.ndarray:

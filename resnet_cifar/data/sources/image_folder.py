@@ -1,29 +1,25 @@
-"""A folder of images: `CLASS/a.jpg`, or `train/CLASS/a.jpg` and `test/CLASS/b.png`; classes are sorted by name."""
+"""A folder of images, labeled by class folders or by CSV files; see `image_tree`."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
-from resnet_cifar.data.sources.base import TRAIN, SourceData, Split, choose_splits, file_stamps
+from resnet_cifar.data.sources.base import SourceData
+from resnet_cifar.data.sources.image_tree import SPLIT_NAMES, is_image_file, read_tree
+from resnet_cifar.data.sources.walk import file_stamps, is_hidden, walk
 
-FIELDS = ("splits",)
-_ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+FIELDS = ("splits", "columns")
 _TABLES = (".parquet", ".arrow", ".tar")  # in the hub's layout, as is a folder with metadata.csv or .jsonl
 
 
 def recognizes(folder: Path) -> bool:
-    """Whether there are images and no tables anywhere in the folder."""
-    found = False
-    for _, _, files in os.walk(folder, followlinks=True):
-        if any(file.endswith(_TABLES) or Path(file).stem == "metadata" for file in files):
-            return False
-        found = found or any(map(is_image_file, files))
-    return found
+    """Whether there are images and no tables of the hub's layout anywhere in the folder."""
+    names = [Path(file).name for file in walk(folder).files]
+    return any(map(is_image_file, names)) and not any(
+        name.endswith(_TABLES) or Path(name).stem == "metadata" for name in names
+    )
 
 
 def identity(data: Data) -> str:
@@ -32,64 +28,35 @@ def identity(data: Data) -> str:
 
 
 def read(data: Data) -> SourceData:
-    """The paths of the images in every class folder. Raises UserError."""
-    root = Path(data.source).expanduser()
-    folders = _subfolders(root)
-    is_split = any(name.lower() in TRAIN and _subfolders(folder) for name, folder in folders.items())
-    if is_split or data.splits.train:
-        train, candidates = choose_splits(folders, data)
-    else:
-        train, candidates, folders = "train", [], {"train": root}
-    classes = list(_subfolders(folders[train]))
-    if not classes:
-        raise UserError(
-            f"data.source {data.source!r} contains images without a class: put those of each class into a folder "
-            "named after it, or list them in a trainLabels.csv as Kaggle does"
-        )
-    test = next((name for name in candidates if _subfolders(folders[name])), None)  # Kaggle's test/ has no classes
-    if data.splits.test and test is None:
-        raise UserError(f"data.splits.test {data.splits.test!r} has no class folders: name another, or remove it")
-    return SourceData(
-        _split(train, folders[train], classes, data),
-        None if test is None else _split(test, folders[test], classes, data),
-        tuple(classes),
-        _describe_ignored_files(root),
-    )
+    """The paths of the images and their labels. Raises UserError."""
+    return read_tree(_Folder(data), data)
 
 
-def _split(name: str, folder: Path, classes: list[str], data: Data) -> Split:
-    from torchvision.datasets.folder import make_dataset
+class _Folder:
+    """The files of a folder, or of the only folder in it."""
 
-    if unknown := sorted(_subfolders(folder).keys() - set(classes)):
-        raise UserError(f"data.source {data.source!r}: {name} has the classes {unknown}, which are not among {classes}")
-    numbers = {word: number for number, word in enumerate(classes) if (folder / word).is_dir()}
+    def __init__(self, data: Data) -> None:
+        self.root = Path(data.source).expanduser()
+        named = (data.splits.train, data.splits.validation, data.splits.test)
+        while inside := self._only_folder(named):
+            self.root = inside
+        found = walk(self.root, lambda name: name.lower() in SPLIT_NAMES or name in named)
+        self.files, self.folders, self.remarks = found.files, found.folders, found.remarks
 
-    def is_valid(path: str) -> bool:
-        inside = Path(path).relative_to(folder)
-        return is_image_file(inside.name) and not any(part.startswith((".", "__")) for part in inside.parts)
+    def _only_folder(self, named: Sequence[str]) -> Path | None:
+        """The folder that contains everything, if it contains class folders or splits."""
+        paths = [path for path in self.root.iterdir() if not is_hidden(path.name)]
+        if len(paths) != 1 or paths[0].is_symlink() or paths[0].name.lower() in SPLIT_NAMES or paths[0].name in named:
+            return None
+        inner = paths[0].is_dir() and [
+            path for path in paths[0].iterdir() if path.is_dir() and not is_hidden(path.name)
+        ]
+        return paths[0] if inner else None
 
-    rows = make_dataset(folder, numbers, is_valid_file=is_valid, allow_empty=True)
-    labels = np.array([label for _, label in rows], dtype=np.int64)
-    if empty := [word for word, number in numbers.items() if number not in labels]:
-        raise UserError(
-            f"data.source {data.source!r}: the class folders {empty} of {name} contain no images: remove them"
-        )
-    return Split(name, [path for path, _ in rows], labels)
+    def read(self, file: str) -> bytes:
+        """The content of a file."""
+        return (self.root / file).read_bytes()
 
-
-def _subfolders(folder: Path) -> dict[str, Path]:
-    """Subfolders by name, sorted, without those that tools leave behind, such as .git and __MACOSX."""
-    found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
-    return {path.name: path for path in found}
-
-
-def is_image_file(file: str) -> bool:
-    """Whether a file name has the extension of an image."""
-    return not file.startswith(".") and file.lower().endswith(_ENDINGS)
-
-
-def _describe_ignored_files(root: Path) -> str:
-    """A remark on the files that are not images by their extension."""
-    names = [file for _, _, files in os.walk(root, followlinks=True) for file in files if not is_image_file(file)]
-    endings = sorted({Path(name).suffix or name for name in names})
-    return f"ignored files without an image extension: {', '.join(endings)} ({len(names)})" if names else ""
+    def images(self, files: Sequence[str]) -> list[str]:
+        """The paths of these files."""
+        return [str(self.root / file) for file in files]

@@ -6,22 +6,19 @@ an archive itself; or train.7z with trainLabels.csv next to it. Images in test/ 
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
-from resnet_cifar.data.sources import archives, image_io
+from resnet_cifar.data.sources import archives, csv_table, image_io
 from resnet_cifar.data.sources.archives.spool import MemberSpool, SpooledImages
-from resnet_cifar.data.sources.base import SourceData, Split, encode_labels, file_stamps
-from resnet_cifar.data.sources.image_folder import is_image_file
+from resnet_cifar.data.sources.base import SourceData, Split, encode_labels
+from resnet_cifar.data.sources.image_tree import is_image_file
+from resnet_cifar.data.sources.walk import file_stamps
 
 FIELDS = ("columns",)
 _TABLE = "trainLabels.csv"
@@ -38,46 +35,71 @@ def recognizes(folder: Path) -> bool:
     return _image_location(folder) is not None and (not inside or any(is_image_file(path.name) for path in inside))
 
 
+def recognizes_archive(archive: archives.Archive, place: Path) -> bool:
+    """Whether an archive has a table of labels or the archive of images in it, or images for a table beside it."""
+    if any(PurePosixPath(name).name in (_TABLE, *_PLACES[1:]) for name in archive.sizes):
+        return True
+    images = _images(archive)
+    every = sum(is_image_file(PurePosixPath(name).name) for name in archive.sizes)
+    return any(images) and every == sum(map(len, images)) and (table_beside(place).is_file() or place.stem == "train")
+
+
+def table_beside(place: Path) -> Path:
+    """The table of labels beside train/ or an archive."""
+    return place.parent / _TABLE
+
+
 def identity(data: Data) -> str:
     """Path, size and time of change of every file that is read."""
-    source = Path(data.source).expanduser()
-    images = source if source.is_file() else _image_location(source)
-    table = images.parent / _TABLE
+    images = _image_location(Path(data.source).expanduser())
+    table = table_beside(images)
     return f"kaggle {file_stamps(images)} {file_stamps(table) if table.is_file() else ''}"
 
 
 def read(data: Data) -> SourceData:
     """All labeled images, in the order of their ids; there is no test split. Raises UserError."""
-    source = Path(data.source).expanduser()
-    place = source if source.is_file() else _image_location(source)
-    beside = place.parent / _TABLE
+    place = _image_location(Path(data.source).expanduser())
     if place.is_dir():
         with archives.user_errors(f"data.source {data.source!r}"):
-            files, table = [path for path in place.iterdir() if is_image_file(path.name)], beside.read_bytes()
-        return _source_data(table, _sort_by_id(files, data), data)
+            files = [path for path in place.iterdir() if is_image_file(path.name)]
+            table = table_beside(place).read_bytes()
+        return _source_data(table, _sort_by_id(files, data), data, _has_test(place.parent.iterdir()))
     with archives.open_archive(place, data) as archive:
-        tables = [name for name in archive.sizes if PurePosixPath(name).name == _TABLE]
-        if len(tables) > 1:
-            raise UserError(f"{archive.where} contains {' and '.join(tables)}: pack one")
-        if not tables and not beside.is_file():
-            raise UserError(
-                f"{archive.where} contains no {_TABLE}, and there is none next to it: download it from the competition"
-            )
-        images, loose = _images(archive)
-        inner = [name for name in archive.sizes if PurePosixPath(name).name in _PLACES[1:]]
-        images = images or ([] if inner else loose)
-        spool = archive.extract([*tables, *images])  # in one call: a solid archive is read from its start each time
-        table = spool.read(tables[0]) if tables else beside.read_bytes()
-        if images or not inner:
-            return _source_data(table, _spooled(spool, images, place, data), data)
-        with archive.nested(inner[0]) as nested:
-            images = next(filter(None, _images(nested)), [])
-            return _source_data(table, _spooled(nested.extract(images), images, place / inner[0], data), data)
+        return read_archive(archive, place, data)
+
+
+def read_archive(archive: archives.Archive, place: Path, data: Data) -> SourceData:
+    """As `read`, from the archive at `place`. Raises UserError."""
+    beside = table_beside(place)
+    tables = [name for name in archive.sizes if PurePosixPath(name).name == _TABLE]
+    if len(tables) > 1:
+        raise UserError(f"{archive.where} contains {' and '.join(tables)}: pack one")
+    if not tables and not beside.is_file():
+        raise UserError(
+            f"{archive.where} contains no {_TABLE}, and there is none next to it: download it from the competition, or "
+            "pack class folders"
+        )
+    images, loose = _images(archive)
+    inner = [name for name in archive.sizes if PurePosixPath(name).name in _PLACES[1:]]
+    images = images or ([] if inner else loose)
+    has_test = _has_test(archive.sizes if tables else beside.parent.iterdir())
+    spool = archive.extract([*tables, *images])  # in one call: a solid archive is read from its start each time
+    table = spool.read(tables[0]) if tables else beside.read_bytes()
+    if images or not inner:
+        return _source_data(table, _spooled(spool, images, place, data), data, has_test)
+    with archive.nested(inner[0]) as nested:
+        images = next(filter(None, _images(nested)), [])
+        return _source_data(table, _spooled(nested.extract(images), images, place / inner[0], data), data, has_test)
 
 
 def _image_location(folder: Path) -> Path | None:
     """Where the images of a folder are: unpacked ones take precedence."""
     return next((folder / name for name in _PLACES if (folder / name).exists()), None)
+
+
+def _has_test(paths: Iterable[str | Path]) -> bool:
+    """Whether images without labels are among the files and folders."""
+    return any({"test", "test.7z", "test.zip"} & {*PurePosixPath(path).parts} for path in paths)
 
 
 def _images(archive: archives.Archive) -> tuple[list[str], list[str]]:
@@ -101,11 +123,12 @@ def _sort_by_id(files: Iterable[Any], data: Data) -> tuple[list[str], list[Any]]
     return ids, [file for _, file in found]
 
 
-def _source_data(table: bytes, found: tuple[list[str], Any], data: Data) -> SourceData:
+def _source_data(table: bytes, found: tuple[list[str], Any], data: Data, has_test: bool) -> SourceData:
+    """`has_test`: whether there are the competition's test images."""
     (ids, images), named = found, _labels(table, data)
     if not ids:
         raise UserError(f"data.source {data.source!r} contains no images in train/: put them there as 1.png, 2.png")
-    remarks = []
+    remarks = ["not used: the images in test, which have no labels"] * has_test
     if lost := sorted(named.keys() - set(ids), key=_numeric_order):
         problem = f"{len(lost)} of the ids in {_TABLE} have no image in train/ ({_format_ids(lost)})"
         if not data.skip_broken:
@@ -114,41 +137,35 @@ def _source_data(table: bytes, found: tuple[list[str], Any], data: Data) -> Sour
                 "--data.skip_broken True"
             )
         remarks.append(f"skipped (data.skip_broken): {problem}")
-    words = [named.get(name, "") for name in ids]
-    is_numbers = all(re.fullmatch(r"-?\d{1,18}|", word) for word in words)
-    values = np.array([int(word or -1) for word in words] if is_numbers else words)
-    classes, labels, _ = encode_labels(values, None)
-    if classes == tuple("0123456789") and is_numbers and _have_cifar10_size(images):
+    values = csv_table.label_values([named.get(name, "") for name in ids])
+    classes, (labels,) = encode_labels(values)
+    if classes == tuple("0123456789") and values.dtype.kind == "i" and _have_cifar10_size(images):
         classes = _CIFAR10
         remarks.append(
             f"labels 0 to 9 are interpreted as CIFAR-10's, {classes[0]} to {classes[-1]}: write others as names"
         )
-    return SourceData(Split("train", images, labels), None, classes, "; ".join(remarks))
+    return SourceData(Split("train", images, labels), None, classes, tuple(remarks))
 
 
 def _labels(content: bytes, data: Data) -> dict[str, str]:
     """Labels by id, as written, "" if missing. Raises UserError."""
     where, columns = f"data.source {data.source!r}: {_TABLE}", data.columns
-    try:
-        rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-        names = {name.strip().lower(): name for name in rows.fieldnames or ()}
-        table = [(rows.line_num, row) for row in rows]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{where} cannot be read ({error}): save it as CSV in UTF-8") from None
+    table = csv_table.parse(content, _TABLE, where)
+    names = {name.lower(): name for name in table.columns}
     given = {"id": columns.image or names.get("id"), "label": columns.label or names.get("label")}
     for role, name in given.items():
-        if name not in names.values():
+        if name not in table.columns:
             raise UserError(
-                f"{where} has the columns {list(names.values())}, none of them {name or role!r}: rename them to id and "
+                f"{where} has the columns {table.columns}, none of them {name or role!r}: rename them to id and "
                 "label, or name them with --data.columns.image and --data.columns.label"
             )
     found: dict[str, str] = {}
     twice = []
-    for line, row in table:
-        name, label = ((row[given[role]] or "").strip() for role in ("id", "label"))
-        if not name or None in row:
-            raise UserError(f"{where}, line {line}: {'too many columns' if name else 'no id'}: correct the row")
-        name = PurePosixPath(name).stem if is_image_file(name) else name
+    cells = zip(table.rows, table.values(given["id"]), table.values(given["label"]), strict=True)
+    for (line, _), written, label in cells:
+        if not written:
+            raise UserError(f"{where}, line {line}: no id: correct the row")
+        name = PurePosixPath(written).stem if is_image_file(written) else written
         twice += [name] if name in found else []
         found[name] = label
     if twice:

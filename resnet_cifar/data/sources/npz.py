@@ -1,4 +1,4 @@
-"""An .npz file of arrays: images [n, h, w] or [n, h, w, c], uint8 or uint16, and labels [n]."""
+"""An .npz file of arrays: images [n, h, w] or [n, h, w, c], uint8 or uint16, and labels [n], of one split or more."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from pathlib import Path
 import numpy as np
 
 from resnet_cifar.config.errors import UserError
-from resnet_cifar.config.schema import Data
-from resnet_cifar.data.sources.base import SourceData, Split, encode_labels, file_stamps
+from resnet_cifar.config.schema import Columns, Data
+from resnet_cifar.data.sources.base import SourceData, Split, encode_labels, shorten
+from resnet_cifar.data.sources.walk import file_stamps
 
 FIELDS = ("columns",)
 # The names of Keras, MedMNIST and many scripts.
+_ROLES = ("train", "validation", "test")
 _NAMES = (
-    ("x_train", "y_train", "x_test", "y_test"),
-    ("train_images", "train_labels", "test_images", "test_labels"),
-    ("images", "labels", "", ""),
-    ("x", "y", "", ""),
+    (("x_train", "y_train"), ("x_val", "y_val"), ("x_test", "y_test")),
+    (("x_train", "y_train"), ("x_valid", "y_valid"), ("x_test", "y_test")),
+    (("train_images", "train_labels"), ("val_images", "val_labels"), ("test_images", "test_labels")),
+    (("images", "labels"),),
+    (("x", "y"),),
 )
 
 
@@ -42,34 +45,40 @@ def read(data: Data) -> SourceData:
 
 
 def _source_data(arrays: np.lib.npyio.NpzFile, data: Data) -> SourceData:
-    x, y, x_test, y_test = _choose(arrays.files, data)
-    has_test = x_test in arrays.files and y_test in arrays.files
-    images = {name: _images(arrays[name], name, data) for name in (x, x_test)[: 1 + has_test]}
-    labels = {name: _labels(arrays[name], name, data) for name in (y, y_test)[: 1 + has_test]}
-    for image, label in zip(images, labels, strict=True):
-        if len(images[image]) != len(labels[label]):
+    names = _choose(arrays.files, data)
+    images = {role: _images(arrays[x], x, data) for role, (x, _) in names.items()}
+    labels = {role: _labels(arrays[y], y, data) for role, (_, y) in names.items()}
+    for role, (x, y) in names.items():
+        if len(images[role]) != len(labels[role]):
             raise UserError(
-                f"data.source {data.source!r} has {len(images[image])} images in {image} and {len(labels[label])} "
-                f"labels in {label}: save one label per image"
+                f"data.source {data.source!r} has {len(images[role])} images in {x} and {len(labels[role])} "
+                f"labels in {y}: save one label per image"
             )
-    classes, train_labels, test_labels = encode_labels(labels[y], labels[y_test] if has_test else None)
-    test = Split("test", images[x_test], test_labels) if has_test else None
-    return SourceData(Split("train", images[x], train_labels), test, classes)
+    classes, encoded = encode_labels(*labels.values())
+    splits = {role: Split(role, images[role], own) for role, own in zip(names, encoded, strict=True)}
+    unused = [repr(name) for name in arrays.files if name not in {name for pair in names.values() for name in pair}]
+    remarks = (f"not used: the arrays {shorten(unused)}",) if unused else ()
+    return SourceData(splits["train"], splits.get("test"), classes, remarks, splits.get("validation"))
 
 
-def _choose(names: list[str], data: Data) -> tuple[str, str, str, str]:
-    """The names of the images and labels, and of the test images and labels."""
+def _choose(names: list[str], data: Data) -> dict[str, tuple[str, str]]:
+    """The names of the images and labels of each split."""
     wanted = data.columns
     for role, name in (("image", wanted.image), ("label", wanted.label)):
         if name and name not in names:
             raise UserError(
                 f"data.columns.{role} {name!r} is not one of the arrays {names} of data.source {data.source!r}"
             )
-    for x, y, x_test, y_test in _NAMES:
+    fitting = []
+    for pairs in _NAMES:
+        (x, y), *_ = pairs
         if (wanted.image or x) in names and (wanted.label or y) in names:
-            return (
-                (x, y, x_test, y_test) if wanted == type(wanted)() else (wanted.image or x, wanted.label or y, "", "")
-            )
+            if wanted != Columns():
+                return {"train": (wanted.image or x, wanted.label or y)}
+            found = zip(_ROLES, pairs, strict=False)
+            fitting.append({role: pair for role, pair in found if set(pair) <= set(names)})
+    if fitting:
+        return max(fitting, key=len)
     raise UserError(
         f"data.source {data.source!r} has the arrays {names}: name them x_train, y_train, x_test and y_test, or name "
         "the images with --data.columns.image and the labels with --data.columns.label"

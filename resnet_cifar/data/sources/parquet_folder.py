@@ -6,9 +6,10 @@ from pathlib import Path
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
-from resnet_cifar.data.sources.base import SourceData, file_stamps
+from resnet_cifar.data.sources.base import SourceData
 from resnet_cifar.data.sources.hf_columns import source_data
 from resnet_cifar.data.sources.hf_hub import check_configuration, check_disk_space
+from resnet_cifar.data.sources.walk import file_stamps
 
 FIELDS = ("config_name", "splits", "columns")
 

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 from resnet_cifar.config.errors import UserError
-from resnet_cifar.config.schema import Data, Recipe
+from resnet_cifar.config.schema import Recipe
 from resnet_cifar.data.sources import (
+    archive,
     cifar_batches,
     hf_disk,
     hf_hub,
@@ -21,14 +22,7 @@ from resnet_cifar.data.sources import (
 from resnet_cifar.data.sources.base import FolderSource, Source
 
 FOLDERS: tuple[FolderSource, ...] = (hf_disk, cifar_batches, kaggle, image_folder)  # any other folder: parquet_folder
-FILES: dict[str, Source] = {
-    ".npz": npz,
-    ".zip": kaggle,
-    ".7z": kaggle,
-    ".tar.gz": cifar_batches,
-    ".tgz": cifar_batches,
-    ".tar": cifar_batches,
-}
+FILES: dict[str, Source] = {".npz": npz, **dict.fromkeys(archive.ENDINGS, archive)}
 
 
 def find_source(source: str) -> Source:
@@ -51,18 +45,6 @@ def find_source(source: str) -> Source:
         f"data.source {source!r} is not a folder, archive or .npz file here, nor a hub id (OWNER/NAME) or `synthetic`: "
         "use uoft-cs/cifar10, a folder of class folders, or synthetic"
     )
-
-
-def check_source_fields(data: Data, kind: Source) -> None:
-    """Raises UserError for fields that do not apply to this kind of source."""
-    given = {
-        "config_name": data.config_name,
-        "splits": data.splits.train or data.splits.test,
-        "columns": data.columns.image or data.columns.label,
-    }
-    for name, value in given.items():
-        if value and name not in kind.FIELDS:
-            raise UserError(f"data.{name} {value!r} does not apply to data.source {data.source!r}: remove it")
 
 
 def go_offline_if_unreachable(recipe: Recipe) -> None:

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
+from resnet_cifar.data.cache import check_space
 from resnet_cifar.data.sources.archives.formats import Encrypted, Format, Member, Tar, Zip
 from resnet_cifar.data.sources.archives.spool import MemberSpool
 
@@ -48,6 +49,7 @@ class Archive:
                 f"{self.where} holds {large!r} of {_in_gib(wanted[large].size)}, too large for an image or table: "
                 "unpack the archive"
             )
+        check_space(sum(member.size for member in wanted.values()))
         spool = MemberSpool()
         with contextlib.ExitStack() as on_error:
             on_error.callback(spool.close)

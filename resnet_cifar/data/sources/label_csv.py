@@ -1,0 +1,240 @@
+"""CSV files of labels beside pictures: their columns are detected, and several files, or a column, name the splits."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import Data
+from resnet_cifar.data.sources.base import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    SourceData,
+    Split,
+    Tree,
+    choose_held_out,
+    choose_train,
+    encode_labels,
+    shorten,
+)
+from resnet_cifar.data.sources.csv_table import Table, label_values, parse
+
+_IMAGES = ("file", "filename", "file_name", "image", "image_id", "image_name", "img", "path", "filepath", "id", "name")
+_LABELS = ("label", "labels", "class", "class_name", "target", "category", "y")
+_SPLITS = ("split", "subset", "set", "partition", "fold", "usage")
+_ROLES = {word: role[0] for role in (TRAIN, VALIDATION, TEST) for word in role}
+_SAMPLE = 200  # rows that tell what a column holds
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A CSV whose columns are known. `problem`: what is missing, or ""; `found`: the image of each row, or None."""
+
+    table: Table
+    image: str = ""
+    label: str = ""
+    split: str = ""
+    found: tuple[str | None, ...] = ()
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """The split that the name of the file or its folder tells, else the name itself."""
+        path = PurePosixPath(self.table.file)
+        words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", path.stem)
+        roles = {_ROLES[word.lower()] for word in [*words, path.parent.name] if word.lower() in _ROLES}
+        return roles.pop() if len(roles) == 1 else path.stem
+
+
+class _Finder:
+    """Finds the image that a row names: by its path or the end of it, with or without extension."""
+
+    def __init__(self, images: list[str]) -> None:
+        self.by_name: dict[str, list[str]] = defaultdict(list)
+        for image in images:
+            name = _normal(PurePosixPath(image).name)
+            for key in dict.fromkeys((name, name.rpartition(".")[0])):
+                self.by_name[key].append(image)
+
+    def find(self, value: str, table: str) -> list[str]:
+        """The images that fit, best first; all are equally good if there are several."""
+        wanted = PurePosixPath(_normal(value.replace("\\", "/")))
+        fitting = [image for image in self.by_name.get(wanted.name, ()) if _ends_alike(image, wanted)]
+        if len(fitting) < 2:
+            return fitting
+        folder, role = PurePosixPath(table).parent, Labels(Table(table, [], [])).name
+        for closest in (
+            lambda image: PurePosixPath(_normal(image)).with_suffix("") == (folder / wanted).with_suffix(""),
+            lambda image: PurePosixPath(image).is_relative_to(folder) and folder != PurePosixPath("."),
+            lambda image: role in {_ROLES.get(part.lower()) for part in PurePosixPath(image).parts[:-1]},
+        ):
+            if len(fitting) > 1:
+                fitting = list(filter(closest, fitting)) or fitting
+        return fitting
+
+
+def _ends_alike(image: str, wanted: PurePosixPath) -> bool:
+    ours, theirs = (PurePosixPath(_normal(image)).parts[:-1], wanted.parts[:-1])
+    count = min(len(ours), len(theirs))
+    return ours[len(ours) - count :] == theirs[len(theirs) - count :]
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFC", text.removeprefix("./"))
+
+
+def find(tree: Tree, images: list[str], data: Data) -> list[Labels]:
+    """The CSV files of a tree, with their columns. Raises UserError for one that cannot be read."""
+    files = [file for file in tree.files if file.lower().endswith((".csv", ".tsv"))]
+    files = [file for file in files if not PurePosixPath(file).name.startswith(".")]
+    finder = _Finder(images) if files else None
+    return [_columns(tree.read(file), file, finder, data) for file in files]
+
+
+def _columns(content: bytes, file: str, finder: _Finder, data: Data) -> Labels:
+    where, wanted = f"data.source {data.source!r}: {file}", data.columns
+    table = parse(content, file, where)
+    if any(cell and finder.find(cell, file) for cell in table.columns):  # a row of values, not of names
+        table = parse(content, file, where, has_header=False)
+
+    def share(column: str) -> float:
+        values = [value for value in table.values(column)[:_SAMPLE] if value]
+        return sum(bool(finder.find(value, file)) for value in values) / max(len(values), 1)
+
+    for role, name in (("image", wanted.image), ("label", wanted.label)):
+        if name and name not in table.columns:
+            return Labels(table, problem=f"has no column {name!r} (data.columns.{role}), only {table.columns}")
+    naming = (
+        [wanted.image]
+        if wanted.image
+        else [
+            name for name in table.columns if name != wanted.label and name.lower() not in _LABELS and share(name) > 0.5
+        ]
+    )
+    image = _only(naming, _IMAGES)
+    if image is None:
+        what = "none of which names the images" if not naming else f"several of which name images, {naming}"
+        return Labels(table, problem=f"has the columns {table.columns}, {what}: name it with --data.columns.image")
+    others = [name for name in table.columns if name not in (image, "", "Unnamed: 0")]  # pandas writes its index
+    split = next((name for name in others if name.lower() in _SPLITS and _is_split(table.values(name))), "")
+    labels = [wanted.label] if wanted.label else [name for name in others if name != split]
+    label = _only(labels, _LABELS)
+    if label is None:
+        what = f"which of {labels} holds the labels is not clear" if labels else "none of which holds labels"
+        return Labels(table, problem=f"has the columns {table.columns}, {what}: name it with --data.columns.label")
+    found = []
+    for (line, _), value in zip(table.rows, table.values(image), strict=True):
+        fitting = finder.find(value, file) if value else []
+        if len(fitting) > 1:
+            raise UserError(
+                f"{where}, line {line}: {value!r} can be {shorten(map(repr, fitting))}: write its path from the folder "
+                "of the CSV"
+            )
+        found.append(fitting[0] if fitting else None)
+    return Labels(table, image, label, split, tuple(found))
+
+
+def _is_split(values: list[str]) -> bool:
+    return len(set(values)) > 1 and all(value.lower() in _ROLES for value in values)
+
+
+def _only(names: list[str], usual: Iterable[str]) -> str | None:
+    """The only name, or the only one of the usual names."""
+    by_word = [name for name in names if name.lower() in usual]
+    return names[0] if len(names) == 1 else by_word[0] if len(by_word) == 1 else None
+
+
+def check_agreement(tables: list[Labels], images: list[str], data: Data) -> None:
+    """Raises UserError if a CSV labels the images of class folders otherwise than their folders do."""
+    for each in tables:
+        if each.problem or each.label.lower() not in _LABELS:
+            continue
+        labels = zip(each.found, each.table.values(each.label), strict=True)
+        if any(image and label not in PurePosixPath(image).parts[:-1] for image, label in labels):
+            raise UserError(
+                f"data.source {data.source!r} has class folders and {each.table.file}, whose column {each.label!r} "
+                f"labels the images otherwise: use the CSV with --data.columns.label {each.label}, or the folders by "
+                "moving the CSV elsewhere"
+            )
+
+
+def read(tables: list[Labels], tree: Tree, images: list[str], data: Data) -> SourceData:
+    """The images that the CSV files list, in their order. Raises UserError."""
+    usable = [each for each in tables if not each.problem]
+    if not usable:
+        raise UserError(f"data.source {data.source!r}: {tables[0].table.file} {tables[0].problem}")
+    if len(usable) == 1 and usable[0].split:
+        names = dict.fromkeys(_ROLES[value.lower()] for value in usable[0].table.values(usable[0].split))
+        parts = {name: _rows(usable[0], data, name) for name in names}
+    else:
+        doubled = len({each.name for each in usable}) < len(usable)
+        parts = {(each.table.file if doubled else each.name): _rows(each, data) for each in usable}
+    chosen, unused = choose_held_out(
+        parts,
+        choose_train(parts, data),
+        data,
+        lambda name: "" if any(label for _, label in parts[name][0]) else "has no labels",
+    )
+    rows = {role: parts[name][0] for role, name in chosen.items()}
+    ends = np.cumsum([len(each) for each in rows.values()])[:-1]
+    values = np.split(label_values([label for each in rows.values() for _, label in each]), ends)
+    classes, labels = encode_labels(*values)
+    splits = {
+        role: Split(chosen[role], tree.images([image for image, _ in each]), own)
+        for (role, each), own in zip(rows.items(), labels, strict=True)
+    }
+    listed = {image for each in parts.values() for image, _ in each[0]}
+    unlisted = [repr(image) for image in images if image not in listed]
+    remarks = [
+        *(f"labels are read from {_describe(each)}" for each in usable),
+        *(f"not used: {each.table.file} ({each.problem.partition(':')[0]})" for each in tables if each.problem),
+        f"not used: the splits {shorten(unused)}" if unused else "",
+        f"not used: images that no CSV lists: {shorten(unlisted)}" if unlisted else "",
+        *(remark for _, remark in parts.values()),
+        *tree.remarks,
+    ]
+    remarks = tuple(filter(None, remarks))
+    return SourceData(splits["train"], splits.get("test"), classes, remarks, splits.get("validation"))
+
+
+def _describe(each: Labels) -> str:
+    others = [repr(name) for name in each.table.columns if name not in (each.image, each.label, each.split)]
+    used = f"the column {each.label!r} of {each.table.file}, file names from {each.image!r}"
+    used += f", splits from {each.split!r}" if each.split else ""
+    return used + (f"; not used: the columns {shorten(others)}" if others else "")
+
+
+def _rows(each: Labels, data: Data, split: str = "") -> tuple[list[tuple[str, str]], str]:
+    """(image, label) of every row, or of those of a split, and a remark on those that are skipped. Raises UserError."""
+    where = f"data.source {data.source!r}: {each.table.file}"
+    splits = each.table.values(each.split) if split else [""] * len(each.found)
+    labels: dict[str, str] = {}
+    missing = []
+    cells = zip(each.table.rows, each.found, each.table.values(each.image), each.table.values(each.label), strict=True)
+    for ((line, _), image, value, label), own in zip(cells, splits, strict=True):
+        if split and _ROLES[own.lower()] != split:
+            continue
+        if not value:
+            raise UserError(f"{where}, line {line}: the column {each.image!r} is empty: correct the row")
+        if image is None:
+            missing.append(repr(value))
+        elif labels.setdefault(image, label) != label:
+            raise UserError(
+                f"{where}, line {line}: {value!r} is {label!r}, and {labels[image]!r} in a line before: keep one of "
+                "the rows"
+            )
+    problem = f"{len(missing):,} of the images in {each.table.file} do not exist ({shorten(missing)})"
+    if missing and not data.skip_broken:
+        raise UserError(
+            f"data.source {data.source!r}: {problem}; restore them or remove their rows, or skip them with "
+            "--data.skip_broken True"
+        )
+    return list(labels.items()), f"skipped (data.skip_broken): {problem}" if missing else ""

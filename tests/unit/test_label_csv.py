@@ -1,0 +1,139 @@
+"""data/sources/label_csv.py: pictures labeled by CSV files beside them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from read_sources import arrays, read, sentence
+
+from resnet_cifar.config.schema import Columns, SplitNames
+
+FOUR = "".join(f"{number}.png,{'ab'[number % 2]}\n" for number in range(4))
+
+
+def pictures(folder: Path, count: int = 4, seed: int = 0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(arrays(count, seed=seed)):
+        Image.fromarray(picture).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return pictures(tmp_path / "photos" / "pictures").parent
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"file,label\n{FOUR}",
+        FOUR,  # no header
+        "kind,photo\n" + "".join(f"{'ab'[n % 2]},pictures/{n}.png\n" for n in range(4)),
+        "photo;kind\n" + "".join(f"./pictures\\{n}.png;{'ab'[n % 2]}\n" for n in range(4)),
+        ",Image_ID,Class,width\n" + "".join(f"{n},{n},{'ab'[n % 2]},{n + 9}\n" for n in range(4)),  # written by pandas
+        "\ufefffile\tlabel\r\n" + "".join(f'"/home/x/photos/pictures/{n}.png"\t{"ab"[n % 2]}\r\n' for n in range(4)),
+    ],
+)
+def test_columns_and_files_are_found(text: str, root: Path) -> None:
+    (root / "labels.csv").write_bytes(text.encode())
+    found = read(root)
+    assert (found.classes, found.labels["train"].tolist()) == (("a", "b"), [0, 1, 0, 1])
+    np.testing.assert_array_equal(found.images["train"], arrays(4))
+    assert "labels are read from the column" in found.decoded.remarks[0]
+
+
+def test_rows_give_the_order_and_numbers_are_labels(root: Path) -> None:
+    (root / "pictures" / "labels.csv").write_text("file,label\n3.png,10\n0.png,9\n1.png,10\n")
+    found = read(root)
+    assert (found.classes, found.labels["train"].tolist()) == (("9", "10"), [1, 0, 1])
+    np.testing.assert_array_equal(found.images["train"], arrays(4)[[3, 0, 1]])
+    assert found.decoded.remarks == (
+        "labels are read from the column 'label' of pictures/labels.csv, file names from 'file'",
+        "not used: images that no CSV lists: 'pictures/2.png'",
+    )
+
+
+def test_ambiguous_columns_are_named_and_can_be_chosen(root: Path) -> None:
+    rows = "".join(f"{n}.png,{n}.png,{'ab'[n % 2]},{'xxyy'[n]}\n" for n in range(4))
+    (root / "labels.csv").write_text(f"left,right,shape,color\n{rows}")
+    assert "labels.csv has the columns ['left', 'right', 'shape', 'color'], several of which name images" in sentence(
+        root
+    )
+    said = sentence(root, columns=Columns(image="left"))
+    assert "['right', 'shape', 'color'] holds the labels is not clear: name it with --data.columns.label" in said
+    found = read(root, columns=Columns(image="left", label="color"))
+    assert (found.classes, found.labels["train"].tolist()) == (("x", "y"), [0, 0, 1, 1])
+    assert "not used: the columns 'right', 'shape'" in found.decoded.remarks[0]
+    assert "has no column 'hue' (data.columns.label)" in sentence(root, columns=Columns(label="hue"))
+    (root / "labels.csv").write_text("number,label\n17,a\n18,b\n")
+    assert "none of which names the images: name it with --data.columns.image" in sentence(root)
+
+
+def test_several_files_or_a_column_name_the_splits(root: Path) -> None:
+    shutil.rmtree(root / "pictures")
+    for seed, (name, count) in enumerate((("train", 4), ("val", 2), ("test", 3))):
+        pictures(root / name, count, seed)
+        rows = "".join(f"{number}.png,{'ab'[number % 2]}\n" for number in range(count))
+        (root / f"{name}_labels.csv").write_text(f"file,label\n{rows}")
+    found = read(root)
+    assert found.decoded.names == {"train": "train", "validation": "validation", "test": "test"}
+    for seed, role in enumerate(("train", "validation", "test")):
+        np.testing.assert_array_equal(found.images[role], arrays(len(found.images[role]), seed=seed))
+    for name in ("train", "val", "test"):
+        (root / f"{name}_labels.csv").unlink()
+        shutil.rmtree(root / name)
+    pictures(root / "pictures")
+    words = ("train", "train", "dev", "train")
+    rows = "".join(f"pictures/{n}.png,{'ab'[n % 2]},{words[n]}\n" for n in range(4))
+    (root / "all.csv").write_text(f"file,label,split\n{rows}")
+    found = read(root)
+    assert {role: labels.tolist() for role, labels in found.labels.items()} == {"train": [0, 1, 1], "validation": [0]}
+    for name in ("one", "two"):
+        (root / f"{name}.csv").write_text(f"file,label\npictures/0.png,a\npictures/1.png,{name}\n")
+    (root / "all.csv").unlink()
+    assert "has the splits ['one', 'two'], none called train" in sentence(root)
+    assert read(root, splits=SplitNames(train="two")).classes == ("a", "two")
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("0.png,a\n1.png,b\n0.png,b\n", "line 4: '0.png' is 'b', and 'a' in a line before: keep one of the rows"),
+        ("0.png,a\n1.png,b\n9.png,b\n", "1 of the images in labels.csv do not exist ('9.png'); restore them or remove"),
+        ("0.png,a\n1.png,b\n,b\n", "line 4: the column 'file' is empty: correct the row"),
+        ("0.png,a\n1.png,\n2.png,b\n", "1 label is not among the 2 classes"),
+    ],
+)
+def test_unusable_rows_are_named(rows: str, said: str, root: Path) -> None:
+    (root / "labels.csv").write_text(f"file,label\n{rows}")
+    assert said.replace("is not among", "is not one of") in sentence(root)
+    if "9.png" in rows or "1.png," in rows.splitlines():
+        assert "skipped (data.skip_broken)" in read(root, skip_broken=True).decoded.remarks[-1]
+
+
+def test_names_that_fit_several_images_are_refused(root: Path) -> None:
+    pictures(root / "more")
+    (root / "labels.csv").write_text(f"file,label\n{FOUR}")
+    assert "line 2: '0.png' can be 'more/0.png', 'pictures/0.png': write its path from the folder" in sentence(root)
+    (root / "more" / "labels.csv").write_text(f"file,label\n{FOUR}")
+    (root / "labels.csv").unlink()
+    found = read(root, columns=Columns(label="label"))
+    assert "not used: images that no CSV lists: 'pictures/0.png', 'pictures/1.png'" in found.decoded.remarks[1]
+
+
+def test_class_folders_and_a_table_that_differs_are_refused(tmp_path: Path) -> None:
+    for name in ("cats", "dogs"):
+        pictures(tmp_path / name, 2)
+    (tmp_path / "labels.csv").write_text("file,label\ncats/0.png,x\ncats/1.png,x\ndogs/0.png,y\ndogs/1.png,x\n")
+    said = sentence(tmp_path)
+    assert "class folders and labels.csv, whose column 'label' labels the images otherwise" in said
+    assert "use the CSV with --data.columns.label label" in said
+    assert read(tmp_path, columns=Columns(label="label")).labels["train"].tolist() == [0, 0, 1, 0]
+    (tmp_path / "labels.csv").write_text("file,label\ncats/0.png,cats\ncats/1.png,cats\ndogs/0.png,dogs\n")
+    assert read(tmp_path).decoded.remarks == (
+        "not used: files that are not images by their names: 1 .csv ('labels.csv')",
+    )
