@@ -15,6 +15,7 @@ from rich.console import Console
 from benchmarks import jobs, pipeline, results, startup, training
 from benchmarks.step import Configuration
 from resnet_cifar.atomic_io import read_json
+from resnet_cifar.cli.entry import escape_what_the_console_lacks
 
 NAMES = ("training", "jobs", "pipeline", "startup", "checkpoints")
 BY_DEFAULT = NAMES[:4]
@@ -24,6 +25,7 @@ TINY = jobs.Job(model="test_resnet", images=320, epochs=2, batch_size=32)
 
 def main(arguments: list[str]) -> int:
     """The exit code: 0, or 1 if a configuration failed; those skipped for lack of time are listed."""
+    escape_what_the_console_lacks()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)} [{' '.join(BY_DEFAULT)}]")
     parser.add_argument("--source", default="synthetic", help="the images, as in data.source [synthetic]")

@@ -16,6 +16,7 @@ from typing import Any
 
 from resnet_cifar.atomic_io import read_json
 from resnet_cifar.checkpoints.run_dir import RunDir, check_version, default_run_path
+from resnet_cifar.cli.entry import escape_what_the_console_lacks
 from resnet_cifar.cli.train import parse_arguments
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
@@ -76,6 +77,7 @@ def train(
     The interrupt button saves and stops; call again to resume. Raises UserError, `run_monitor.Interrupted` (a
     KeyboardInterrupt) or `run_monitor.Failed`.
     """
+    escape_what_the_console_lacks()
     words = [f"--recipe={os.fspath(recipe)}", *_words(overrides)]
     words += ["--restart"] if restart else []
     words += [f"--extend-epochs={extend_epochs}"] if extend_epochs else []
@@ -104,6 +106,7 @@ def show(run: str | os.PathLike[str]) -> None:
 
     Raises UserError if `run` is not a run directory of this version.
     """
+    escape_what_the_console_lacks()
     found = Run(Path(run).expanduser())
     check_version(found.path)
     if not (found.path / "recipe.yaml").is_file():

@@ -60,6 +60,7 @@ def run(main: Callable[[list[str]], None]) -> int:
 
     A user's mistake becomes one sentence on standard error, printed by one process, and exit code 2.
     """
+    escape_what_the_console_lacks()
     try:
         try:
             main(sys.argv[1:])
@@ -89,6 +90,16 @@ def run(main: Callable[[list[str]], None]) -> int:
             print(f"{_this_rank()} failed:", file=sys.stderr, flush=True)
         raise
     return 0
+
+
+def escape_what_the_console_lacks() -> None:
+    r"""Makes standard output and error print characters that their encoding lacks as \xfc instead of raising.
+
+    So PYTHONIOENCODING=ascii, a Windows code page or a file name that is not UTF-8 never ends a run.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's streams accept every character
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _how_to_install(package: str) -> str:

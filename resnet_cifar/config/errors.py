@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
+import unicodedata
+
+_CONTROL = ("Cc", "Zl", "Zp")  # Unicode's categories of control characters, line and paragraph separators
 
 
 class UserError(ValueError):
     """An error the user can fix, in one sentence: the field, its value and the fix. Shown without a traceback."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(printable(sentence))
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in place of a traceback."""
@@ -16,6 +23,26 @@ class UserError(ValueError):
 
 class NodeError(UserError):
     """An error that other nodes may not have: the first process of each affected node prints it."""
+
+
+def printable(text: str) -> str:
+    """The text with escapes for line breaks, control characters and bytes of file names that are not UTF-8."""
+    kinds = (*_CONTROL, "Cs")
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in kinds else char for char in text
+    )
+
+
+def name_problem(name: str) -> str:
+    """Why a name cannot be that of a class, run or source, which reports, tables and trackers show, and what to do; ""
+    if it can.
+    """
+    kinds, encoding = {unicodedata.category(char) for char in name}, sys.getfilesystemencoding()
+    if "Cs" in kinds and encoding != "utf-8":
+        return f"is not {encoding}, the encoding of this locale: set PYTHONUTF8=1"
+    if "Cs" in kinds:
+        return "is not UTF-8: rename it"
+    return "contains a line break or control character: rename it" if kinds & {*_CONTROL} else ""
 
 
 # Fields and flags of earlier versions.

@@ -62,7 +62,7 @@ def read_yaml(name: str) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"there is no recipe {name!r}{did_you_mean(name, recipe_names())}; --recipe list shows all")
     try:
-        with file.open() as stream:
+        with file.open(encoding="utf-8") as stream:
             values = yaml.load(stream, _Yaml)
     except OSError as error:
         raise UserError(f"{name} cannot be read ({error.strerror}): use another recipe") from None

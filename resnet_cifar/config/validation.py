@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from resnet_cifar.config.diff import field_paths
-from resnet_cifar.config.errors import UserError, did_you_mean
+from resnet_cifar.config.diff import field_paths, flatten
+from resnet_cifar.config.errors import UserError, did_you_mean, name_problem
 from resnet_cifar.config.schema import Recipe
 
 _ADAPTER = TypeAdapter(Recipe)
@@ -23,6 +23,9 @@ def parse(values: dict[str, Any]) -> Recipe:
         recipe = _ADAPTER.validate_python(values)
     except ValidationError as error:
         raise UserError(_sentence(error)) from None
+    for path, value in flatten(recipe).items():
+        if isinstance(value, str) and (problem := name_problem(value)):
+            raise UserError(f"{path} {value!r} {problem}")
     check_across(recipe)
     return recipe
 

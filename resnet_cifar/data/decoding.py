@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import unicodedata
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.errors import UserError, name_problem
 from resnet_cifar.config.schema import Data
 from resnet_cifar.data.cache import check_space, in_bytes, write_errors
 from resnet_cifar.data.sources import image_io
-from resnet_cifar.data.sources.base import SourceData, Split
+from resnet_cifar.data.sources.base import SourceData, Split, shorten
 
 _CHUNK = 128  # images decoded at a time
 _LARGE = 4  # times the pixels that the network sees
@@ -53,8 +55,7 @@ def decode(contents: SourceData, data: Data, folder: Path) -> Decoded:
     Raises UserError if a split is empty or has no labels; if images do not decode or labels are out of range, naming
     every one of them; and if there is only one class.
     """
-    splits = contents.splits
-    classes = len(contents.classes)
+    splits, classes, twins = contents.splits, len(contents.classes), _check_names(contents.classes, data)
     unlabeled = {role: dict.fromkeys(_unlabeled(split, classes, data), "") for role, split in splits.items()}
     side, sizes = 0, ""
     try:
@@ -89,7 +90,7 @@ def decode(contents: SourceData, data: Data, folder: Path) -> Decoded:
         with write_errors():
             np.save(folder / f"{role}-labels.npy", labels)
     skipped = f"skipped (data.skip_broken): {problems}"
-    remarks = (*contents.remarks, sizes, skipped if problems else "")
+    remarks = (*contents.remarks, twins, sizes, skipped if problems else "")
     left_out = {role: rows for role, rows in left_out.items() if rows}
     names = {role: split.name for role, split in splits.items()}
     return Decoded(images, names, size, side, left_out, tuple(filter(None, remarks)))
@@ -124,6 +125,19 @@ class ArrayFile:
         dtype, shape = self._layout
         header = {"descr": dtype, "fortran_order": False, "shape": (self._rows, *shape)}
         np.lib.format.write_array_header_1_0(self._file, header)
+
+
+def _check_names(classes: Sequence[str], data: Data) -> str:
+    """A remark on class names that look alike. Raises UserError for names that cannot be shown."""
+    for name in classes:
+        if problem := name_problem(name):
+            raise UserError(f"data.source {data.source!r}: the name of class {name!r} {problem}")
+    by_looks: dict[str, list[str]] = {}
+    for name in classes:
+        visible = "".join(char for char in name if unicodedata.category(char) != "Cf").strip()
+        by_looks.setdefault(unicodedata.normalize("NFKC", visible).casefold(), []).append(ascii(name))
+    twins = [" and ".join(names) for names in by_looks.values() if len(names) > 1]
+    return f"classes whose names look alike: {shorten(twins)}" if twins else ""
 
 
 def _unlabeled(split: Split, classes: int, data: Data) -> list[int]:

@@ -19,7 +19,7 @@ class Screen:
     """Prints if `shown`, which is true on rank 0 only."""
 
     def __init__(self, shown: bool) -> None:
-        self._console = Console(quiet=not shown, highlight=False, soft_wrap=True)
+        self._console = Console(quiet=not shown, highlight=False, soft_wrap=True, emoji=False)
         self._progress: Progress | None = None
         self._task: Any = None
         self._steps = 0
@@ -102,7 +102,7 @@ class Screen:
 
 def listing() -> Console:
     """A console for tables on stdout, which does not wrap lines in a pipe."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # names may look like markup
     if not console.is_terminal:
         console.width = 10_000
     return console

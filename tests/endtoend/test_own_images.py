@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -68,7 +69,7 @@ def test_a_broken_image_is_named_and_skipped_and_the_rest_is_trained_on(
     for line in (
         "skipped (data.skip_broken): 1 image does not decode (train 60 (green/holiday.jpg))",
         "images of several sizes: the shortest side is resized to 32",
-        "no test split: 10% of the images are held out as one (data.test_fraction)",
+        "test: 9 of 90 images of 'train' (data.test_fraction 0.1)",
         "73 to train on, 8 to validate, 9 to test; 3 classes, stored 32x32",
         "free in memory",
     ):
@@ -104,6 +105,34 @@ def test_three_commands_lead_from_a_folder_to_classified_images(folder: Path, ru
     right = [row["label"] == Path(row["file"]).parent.name for row in rows if "label" in row]
     assert sum(right) > 80
     assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4) for row in rows if "label" in row)
+
+
+NAMES = ("\U0001f431", "\u05e9\u05dc\u05d5\u05dd", "a\"b'c", "<script>x<", "a,b", " lead", "Cat", "cat", "x" * 200)
+NAMES += ("[red]b[", "%s{name}", "back\\slash", "|pipe|`", "\u00e9", "e\u0301")
+
+
+def test_names_of_any_kind_get_through_to_the_end_on_a_console_without_them(tmp_path: Path, run: Run) -> None:
+    """Class folders, files, the source and the run; and train/, val/ and test/ keep their roles."""
+    noise = np.random.default_rng(0)
+    source = tmp_path / "\u00fcn\u00efcode, <b>"
+    for split, count in (("train", 3), ("val", 1), ("test", 1)):
+        for name in NAMES:
+            (source / split / name).mkdir(parents=True)
+            for number in range(count):
+                picture = Image.fromarray(noise.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+                picture.save(os.fsencode(source / split / name) + f"/\u00e9 <i>,{number}".encode() + b"\xe9.png")
+    small = ["--recipe", "debug", "--data.limit", 0, "--track.trackers", "none", "--phases.0.epochs", 1]
+    small += [word for name in ("model.name", "data.image_size") for word in (f"--{name}", WORDS[name])]
+    console = {"PYTHONIOENCODING": "ascii"}
+    trained = run("train.py", "--data.source", source, "--run", "r\u00fcn <b>", *small, env=console)
+    assert trained.returncode == 0, trained.stderr
+    assert "train: 45 of 45 images of 'train'; validation: 15 of 15 images of 'val'; test: 15 of 15" in trained.stdout
+    assert "classes whose names look alike: 'Cat' and 'cat', 'e\\u0301' and '\\xe9'" in trained.stdout
+    folder = tmp_path / "r\u00fcn <b>"
+    config = json.loads((folder / "model" / "config.json").read_text())
+    assert config["label_names"] == sorted(NAMES)
+    page = (folder / "report" / "index.html").read_text(encoding="utf-8")
+    assert NAMES[0] in page and "<script>x<" not in page
 
 
 def test_a_moved_folder_is_recognized_as_the_same_images(folder: Path, fresh_accelerator: None) -> None:

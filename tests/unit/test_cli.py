@@ -45,6 +45,44 @@ def test_without_arguments_it_is_the_default_recipe() -> None:
     assert recipe == read_recipe("finetune")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--run", "caf\udce9"), r"--run 'caf\udce9' is not UTF-8: rename it"),
+        (("--run", "a\nb"), r"--run 'a\nb' contains a line break or control character: rename it"),
+        (("--data.source", "caf\udce9"), r"data.source 'caf\udce9' is not UTF-8: rename it"),
+        (
+            ("--track.project", "a\x1b[31m"),
+            r"track.project 'a\x1b[31m' contains a line break or control character: rename it",
+        ),
+        (("--recipe", "caf\udce9.yaml"), r"--recipe 'caf\udce9.yaml' is not UTF-8: rename it"),
+    ],
+)
+def test_names_that_cannot_be_shown_are_refused_before_anything_starts(arguments: tuple[str, ...], said: str) -> None:
+    assert sentence(*arguments) == said
+
+
+def test_a_sentence_stays_one_line_whatever_names_are_in_it() -> None:
+    assert str(UserError("a\nb\x1b[31m\udce9\u2028: \u00e9 \U0001f431")) == (
+        r"a\nb\x1b[31m\udce9\u2028: " + "\u00e9 \U0001f431"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_console_prints_what_it_lacks_as_escapes(encoding: str, run: Run) -> None:
+    code = (
+        "import sys; from resnet_cifar.cli.entry import run\n"
+        "def say(words):\n"
+        "    print('\\u00fc \\U0001f431 \\udce9')\n"
+        "    print('\\u00fc \\U0001f431 \\udce9', file=sys.stderr)\n"
+        "sys.exit(run(say))"
+    )
+    done = run("-c", code, env={"PYTHONIOENCODING": encoding})
+    assert (done.returncode, done.stdout) == (0, done.stderr), done.stderr
+    if encoding == "ascii":
+        assert done.stdout == "\\xfc \\U0001f431 \\udce9\n"
+
+
 def test_own_options_are_read_and_are_not_part_of_the_recipe() -> None:
     command, recipe = parse_arguments(
         ["--recipe", "debug", "--run", "runs/x", "--dry_run", "--restart", "--max_minutes", "1.5"]

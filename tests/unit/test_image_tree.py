@@ -193,6 +193,21 @@ def test_the_identity_covers_linked_folders_and_the_targets_of_skipped_links(tmp
     assert walk(root).links == ["cats/more"]
 
 
+# Names
+
+
+def test_class_names_that_cannot_be_shown_are_refused_and_those_that_look_alike_are_named(tmp_path: Path) -> None:
+    root = plant(tmp_path / "photos", 1, "dogs", "chat\udce9")
+    assert "the name of class 'chat\\udce9' is not UTF-8: rename it" in sentence(root)
+    (root / "chat\udce9").rename(root / "two\nlines")
+    assert "class 'two\\nlines' contains a line break or control character: rename it" in sentence(root)
+    (root / "two\nlines").rename(root / "Dogs ")
+    (root / "dogs" / "0.png").rename(root / "dogs" / "caf\udce9.png")
+    assert read(root).decoded.remarks == ("classes whose names look alike: 'Dogs ' and 'dogs'",)
+    (root / "dogs" / "caf\udce9.png").write_bytes(b"no picture")
+    assert r"1 image does not decode (train 1 (dogs/caf\udce9.png))" in sentence(root)
+
+
 # Archives
 
 
