@@ -204,7 +204,7 @@ def _check_shapes(shapes: set[tuple[int, ...]], side: int, data: Data) -> None:
 def _announce(count: int, image: np.ndarray) -> None:
     """Prints how much room the decoded images take. Raises UserError if there is less."""
     nbytes, (height, width) = count * image.nbytes, image.shape[:2]
-    print(f"storing {count:,} images of {width}x{height} pixels, {in_bytes(nbytes)}", flush=True)
+    print(f"decoding {count:,} images to {width}x{height} pixels, {in_bytes(nbytes)}", flush=True)
     check_space(nbytes)
 
 

@@ -104,7 +104,7 @@ def _check_sizes(labels: np.ndarray, classes: Sequence[str], needs: list[str], s
         what = f"the classes {shorten(small)} need"
     raise UserError(
         f"data.source {source!r}: {what} {len(needs)}{' each' * (len(small) > 1)}, one for each of {each}: add images, "
-        "or remove the images of such classes from the source"
+        f"or remove the class{'es' * (len(small) > 1)} from the source"
     )
 
 
@@ -113,13 +113,13 @@ def _check_fraction(field: str, count: int, images: np.ndarray, classes: int, ke
     most = len(images) - keep * classes
     if count < classes:
         raise UserError(
-            f"{field} leaves {part} {count} of {len(images)} images, fewer than one for each of {classes} classes: "
-            f"raise it to {classes / len(images):.4g}" + ", or set it to 0" * (part == "the validation split")
+            f"{field} of {len(images)} images leaves {classes - count} of {classes} classes out of {part}: raise it to "
+            f"{classes / len(images):.4g}" + ", or set it to 0" * (part == "the validation split")
         )
     if count > most:
         raise UserError(
-            f"{field} leaves {len(images) - count} of {len(images)} images to train on, fewer than "
-            f"{'one' if keep == 1 else 'two'} for each of {classes} classes: lower it to {most / len(images):.4g}"
+            f"{field} of {len(images)} images leaves {len(images) - count} to train on, and {classes} classes need "
+            f"{'one' if keep == 1 else 'two'} each: lower it to {most / len(images):.4g}"
         )
 
 

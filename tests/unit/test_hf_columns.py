@@ -186,6 +186,19 @@ def test_a_folder_of_parquet_files_is_read(in_folder: Path) -> None:
     assert found.classes == ("a", "b", "c")
 
 
+def test_the_splits_of_a_folder_have_their_roles_and_other_files_are_named(in_folder: Path) -> None:
+    """`datasets` takes files whose names tell a split, and says nothing about the other ones."""
+    shutil.copy(in_folder / "test-00000.parquet", in_folder / "validation-00000.parquet")
+    (in_folder / "more").mkdir()
+    shutil.copy(in_folder / "test-00000.parquet", in_folder / "more" / "old.parquet")
+    (in_folder / "README.md").write_text("")
+    found = read(in_folder)
+    assert found.decoded.names == {"train": "train", "validation": "validation", "test": "test"}
+    assert found.decoded.remarks == ("not used: the files 'more/old.parquet'",)
+    (in_folder / "test-00000.parquet").unlink()
+    assert read(in_folder).decoded.names == {"train": "train", "validation": "validation"}
+
+
 def test_a_folders_identity_changes_with_its_files_and_not_with_the_way_it_is_written(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

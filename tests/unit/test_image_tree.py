@@ -208,6 +208,13 @@ def test_class_names_that_cannot_be_shown_are_refused_and_those_that_look_alike_
     assert r"1 image does not decode (train 1 (dogs/caf\udce9.png))" in sentence(root)
 
 
+def test_a_class_in_another_unicode_form_is_told_apart(three: Path) -> None:
+    """As a Mac writes it."""
+    (three / "train" / "cats").rename(three / "train" / "caf\u00e9")
+    (three / "val" / "cats").rename(three / "val" / "cafe\u0301")
+    assert "'cafe\\u0301' is another Unicode form of a class: rename it" in sentence(three)
+
+
 # Archives
 
 

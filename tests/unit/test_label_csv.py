@@ -11,6 +11,8 @@ from PIL import Image
 from read_sources import arrays, read, sentence
 
 from resnet_cifar.config.schema import Columns, SplitNames
+from resnet_cifar.data.sources import parquet_folder
+from resnet_cifar.data.sources.registry import find_source
 
 FOUR = "".join(f"{number}.png,{'ab'[number % 2]}\n" for number in range(4))
 
@@ -44,6 +46,15 @@ def test_columns_and_files_are_found(text: str, root: Path) -> None:
     assert (found.classes, found.labels["train"].tolist()) == (("a", "b"), [0, 1, 0, 1])
     np.testing.assert_array_equal(found.images["train"], arrays(4))
     assert "labels are read from the column" in found.decoded.remarks[0]
+
+
+def test_a_table_may_have_any_name_and_belongs_to_a_folder(root: Path) -> None:
+    """metadata.csv is read by `datasets` if it has the column that this library requires."""
+    (root / "metadata.csv").write_text(f"file,label\n{FOUR}")
+    assert read(root).labels["train"].tolist() == [0, 1, 0, 1]
+    assert f"is a file that is not read by itself: name its folder, '{root}'" in sentence(root / "metadata.csv")
+    (root / "metadata.csv").write_text(f"file_name,label\n{FOUR}")
+    assert find_source(str(root)) is parquet_folder
 
 
 def test_rows_give_the_order_and_numbers_are_labels(root: Path) -> None:

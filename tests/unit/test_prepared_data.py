@@ -286,8 +286,8 @@ def test_large_images_are_stored_at_the_size_that_the_network_sees(
     assert [prepared_data.prepare(replace(XY, image_size=size)) for size in (22, 21, 224)] == [own, small, own]
     assert source.reads == 2
     said = capsys.readouterr().out
-    assert "storing 60 images of 40x48 pixels, 346 kB" in said
-    assert "storing 60 images of 21x21 pixels, 79 kB" in said
+    assert "decoding 60 images to 40x48 pixels, 346 kB" in said
+    assert "decoding 60 images to 21x21 pixels, 79 kB" in said
     loaded = prepared_data.load(small, parse({"data": {"source": "synthetic"}}), CPU)
     assert loaded.train.size == (21, 21)
     assert loaded.remarks == (

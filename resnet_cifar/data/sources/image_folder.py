@@ -16,10 +16,15 @@ _TABLES = (".parquet", ".arrow", ".tar")  # in the hub's layout, as is a folder 
 
 def recognizes(folder: Path) -> bool:
     """Whether there are images and no tables of the hub's layout anywhere in the folder."""
-    names = [Path(file).name for file in walk(folder).files]
-    return any(map(is_image_file, names)) and not any(
-        name.endswith(_TABLES) or Path(name).stem == "metadata" for name in names
-    )
+    files = [folder / file for file in walk(folder).files]
+    return any(is_image_file(file.name) for file in files) and not any(map(_is_of_the_hub, files))
+
+
+def _is_of_the_hub(file: Path) -> bool:
+    if file.name == "metadata.csv" and file.is_file():
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            return "file_name" in lines.readline()  # `datasets` requires this column
+    return file.name.endswith(_TABLES) or file.stem == "metadata"
 
 
 def identity(data: Data) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from pathlib import PurePosixPath
 
@@ -97,11 +98,13 @@ def _read_class_folders(tree: Tree, images: list[str], data: Data) -> SourceData
 
 def _split(name: str, classes: list[str], tree: Tree, images: list[str], data: Data) -> tuple[Split, list[str]]:
     """The paths and labels of a split's images, by class, and the folders inside its class folders."""
-    own = _subfolders(tree, name)
+    own, alike = _subfolders(tree, name), {*map(_normal, classes)}
     if unknown := [each for each in own if each not in classes]:
         raise UserError(
             f"data.source {data.source!r}: {name} has the classes {shorten(map(repr, unknown))}, which are not among "
             f"{shorten(map(repr, classes))}: add them to the training images, or remove them"
+            + f"; {unknown[0]!a} is another Unicode form of a class: rename it"
+            * (_normal(unknown[0]) in alike)
         )
     prefix = f"{name}/" if name else ""
     by_class: dict[str, list[str]] = {each: [] for each in own}
@@ -120,6 +123,10 @@ def _split(name: str, classes: list[str], tree: Tree, images: list[str], data: D
     labels = np.array([label for _, label in rows], dtype=np.int64)
     nested = sorted({image.rpartition("/")[0] for image, _ in rows} - {prefix + each for each in own})
     return Split(name or "train", [image for image, _ in rows], labels), nested
+
+
+def _normal(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _subfolders(tree: Tree, folder: str) -> list[str]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
-from resnet_cifar.data.sources.base import SourceData
+from resnet_cifar.data.sources.base import SourceData, shorten
 from resnet_cifar.data.sources.hf_columns import source_data
 from resnet_cifar.data.sources.hf_hub import check_configuration, check_disk_space
-from resnet_cifar.data.sources.walk import file_stamps
+from resnet_cifar.data.sources.walk import file_stamps, walk
 
 FIELDS = ("config_name", "splits", "columns")
+_DESCRIPTIONS = ("README.md", ".gitattributes", "LICENSE")
 
 
 def identity(data: Data) -> str:
@@ -20,12 +23,14 @@ def identity(data: Data) -> str:
 
 
 def read(data: Data) -> SourceData:
-    """The folder's train and test splits. Raises UserError."""
+    """The folder's splits. Raises UserError."""
     import datasets
 
     datasets.disable_progress_bars()
+    root = Path(data.source).expanduser()
     try:
-        loaded = datasets.load_dataset(str(Path(data.source).expanduser()), data.config_name or None)
+        used = datasets.load_dataset_builder(str(root), data.config_name or None).config.data_files
+        loaded = datasets.load_dataset(str(root), data.config_name or None)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         check_disk_space(error)
         check_configuration(error, data)
@@ -34,4 +39,9 @@ def read(data: Data) -> SourceData:
             f"data.source {data.source!r} has an unknown layout ({reason}): use one folder of images per class, "
             "parquet files such as train-00000.parquet, or a folder written by save_to_disk"
         ) from None
-    return source_data(loaded, data)
+    read = {os.path.realpath(file) for files in used.values() for file in files}
+    others = [file for file in walk(root).files if os.path.realpath(root / file) not in read]
+    unused = [repr(file) for file in others if Path(file).name not in _DESCRIPTIONS]
+    contents = source_data(loaded, data)
+    remarks = (f"not used: the files {shorten(unused)}",) if unused else ()
+    return replace(contents, remarks=(*contents.remarks, *remarks))

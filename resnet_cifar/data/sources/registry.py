@@ -39,6 +39,10 @@ def find_source(source: str) -> Source:
         if path.is_file():
             return kind
         raise UserError(f"data.source {source!r} is not a file here: check its path")
+    if path.is_file():
+        raise UserError(
+            f"data.source {source!r} is a file that is not read by itself: name its folder, {str(path.parent)!r}"
+        )
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith("."):
         return hf_hub
     raise UserError(
