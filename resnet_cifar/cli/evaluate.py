@@ -139,7 +139,10 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
     recipe = dataclasses.replace(recipe, precision=context.precision)
     screen = Screen(shown=context.is_main)
     model = loaded_model.load_model(target, recipe, context)
-    entry = Path(context.run_on_main(lambda: str(prepared_data.prepare(recipe.data)), per_node=True))
+    # Other images take the form of the model's, which a third party's model does not record.
+    known = model.fingerprint and "data.decode_size" not in changed and "data.value_range" not in changed
+    how = model.preprocess.decoding if known else None
+    entry = Path(context.run_on_main(lambda: str(prepared_data.prepare(recipe.data, how)), per_node=True))
     data = prepared_data.load(entry, recipe, context.device)
     is_other_data = model.fingerprint != data.fingerprint
     if is_other_data and options.split == "test" and "data.source" in changed and "data.test_fraction" not in changed:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 UNREADABLE = 3  # the exit code if some images cannot be read and the others are classified
 _SHOWN = 3  # classes per image in the table
-_CANNOT = "it cannot be read as an image"
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def classify_images(options: PredictOptions, recipe: Recipe) -> None:
     """Prints classes and probabilities of every image. Raises UserError, or SystemExit (3) if some cannot be read."""
     from resnet_cifar.distributed.context import DistributedContext
     from resnet_cifar.evaluation import loaded_model
-    from resnet_cifar.evaluation.classify_files import class_probabilities, image_files
+    from resnet_cifar.evaluation.classify_files import class_probabilities, image_files, unreadable_reason
     from resnet_cifar.reporting.console import Screen
 
     target = model_location.find_target(Path(options.target))
@@ -72,7 +71,8 @@ def classify_images(options: PredictOptions, recipe: Recipe) -> None:
         screen.warn(model.remark)
     calibration = f"temperature {model.temperature:.4f}" if model.temperature else "not calibrated"
     title = f"{len(files)} images classified by {model.name}, with probabilities ({calibration})"
-    screen.table(title, [(_printable(file), _top(row, model.classes)) for file, row in zip(files, found, strict=True)])
+    rows = zip(files, found, strict=True)
+    screen.table(title, [(_printable(file), _top(row, model.classes) or unreadable_reason(file)) for file, row in rows])
     context.close()
     unreadable = sum(row is None for row in found)
     if unreadable and context.is_main:  # a launcher ends the other processes when one fails
@@ -81,9 +81,11 @@ def classify_images(options: PredictOptions, recipe: Recipe) -> None:
 
 
 def _print_json(files: Sequence[str], found: Sequence[Tensor | None], classes: tuple[str, ...]) -> None:
+    from resnet_cifar.evaluation.classify_files import unreadable_reason
+
     for file, row in zip(files, found, strict=True):
         if row is None:
-            print(json.dumps({"file": file, "error": _CANNOT}))
+            print(json.dumps({"file": file, "error": unreadable_reason(file)}))
             continue
         probabilities = dict(zip(classes, (round(value, 6) for value in row.tolist()), strict=True))
         best = classes[int(row.argmax())]
@@ -93,7 +95,7 @@ def _print_json(files: Sequence[str], found: Sequence[Tensor | None], classes: t
 
 def _top(row: Tensor | None, classes: tuple[str, ...]) -> str:
     if row is None:
-        return _CANNOT
+        return ""
     values, indices = row.topk(min(_SHOWN, len(classes)))
     return ", ".join(f"{classes[i]} {value:.4f}" for value, i in zip(values.tolist(), indices.tolist(), strict=True))
 

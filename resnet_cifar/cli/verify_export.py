@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet
+from PIL import Image
 
 from resnet_cifar.atomic_io import read_json
 from resnet_cifar.checkpoints.run_dir import RunDir
@@ -20,6 +22,8 @@ from resnet_cifar.config.schema import Recipe
 from resnet_cifar.data import prepared_data
 from resnet_cifar.data.image_dataset import ImageDataset
 from resnet_cifar.data.prepared_data import ImageData
+from resnet_cifar.data.sources import image_io
+from resnet_cifar.data.sources.registry import find_source
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.evaluation import loaded_model, model_location
 from resnet_cifar.evaluation.model_location import Target
@@ -35,17 +39,22 @@ _ROUNDING = 1e-4
 _TOLERANCES = {"fp64": _ROUNDING, "no": _ROUNDING, "fp16": 0.02, "bf16": 0.1}
 _GPU_TOLERANCE = 0.02
 
-# Appended to the model card's lines that load the model: reads images [n, h, w, 3], writes logits [n, classes].
+# Appended to the model card's lines that load the model: reads the files that are named in a list, and writes logits
+# [n, classes], with the card's transform and with timm's.
 _INFERENCE = """
+import json
 import sys
 
-images = np.load(sys.argv[1])
-logits = []
+files = json.load(open(sys.argv[1]))
+timm_transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+transforms = {"card": to_input, "timm": lambda image: timm_transform(decode(image))}
+logits = {name: [] for name in transforms}
 with torch.inference_mode():
-    for start in range(0, len(images), 32):
-        inputs = [to_input(Image.fromarray(image)) for image in images[start : start + 32]]
-        logits.append(model(torch.stack(inputs)).numpy())
-np.save(sys.argv[2], np.concatenate(logits))
+    for start in range(0, len(files), 32):
+        images = [Image.open(file) for file in files[start : start + 32]]
+        for name, transform in transforms.items():
+            logits[name].append(model(torch.stack([transform(image) for image in images])).numpy())
+np.savez(sys.argv[2], **{name: np.concatenate(parts) for name, parts in logits.items()})
 """
 
 
@@ -74,17 +83,22 @@ class Comparison:
 
     def sentence(self) -> str:
         """A summary for the table."""
+        rounding = f"(rounding: up to {self.tolerance:.2g})"
+        return f"largest difference {self.largest:.2g} {rounding}, {self.classes_sentence()}"
+
+    def classes_sentence(self) -> str:
+        """How many predicted classes agree."""
         count, other = len(self.exported), self.other_classes
-        classes = f"{other} of {count} predicted classes differ" if other else f"all {count} predicted classes agree"
-        return f"largest difference {self.largest:.2g} (rounding: up to {self.tolerance:.2g}), {classes}"
+        return f"{other} of {count} predicted classes differ" if other else f"all {count} predicted classes agree"
 
 
 def verify_export(target: Target, recipe: Recipe, images: int) -> None:
     """Compares logits of `images` test images, spread over the split. Raises UserError, or SystemExit (4).
 
-    The exported model is loaded by timm in a process of its own, as described in its card, with the card's transform.
-    Its logits are compared with those of the run's best checkpoint in the run's pipeline, in float32 on the CPU, and
-    with the logits that the run has stored, which may have been computed elsewhere and in another precision.
+    The exported model is loaded by timm in a process of its own, as described in its card, which reads the source's
+    original files, if it has files, with the card's transform. Its logits are compared with those of the run's best
+    checkpoint in the run's pipeline, in float32 on the CPU, and with the logits that the run has stored, which may have
+    been computed elsewhere and in another precision. Those with timm's own transform are checked where it can be exact.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
@@ -98,17 +112,26 @@ def verify_export(target: Target, recipe: Recipe, images: int) -> None:
     data = prepared_data.load(prepared_data.prepare(recipe.data), recipe, context.device)
     stored, precision, tolerance = _stored_logits(target, model.name, data)
     rows = np.linspace(0, len(data.test) - 1, min(images, len(data.test))).round().astype(np.int64)
-    exported = _exported_logits(target, data.test, rows)
+    with tempfile.TemporaryDirectory() as folder:
+        files, originals = _originals(recipe, data.test, rows, Path(folder))
+        exported = _exported_logits(target, files, Path(folder))
     subset = ImageDataset(data.test.gather(rows), data.test.labels[rows], data.test.indices[rows])
     recomputed = predict(context, model.model, subset, model.preprocess).logits.numpy()
     largest = float(np.abs(recomputed).max())
     comparisons = {
-        f"{model.name}, evaluated here in float32": Comparison(exported, recomputed, _ROUNDING * largest),
-        f"predictions-test.parquet, {precision}": Comparison(exported, stored[rows], tolerance * largest),
+        f"{model.name}, evaluated here in float32": Comparison(exported["card"], recomputed, _ROUNDING * largest),
+        f"predictions-test.parquet, {precision}": Comparison(exported["card"], stored[rows], tolerance * largest),
     }
+    timm = Comparison(exported["timm"], recomputed, _ROUNDING * largest)
+    if model.preprocess.is_exact_in_timm:
+        comparisons[f"{model.name}, with timm's own transform of upright RGB images"] = timm
     context.close()
-    title = f"{target.path / 'model'}, loaded by timm in a process of its own, on {len(rows)} test images, and"
-    screen.table(title, [(name, comparison.sentence()) for name, comparison in comparisons.items()])
+    kind = f" ({originals} original files)" if originals else ""
+    title = f"{target.path / 'model'}, loaded by timm in a process of its own, on {len(rows)} test images{kind}, and"
+    lines = [(name, comparison.sentence()) for name, comparison in comparisons.items()]
+    if not model.preprocess.is_exact_in_timm:
+        lines.append(("timm's own transform", f"is another (see the model card): {timm.classes_sentence()}"))
+    screen.table(title, lines)
     for name, comparison in comparisons.items():
         if not comparison.holds:
             sentence = f"{target.path / 'model'} does not give the logits of {name}: {comparison.sentence()}"
@@ -138,20 +161,44 @@ def _stored_logits(target: Target, weights: str, data: ImageData) -> tuple[np.nd
     return np.array(table["logits"].to_pylist()), where, tolerance
 
 
-def _exported_logits(target: Target, images: ImageDataset, rows: np.ndarray) -> np.ndarray:
-    """Logits of the exported model, from a new process. Raises UserError if timm cannot load it."""
+def _originals(recipe: Recipe, images: ImageDataset, rows: np.ndarray, folder: Path) -> tuple[list[str], int]:
+    """The files of the images, and how many are original ones; stored images are written into `folder` for others."""
+    contents = find_source(recipe.data.source).read(recipe.data)
+    split = contents.test or contents.train
+    files, originals = [], 0
+    for row, pixels in zip(rows, images.gather(rows).numpy(), strict=True):
+        image = split.images[images.indices[row] : images.indices[row] + 1][0]
+        file = Path(image_io.source_file(image))
+        if isinstance(image, dict) and image["bytes"] is not None:
+            file = folder / f"{row}{file.suffix}"
+            file.write_bytes(image["bytes"])
+        if isinstance(image, np.ndarray):
+            file = folder / f"{row}.png"
+            Image.fromarray(pixels).save(file)
+        else:
+            originals += 1
+        files.append(str(file.absolute()))
+    return files, originals
+
+
+def _exported_logits(target: Target, files: list[str], folder: Path) -> dict[str, np.ndarray]:
+    """Logits of the exported model with the `card`'s and `timm`'s transform, from a new process.
+
+    Raises UserError if timm cannot load it.
+    """
     model = target.path / "model"
     package_needed = needs_package(model_location.read_export_config(model).architecture)
     package = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])}
     environment["CUDA_VISIBLE_DEVICES"] = ""
-    with tempfile.TemporaryDirectory() as folder:
-        pixels, logits = Path(folder) / "images.npy", Path(folder) / "logits.npy"
-        np.save(pixels, images.gather(rows).numpy())
-        script = model_card.loading_code(str(model.resolve()), package_needed) + _INFERENCE
-        command: list[Any] = [sys.executable, "-c", script, pixels, logits]
-        done = subprocess.run(command, check=False, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        if done.returncode:
-            reason = (done.stderr.decode(errors="replace").strip().splitlines() or ["without a message"])[-1]
-            raise UserError(f"timm cannot load {model} ({reason}): restore it, or train again with --restart") from None
-        return np.load(logits)
+    names, logits = folder / "files.json", folder / "logits.npz"
+    names.write_text(json.dumps(files))
+    preprocess = read_json(model / "config.json")["preprocess"]
+    script = model_card.loading_code(str(model.resolve()), preprocess, package_needed) + _INFERENCE
+    command: list[Any] = [sys.executable, "-c", script, names, logits]
+    done = subprocess.run(command, check=False, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    if done.returncode:
+        reason = (done.stderr.decode(errors="replace").strip().splitlines() or ["without a message"])[-1]
+        raise UserError(f"timm cannot load {model} ({reason}): restore it, or train again with --restart") from None
+    with np.load(logits) as arrays:
+        return dict(arrays)

@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that an invalid recipe is reported immediatel
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -81,6 +82,19 @@ def _dims(value: Any) -> Any:
         raise ValueError("it should be whole numbers from 1 to 65536, such as `128,64`, or none") from None
 
 
+def _value_range(value: Any) -> Any:
+    """`0,4095` of a YAML list or a command-line word; nothing, or `none`, is the empty list."""
+    words = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    if len(words) == 1 and str(words[0]).strip().lower() in ("", "none", "null"):
+        words = []
+    with contextlib.suppress(ValidationError):
+        numbers = _NUMBERS.validate_python(words)
+        if not numbers or (len(numbers) == 2 and numbers[0] < numbers[1]):
+            return numbers
+    raise ValueError("it should be two numbers, the smaller one first, such as `0,4095`, or none")
+
+
+_NUMBERS = TypeAdapter(tuple[Number, ...])
 _DIMS = TypeAdapter(tuple[Annotated[Whole, Field(ge=1, le=65536)], ...])
 _STRICT = ConfigDict(extra="forbid")
 
@@ -128,6 +142,8 @@ class Data:
     decode_size: Annotated[Whole, Field(ge=0, le=1024)] = 0
     """Side of the stored images, pixels; 0: their own if all have one size, at most four times the pixels that the
     network sees, else image_size (resized, cropped)."""
+    value_range: Annotated[tuple[float, ...], PlainValidator(_value_range)] = ()
+    """Values that become black and white in images with more than 8 bits, such as 0,4095 [the training images' own]."""
     storage: Literal["auto", "device", "host"] = "auto"
     """Keep images in device memory, or read them ahead from disk; `auto`: device, up to half of its free memory."""
     test_fraction: Annotated[Number, Field(gt=0, le=1)] = 0.1

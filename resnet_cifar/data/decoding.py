@@ -7,7 +7,8 @@ import itertools
 import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import numpy as np
 
 from resnet_cifar.config.errors import UserError, name_problem
 from resnet_cifar.config.schema import Data
+from resnet_cifar.data import value_range
 from resnet_cifar.data.cache import check_space, in_bytes, write_errors
 from resnet_cifar.data.sources import image_io
 from resnet_cifar.data.sources.base import SourceData, Split, shorten
+from resnet_cifar.data.sources.image_io import Decoding
 
 _CHUNK = 128  # images decoded at a time
 _LARGE = 4  # times the pixels that the network sees
@@ -28,14 +31,15 @@ Files = dict[int, str]  # index of an image -> its file, or "" if unknown
 @dataclass(frozen=True)
 class Decoded:
     """`images`: number of images in each file, all of `size` (height, width); `names`: of the splits in the source;
-    `side`: what large images or images of several sizes were resized to, or 0; `left_out`: indices of each split's
-    images that were skipped; `remarks`: shown to the user.
+    `side`: what large images or images of several sizes were resized to, or 0; `value_range`: see `Decoding`;
+    `left_out`: indices of each split's images that were skipped; `remarks`: shown to the user.
     """
 
     images: dict[str, int]
     names: dict[str, str]
     size: tuple[int, int]
     side: int
+    value_range: tuple[float, float] | None
     left_out: dict[str, list[int]]
     remarks: tuple[str, ...]
 
@@ -49,21 +53,28 @@ def is_large(height: int, width: int, data: Data) -> bool:
     return height * width > _LARGE * data.image_size**2
 
 
-def decode(contents: SourceData, data: Data, folder: Path) -> Decoded:
+def decode(contents: SourceData, data: Data, folder: Path, how: Decoding | None = None) -> Decoded:
     """Writes ROLE-images.npy, uint8 [n, height, width, 3], and ROLE-labels.npy, int64 [n], for every split.
 
+    `how`: that of a model's training images; otherwise the images' own size, if they all have one, and own range.
     Raises UserError if a split is empty or has no labels; if images do not decode or labels are out of range, naming
     every one of them; and if there is only one class.
     """
     splits, classes, twins = contents.splits, len(contents.classes), _check_names(contents.classes, data)
     unlabeled = {role: dict.fromkeys(_unlabeled(split, classes, data), "") for role, split in splits.items()}
-    side, sizes = 0, ""
-    try:
-        broken, size = _write_images(splits, unlabeled, data.decode_size, folder, data)
-    except _MustResize as reason:
-        side, sizes = data.image_size, f"{reason}: the shortest side is resized to {data.image_size} and the center "
-        sizes += "cropped (data.decode_size)"
-        broken, size = _write_images(splits, unlabeled, side, folder, data)
+    side, sizes, scaled, allow_deep = 0, "", "", how is not None or bool(data.value_range)
+    how = how or Decoding((data.decode_size,) * 2 if data.decode_size else None, data.value_range or None)
+    while True:
+        try:
+            broken, size = _write_images(splits, unlabeled, how, allow_deep, folder, data)
+            break
+        except _MustResize as reason:
+            side = data.image_size
+            sizes = f"{reason}: the shortest side is resized to {side} and the center cropped (data.decode_size)"
+            how = replace(how, size=(side, side))
+        except image_io.DeepImage:
+            found, scaled = value_range.measure(contents.train.images, data)
+            how, allow_deep = replace(how, value_range=found), True
     for role, split in splits.items():
         if len(broken[role]) == len(split.images):
             raise UserError(
@@ -72,8 +83,11 @@ def decode(contents: SourceData, data: Data, folder: Path) -> Decoded:
             )
     problems = _problems(splits, broken, unlabeled, classes)
     if problems and not data.skip_broken:
+        heic = sum(image_io.is_heic(splits[role].images[row]) for role, rows in broken.items() for row in rows)
+        hint = "" if image_io.READS_HEIC or not heic else f", {heic} of them HEIC ({image_io.HEIC_FIX})"
         raise UserError(
-            f"data.source {data.source!r}: {problems}; fix or remove them, or skip them with --data.skip_broken True"
+            f"data.source {data.source!r}: {problems}{hint}; fix or remove them, or skip them with --data.skip_broken "
+            "True"
         )
     left_out = {role: sorted({*broken[role], *unlabeled[role]}) for role in splits}
     images = {}
@@ -90,10 +104,10 @@ def decode(contents: SourceData, data: Data, folder: Path) -> Decoded:
         with write_errors():
             np.save(folder / f"{role}-labels.npy", labels)
     skipped = f"skipped (data.skip_broken): {problems}"
-    remarks = (*contents.remarks, twins, sizes, skipped if problems else "")
+    remarks = (*contents.remarks, twins, sizes, scaled, skipped if problems else "")
     left_out = {role: rows for role, rows in left_out.items() if rows}
     names = {role: split.name for role, split in splits.items()}
-    return Decoded(images, names, size, side, left_out, tuple(filter(None, remarks)))
+    return Decoded(images, names, size, side, how.value_range, left_out, tuple(filter(None, remarks)))
 
 
 class ArrayFile:
@@ -156,11 +170,11 @@ def _unlabeled(split: Split, classes: int, data: Data) -> list[int]:
 
 
 def _write_images(
-    splits: dict[str, Split], unlabeled: dict[str, Files], side: int, folder: Path, data: Data
+    splits: dict[str, Split], unlabeled: dict[str, Files], how: Decoding, allow_deep: bool, folder: Path, data: Data
 ) -> tuple[dict[str, Files], tuple[int, int]]:
     """Decodes every image and writes the usable ones; returns those that do not decode, and the size of the images.
 
-    Fills in the files of those that are `unlabeled`.
+    Fills in the files of those that are `unlabeled`. Raises _MustResize; DeepImage unless `allow_deep`.
     """
     broken: dict[str, Files] = {role: {} for role in splits}
     shapes: set[tuple[int, ...]] = set()
@@ -170,7 +184,7 @@ def _write_images(
                 starts = [0, *range(1, len(split.images), _CHUNK)]  # the first image alone tells whether they are large
                 for start, end in itertools.pairwise([*starts, len(split.images)]):
                     encoded = split.images[start:end]
-                    decoded = threads.map(_decode_image, encoded, itertools.repeat(side))
+                    decoded = threads.map(partial(_decode_image, how=how, allow_deep=allow_deep), encoded)
                     usable = []
                     for row, (source, image) in enumerate(zip(encoded, decoded, strict=True), start=start):
                         if row in unlabeled[role]:
@@ -181,7 +195,7 @@ def _write_images(
                             usable.append(image)
                     is_first = not shapes and usable
                     shapes |= {image.shape for image in usable}
-                    _check_shapes(shapes, side, data)
+                    _check_shapes(shapes, how, data)
                     if is_first:
                         _announce(sum(len(each.images) for each in splits.values()), usable[0])
                     if usable:
@@ -189,12 +203,12 @@ def _write_images(
     return broken, min(shapes, default=(0, 0, 3))[:2]
 
 
-def _check_shapes(shapes: set[tuple[int, ...]], side: int, data: Data) -> None:
+def _check_shapes(shapes: set[tuple[int, ...]], how: Decoding, data: Data) -> None:
     """Raises _MustResize if images are stored at their own size and are large, or of several sizes."""
     if len(shapes) > 1:
         raise _MustResize("images of several sizes")
     for height, width, _ in shapes:
-        if not side and is_large(height, width, data):
+        if how.size is None and is_large(height, width, data):
             raise _MustResize(
                 f"images of {width}x{height} pixels, more than {_LARGE} times those of data.image_size "
                 f"{data.image_size}"
@@ -208,9 +222,9 @@ def _announce(count: int, image: np.ndarray) -> None:
     check_space(nbytes)
 
 
-def _decode_image(image: Any, side: int) -> np.ndarray | None:
+def _decode_image(image: Any, how: Decoding, allow_deep: bool) -> np.ndarray | None:
     try:
-        return image_io.to_rgb(image, side)
+        return image_io.to_rgb(image, how, allow_deep)
     except image_io.UndecodableImage:
         return None
 

@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from resnet_cifar.data.decoding import decode, is_large
 from resnet_cifar.data.image_dataset import ImageDataset, MmapImages, choose_storage
 from resnet_cifar.data.paths import cache_root
 from resnet_cifar.data.sources.base import check_fields, shorten
+from resnet_cifar.data.sources.image_io import AS_IS, Decoding
 from resnet_cifar.data.sources.registry import find_source
 
 
@@ -24,7 +26,7 @@ class ImageData:
     """The data of a run. `fingerprint` is a digest of every decoded image and label of the source.
 
     `place` describes where the images are stored and why, `origins` the splits of the source that they come from;
-    `remarks` are sentences on how they were decoded and on what is not used.
+    `remarks` are sentences on how they were decoded and on what is not used; `decoding` gives other images their form.
     """
 
     train: ImageDataset
@@ -35,39 +37,49 @@ class ImageData:
     place: str = ""
     origins: str = ""
     remarks: tuple[str, ...] = ()
+    decoding: Decoding = AS_IS
 
 
-def prepare(data: Data) -> Path:
-    """The cache entry of `data`, decoded if it is missing or damaged. Raises UserError."""
+def prepare(data: Data, how: Decoding | None = None) -> Path:
+    """The cache entry of `data`, decoded if it is missing or damaged. Raises UserError.
+
+    `how`: that of the training images of a model, for others that it is to classify.
+    """
     kind = find_source(data.source)
     check_fields(data, kind.FIELDS)
-    described = f"{kind.identity(data)} {data.config_name} {data.splits} {data.columns} {data.decode_size}"
+    described = f"{kind.identity(data)} {data.config_name} {data.splits} {data.columns}"
+    described += f" {data.decode_size} {data.value_range}"
     # The key depends on how the images were decoded, which is known only afterwards: one of these.
-    sides = (0,) if data.decode_size else (0, data.image_size)
+    sides = {0: None} if data.decode_size else {0: None, data.image_size: None}
+    if how:  # what training has decoded by itself may be just that
+        sides |= {how.size and how.size[0]: None, how: None}
     for side in sides:
         for complete in (True, False) if data.skip_broken else (True,):
             entry = cache.entry_path(f"{described} {side} {complete}")
             if entry.is_dir():
                 damage = cache.find_damage(entry)
-                if damage is None and not (side or data.decode_size) and _is_too_large(entry, data):
-                    continue  # from a run with a larger image_size
-                if damage is None:
+                if damage is None and _fits(_meta(entry), side, data, how):
                     cache.mark_used(entry)
                     return entry
+                if damage is None:
+                    continue
                 print(f"the cache entry {entry} is damaged ({damage}): decoding again", file=sys.stderr, flush=True)
                 cache.discard(entry)
     print(f"decoding {data.source} once, into {cache_root()}", flush=True)
     with cache.new_entry() as folder:  # fails before any download if the cache is not writable
         contents = kind.read(data)
-        decoded = decode(contents, data, folder)
-        entry = cache.entry_path(f"{described} {decoded.side} {not decoded.left_out}")
+        decoded = decode(contents, data, folder, how)
+        entry = cache.entry_path(f"{described} {how or decoded.side} {not decoded.left_out}")
         cache.publish(folder, entry, contents.classes, {"source": data.source, **asdict(decoded)})
     return entry
 
 
-def _is_too_large(entry: Path, data: Data) -> bool:
-    """Whether the images of an entry are not stored at their own size for this image_size."""
-    return is_large(*json.loads((entry / "meta.json").read_text())["size"], data)
+def _fits(meta: dict[str, Any], side: Any, data: Data, how: Decoding | None) -> bool:
+    """Whether an entry holds the images like `how`, or without it as `data` has them decoded."""
+    if how:
+        return how == _decoding(meta)
+    # Those at their own size may be from a run with a larger image_size.
+    return bool(side or data.decode_size) or not is_large(*meta["size"], data)
 
 
 def load(entry: Path, recipe: Recipe, device: torch.device) -> ImageData:
@@ -75,7 +87,7 @@ def load(entry: Path, recipe: Recipe, device: torch.device) -> ImageData:
 
     Raises UserError if a split lacks a class.
     """
-    meta = json.loads((entry / "meta.json").read_text())
+    meta = _meta(entry)
     labels = {role: np.load(entry / f"{role}-labels.npy") for role in meta["images"]}
     chosen = splits.split_indices(labels, meta["classes"], recipe)
     own = {"validation"} if recipe.data.overfit_images else set()  # what is cut off the training split regardless
@@ -103,7 +115,16 @@ def load(entry: Path, recipe: Recipe, device: torch.device) -> ImageData:
         place=description,
         origins=_describe_origins(parts, meta["names"], labels, recipe.data),
         remarks=(*meta["remarks"], *_lacking_classes(parts, labels, meta["classes"])),
+        decoding=_decoding(meta),
     )
+
+
+def _meta(entry: Path) -> dict[str, Any]:
+    return json.loads((entry / "meta.json").read_text())
+
+
+def _decoding(meta: dict[str, Any]) -> Decoding:
+    return Decoding(tuple(meta["size"]), meta["value_range"] and tuple(meta["value_range"]))
 
 
 def _describe_origins(

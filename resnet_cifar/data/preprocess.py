@@ -1,23 +1,63 @@
-"""From uint8 images to the input of the network."""
+"""From an image of any kind to the input of the network."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from resnet_cifar.config.schema import Data
 from resnet_cifar.data import transforms
+from resnet_cifar.data.sources import image_io
+from resnet_cifar.data.sources.image_io import AS_IS, WHOLE_RANGE, Decoding
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resizing and normalization. mean and std: [3] in 0..1, on the device, in the dtype of the network's input."""
+    """Decoding, resizing and normalization, in training, evaluation, prediction, the export and its model card.
+
+    mean and std: [3] in 0..1, on the device, in the dtype of the network's input. `decoding`: of the training images.
+    """
 
     data: Data
     mean: Tensor
     std: Tensor
+    decoding: Decoding = AS_IS
+
+    def read(self, image: Any) -> np.ndarray:
+        """An image as uint8 [h, w, 3], decoded like the training images (see `to_rgb`). Raises UndecodableImage."""
+        return image_io.to_rgb(image, self.decoding)
 
     def __call__(self, images: Tensor, size: int = 0) -> Tensor:
         """uint8 [n, h, w, 3] -> normalized [n, 3, size, size], channels_last; `size` 0 is data.image_size."""
         return transforms.to_input(images, size or self.data.image_size, self.data.interpolation, self.mean, self.std)
+
+    @property
+    def is_exact_in_timm(self) -> bool:
+        """Whether timm's transform of decoded images, built from `timm_config`, is this one up to rounding."""
+        return self.decoding.size == (self.data.image_size, self.data.image_size)
+
+    @property
+    def timm_config(self) -> dict[str, Any]:
+        """The fields of timm's `pretrained_cfg` that describe the resizing, as closely as they can."""
+        # Images that are stored at the network's size have been resized by `cover`; others are again, by torch.
+        interpolation = "bicubic" if self.is_exact_in_timm else self.data.interpolation
+        is_square = self.decoding.size is not None and len(set(self.decoding.size)) == 1
+        return {"interpolation": interpolation, "crop_pct": 1.0, "crop_mode": "center" if is_square else "squash"}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Plain values for config.json, with all steps that timm's transform lacks."""
+        size, value_range = self.decoding.size, self.decoding.value_range
+        deep = "values of more than 8 bits scaled from {:g}..{:g} to 0..255".format(*(value_range or WHOLE_RANGE))
+        lacks = ["EXIF orientation", "transparency on white", deep]
+        if size is not None and not self.is_exact_in_timm:
+            lacks.append(f"images resized to cover {size[0]} x {size[1]} and center-cropped before the final resizing")
+        return {
+            "stored_size": size and list(size),
+            "value_range": value_range and list(value_range),
+            "interpolation": self.data.interpolation,
+            "timm_transform_lacks": lacks,
+        }

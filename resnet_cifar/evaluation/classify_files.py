@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from resnet_cifar.config.errors import UserError
-from resnet_cifar.data.sources.image_io import UndecodableImage, to_rgb
+from resnet_cifar.data.sources import image_io
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.evaluation.loaded_model import LoadedModel
 
@@ -27,6 +25,7 @@ def image_files(paths: Sequence[str]) -> list[str]:
     UserError.
     """
     extensions = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    extensions.update(image_io.HEIC)  # without pillow-heif, to be told that it is needed
     files: list[str] = []
     for word in paths:
         path = Path(word)
@@ -46,12 +45,11 @@ def image_files(paths: Sequence[str]) -> list[str]:
     return files
 
 
-def read_image(file: str, side: int) -> np.ndarray | None:
-    """uint8 [height, width, 3], decoded like a dataset's image; None if it cannot be read. `side`: see `to_rgb`."""
-    try:
-        return to_rgb(file, side)
-    except UndecodableImage:
-        return None
+def unreadable_reason(file: str) -> str:
+    """Why a file that cannot be read as an image is not."""
+    if image_io.is_heic(file) and not image_io.READS_HEIC:
+        return f"a HEIC image: {image_io.HEIC_FIX}"
+    return "it cannot be read as an image"
 
 
 @torch.no_grad()
@@ -64,13 +62,19 @@ def class_probabilities(context: DistributedContext, model: LoadedModel, files: 
     mine = files[context.rank * each : (context.rank + 1) * each]
     logits = torch.zeros(each, len(model.classes), dtype=torch.float64, device=context.device)
     is_read = torch.zeros(each, dtype=torch.int64, device=context.device)
-    read = partial(read_image, side=model.decode_size)
+
+    def read(file: str) -> Tensor | None:
+        try:
+            return torch.from_numpy(model.preprocess.read(file))
+        except image_io.UndecodableImage:
+            return None
+
     with ThreadPoolExecutor() as threads:  # PIL decodes outside the interpreter's lock
         for start in range(0, len(mine), _BATCH):
             decoded = list(threads.map(read, mine[start : start + _BATCH]))
             rows = [start + offset for offset, pixels in enumerate(decoded) if pixels is not None]
             if rows:
-                images = (torch.from_numpy(pixels)[None].to(context.device) for pixels in decoded if pixels is not None)
+                images = (pixels[None].to(context.device) for pixels in decoded if pixels is not None)
                 inputs = torch.cat([model.preprocess(image) for image in images])
                 logits[rows] = model.model(inputs.contiguous(memory_format=torch.channels_last)).double()
                 is_read[rows] = 1

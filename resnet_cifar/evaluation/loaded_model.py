@@ -18,6 +18,7 @@ from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.data.preprocess import Preprocess
+from resnet_cifar.data.sources.image_io import Decoding
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.evaluation import model_location
 from resnet_cifar.evaluation.model_location import Target
@@ -29,9 +30,9 @@ class LoadedModel:
     """A model on the context's device, in eval mode, with its preprocessing and metadata.
 
     `name`: recorded as `checkpoint` in eval-NAME.json. `fingerprint`: of the training images, if known. `temperature`:
-    fitted by an earlier evaluation or the export, or None. `remark`: a warning for the user. `decode_size`: side that
-    images were resized to before training; 0 if none or unknown. `plain`: `model` without wrappers. `is_fresh`: whether
-    the BatchNorm statistics belong to these weights; those of a checkpoint between two evaluations do not.
+    fitted by an earlier evaluation or the export, or None. `remark`: a warning for the user. `plain`: `model` without
+    wrappers. `is_fresh`: whether the BatchNorm statistics belong to these weights; those of a checkpoint between two
+    evaluations do not.
     """
 
     model: nn.Module
@@ -41,7 +42,6 @@ class LoadedModel:
     fingerprint: str | None
     temperature: float | None
     remark: str | None
-    decode_size: int
     plain: nn.Module
     is_fresh: bool
 
@@ -57,7 +57,8 @@ class LoadedModel:
 def load_model(target: Target, recipe: Recipe, context: DistributedContext) -> LoadedModel:
     """Loads the weights and the preprocessing of `recipe.data`. Raises UserError if they are damaged or do not fit."""
     try:
-        plain, facts = _exported(target, recipe) if target.kind == "model" else _saved(target, recipe, context.dtype)
+        load = _exported(target, recipe) if target.kind == "model" else _saved(target, recipe, context.dtype)
+        plain, decoding, facts = load
     except (RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -67,7 +68,7 @@ def load_model(target: Target, recipe: Recipe, context: DistributedContext) -> L
     plain.to(dtype=context.dtype, memory_format=torch.channels_last)
     mean, std = (torch.tensor(v, dtype=context.dtype, device=context.device) for v in normalization(plain, recipe))
     model = context.prepare_for_eval(plain.eval())
-    return LoadedModel(model=model, plain=plain, preprocess=Preprocess(recipe.data, mean, std), **facts)
+    return LoadedModel(model=model, plain=plain, preprocess=Preprocess(recipe.data, mean, std, decoding), **facts)
 
 
 def results_name(target: Target, split: str, weights: str) -> str:
@@ -80,7 +81,7 @@ def results_name(target: Target, split: str, weights: str) -> str:
     return split if is_result else f"{split}-{Path(weights).name}"
 
 
-def _exported(target: Target, recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
+def _exported(target: Target, recipe: Recipe) -> tuple[nn.Module, Decoding, dict[str, Any]]:
     export, size = model_location.read_export_config(target.path), recipe.data.image_size
     if not timm.is_model(export.architecture):
         raise UserError(f"{target.path} is a {export.architecture!r}, which this timm does not know: update timm")
@@ -92,11 +93,11 @@ def _exported(target: Target, recipe: Recipe) -> tuple[nn.Module, dict[str, Any]
         raise UserError(f"data.image_size {size}: {target.path} takes images of {export.image_size} pixels only")
     remark = f"timm would crop these images (crop_pct {export.crop:g}); here the whole image is resized"
     facts = {"classes": export.classes, "name": _name(target, target.path), "fingerprint": export.fingerprint}
-    facts |= {"decode_size": export.decode_size, "is_fresh": True}
-    return model, {**facts, "temperature": export.temperature, "remark": None if export.crop == 1 else remark}
+    facts |= {"temperature": export.temperature, "remark": None if export.crop == 1 else remark, "is_fresh": True}
+    return model, Decoding(export.stored_size, export.value_range), facts
 
 
-def _saved(target: Target, recipe: Recipe, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
+def _saved(target: Target, recipe: Recipe, dtype: torch.dtype) -> tuple[nn.Module, Decoding, dict[str, Any]]:
     chosen, state = _chosen_checkpoint(target)
     model = create_model(recipe, len(state["classes"]), pretrained=False).to(dtype)
     model.load_state_dict(checkpoint.weights(chosen))
@@ -104,9 +105,9 @@ def _saved(target: Target, recipe: Recipe, dtype: torch.dtype) -> tuple[nn.Modul
     name = _name(target, chosen)
     facts = {"classes": tuple(state["classes"]), "name": name, "fingerprint": state["data"]}
     has_norms = any(isinstance(module, _BatchNorm) for module in model.modules())
-    facts |= {"decode_size": state["decode_size"], "is_fresh": state["bn_stats_current"] or not has_norms}
-    remark = "this run is not finished: this is its best checkpoint so far" if is_early else None
-    return model, {**facts, "temperature": _saved_temperature(target, name), "remark": remark}
+    facts |= {"temperature": _saved_temperature(target, name), "is_fresh": state["bn_stats_current"] or not has_norms}
+    facts["remark"] = "this run is not finished: this is its best checkpoint so far" if is_early else None
+    return model, Decoding(**{name: value and tuple(value) for name, value in state["decoding"].items()}), facts
 
 
 def _chosen_checkpoint(target: Target) -> tuple[Path, dict[str, Any]]:

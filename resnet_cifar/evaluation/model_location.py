@@ -65,7 +65,10 @@ def checkpoint_recipe(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Export:
-    """The config.json of a model written by train.py or timm's `save_for_hf`, except its mean and std."""
+    """The config.json of a model written by train.py or timm's `save_for_hf`, except its mean and std.
+
+    `stored_size` and `value_range`: see `Decoding`; None if unknown.
+    """
 
     architecture: str
     classes: tuple[str, ...]
@@ -73,7 +76,8 @@ class Export:
     interpolation: str
     crop: float
     temperature: float | None
-    decode_size: int
+    stored_size: tuple[int, int] | None
+    value_range: tuple[float, float] | None
     fingerprint: str | None
 
 
@@ -85,7 +89,7 @@ def read_export_config(path: Path) -> Export:
         raise UserError(
             f"{path} has no model.safetensors: export with timm.models.save_for_hf(..., safe_serialization=True)"
         )
-    data = config.get("pretrained_cfg", config)
+    data, own = config.get("pretrained_cfg", config), config.get("preprocess", {})
     try:
         names = config.get("label_names") or data.get("label_names")
         names = [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) else names
@@ -94,10 +98,11 @@ def read_export_config(path: Path) -> Export:
             architecture=config.get("architecture") or data["architecture"],
             classes=tuple(map(str, names or ())),
             image_size=size[-1],
-            interpolation=data.get("interpolation") or "bicubic",
+            interpolation=own.get("interpolation") or data.get("interpolation") or "bicubic",
             crop=data.get("crop_pct") or 1.0,
             temperature=config.get("temperature"),
-            decode_size=config.get("decode_size", 0),
+            stored_size=own.get("stored_size") and tuple(own["stored_size"]),
+            value_range=own.get("value_range") and tuple(own["value_range"]),
             fingerprint=config.get("fingerprint"),
         )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

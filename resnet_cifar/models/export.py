@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import timm
 import timm.data
@@ -26,35 +27,32 @@ def export_model(
     recipe: Recipe,
     classes: tuple[str, ...],
     weights: dict[str, Tensor],
-    facts: Mapping[str, float | str | None],
+    geometry: Mapping[str, Any],
+    facts: Mapping[str, Any],
     card: str = "",
 ) -> None:
     """Writes `weights` in timm's format: `timm.create_model("local-dir:FOLDER", pretrained=True)` loads them.
 
-    The folder is written aside and renamed. A CIFAR stem or an MLP head needs `import resnet_cifar` first. config.json
-    also holds the `facts` that are not None: `temperature`, which divides logits, and the training images'
-    `decode_size` and `fingerprint`. `card`: the text of README.md.
+    The folder is written aside and renamed. A CIFAR stem or an MLP head needs `import resnet_cifar` first. `geometry`
+    and the `facts` that are not None enter config.json: what timm's transform needs (`Preprocess.timm_config`), and
+    `temperature`, which divides logits, `preprocess` (`Preprocess.facts`) and the training images' `fingerprint`.
+    `card`: the text of README.md.
     """
     mean, std = normalization(model, recipe)
-    size = recipe.data.image_size
     name, options = model.pretrained_cfg["architecture"], getattr(model, "entrypoint_options", {})
     with torch.device("meta"):  # allocates nothing: `weights` are assigned
         exported = timm.create_model(name, num_classes=len(classes), **input_size_options(recipe), **options)
     exported.load_state_dict({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, assign=True)
-    exported.pretrained_cfg = {
-        **model.pretrained_cfg,
-        "input_size": (3, size, size),
-        "mean": mean,
-        "std": std,
-        "interpolation": recipe.data.interpolation,
-        "crop_pct": 1.0,
-        "crop_mode": "squash",
-    }
+    # The size and crop that timm's original weights were tested with do not apply to these.
+    original = {name: value for name, value in model.pretrained_cfg.items() if not name.startswith("test_")}
+    size = (3, recipe.data.image_size, recipe.data.image_size)
+    exported.pretrained_cfg = {**original, "input_size": size, "mean": mean, "std": std, **geometry}
     aside = folder.with_name(folder.name + ".writing")
     shutil.rmtree(aside, ignore_errors=True)
     config = {"label_names": list(classes), **{name: fact for name, fact in facts.items() if fact is not None}}
     timm.models.save_for_hf(exported, aside, model_config=config, safe_serialization=True)
     if card:
         (aside / "README.md").write_text(card, encoding="utf-8")
+    shutil.copymode(aside / "config.json", aside / "model.safetensors")  # safetensors writes for the owner alone
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shlex
@@ -14,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from resnet_cifar.config.diff import differing_fields, flatten
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Recipe
+from resnet_cifar.data.sources import image_io
 from resnet_cifar.reporting import html_page
 
 _METRICS = {"accuracy": "accuracy", "top5": "top-5 accuracy", "loss": "cross-entropy"}
@@ -25,12 +27,14 @@ _LICENSES = (
     "cc-by-nc-4.0",
 )  # whose names in timm and on the Hub agree
 _UNSEEN = (
+    "data.decode_size",
     "data.image_size",
     "data.interpolation",
     "data.normalize",
     "data.validation_fraction",
     "data.overfit_images",
     "data.storage",
+    "data.value_range",
 )
 _ASIDE = ("precision", "rank_timeout", "track.", "checkpoint.", "data.storage")  # stated elsewhere or without effect
 _PATHS = ("data.source", "model.init_from")  # only the last part of a local path is published
@@ -41,17 +45,20 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 {package}
 model = timm.create_model({address}, pretrained=True).eval()
 config = model.pretrained_cfg
 mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
 
 
+{functions}
+
 def to_input(image):
-    """Preprocesses a PIL image as in training: float32 [3, height, width]."""
-    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float()
-    size, mode = tuple(config["input_size"][1:]), config["interpolation"]
+    """Preprocesses a PIL image, as Image.open gives it, as in training: float32 [3, height, width]."""
+    image = {decoded}
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
+    size, mode = tuple(config["input_size"][1:]), "{interpolation}"
     if pixels.shape[2:] != size:
         antialias = mode != "nearest" and size[0] < max(pixels.shape[2:])
         pixels = F.interpolate(pixels, size, mode=mode, antialias=antialias).clamp(0, 255)
@@ -59,13 +66,23 @@ def to_input(image):
 '''
 
 
-def loading_code(folder: str, needs_package: bool) -> str:
+def loading_code(folder: str, preprocess: Mapping[str, Any], needs_package: bool) -> str:
     """Python code that loads the model in `folder` with timm as `model` and defines its `to_input`.
 
-    `needs_package`: whether `import resnet_cifar` has to register the architecture first.
+    `preprocess`: that of the model's config.json (`Preprocess.facts`). `needs_package`: whether `import resnet_cifar`
+    has to register the architecture first.
     """
     package = "\nimport resnet_cifar  # registers its models with timm\n" if needs_package else ""
-    return _LOADING.format(package=package, address=json.dumps(f"local-dir:{folder}"))
+    size, value_range = preprocess["stored_size"], preprocess["value_range"]
+    decoded = f"decode(image, {', '.join(map(str, value_range))})" if value_range else "decode(image)"
+    functions = [image_io.decode, *([image_io.cover, image_io.crop_center] if size else [])]
+    return _LOADING.format(
+        package=package,
+        address=json.dumps(f"local-dir:{folder}"),
+        functions="\n\n".join(map(inspect.getsource, functions)),
+        decoded=f"cover({decoded}, {', '.join(map(str, size))})" if size else decoded,
+        interpolation=preprocess["interpolation"],
+    )
 
 
 def render_card(
@@ -79,7 +96,7 @@ def render_card(
     """The model card of a model trained with `recipe`.
 
     `config`: timm's `pretrained_cfg` of the initial model. `found`: the content of eval-test.json. `result`: that of
-    result.json, with `decode_size` and `fingerprint` of the images. `environment`: that of environment.json.
+    result.json, with `preprocess` (see `loading_code`) and `fingerprint`. `environment`: that of environment.json.
     `needs_package`: see `loading_code`.
     """
     dataset = _source(recipe)
@@ -91,11 +108,12 @@ def render_card(
         start=_start(recipe),
         dataset=dataset,
         recipe=recipe,
+        exact=result["preprocess"]["stored_size"] == [recipe.data.image_size] * 2,
         found=found,
         limited=f" (`data.limit` {recipe.data.limit})" if recipe.data.limit else "",
         result=result,
         needs_package=needs_package,
-        loading=loading_code("FOLDER", needs_package),
+        loading=loading_code("FOLDER", result["preprocess"], needs_package),
         # Which images data.limit keeps depends on the seed, which a model directory does not record.
         scored_on="" if recipe.data.limit and recipe.seed else " ".join(_scored_on(recipe)),
         chosen=f", of which step {result['step']:,} was the best" if result["step"] != result["steps"] else "",

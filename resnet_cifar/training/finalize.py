@@ -87,10 +87,11 @@ def test_and_export(
         "world_size": context.size,
         **writer.costs(),
     }
-    facts = {"temperature": temperature, "decode_size": data.train.side, "fingerprint": data.fingerprint}
+    facts = {"temperature": temperature, "preprocess": state.preprocess.facts, "fingerprint": data.fingerprint}
     with part("export"):
         card = optional_outputs.make_card(lambda: _card(state, found, {**result, **facts}), writer.screen.warn)
-        export_model(state.scored, folder.model, recipe, data.classes, state.scored.state_dict(), facts, card)
+        weights, geometry = state.scored.state_dict(), state.preprocess.timm_config
+        export_model(state.scored, folder.model, recipe, data.classes, weights, geometry, facts, card)
     write_json(folder.path / "result.json", result)
     writer.status("finished")
     writer.screen.end()

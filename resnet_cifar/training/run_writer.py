@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import threading
 import time
@@ -102,7 +103,7 @@ class RunWriter:
             "recipe": to_dict(self.plan.recipe),
             "data": self.data.fingerprint,
             "classes": list(self.data.classes),
-            "decode_size": self.data.train.side,
+            "decoding": dataclasses.asdict(self.data.decoding),
         }
         best = state["best"]["step"] if state["best"] else None
         self._writer.write(self.done, snapshot, {**state, **facts}, best)

@@ -17,6 +17,7 @@ from resnet_cifar.checkpoints.snapshot import Snapshot
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.data.preprocess import Preprocess
+from resnet_cifar.data.sources.image_io import AS_IS, Decoding
 from resnet_cifar.distributed.context import DistributedContext, is_out_of_memory
 from resnet_cifar.models.factory import create_model, in_mode, normalization
 from resnet_cifar.models.ghost_batchnorm import apply_ghost_batchnorm, sync_batchnorm
@@ -34,15 +35,24 @@ class TrainState:
 
     `average` is a second model, the weights' moving average, or None. `parameters` are those that the current stage
     trains. Without `pretrained` it starts from random weights whatever the recipe says, which suffices for an estimate.
+    `decoding`: of the training images.
     """
 
-    def __init__(self, plan: Plan, context: DistributedContext, classes: int, pretrained: bool = True) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        context: DistributedContext,
+        classes: int,
+        pretrained: bool = True,
+        decoding: Decoding = AS_IS,
+    ) -> None:
         recipe = plan.recipe
         self.plan, self.context = plan, context
         self.model = _initial_model(recipe, classes, context) if pretrained else create_model(recipe, classes, False)
         mean, std = normalization(self.model, recipe)
         on_device = {"dtype": context.dtype, "device": context.device}
-        self.preprocess = Preprocess(recipe.data, torch.tensor(mean, **on_device), torch.tensor(std, **on_device))
+        mean, std = torch.tensor(mean, **on_device), torch.tensor(std, **on_device)
+        self.preprocess = Preprocess(recipe.data, mean, std, decoding)
         # channels_last before DDP, whose buckets adopt the strides of the gradients.
         self.model.to(device=context.device, dtype=context.dtype, memory_format=torch.channels_last)
         # Before ghost BatchNorm: the average is not trained, and process groups cannot be copied.

@@ -62,7 +62,7 @@ def train(recipe: Recipe, options: TrainOptions, stop: StopSignals) -> None:
     check_crop_padding(recipe, data.train)
     try:
         with timings.part("model"):
-            state = TrainState(plan, context, len(data.classes), pretrained=not options.dry_run)
+            state = TrainState(plan, context, len(data.classes), not options.dry_run, data.decoding)
     except RuntimeError as error:
         if is_lost_connection(error):
             raise UserError("another process ended before training began, and says why") from None

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from starting import train
 
@@ -22,6 +20,8 @@ from resnet_cifar.cli.verify_export import Comparison
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.train_options import TrainOptions
+from resnet_cifar.data.preprocess import Preprocess
+from resnet_cifar.data.sources.image_io import Decoding
 from resnet_cifar.reporting import model_card
 
 WORDS = {
@@ -98,7 +98,8 @@ def test_a_card_carries_the_measured_numbers(stemmed: Path, tmp_path: Path) -> N
     assert "| `model.stem` | cifar | imagenet |" in card.text and "| `data.limit` | 60 | 0 |" in card.text
     assert f"torch {torch.__version__.partition('+')[0]}" in card.text
     assert "--data.source synthetic --data.limit 60" in card.text
-    assert "\n\n\n" not in card.text.replace(model_card.loading_code("FOLDER", needs_package=True), "code")
+    preprocess = read(moved / "config.json")["preprocess"]
+    assert "\n\n\n" not in card.text.replace(model_card.loading_code("FOLDER", preprocess, needs_package=True), "code")
 
 
 def test_a_card_says_what_a_hub_set_and_pretrained_weights_are_and_no_folder() -> None:
@@ -114,7 +115,8 @@ def test_a_card_says_what_a_hub_set_and_pretrained_weights_are_and_no_folder() -
         "classes": classes,
     }
     found |= {"calibration_error": 0.1, "temperature": None, "precision": "bf16"}
-    result = {"steps": 9, "step": 5, "stopped_early": True, "decode_size": 32, "fingerprint": "0"}
+    result = {"steps": 9, "step": 5, "stopped_early": True, "fingerprint": "0"}
+    result["preprocess"] = Preprocess(read_recipe("finetune").data, *torch.zeros(2, 3), Decoding((32, 32))).facts
     here = {"packages": {"timm": "1.0"}, "python": "3.11", "gpus": ["A GPU"] * 4, "world_size": 2}
     text = model_card.render_card(read_recipe("finetune"), config, found, result, here, needs_package=False)
     data = ModelCard(text).data
@@ -141,14 +143,6 @@ def test_timm_gets_the_runs_logits_out_of_a_model_that_is_ours(stemmed: Path, ca
     assert "on 60 test images" in printed, "there are no more"
     assert printed.count("all 60 predicted classes agree") == 2
     assert len(largest(printed)) == 2 and max(largest(printed)) < 1e-4
-
-
-def test_timms_own_transform_is_the_same_for_pictures_of_the_models_size(halved: Path) -> None:
-    words: dict = {}
-    exec(model_card.loading_code(str(halved / "model"), needs_package=False), words)
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(words["model"]))
-    torch.testing.assert_close(transform(picture), words["to_input"](picture), rtol=0, atol=1e-6)
 
 
 def test_weights_that_have_changed_are_found(stemmed: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -35,7 +35,8 @@ DECISIVE = [path for path in FIELDS if path not in NOT_DECISIVE]
 def another_value(path: str) -> Any:
     """A valid value of the field that is not its default, whatever its type."""
     default = value_at(Recipe(), path)
-    candidates = [not default] if isinstance(default, bool) else [8, 64, 0.5, 0.25, 2, "none", "other", "resnet18"]
+    numbers = [8, 64, 0.5, 0.25, 2]
+    candidates = [not default] if isinstance(default, bool) else [*numbers, "none", "other", "resnet18", "0,9"]
     kind: Any = Recipe
     for part in path.removeprefix("phases.0.").split("."):
         kind = typing.get_type_hints(Phase if path.startswith("phases.") else kind, include_extras=True)[part]

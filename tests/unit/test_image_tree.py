@@ -92,10 +92,10 @@ def test_a_folder_that_contains_everything_is_looked_into(three: Path, tmp_path:
 def test_what_lies_in_an_empty_class_folder_is_named(tmp_path: Path) -> None:
     plant(tmp_path, 2)
     (tmp_path / "birds").mkdir()
-    for name in ("a.HEIC", "b.HEIC", "c.mov"):
+    for name in ("a.CR2", "b.CR2", "c.mov"):
         (tmp_path / "birds" / name).write_bytes(b"")
     assert (
-        "the class folders 'birds' of train contain no images, only 2 .HEIC, 1 .mov ('birds/a.HEIC', 'birds/b.HEIC', "
+        "the class folders 'birds' of train contain no images, only 2 .CR2, 1 .mov ('birds/a.CR2', 'birds/b.CR2', "
         "'birds/c.mov'): add images to them, or remove them"
     ) in sentence(tmp_path)
 

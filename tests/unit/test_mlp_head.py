@@ -164,7 +164,7 @@ def test_a_fresh_process_gets_the_same_logits(tmp_path: Path, run: Callable[...,
             if tensor.is_floating_point():
                 tensor.add_(0.1 * torch.rand(tensor.shape, generator=generator))
         save_file({"inputs": images(3, size)}, folder / "inputs")
-        export_model(model, folder / "model", recipe, CLASSES, model.state_dict(), {})
+        export_model(model, folder / "model", recipe, CLASSES, model.state_dict(), {}, {})
         with torch.no_grad():
             expected[folder] = model(images(3, size))
     done = run("-c", FRESH.format(imports="resnet_cifar, timm"), *expected)
@@ -189,7 +189,7 @@ def finished(tmp_path: Path) -> Callable[..., Path]:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(1)
-        export_model(model, tmp_path / "run" / "model", recipe, CLASSES, model.state_dict(), {})
+        export_model(model, tmp_path / "run" / "model", recipe, CLASSES, model.state_dict(), {}, {})
         return tmp_path / "run"
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch.optim.swa_utils import update_bn
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.validation import parse
+from resnet_cifar.data.preprocess import Preprocess
 from resnet_cifar.models.export import export_model
 from resnet_cifar.models.factory import check_model_name, create_model, normalization
 from resnet_cifar.models.ghost_batchnorm import apply_ghost_batchnorm
@@ -244,7 +246,8 @@ def test_inputs_are_normalized_as_in_pretraining_or_not_at_all() -> None:
 
 
 def exported(model: nn.Module, recipe: Recipe, folder: Path, classes: tuple[str, ...] = CLASSES) -> Path:
-    export_model(model, folder, recipe, classes, model.state_dict(), {})
+    preprocess = Preprocess(recipe.data, *map(torch.tensor, normalization(model, recipe)))
+    export_model(model, folder, recipe, classes, model.state_dict(), preprocess.timm_config, {})
     return folder
 
 
@@ -372,7 +375,18 @@ def test_an_exported_config_holds_the_input_settings(tmp_path: Path) -> None:
     loaded = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{folder}", pretrained=True))
     assert (list(loaded["input_size"]), loaded["interpolation"]) == ([3, 48, 48], "bilinear")
     assert (tuple(loaded["mean"]), tuple(loaded["std"])) == ((0, 0, 0), (1, 1, 1))
-    assert loaded["crop_pct"] == 1.0
+    assert (loaded["crop_pct"], loaded["crop_mode"]) == (1.0, "squash")
+
+
+def test_an_exports_files_can_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        exported(built(dtype=torch.float32), recipe_of(), tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert modes == {"config.json": 0o640, "model.safetensors": 0o640}
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o750
 
 
 def test_an_export_replaces_an_older_one_and_leaves_nothing_aside(tmp_path: Path) -> None:

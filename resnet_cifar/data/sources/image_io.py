@@ -1,40 +1,131 @@
-"""Decodes an image of any mode and size to RGB."""
+"""Decodes an image of any mode and size to RGB.
+
+The source of `decode`, `cover` and `crop_center` is part of every model card: they use nothing but NumPy and Pillow.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-_SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow opens 16-bit PGM files in mode I
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:
+    READS_HEIC = False
+else:
+    register_heif_opener()
+    READS_HEIC = True
+
+HEIC = (".heic", ".heif")
+HEIC_FIX = "pip install pillow-heif reads it"
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+WHOLE_RANGE = (0, 65535)
 
 
 class UndecodableImage(ValueError):
     """An image that cannot be decoded, and why."""
 
 
-def to_rgb(image: Any, side: int = 0) -> np.ndarray:
-    """An image as uint8 [height, width, 3] or, unless `side` is 0, [side, side, 3]. Raises UndecodableImage.
+class DeepImage(Exception):
+    """An image with more than 8 bits per value: which values are black and white has to be known first."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the images of a data set are decoded.
+
+    `size`: (height, width) that they are resized to cover, and center-cropped to; None: each keeps its own.
+    `value_range`: the values of images with more than 8 bits that become 0 and 255; None: 0 and 65535, which
+    floating-point images do not have.
+    """
+
+    size: tuple[int, int] | None = None
+    value_range: tuple[float, float] | None = None
+
+
+AS_IS = Decoding()
+
+
+def to_rgb(image: Any, how: Decoding = AS_IS, allow_deep: bool = True) -> np.ndarray:
+    """An image as uint8 [height, width, 3]. Raises UndecodableImage; DeepImage unless `allow_deep`.
 
     `image`: a path, an image of `datasets` ({"bytes": ..., "path": ...}), or an array uint8 or uint16 [h, w] or
-    [h, w, c]. EXIF orientation is applied, transparency is placed on white, 16-bit values are scaled by their whole
-    range, and the first of several frames is used. `side` resizes as usual for evaluation on ImageNet: the shorter side
-    is resized (bicubic) and the center is cropped.
+    [h, w, c]. The first of several frames is used. See `decode` and `cover`.
     """
-    if isinstance(image, np.ndarray):
-        decoded = Image.fromarray(to_uint8(image.squeeze(-1) if image.shape[2:] == (1,) else image))
+    black_white = how.value_range or WHOLE_RANGE
+    with _opened(image) as opened:
+        if not allow_deep and _is_deep(opened):
+            raise DeepImage
+        picture = _color_to_uint8(opened, *black_white) if isinstance(opened, np.ndarray) else opened
+        _check_values(picture, how.value_range)
+        rgb = decode(picture, *black_white)
+        return np.array(cover(rgb, *how.size) if how.size else rgb)  # a copy: PIL's view is read-only
+
+
+def decode(image: Image.Image, black: float = 0, white: float = 65535) -> Image.Image:
+    """RGB of an image of any mode: turned as EXIF says, on white where it is transparent.
+
+    With more than 8 bits per value, `black` becomes 0 and `white` 255; values outside are clipped.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":  # I;16, I, F
+        values = (np.asarray(image, np.float64) - black) * (255 / (white - black))
+        image = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def cover(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Resizes (bicubic) so that the image just covers height x width, and crops the center.
+
+    For squares the same pixels as torchvision's `Resize(side)` and `CenterCrop(side)`, hence as timm's transform.
+    """
+    image = crop_center(image, min(image.height, 64 * image.width), min(image.width, 64 * image.height))
+    if image.width * height <= image.height * width:
+        wide, high = width, width * image.height // image.width
     else:
-        decoded = _open(image)
-    try:
-        decoded = _convert(decoded)
-        if side and decoded.size != (side, side):
-            decoded = ImageOps.fit(decoded, (side, side), Image.Resampling.BICUBIC)
-    except (OSError, ValueError) as error:  # a mode that Pillow does not convert
-        raise UndecodableImage(str(error)) from None
-    return np.array(decoded)  # a copy: PIL's view is read-only
+        wide, high = height * image.width // image.height, height
+    return crop_center(image.resize((wide, high), Image.Resampling.BICUBIC), height, width)
+
+
+def crop_center(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The center of an image, height x width pixels."""
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def deep_values(image: Any) -> np.ndarray | None:
+    """The values of an image with more than 8 bits each, without alpha; None for others. Raises UndecodableImage.
+
+    Pillow reads the upper 8 of 16 bits per color only; these are scaled to 0..65535.
+    """
+    with _opened(image) as opened:
+        if not _is_deep(opened):
+            return None
+        if isinstance(opened, np.ndarray):
+            return opened[..., : 1 if opened.shape[2] < 3 else 3]
+        if _is_deep_color(opened):
+            return np.asarray(opened.convert("RGB"), np.uint16) * 257
+        _check_values(opened, WHOLE_RANGE)
+        return np.asarray(opened)
+
+
+def is_heic(image: Any) -> bool:
+    """Whether an encoded image is in Apple's HEIC format, which Pillow reads with the package pillow-heif."""
+    with contextlib.suppress(OSError, TypeError):
+        stored = image["bytes"] if isinstance(image, dict) else None
+        with io.BytesIO(stored) if stored is not None else Path(source_file(image)).open("rb") as file:
+            head = file.read(12)
+        return head[4:8] == b"ftyp" and head[8:] in _HEIC_BRANDS
+    return False
 
 
 def source_file(image: Any) -> str:
@@ -43,29 +134,58 @@ def source_file(image: Any) -> str:
     return str(path or "")
 
 
-def to_uint8(values: np.ndarray) -> np.ndarray:
-    """Pixel values of uint8, or of 16 bits scaled by their range (65535 becomes 255), as uint8."""
-    return values if values.dtype == np.uint8 else ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+@contextlib.contextmanager
+def _opened(image: Any) -> Iterator[Image.Image | np.ndarray]:
+    """The image, not decoded yet; an array where Pillow has no mode for it: uint16 [h, w, 2 to 4].
 
-
-def _open(image: Any) -> Image.Image:
-    if isinstance(image, dict):
-        image = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
+    Raises UndecodableImage for what goes wrong within the context too: Pillow raises nearly everything for broken
+    files, some of it while it decodes.
+    """
     try:
+        if isinstance(image, np.ndarray):
+            array = image.squeeze(-1) if image.shape[2:] == (1,) else image
+            yield array if array.ndim == 3 and array.dtype != np.uint8 else Image.fromarray(array)
+            return
+        if isinstance(image, dict):
+            image = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
         with Image.open(image) as opened:
-            return ImageOps.exif_transpose(opened)  # decodes
-    except Exception as error:  # Pillow raises nearly everything for broken files
+            yield opened
+    except (UndecodableImage, DeepImage):
+        raise
+    except Exception as error:
         raise UndecodableImage(f"{type(error).__name__}: {error}") from None
 
 
-def _convert(image: Image.Image) -> Image.Image:
-    if image.mode in _SIXTEEN_BIT:
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise UndecodableImage("its values exceed 16 bits")
-        image = Image.fromarray(to_uint8(values))
-    if image.mode == "F":
+def _is_deep(opened: Image.Image | np.ndarray) -> bool:
+    """Whether an image that is not decoded yet has more than 8 bits per value."""
+    return isinstance(opened, np.ndarray) or opened.mode[0] in "IF" or _is_deep_color(opened)
+
+
+def _is_deep_color(opened: Image.Image) -> bool:
+    """Whether Pillow is about to drop the lower half of 16 bits per color."""
+    arguments = [tile[3] for tile in getattr(opened, "tile", ())]
+    raw_modes = (each[0] if isinstance(each, tuple) and each else each for each in arguments)
+    return opened.mode[0] not in "IF" and any(";16" in str(mode) for mode in raw_modes)
+
+
+def _check_values(opened: Image.Image, value_range: tuple[float, float] | None) -> None:
+    """Raises UndecodableImage if values cannot be scaled; decodes images with more than 8 bits per value."""
+    if _is_deep_color(opened) and value_range not in (None, WHOLE_RANGE):
+        raise UndecodableImage("it has 16 bits per color, of which Pillow reads the upper 8: convert it to 8 bits")
+    if opened.mode == "F" and value_range is None:
         raise UndecodableImage("its values are floating-point numbers, whose range is unknown")
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
+    if opened.mode in ("I", "F"):
+        values = np.asarray(opened)
+        if not np.isfinite(values).all():
+            raise UndecodableImage("some of its values are not finite")
+        if value_range is None and (values.min() < 0 or values.max() > WHOLE_RANGE[1]):
+            raise UndecodableImage("its values exceed 16 bits")
+
+
+def _color_to_uint8(values: np.ndarray, black: float, white: float) -> Image.Image:
+    """uint16 [h, w, 2 to 4] with black and white scaled to 0 and 255, and alpha by all its 16 bits."""
+    alpha = values.shape[2] in (2, 4)
+    low, high = np.full((2, values.shape[2]), [[black], [white]], dtype=np.float64)
+    if alpha:
+        low[-1], high[-1] = WHOLE_RANGE
+    return Image.fromarray(((values - low) * (255 / (high - low))).clip(0, 255).round().astype(np.uint8))

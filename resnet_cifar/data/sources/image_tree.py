@@ -22,8 +22,9 @@ from resnet_cifar.data.sources.base import (
     choose_train,
     shorten,
 )
+from resnet_cifar.data.sources.image_io import HEIC
 
-ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", *HEIC)
 SPLIT_NAMES = (*TRAIN, *VALIDATION, *TEST)
 
 
@@ -142,7 +143,7 @@ def _merged_folders(folders: list[str]) -> str:
 
 
 def _kinds(files: list[str]) -> str:
-    """`5 .HEIC, 1 .txt ('c/0.HEIC', ...)`."""
+    """`5 .CR2, 1 .txt ('c/0.CR2', ...)`."""
     counts = Counter(PurePosixPath(file).suffix or PurePosixPath(file).name for file in files)
     kinds = shorten(f"{count:,} {kind}" for kind, count in counts.most_common())
     return f"{kinds} ({shorten(map(repr, sorted(files)), 3)})"
