@@ -83,11 +83,8 @@ def decode(contents: SourceData, data: Data, folder: Path, how: Decoding | None 
             )
     problems = _problems(splits, broken, unlabeled, classes)
     if problems and not data.skip_broken:
-        heic = sum(image_io.is_heic(splits[role].images[row]) for role, rows in broken.items() for row in rows)
-        hint = "" if image_io.READS_HEIC or not heic else f", {heic} of them HEIC ({image_io.HEIC_FIX})"
         raise UserError(
-            f"data.source {data.source!r}: {problems}{hint}; fix or remove them, or skip them with --data.skip_broken "
-            "True"
+            f"data.source {data.source!r}: {problems}; fix or remove them, or skip them with --data.skip_broken True"
         )
     left_out = {role: sorted({*broken[role], *unlabeled[role]}) for role in splits}
     images = {}
@@ -99,6 +96,12 @@ def decode(contents: SourceData, data: Data, folder: Path, how: Decoding | None 
             raise UserError(
                 f"data.source {data.source!r} has images of one class only, {contents.classes[labels[0]]!r}: use one "
                 "with two classes or more; a label column can be named with --data.columns.label"
+            )
+        lost = sorted({*split.labels.tolist()} & {*range(classes)} - {*labels.tolist()})
+        if role == "train" and lost:
+            raise UserError(
+                f"data.source {data.source!r}: no usable image of {[contents.classes[label] for label in lost]} in "
+                f"{split.name}, {problems}: fix them, or remove these classes"
             )
         images[role] = len(labels)
         with write_errors():
@@ -245,6 +248,9 @@ def _problems(splits: dict[str, Split], broken: dict[str, Files], unlabeled: dic
         return f"{count} {one if count == 1 else many} ({where})" if count else ""
 
     undecoded = describe(broken, "image does not decode", "images do not decode")
+    if not image_io.READS_HEIC:
+        heic = sum(image_io.is_heic(splits[role].images[row]) for role, rows in broken.items() for row in rows)
+        undecoded += f", {heic} of them HEIC ({image_io.HEIC_FIX})" if heic else ""
     invalid = describe(
         unlabeled, f"label is not one of the {classes} classes", f"labels are not among the {classes} classes"
     )

@@ -48,7 +48,7 @@ def image_files(paths: Sequence[str]) -> list[str]:
 def unreadable_reason(file: str) -> str:
     """Why a file that cannot be read as an image is not."""
     if image_io.is_heic(file) and not image_io.READS_HEIC:
-        return f"a HEIC image: {image_io.HEIC_FIX}"
+        return f"a HEIC image ({image_io.HEIC_FIX})"
     return "it cannot be read as an image"
 
 

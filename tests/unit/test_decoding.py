@@ -13,6 +13,7 @@ from read_sources import arrays, both, encoded, in_memory, sentence, split_of
 
 from resnet_cifar.config.schema import SplitNames
 from resnet_cifar.data.decoding import ArrayFile, format_indices
+from resnet_cifar.data.sources import image_io
 
 ABC = ClassLabel(names=["a", "b", "c"])
 FIX = "; fix or remove them, or skip them with --data.skip_broken True"
@@ -76,6 +77,20 @@ def test_broken_images_are_skipped_on_request_and_reported() -> None:
         "skipped (data.skip_broken): 1 image does not decode (train 5) and 2 labels are not among the 3 classes "
         "(train 150-151)",
     )
+
+
+def test_heic_images_are_named_with_the_package_that_reads_them(
+    four: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_io, "READS_HEIC", False)
+    heic = {"bytes": b"\0\0\0\x18ftypheic" + bytes(64), "path": "a.HEIC"}
+    label = (ABC, [0, 1, 2, 0])
+    train, test = split_of([heic, *four[1:3], UNREADABLE["nonsense"]], label=label), split_of(four, label=label)
+    assert sentence(both(train, test)) == (
+        "data.source 'x/y': 2 images do not decode (train 0 (a.HEIC), 3), 1 of them HEIC (needs `pip install "
+        "pillow-heif`)" + FIX
+    )
+    assert "no usable image of ['a'] in train, 2 images do not" in sentence(both(train, test), skip_broken=True)
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")  # what becomes of NaN as a whole number depends on the machine

@@ -12,6 +12,7 @@ from PIL import Image
 from read_sources import arrays, encoded
 from torchvision.transforms import v2
 
+from resnet_cifar.data.sources import image_io
 from resnet_cifar.data.sources.image_io import Decoding, UndecodableImage, to_rgb
 
 SQUARE = Decoding((32, 32))
@@ -137,6 +138,15 @@ def test_the_first_frame_counts() -> None:
     stream = io.BytesIO()
     frames[0].save(stream, "PNG", save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(to_rgb({"bytes": stream.getvalue(), "path": None}), arrays(3)[0])
+
+
+def test_heic_is_read_with_pillow_heif_and_recognized_without() -> None:
+    pytest.importorskip("pillow_heif")
+    pixels = np.repeat(np.linspace(0, 255, 96, dtype=np.uint8)[None, :, None], 48, 0).repeat(3, 2)
+    picture = saved(Image.fromarray(pixels), "HEIF", quality=95)
+    assert np.abs(to_rgb(picture).astype(int) - pixels).max() < 16
+    assert image_io.is_heic(picture) and not image_io.is_heic(saved(Image.fromarray(pixels), "AVIF"))
+    assert not image_io.is_heic("missing.heic") and not image_io.is_heic(None) and not image_io.is_heic(pixels)
 
 
 def test_what_it_returns_is_plain_bytes() -> None:

@@ -24,7 +24,7 @@ else:
     READS_HEIC = True
 
 HEIC = (".heic", ".heif")
-HEIC_FIX = "pip install pillow-heif reads it"
+HEIC_FIX = "needs `pip install pillow-heif`"
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 WHOLE_RANGE = (0, 65535)
 
