@@ -28,7 +28,7 @@ from resnet_cifar.atomic_io import fsync_path, sha256
 from resnet_cifar.checkpoints.snapshot import Snapshot
 from resnet_cifar.config.errors import UserError
 
-FORMAT = 3
+FORMAT = 4
 _WEIGHTS, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 _AVERAGE = "average.safetensors"
 # safetensors' names of dtypes, in the order in which it writes them.

@@ -193,7 +193,9 @@ def _exported_logits(target: Target, files: list[str], folder: Path) -> dict[str
     environment["CUDA_VISIBLE_DEVICES"] = ""
     names, logits = folder / "files.json", folder / "logits.npz"
     names.write_text(json.dumps(files))
-    preprocess = read_json(model / "config.json")["preprocess"]
+    preprocess = (read_json(model / "config.json") or {}).get("preprocess")
+    if preprocess is None:
+        raise UserError(f"{model / 'config.json'} has no preprocess: restore it, or train again with --restart")
     script = model_card.loading_code(str(model.resolve()), preprocess, package_needed) + _INFERENCE
     command: list[Any] = [sys.executable, "-c", script, names, logits]
     done = subprocess.run(command, check=False, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

@@ -36,7 +36,8 @@ def measure(images: Sequence[Any], data: Data) -> tuple[tuple[float, float], str
     elif found[:, 4].any():
         raise UserError(
             f"data.source {data.source!r} has images of 16 bits per color whose values reach about {high:g} of 65535, "
-            "and Pillow reads only the upper 8 of their bits: convert them to 8 bits per color"
+            "and Pillow reads only the upper 8 of their bits: convert them to 8 bits per color, or take these with "
+            "--data.value_range 0,65535"
         )
     low, high = (int(value) if value.is_integer() else value for value in map(float, (low, high)))
     remark = f"images with more than 8 bits: {low:g} becomes 0, {high:g} becomes 255 (data.value_range)"

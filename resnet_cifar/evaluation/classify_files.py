@@ -65,7 +65,7 @@ def class_probabilities(context: DistributedContext, model: LoadedModel, files: 
 
     def read(file: str) -> Tensor | None:
         try:
-            return torch.from_numpy(model.preprocess.read(file))
+            return model.read(file)
         except image_io.UndecodableImage:
             return None
 

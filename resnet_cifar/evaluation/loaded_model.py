@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
+import timm.data
 import torch
+from PIL import Image
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnet_cifar.atomic_io import read_json
@@ -32,7 +35,7 @@ class LoadedModel:
     `name`: recorded as `checkpoint` in eval-NAME.json. `fingerprint`: of the training images, if known. `temperature`:
     fitted by an earlier evaluation or the export, or None. `remark`: a warning for the user. `plain`: `model` without
     wrappers. `is_fresh`: whether the BatchNorm statistics belong to these weights; those of a checkpoint between two
-    evaluations do not.
+    evaluations do not. `timm_transform`: for files, if this package has not exported the model; it gives uint8.
     """
 
     model: nn.Module
@@ -44,6 +47,14 @@ class LoadedModel:
     remark: str | None
     plain: nn.Module
     is_fresh: bool
+    timm_transform: Callable[[Image.Image], Tensor] | None = None
+
+    def read(self, file: str) -> Tensor:
+        """An image file as uint8 [h, w, 3], as in the model's training. Raises UndecodableImage."""
+        pixels = self.preprocess.read(file)
+        if self.timm_transform is None:
+            return torch.from_numpy(pixels)
+        return self.timm_transform(Image.fromarray(pixels)).permute(1, 2, 0)
 
     def check_fresh(self) -> None:
         """Raises UserError if the BatchNorm statistics do not belong to these weights and cannot be estimated here."""
@@ -91,9 +102,12 @@ def _exported(target: Target, recipe: Recipe) -> tuple[nn.Module, Decoding, dict
         raise RuntimeError(f"{type(error).__name__}: {error}") from None
     if model.pretrained_cfg.get("fixed_input_size") and size != export.image_size:
         raise UserError(f"data.image_size {size}: {target.path} takes images of {export.image_size} pixels only")
-    remark = f"timm would crop these images (crop_pct {export.crop:g}); here the whole image is resized"
+    cropped = f"timm's transform crops (crop_pct {export.crop:g}), and so does prediction of files; evaluation does not"
     facts = {"classes": export.classes, "name": _name(target, target.path), "fingerprint": export.fingerprint}
-    facts |= {"temperature": export.temperature, "remark": None if export.crop == 1 else remark, "is_fresh": True}
+    facts |= {"temperature": export.temperature, "remark": None if export.crop == 1 else cropped, "is_fresh": True}
+    if not export.is_ours:
+        config = {**timm.data.resolve_model_data_config(model), "input_size": (3, size, size)}
+        facts["timm_transform"] = timm.data.create_transform(**config, normalize=False)
     return model, Decoding(export.stored_size, export.value_range), facts
 
 

@@ -67,7 +67,7 @@ def checkpoint_recipe(path: Path) -> dict[str, Any]:
 class Export:
     """The config.json of a model written by train.py or timm's `save_for_hf`, except its mean and std.
 
-    `stored_size` and `value_range`: see `Decoding`; None if unknown.
+    `is_ours`: whether train.py wrote it. `stored_size` and `value_range`: see `Decoding`; None if unknown.
     """
 
     architecture: str
@@ -76,6 +76,7 @@ class Export:
     interpolation: str
     crop: float
     temperature: float | None
+    is_ours: bool
     stored_size: tuple[int, int] | None
     value_range: tuple[float, float] | None
     fingerprint: str | None
@@ -101,6 +102,7 @@ def read_export_config(path: Path) -> Export:
             interpolation=own.get("interpolation") or data.get("interpolation") or "bicubic",
             crop=data.get("crop_pct") or 1.0,
             temperature=config.get("temperature"),
+            is_ours=bool(own),
             stored_size=own.get("stored_size") and tuple(own["stored_size"]),
             value_range=own.get("value_range") and tuple(own["value_range"]),
             fingerprint=config.get("fingerprint"),

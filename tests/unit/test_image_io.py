@@ -1,4 +1,4 @@
-"""data/sources/pixels.py: a picture of any mode and size becomes RGB bytes."""
+"""data/sources/image_io.py: a picture of any mode and size becomes RGB bytes."""
 
 from __future__ import annotations
 

@@ -14,10 +14,12 @@ import timm
 import torch
 from PIL import Image, ImageOps
 
-from resnet_cifar.config.schema import Data
 from resnet_cifar.config.validation import parse
 from resnet_cifar.data.preprocess import Preprocess
 from resnet_cifar.data.sources.image_io import Decoding, UndecodableImage, decode, to_rgb
+from resnet_cifar.distributed.context import DistributedContext
+from resnet_cifar.evaluation import model_location
+from resnet_cifar.evaluation.loaded_model import load_model
 from resnet_cifar.models.export import export_model
 from resnet_cifar.models.factory import create_model, normalization
 from resnet_cifar.reporting import model_card
@@ -141,6 +143,23 @@ def test_an_export_does_not_keep_how_the_original_weights_were_tested(tmp_path: 
     assert (tuple(config["input_size"]), config["crop_pct"], config["crop_mode"]) == ((3, 40, 40), 1.0, "center")
 
 
+@pytest.mark.parametrize("fields", [{}, {"crop_pct": 1.0, "crop_mode": "squash"}, {"crop_mode": "border"}])
+def test_a_model_that_timm_alone_has_saved_reads_files_as_timm_does(
+    fields: dict[str, Any], files: dict[str, Path], tmp_path: Path, fresh_accelerator: None
+) -> None:
+    model = timm.create_model("test_resnet", num_classes=3)
+    own = {"input_size": (3, 40, 40), "crop_pct": 0.9, "interpolation": "bilinear", **fields}
+    model.pretrained_cfg = {**model.pretrained_cfg, **own}
+    timm.models.save_for_hf(model, tmp_path, model_config={"label_names": list("abc")}, safe_serialization=True)
+    target = model_location.find_target(tmp_path)
+    loaded = load_model(target, model_location.recipe(target), DistributedContext("no"))
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(loaded.plain))
+    for name in ("landscape", "odd", "tiny", "exif 6", "RGBA"):
+        with Image.open(files[name]) as image:
+            expected = transform(decode(image))
+        torch.testing.assert_close(loaded.preprocess(loaded.read(str(files[name]))[None])[0], expected)
+
+
 def test_arrays_of_16_bits_are_scaled_by_the_range_and_alpha_by_all_of_it() -> None:
     values = np.random.default_rng(0).integers(0, 4096, (6, 8, 3), dtype=np.uint16)
     scaled = np.round(values * (255 / 4095))
@@ -159,7 +178,3 @@ def test_floating_point_images_need_a_range() -> None:
     )
     with pytest.raises(UndecodableImage, match="whose range is unknown"):
         to_rgb(picture)
-
-
-def test_data_without_a_range_is_the_default() -> None:
-    assert Data().value_range == ()

@@ -100,7 +100,8 @@ def test_what_cannot_be_scaled_is_refused_in_one_sentence() -> None:
     colors = np.repeat(values(0, 4095)[..., None], 3, axis=3)
     colors = [{"bytes": png_of_16_bits(image), "path": None} for image in colors]
     text = sentence(both(split_of(colors, label=LABEL)))
-    assert "16 bits per color whose values reach about 3855 of 65535" in text and text.endswith("8 bits per color")
+    assert "16 bits per color whose values reach about 3855 of 65535" in text and "convert them to 8 bits" in text
+    assert decoded(colors, value_range=(0, 65535)).images["train"].max() == 15
     assert "are 7: use other images" in sentence(both(split_of(files(np.full((4, 6, 8), 7, "u2")), label=LABEL)))
     broken = values(0, 1, "f4")
     broken[2, 0, 0] = np.nan

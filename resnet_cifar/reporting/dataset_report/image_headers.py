@@ -80,7 +80,7 @@ def _headers(split: Split) -> Iterator[Header]:
 
 
 def header(index: int, picture: Any) -> Header:
-    """The header of an image (see `pixels.rgb`) without decoding it."""
+    """The header of an image (see `image_io.to_rgb`) without decoding it."""
     if isinstance(picture, np.ndarray):
         return _of_array(index, picture)
     stored = picture["bytes"] if isinstance(picture, dict) else None
