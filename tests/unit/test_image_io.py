@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -131,6 +133,16 @@ def test_to_a_square_as_torchvision_evaluates(size: tuple[int, int]) -> None:
 
 def test_an_extreme_strip_takes_no_extreme_memory() -> None:
     assert to_rgb(np.zeros((2, 20_000), dtype=np.uint8), Decoding((64, 64))).shape == (64, 64, 3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_photographs_of_200_megapixels_are_no_bombs() -> None:
+    """Pillow looks at the size in the header."""
+    chunks = (b"IHDR" + struct.pack(">IIBBBBB", 16_320, 12_240, 8, 2, 0, 0, 0), b"IDAT")
+    parts = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    with pytest.raises(UndecodableImage) as caught:
+        to_rgb({"bytes": b"\x89PNG\r\n\x1a\n" + b"".join(parts), "path": None})
+    assert "Bomb" not in str(caught.value)
 
 
 def test_the_first_frame_counts() -> None:

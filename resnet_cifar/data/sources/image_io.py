@@ -23,6 +23,7 @@ else:
     register_heif_opener()
     READS_HEIC = True
 
+Image.MAX_IMAGE_PIXELS = 2**28  # Pillow warns of more, and refuses twice as many: phones take 200 megapixels
 HEIC = (".heic", ".heif")
 HEIC_FIX = "needs `pip install pillow-heif`"
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
