@@ -76,8 +76,8 @@ def main(arguments: list[str]) -> None:
     name = f"{Path(options.recipe).stem}-seeds-{fingerprint(dataclasses.replace(recipe, seed=0))}"
     home = Path(options.run) if options.run else Path("runs") / name
     states = train_seeds(home, seeds, recipe, ["--recipe", options.recipe, *words], options.launch)
-    summary = summarize(home, states)
-    _print(summary)
+    summary = summarize(home, states, recipe)
+    _print(summary, recipe)
     if summary["spread"]:
         try:
             write_json(home / "seeds.json", {"recipe": options.recipe, "changes": words, **summary})
@@ -94,16 +94,16 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(1)
 
 
-def _print(summary: dict[str, Any]) -> None:
+def _print(summary: dict[str, Any], recipe: Recipe) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from resnet_cifar.reporting.seed_stats import summary_line
-    from resnet_cifar.sweeps.seeds import METRICS
+    from resnet_cifar.reporting.seed_stats import metrics_of, summary_line
 
-    table = Table("seed", "state", *METRICS, box=None, pad_edge=False, header_style="bold")
+    metrics = metrics_of(recipe)
+    table = Table("seed", "state", *metrics, box=None, pad_edge=False, header_style="bold")
     for seed, facts in summary["seeds"].items():
-        table.add_row(seed, facts["state"], *(f"{facts[name]:.4f}" if name in facts else "-" for name in METRICS))
+        table.add_row(seed, facts["state"], *(f"{facts[name]:.4f}" if name in facts else "-" for name in metrics))
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     for name, found in summary["spread"].items():

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """Search a recipe's hyperparameters for the best validation accuracy: --FIELD LOW..HIGH, or --FIELD A,B,C, is
-    searched. Rerun the same command to resume; several at once share the trials."""
+    """Search a recipe's hyperparameters for the best validation metric, the accuracy or another evaluate.select_by:
+    --FIELD LOW..HIGH, or --FIELD A,B,C, is searched. Rerun the same command to resume; several at once share the
+    trials."""
 
     recipe: str
     """A shipped recipe or a YAML file."""
@@ -68,14 +69,15 @@ def _print(study: Study, summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     from resnet_cifar.reporting.console import listing
-    from resnet_cifar.sweeps.tune import ranking, short
+    from resnet_cifar.sweeps.tune import short
 
     paths, trials, best = list(summary["ranges"]), summary["trials"], summary["best"]
-    table = Table("trial", "state", "val/accuracy", *paths, box=None, pad_edge=False, header_style="bold")
-    for number in ranking(trials):
+    metric = summary["metric"]
+    table = Table("trial", "state", metric, *paths, box=None, pad_edge=False, header_style="bold")
+    for number in summary["ranking"]:
         trial = trials[number]
-        accuracy = "-" if trial["val/accuracy"] is None else f"{trial['val/accuracy']:.4f}"
-        table.add_row(str(number), trial["state"], accuracy, *(escape(short(trial["values"][path])) for path in paths))
+        value = "-" if trial[metric] is None else f"{trial[metric]:.4f}"
+        table.add_row(str(number), trial["state"], value, *(escape(short(trial["values"][path])) for path in paths))
     console = listing()
     console.print(table)
     if summary["importance"]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -19,6 +21,21 @@ TRACKERS = {
     "trackio": "resnet_cifar.tracking.trackio:TrackioTracker",
     "tensorboard": "resnet_cifar.tracking.tensorboard:TensorBoardTracker",
 }
+
+# The validation metrics that can select the best checkpoint and stop training early, by their names in text.
+Metric = Literal["accuracy", "loss", "balanced_accuracy", "macro_f1"]
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "loss": "loss",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+}
+
+
+def metric_score(row: Mapping[str, float], metric: str) -> float:
+    """The validation metric `metric` of a row of metrics.jsonl, with a sign that makes larger better; NaN is worst."""
+    value = row[f"val/{metric}"]
+    return -math.inf if math.isnan(value) else -value if metric == "loss" else value
 
 
 def _word_no(value: Any) -> Any:
@@ -287,6 +304,8 @@ class Evaluate:
 
     every_epochs: Annotated[Number, Field(ge=0.01)] = 1.0
     """Epochs between evaluations; the end of training is always evaluated."""
+    select_by: Metric = "accuracy"
+    """The validation metric that selects the best checkpoint, and by which `tune` compares trials."""
 
 
 @dataclass(frozen=True)
@@ -297,7 +316,7 @@ class EarlyStopping:
 
     patience: Annotated[Whole, Field(ge=0)] = 0
     """Consecutive evaluations without improvement after which training stops; 0: never."""
-    metric: Literal["accuracy", "loss"] = "accuracy"
+    metric: Metric = "accuracy"
     """The validation metric that should improve."""
     min_delta: Annotated[Number, Field(ge=0)] = 0.0
     """The smallest improvement that counts, in the metric's unit (accuracy is 0..1)."""
@@ -335,7 +354,8 @@ class Track:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A run. All fields but `track`, `checkpoint`, `evaluate`, `rank_timeout` and `data.storage` decide its result."""
+    """A run. All fields decide its result, except `track`, `checkpoint`, `evaluate.every_epochs`, `rank_timeout` and
+    `data.storage`."""
 
     __pydantic_config__ = _STRICT
 

@@ -47,13 +47,12 @@ def check_across(recipe: Recipe) -> None:
     elif recipe.micro_batch > batch:
         raise UserError(f"micro_batch {recipe.micro_batch} is larger than batch_size {batch}: lower it, or set 0")
     data = recipe.data
-    if recipe.early_stopping.patience and not (
-        data.validation_fraction or data.splits.validation or data.overfit_images
-    ):
-        raise UserError(
-            f"early_stopping.patience {recipe.early_stopping.patience} needs a validation split: set "
-            "data.validation_fraction or data.splits.validation, or patience to 0"
-        )
+    if not (data.validation_fraction or data.splits.validation or data.overfit_images):
+        needed = "needs a validation split: set data.validation_fraction or data.splits.validation, or"
+        if recipe.early_stopping.patience:
+            raise UserError(f"early_stopping.patience {recipe.early_stopping.patience} {needed} patience to 0")
+        if recipe.evaluate.select_by != "accuracy":
+            raise UserError(f"evaluate.select_by {recipe.evaluate.select_by} {needed} select_by to accuracy")
     for index, phase in enumerate(recipe.phases):
         warmup = f"phases.{index}.warmup_epochs {phase.warmup_epochs:g}"
         if recipe.model.head.pool == "flatten" and phase.image_size not in (None, recipe.data.image_size):

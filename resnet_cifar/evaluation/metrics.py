@@ -11,6 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from resnet_cifar.config.schema import METRIC_NAMES
 from resnet_cifar.evaluation.calibration import calibration_error
 
 
@@ -39,12 +40,38 @@ def top5(logits: Tensor, labels: Tensor) -> float:
     return round((likeliest == labels[:, None]).any(1).double().mean().item(), 6)
 
 
+def balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Mean recall of the classes with images, 0..1: scikit-learn's balanced_accuracy_score."""
+    right, actual, _ = _class_counts(logits, labels)
+    present = actual > 0
+    return (right[present] / actual[present]).mean().item()
+
+
+def macro_f1(logits: Tensor, labels: Tensor) -> float:
+    """Mean F1 of the classes that occur among labels or predictions, 0..1: scikit-learn's f1_score(average="macro").
+
+    A class that is predicted but has no images counts as 0.
+    """
+    right, actual, predicted = _class_counts(logits, labels)
+    occurs = actual + predicted > 0
+    return (2 * right[occurs] / (actual + predicted)[occurs]).mean().item()
+
+
+def _class_counts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Correct predictions, images and predictions of each class, float64 [classes]."""
+    predicted, count = logits.argmax(1), logits.shape[1]
+    each = (predicted[predicted == labels], labels, predicted)
+    return tuple(classes.bincount(minlength=count).double() for classes in each)
+
+
 # The metrics that are one value over all images, as functions of logits [n, classes] and labels [n], in the order of
 # eval-NAME.json. Register a new one here; older files without it stay readable.
 OVERALL = {
     "loss": loss,
     "accuracy": accuracy,
     "accuracy_interval": accuracy_interval,
+    "balanced_accuracy": balanced_accuracy,
+    "macro_f1": macro_f1,
     "top5": top5,
     "images": lambda logits, labels: len(labels),
     "calibration_error": lambda logits, labels: round(calibration_error(logits, labels), 6),
@@ -52,8 +79,8 @@ OVERALL = {
 
 
 def summary(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Loss and accuracy, as they are logged during training."""
-    return {"loss": loss(logits, labels), "accuracy": accuracy(logits, labels)}
+    """The metrics that are logged during training: those of config.schema.METRIC_NAMES."""
+    return {name: OVERALL[name](logits, labels) for name in METRIC_NAMES}
 
 
 def overall(logits: Tensor, labels: Tensor) -> dict[str, Any]:

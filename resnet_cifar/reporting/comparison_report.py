@@ -74,7 +74,7 @@ def write_comparison(folders: list[Path], file: Path) -> Path:
         without=[name for name, found in curves_of.items() if found is None],
         pairs=pairs(predictions),
         incomparable=incomparable(predictions),
-        spread=list(comparison_table.seed_summary([run.result for run in runs])) if list(fields) == ["seed"] else [],
+        spread=list(comparison_table.seed_summary(runs)) if list(fields) == ["seed"] else [],
         made=time.strftime("%Y-%m-%d %H:%M"),
     )
     html_page.write_page(file, text)

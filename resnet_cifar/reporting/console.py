@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from resnet_cifar.config.schema import METRIC_NAMES, Metric
+
 _CLOSED_OUTPUT = (OSError, SystemExit)  # rich exits the program when its output is a closed pipe
 _MAX_LINES = 100  # of progress per run, if the output is no terminal
 
@@ -69,12 +71,11 @@ class Screen:
             self._last_line = row["step"]
             self.say(f"step {row['step']}/{self._steps}  {facts}  {duration(left)} left")
 
-    def score(self, row: dict[str, Any], best: bool) -> None:
-        """Prints a line for an evaluation on the validation split."""
-        self.say(
-            f"epoch {row['epoch']:6.2f}  validation accuracy {row['val/accuracy']:.4f}  loss {row['val/loss']:.4f}"
-            f"{'  (best so far)' if best else ''}"
-        )
+    def score(self, row: dict[str, Any], best: bool, select_by: Metric) -> None:
+        """Prints a line for an evaluation on the validation split, which may be the best so far by `select_by`."""
+        shown = dict.fromkeys(("accuracy", "loss", select_by))
+        values = "  ".join(f"{METRIC_NAMES[name]} {row[f'val/{name}']:.4f}" for name in shown)
+        self.say(f"epoch {row['epoch']:6.2f}  validation {values}{'  (best so far)' if best else ''}")
 
     def end(self) -> None:
         """Removes the progress bar."""

@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.schema import METRIC_NAMES, Metric, Recipe, metric_score
 from resnet_cifar.reporting import style
 
 if TYPE_CHECKING:
@@ -28,13 +28,14 @@ _STOP = (0, (4, 2))  # dash pattern of an interruption
 class Curves:
     """`rows` of metrics.jsonl; epochs at which a phase ends (`phases`) and the run was interrupted (`stops`).
 
-    `best`: the row with the best validation accuracy.
+    `best`: the row of the best checkpoint, by the validation metric `select_by`.
     """
 
     rows: list[dict[str, Any]]
     phases: list[float] = field(default_factory=list)
     stops: list[float] = field(default_factory=list)
     best: dict[str, Any] | None = None
+    select_by: Metric = "accuracy"
 
     @property
     def rows_per_point(self) -> int:
@@ -68,8 +69,9 @@ def read_curves(run: Path, recipe: Recipe, attempts: Sequence[dict[str, Any]]) -
     ends = list(accumulate(phase.epochs for phase in recipe.phases))[:-1]
     # Extending a finished run is no interruption.
     stops = sorted({after["from_step"] for before, after in pairwise(attempts) if before.get("state") != "finished"})
-    best = max(curves.evaluations, key=lambda row: row["val/accuracy"], default=None)  # ties keep the earlier
-    return Curves(rows, [end for end in ends if end < last], [step / per_epoch for step in stops], best)
+    select_by = recipe.evaluate.select_by
+    best = max(curves.evaluations, key=lambda row: metric_score(row, select_by), default=None)  # ties keep the earlier
+    return Curves(rows, [end for end in ends if end < last], [step / per_epoch for step in stops], best, select_by)
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
@@ -113,6 +115,11 @@ def _loss(axes: Axes, curves: Curves) -> None:
 
 
 def _accuracy(axes: Axes, curves: Curves) -> None:
+    if curves.select_by not in ("accuracy", "loss"):
+        epochs = [row["epoch"] for row in curves.evaluations]
+        values = [row[f"val/{curves.select_by}"] for row in curves.evaluations]
+        label = f"validation, {METRIC_NAMES[curves.select_by]}"
+        axes.plot(epochs, values, color=style.FIRST, linewidth=1.2, linestyle=(0, (5, 2)), label=label)
     _pair(axes, curves, "accuracy")
     axes.yaxis.set_major_formatter(style.percent())
 

@@ -170,6 +170,9 @@ def tiles(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     tiles = [(f"{metrics['split']} accuracy", accuracy(metrics["accuracy"], images), f"of {images:,} images{interval}")]
     if len(metrics["classes"]) > 5 and "top5" in metrics:
         tiles.append(("top-5", accuracy(metrics["top5"], images), "the right class is among the five most probable"))
+    if "balanced_accuracy" in metrics:
+        explanation = f"mean recall of the classes; macro F1 {percent(metrics['macro_f1'])}"
+        tiles.append(("balanced accuracy", accuracy(metrics["balanced_accuracy"], images), explanation))
     if "loss" in metrics:
         tiles.append(("loss", f"{metrics['loss']:.4f}", "cross-entropy"))
     if "calibration_error" in metrics:

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from resnet_cifar.config.diff import differing_fields, flatten
 from resnet_cifar.config.loading import read_recipe
-from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.schema import METRIC_NAMES, Recipe
 from resnet_cifar.data.sources import image_io
 from resnet_cifar.reporting import html_page
 
@@ -112,6 +112,7 @@ def render_card(
         found=found,
         limited=f" (`data.limit` {recipe.data.limit})" if recipe.data.limit else "",
         result=result,
+        metric_names=METRIC_NAMES,
         needs_package=needs_package,
         loading=loading_code("FOLDER", result["preprocess"], needs_package),
         # Which images data.limit keeps depends on the seed, which a model directory does not record.

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from resnet_cifar.config.schema import METRIC_NAMES, Metric, metric_score
 from resnet_cifar.reporting import html_page
 from resnet_cifar.reporting.console import duration
 
@@ -14,11 +15,17 @@ _TRAINING, _VALIDATION, _INK = "#3b7ddd", "#e08a1e", "#7f8791"  # readable on wh
 
 
 def panel(
-    run: str, state: str, steps: int, rows: Sequence[dict[str, Any]], warnings: Sequence[str], curves: str
+    run: str,
+    state: str,
+    steps: int,
+    rows: Sequence[dict[str, Any]],
+    warnings: Sequence[str],
+    curves: str,
+    select_by: Metric = "accuracy",
 ) -> str:
     """The HTML of a run of `steps` updates (0: not known yet) that is in `state` and has written `rows`.
 
-    `curves`: the data: URL of an image, or empty.
+    `curves`: the data: URL of an image, or empty. `select_by`: the validation metric that selects the best checkpoint.
     """
     done = rows[-1]["step"] if rows else 0
     return html_page.render(
@@ -27,13 +34,13 @@ def panel(
         state=state,
         percent=round(100 * done / steps, 1) if steps else 0,
         color=_COLOURS.get(state, _TRAINING),
-        facts=list(_facts(steps, rows)),
+        facts=list(_facts(steps, rows, select_by)),
         warnings=warnings,
         curves=curves,
     )
 
 
-def _facts(steps: int, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _facts(steps: int, rows: Sequence[dict[str, Any]], select_by: Metric) -> Iterator[str]:
     if not rows:
         return
     last = rows[-1]
@@ -46,8 +53,9 @@ def _facts(steps: int, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield f"{duration(left / last['step'] * last['images'] / last['images_per_second'])} left"
     yield f"training loss {last['train/loss']:.3f}"
     if scores := [row for row in rows if "val/accuracy" in row]:
-        best = max(scores, key=lambda row: row["val/accuracy"])
-        yield f"validation accuracy {scores[-1]['val/accuracy']:.4f} (best {best['val/accuracy']:.4f})"
+        best = max(scores, key=lambda row: metric_score(row, select_by))
+        name, shown = METRIC_NAMES[select_by], f"val/{select_by}"
+        yield f"validation {name} {scores[-1][shown]:.4f} (best {best[shown]:.4f})"
 
 
 def curves(rows: Sequence[dict[str, Any]]) -> str:

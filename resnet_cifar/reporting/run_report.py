@@ -13,6 +13,7 @@ from typing import Any
 
 from resnet_cifar.atomic_io import read_json
 from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.config.schema import METRIC_NAMES
 from resnet_cifar.reporting import curves, evaluation_summary, html_page, reproducibility, style
 from resnet_cifar.reporting.console import duration
 from resnet_cifar.reporting.curves import Curves
@@ -119,7 +120,9 @@ def _run_tiles(
     if drawn and drawn.best:
         best = drawn.best
         where = f"at epoch {best['epoch']:.2f}, step {best['step']:,}"
-        tiles.append(("best validation accuracy", accuracy(best["val/accuracy"]), where))
+        value, name = best[f"val/{drawn.select_by}"], METRIC_NAMES[drawn.select_by]
+        shown = f"{value:.4f}" if drawn.select_by == "loss" else accuracy(value)
+        tiles.append((f"best validation {name}", shown, where))
     if status:
         ended = [each.get("ended", status.get("time", each["began"])) - each["began"] for each in attempts]
         seconds = sum(ended) if ended else (result or {}).get("seconds")

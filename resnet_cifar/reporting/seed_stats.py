@@ -7,7 +7,15 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from resnet_cifar.config.schema import Recipe
+
 CONFIDENCE = 0.95
+
+
+def metrics_of(recipe: Recipe) -> list[str]:
+    """The results that are summarized: the accuracy, and the metric that selects the best checkpoint."""
+    names = dict.fromkeys(("accuracy", recipe.evaluate.select_by))
+    return [f"{split}/{name}" for name in names for split in ("val", "test")]
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import IO, Any
 from resnet_cifar.atomic_io import read_json
 from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.distributed.signals import EXIT_RESUBMIT
 
 _POLL = 0.5  # seconds between checks of the run directory
@@ -173,4 +174,5 @@ class _ProgressView:
             state = "evaluating the test split" if self._rows and self._rows[-1]["step"] == steps else "training"
         rows = [] if is_stale else self._rows
         curves = "" if is_stale else self._curves
-        return notebook_panel.panel(str(self._folder), state, steps, rows, self._output.warnings, curves)
+        select_by = read_recipe(str(self._folder / "recipe.yaml")).evaluate.select_by if rows else "accuracy"
+        return notebook_panel.panel(str(self._folder), state, steps, rows, self._output.warnings, curves, select_by)

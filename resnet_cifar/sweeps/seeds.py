@@ -11,8 +11,6 @@ from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.sweeps.launcher import Launcher, finished
 
-METRICS = ("val/accuracy", "test/accuracy")
-
 
 def train_seeds(home: Path, seeds: Sequence[int], recipe: Recipe, words: Sequence[str], launch: str) -> dict[int, str]:
     """Trains the seeds that are not finished; returns each state: `finished`, `failed`, `interrupted`, `not run`.
@@ -36,17 +34,18 @@ def train_seeds(home: Path, seeds: Sequence[int], recipe: Recipe, words: Sequenc
     return states
 
 
-def summarize(home: Path, states: dict[int, str]) -> dict[str, Any]:
+def summarize(home: Path, states: dict[int, str], recipe: Recipe) -> dict[str, Any]:
     """Each seed's state and results, and the spread of the results over the finished seeds."""
-    from resnet_cifar.reporting.seed_stats import spread
+    from resnet_cifar.reporting.seed_stats import metrics_of, spread
 
+    names = metrics_of(recipe)
     seeds: dict[str, dict[str, Any]] = {}
     for seed, state in states.items():
         run = run_dir(home, seed)
         result = (run.result() or {}) if state == "finished" else {}
-        metrics = {name: result[name] for name in METRICS if name in result}
+        metrics = {name: result[name] for name in names if name in result}
         seeds[str(seed)] = {"state": state, "run": run.path.name, **metrics}
-    values = {name: [seed[name] for seed in seeds.values() if name in seed] for name in METRICS}
+    values = {name: [seed[name] for seed in seeds.values() if name in seed] for name in names}
     return {"seeds": seeds, "spread": {name: spread(numbers) for name, numbers in values.items() if numbers}}
 
 

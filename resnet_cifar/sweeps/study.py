@@ -47,12 +47,13 @@ class Trial:
 class Outcome:
     """How a trial ended: `finished`, `ended early`, `diverged`, `failed`; or `running`.
 
-    `accuracy`: the best validation accuracy of a finished trial. `scores`: its validation accuracies during training,
-    by which trials are pruned. `why`: the error it failed with, or another reason.
+    `best`: the result of a finished trial, the validation metric evaluate.select_by with a sign that makes larger
+    better (see `metric_score`). `scores`: the same at its evaluations during training, by which trials are pruned.
+    `why`: the error it failed with, or another reason.
     """
 
     state: str
-    accuracy: float | None = None
+    best: float | None = None
     scores: Sequence[float] = ()
     why: str = ""
 
@@ -66,7 +67,7 @@ class Study:
     def __init__(self, home: Path, space: SearchSpace, prune: int) -> None:
         """Creates or resumes the study. Raises UserError if the directory holds something else or cannot be used."""
         self.home, self.base = home, home / _BASE
-        self.space, self.prune = space, prune
+        self.space, self.prune, self.select_by = space, prune, space.recipe.evaluate.select_by
         self._distributions = {path: _distribution(found) for path, found in space.ranges.items()}
         self._lock: BinaryIO | None = None  # of the trial that this process runs: others see that it is alive
         names = {path.name for path in home.iterdir()} if home.is_dir() else set()
@@ -107,7 +108,7 @@ class Study:
                     live.report(score, number)
             live.set_user_attr("state", outcome.state)
             live.set_user_attr("why", outcome.why)
-            self._study.tell(trial.number, outcome.accuracy, state)
+            self._study.tell(trial.number, outcome.best, state)
         self._lock.close()
 
     def trials(self) -> list[tuple[dict[str, Any], Outcome]]:
@@ -117,7 +118,7 @@ class Study:
     def importance(self) -> dict[str, float]:
         """Each field's importance for the best trials (PED-ANOVA, Watanabe et al. 2023), the largest first.
 
-        Empty if too few trials have finished, or all with the same accuracy.
+        Empty if too few trials have finished, or all with the same result.
         """
         values = [trial.value for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
         if len(values) < _MIN_TRIALS or len(set(values)) == 1:
@@ -221,15 +222,15 @@ def earlier(trial: Trial, first: int = 0) -> Outcome | None:
         if other.params == trial.values and is_over:
             found = _outcome(other)
             why = found.why or f"the same as trial {number}"
-            return Outcome(found.state, found.accuracy, found.scores, why)
+            return Outcome(found.state, found.best, found.scores, why)
     return None
 
 
 def _outcome(trial: FrozenTrial) -> Outcome:
     scores = tuple(score for _, score in sorted(trial.intermediate_values.items()))
     facts = trial.user_attrs
-    accuracy = trial.value if trial.state == TrialState.COMPLETE else None
-    return Outcome(facts.get("state", "running"), accuracy, scores, facts.get("why", ""))
+    best = trial.value if trial.state == TrialState.COMPLETE else None
+    return Outcome(facts.get("state", "running"), best, scores, facts.get("why", ""))
 
 
 def _distribution(found: Range | Choices) -> BaseDistribution:

@@ -1,7 +1,7 @@
 """Runs the trials of a hyperparameter search, each in a process and a run directory of its own.
 
-Trials are compared by their best accuracy on the validation split; train.py also evaluates the test split at its end,
-but nothing here reads that result. study.json holds all trials, best.yaml the best recipe.
+Trials are compared by the validation metric evaluate.select_by; train.py also evaluates the test split at its end, but
+nothing here reads that result. study.json holds all trials, best.yaml the best recipe.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.diff import fingerprint
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import write_recipe
+from resnet_cifar.config.schema import METRIC_NAMES, metric_score
 from resnet_cifar.sweeps import search_space
 from resnet_cifar.sweeps.launcher import Launcher, finished
 from resnet_cifar.sweeps.search_space import SearchSpace
@@ -83,7 +85,8 @@ def run_trials(study: Study, trials: int, launcher: Launcher) -> str:
                 return "interrupted"
             failures = failures + 1 if outcome.state == "failed" else 0
         study.record(trial, outcome)
-        reached = "" if outcome.accuracy is None else f", validation accuracy {outcome.accuracy:.4f}"
+        name, value = METRIC_NAMES[study.select_by], _value(study, outcome)
+        reached = "" if value is None else f", validation {name} {value:.4f}"
         print(f"== trial {trial.number} {outcome.state}{reached}{outcome.why and f': {outcome.why}'}", flush=True)
         if failures == _MAX_FAILURES:
             return f"{failures} trials in a row failed, see above: fix the cause, then rerun the same command to resume"
@@ -106,7 +109,7 @@ def _run_trial(study: Study, trial: Trial, launcher: Launcher) -> Outcome | None
     from resnet_cifar.sweeps.study import Outcome, pruned_at
 
     def pruned() -> int | None:
-        return pruned_at(_accuracies(trial.run), trial.before, study.prune) if study.prune else None
+        return pruned_at(_scores(study, trial.run), trial.before, study.prune) if study.prune else None
 
     end, log_start = "finished", trial.log.stat().st_size if trial.log.exists() else 0
     if finished(trial.run, study.space.recipe_of(trial.values)) is None and pruned() is None:
@@ -114,23 +117,32 @@ def _run_trial(study: Study, trial: Trial, launcher: Launcher) -> Outcome | None
         with trial.log.open("ab") as log:
             words = ["--recipe", str(study.base), *words]
             end = launcher.run(trial.run, words, log, should_end=lambda: pruned() is not None)
-    accuracies = _accuracies(trial.run)
+    scores = _scores(study, trial.run)
     if (index := pruned()) is not None:  # later results are ignored, so that the moment of looking decides nothing
-        return Outcome("ended early", scores=accuracies[: index + 1], why=f"below the median at evaluation {index + 1}")
+        return Outcome("ended early", scores=scores[: index + 1], why=f"below the median at evaluation {index + 1}")
     if end == "finished":
-        return Outcome("finished", trial.run.result()["val/accuracy"], accuracies)
+        best = metric_score(trial.run.result(), study.select_by)
+        if not math.isfinite(best):
+            return Outcome("diverged", why="the validation loss is not finite")
+        return Outcome("finished", best, scores)
     if end == "interrupted":
         return None
     why = _error_message(trial.log, log_start)
     return Outcome("diverged" if _DIVERGED.match(why) else "failed", why=why)
 
 
-def _accuracies(run: RunDir) -> list[float]:
-    """The validation accuracies so far, except the last step's, after which there is nothing to end."""
+def _scores(study: Study, run: RunDir) -> list[float]:
+    """The results of the evaluations so far, except the last step's, after which there is nothing to end."""
     file, status = run.path / "metrics.jsonl", read_json(run.path / "status.json")
     lines = file.read_text().split("\n")[:-1] if file.is_file() and status else []  # the last line may be incomplete
     rows = [json.loads(line) for line in lines]
-    return [row["val/accuracy"] for row in rows if "val/accuracy" in row and row["step"] < status["steps"]]
+    evaluated = [row for row in rows if "val/accuracy" in row and row["step"] < status["steps"]]
+    return [metric_score(row, study.select_by) for row in evaluated]
+
+
+def _value(study: Study, outcome: Outcome) -> float | None:
+    """The validation metric of a finished trial, with its own sign."""
+    return -outcome.best if outcome.best is not None and study.select_by == "loss" else outcome.best
 
 
 def _error_message(log: Path, start: int) -> str:
@@ -152,17 +164,21 @@ def summarize(study: Study, recipe: str) -> dict[str, Any]:
     """
     with study.locked():  # several processes may end at the same moment
         found, importance = study.trials(), study.importance()
+        metric = f"val/{study.select_by}"
         trials = [
-            {"state": outcome.state, "val/accuracy": outcome.accuracy, "why": outcome.why, "values": values}
+            {"state": outcome.state, metric: _value(study, outcome), "why": outcome.why, "values": values}
             for values, outcome in found
         ]
-        first = next(iter(ranking(trials)), None)
+        order = ranking([outcome for _, outcome in found])
+        first = next(iter(order), None)
         best = first if first is not None and trials[first]["state"] == "finished" else None
         summary = {
             "recipe": recipe,
             "ranges": {path: str(searched) for path, searched in study.space.ranges.items()},
             "prune": study.prune,
+            "metric": metric,
             "best": best,
+            "ranking": order,
             "importance": importance,
             "trials": trials,
         }
@@ -177,9 +193,9 @@ def summarize(study: Study, recipe: str) -> dict[str, Any]:
     return summary
 
 
-def ranking(trials: Sequence[dict[str, Any]]) -> list[int]:
+def ranking(outcomes: Sequence[Outcome]) -> list[int]:
     """The numbers of the trials, best first; of equal ones the earlier first."""
     return sorted(
-        range(len(trials)),
-        key=lambda number: (_STATES.index(trials[number]["state"]), -(trials[number]["val/accuracy"] or 0.0), number),
+        range(len(outcomes)),
+        key=lambda number: (_STATES.index(outcomes[number].state), -(outcomes[number].best or 0.0), number),
     )

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from resnet_cifar.config import schema
+from resnet_cifar.config.schema import metric_score
 
 
 class EarlyStopping:
@@ -21,8 +22,8 @@ class EarlyStopping:
         return 0 < self.settings.patience <= self._waited
 
     def update(self, scores: dict[str, float]) -> None:
-        """Adds an evaluation: {"val/accuracy": ..., "val/loss": ...}."""
-        value = scores["val/accuracy"] if self.settings.metric == "accuracy" else -scores["val/loss"]
+        """Adds an evaluation: {"val/accuracy": ..., "val/loss": ..., ...}."""
+        value = metric_score(scores, self.settings.metric)
         if value > self._best + self.settings.min_delta:
             self._best, self._waited = value, 0
         else:

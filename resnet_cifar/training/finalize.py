@@ -11,6 +11,7 @@ from typing import Any
 from resnet_cifar.atomic_io import write_json
 from resnet_cifar.checkpoints import checkpoint
 from resnet_cifar.checkpoints.run_dir import RunDir
+from resnet_cifar.config.schema import METRIC_NAMES
 from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.evaluation import metrics, results_io
 from resnet_cifar.evaluation.predict import Predictions, fit_temperature_on_validation, predict
@@ -77,8 +78,9 @@ def test_and_export(
         }
         results_io.write_results(folder.path, "test", found, *predictions, data.test.indices)
     result = {
-        **({"val/accuracy": best["val/accuracy"], "val/loss": best["val/loss"]} if best else {}),
-        **{f"test/{name}": found[name] for name in ("accuracy", "top5", "loss")},
+        **{name: value for name, value in (best or {}).items() if name.startswith("val/")},
+        **({"selected_by": recipe.evaluate.select_by} if best else {}),
+        **{f"test/{name}": found[name] for name in ("accuracy", "top5", "loss", "balanced_accuracy", "macro_f1")},
         "checkpoint": found["checkpoint"],
         "step": step,
         "steps": writer.done,
@@ -113,7 +115,8 @@ def _report(predictions: Predictions, temperature: float | None, data: ImageData
 def _summary(result: dict[str, Any]) -> dict[str, float]:
     """The final numbers that trackers show."""
     best = {f"best/{name}": value for name, value in result.items() if name == "step" or name.startswith("val/")}
-    return best | {name: result[name] for name in ("test/accuracy", "test/loss", *_COSTS) if name in result}
+    tested = ("test/accuracy", "test/loss", "test/balanced_accuracy", "test/macro_f1")
+    return best | {name: result[name] for name in (*tested, *_COSTS) if name in result}
 
 
 def _card(state: TrainState, found: dict[str, Any], result: dict[str, Any]) -> str:
@@ -122,17 +125,24 @@ def _card(state: TrainState, found: dict[str, Any], result: dict[str, Any]) -> s
     return model_card.render_card(state.plan.recipe, config, found, result, here, needs_package(config["architecture"]))
 
 
+def _reached(result: dict[str, Any], split: str) -> str:
+    """The accuracy on a split, after the metric that selected the model if it is another one."""
+    names = dict.fromkeys((result.get("selected_by", "accuracy"), "accuracy"))
+    found = {METRIC_NAMES[name]: result.get(f"{split}/{name}") for name in names}
+    return ", ".join(f"{name} {value:.4f}" for name, value in found.items() if value is not None)
+
+
 def closing_table(screen: Screen, folder: RunDir, result: dict[str, Any], curves: list[tuple[str, str]]) -> None:
     """What a finished run reached, where everything is, and what to do with it."""
-    validation = f"{result['val/accuracy']:.4f}" if "val/accuracy" in result else "none held out; the last model counts"
+    validation, test = (_reached(result, split) for split in ("val", "test"))
     early = f", stopped early at step {result['steps']}" if result["stopped_early"] else ""
     page = folder.path / "report" / "index.html"
     costs = [f"{result[name]:.3g} {unit}" for name, unit in _COSTS.items() if name in result]
     screen.table(
         f"Finished in {duration(result['seconds'])}{early}",
         [
-            ("validation", f"accuracy {validation}"),
-            ("test", f"accuracy {result['test/accuracy']:.4f}, top-5 {result['test/top5']:.4f}, evaluated once"),
+            ("validation", validation or "none held out; the last model counts"),
+            ("test", f"{test}, top-5 {result['test/top5']:.4f}, evaluated once"),
             *([("compute", ", ".join(costs))] if costs else []),
             ("load model", f'timm.create_model("local-dir:{folder.model}", pretrained=True)'),
             ("evaluate", f"python eval.py {folder.path}"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from resnet_cifar.config.schema import Head
+from resnet_cifar.config.schema import METRIC_NAMES, Head
 from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.reporting.console import duration
@@ -45,6 +45,10 @@ def describe(plan: Plan, context: DistributedContext, data: ImageData, run: Path
             "BatchNorm over " + (f"{norm} rows" if norm else "the micro-batch (the result depends on the hardware)"),
         ),
     ]
+    if recipe.evaluate.select_by != "accuracy" and len(data.validation):
+        facts.append(
+            ("selection", f"the checkpoint with the best validation {METRIC_NAMES[recipe.evaluate.select_by]}")
+        )
     start = 0
     for number, (phase, end) in enumerate(zip(recipe.phases, plan.phase_ends, strict=True)):
         lrs = " -> ".join(f"{plan.lr(step):.3g}" for step in sorted({start, (start + end) // 2, end - 1}))

@@ -81,7 +81,7 @@ class RunWriter:
         self.tracker.log(row)
         self.screen.row(row)
         if "val/accuracy" in row:
-            self.screen.score(row, is_best)
+            self.screen.score(row, is_best, self.plan.recipe.evaluate.select_by)
 
     def summary(self, values: dict[str, float], with_figures: bool) -> None:
         """Sends the final numbers to the trackers and, if the report was written, two of its figures."""

@@ -15,7 +15,7 @@ import psutil
 from resnet_cifar.checkpoints import run_dir
 from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.errors import UserError
-from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.schema import METRIC_NAMES, Recipe, metric_score
 from resnet_cifar.config.train_options import TrainOptions, extended
 from resnet_cifar.data import prepared_data
 from resnet_cifar.data.loader import Batch, Loader, check_crop_padding
@@ -268,7 +268,10 @@ class Trainer:
             self.best, self._pending_row = values["best"], values["pending_row"]
             self.bn_stats_step = step if values["bn_stats_current"] else -1
             self.stopping.resume(values["stopping"])
-            best = f", best validation accuracy {self.best['val/accuracy']:.4f}" if self.best else ""
+            best = ""
+            if self.best:
+                select_by = self.plan.recipe.evaluate.select_by
+                best = f", best validation {METRIC_NAMES[select_by]} {self.best[f'val/{select_by}']:.4f}"
             writer.screen.say(f"resuming at step {step}, epoch {self.plan.epoch(step):.2f}{best}")
         self._estimate_frozen_bn(step)
 
@@ -311,7 +314,9 @@ class Trainer:
             predictions = predict(context, state.wrapped_for_eval, validation, state.preprocess, check_stop)
             scores = {f"val/{key}": value for key, value in metrics.summary(*predictions).items()}
         self.stopping.update(scores)
-        if self.best is None or scores["val/accuracy"] > self.best["val/accuracy"]:  # the earlier of equals
+        select_by = self.plan.recipe.evaluate.select_by
+        if self.best is None or metric_score(scores, select_by) > metric_score(self.best, select_by):
+            # The earlier of equals.
             self.best = {"step": self.writer.done, **scores}
             self.validated = self.writer.done, predictions
         return scores

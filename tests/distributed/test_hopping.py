@@ -45,7 +45,8 @@ def assert_equal_runs(run: Path, alone: Path) -> None:
     for a, b in zip(ours, theirs, strict=True):
         assert a == pytest.approx(b, abs=1e-9, rel=0), a["step"]
     result, other = (json.loads((folder / "result.json").read_text()) for folder in (run, alone))
-    assert result.pop("checkpoint") == other.pop("checkpoint")
+    for name in ("checkpoint", "selected_by"):
+        assert result.pop(name) == other.pop(name)
     for values in (result, other):
         del values["seconds"], values["world_size"]
     assert result == pytest.approx(other, abs=1e-9, rel=0)

@@ -88,9 +88,10 @@ def test_a_card_carries_the_measured_numbers(stemmed: Path, tmp_path: Path) -> N
     assert {(each.dataset_name, each.dataset_split) for each in card.data.eval_results} == {("synthetic", "test")}
     low, high = found["accuracy_interval"]
     assert f"| accuracy | {found['accuracy']:.4f} (95 % interval, Wilson: {low:.4f} to {high:.4f}) |" in card.text
-    for name in ("top5", "loss", "calibration_error"):
+    for name in ("top5", "loss", "calibration_error", "balanced_accuracy", "macro_f1"):
         assert f"| {found[name]:.4f} |" in card.text, name
-    assert f"| {result['val/accuracy']:.4f} |" in card.text
+    selected = f"| validation accuracy, which selected these weights | {result['val/accuracy']:.4f} |"
+    assert selected in card.text
     for name, values in found["classes"].items():
         row = [*(f"{values[key]:.4f}" for key in ("recall", "precision", "f1")), str(values["images"])]
         assert f"| {name} | {' | '.join(row)} |" in card.text
@@ -111,6 +112,8 @@ def test_a_card_says_what_a_hub_set_and_pretrained_weights_are_and_no_folder() -
         "accuracy_interval": [0.4, 0.6],
         "top5": 1.0,
         "loss": 1.0,
+        "balanced_accuracy": 0.5,
+        "macro_f1": 0.5,
         "images": 3,
         "classes": classes,
     }

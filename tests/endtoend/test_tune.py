@@ -129,6 +129,18 @@ def test_a_finished_search_is_told_again_and_a_larger_one_goes_on(tmp_path: Path
     assert read_recipe(str(tmp_path / "S" / "best.yaml")).phases[0].lr == pytest.approx(accuracies[0], abs=1e-4)
 
 
+def test_a_search_by_loss_keeps_the_smallest(tmp_path: Path) -> None:
+    words = f"{PRETENDED} --phases.0.lr 1e-2..1 --optimizer.name adamw --evaluate.select_by loss --trials 3"
+    done = tune(tmp_path, words)
+    assert done.returncode == 0, done.stderr
+    found, losses = study(tmp_path), [trial["val/loss"] for trial in study(tmp_path)["trials"]]
+    assert losses == [pytest.approx(2 * trial["values"]["phases.0.lr"]) for trial in found["trials"]]
+    assert (found["metric"], found["best"]) == ("val/loss", losses.index(min(losses)))
+    shown = re.findall(r"^\d +finished +(\S+)", done.stdout, re.MULTILINE)
+    assert shown == [f"{loss:.4f}" for loss in sorted(losses)]
+    assert re.findall(r"validation loss (\S+)", done.stdout) == [f"{loss:.4f}" for loss in losses]
+
+
 def test_a_trial_that_fails_is_recorded_with_its_sentence_and_the_search_goes_on(tmp_path: Path) -> None:
     done = tune(tmp_path, f"{PRETENDED} --optimizer.name adamw,lamb,lion --trials 8")
     assert done.returncode == 0, done.stderr

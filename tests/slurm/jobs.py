@@ -113,5 +113,6 @@ def check_same(run: Path, other: Path, tolerance: float = 0.0) -> None:
     scores = [json.loads((folder / "result.json").read_text()) for folder in (run, other)]
     for values in scores:
         del values["seconds"], values["world_size"]
-    assert scores[0].pop("checkpoint") == scores[1].pop("checkpoint")
+    for name in ("checkpoint", "selected_by"):
+        assert scores[0].pop(name) == scores[1].pop(name)
     assert scores[0] == pytest.approx(scores[1], rel=0, abs=tolerance)

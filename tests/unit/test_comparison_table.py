@@ -50,14 +50,25 @@ def test_a_row_for_each_run_with_what_differs(tmp_path: Path, monkeypatch, capsy
 def test_runs_that_differ_in_their_seed_alone_have_a_mean(
     tmp_path: Path, capsys: pytest.CaptureFixture, changes: dict[str, str], said: bool
 ) -> None:
+    by_f1 = {"evaluate.select_by": "macro_f1"}
     runs = [
-        folder_of(tmp_path / str(seed), {"state": "finished"}, {"test/accuracy": score}, seed=str(seed), **more)
+        folder_of(
+            tmp_path / str(seed),
+            {"state": "finished"},
+            {"test/accuracy": score, "val/macro_f1": 1 - score},
+            seed=str(seed),
+            **by_f1,
+            **more,
+        )
         for seed, score, more in ((1, 0.25, {}), (2, 0.75, changes))
     ]
-    runs.append(folder_of(tmp_path / "3", {"state": "running"}, seed="3"))
+    runs.append(folder_of(tmp_path / "3", {"state": "running"}, seed="3", **by_f1))
     compare(runs)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "mean" in line]
-    assert len(lines) == said
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].endswith("val/accuracy  test/accuracy  test/loss  val/macro_f1  test/macro_f1")
+    lines = [line for line in printed if "mean" in line]
+    assert len(lines) == 2 * said
+    assert all(line.startswith("val/macro_f1: mean 0.5000, ") for line in lines[1:])
     if said:
         assert lines[0].startswith("test/accuracy: mean 0.5000, standard deviation 0.3536, 95 % interval of the mean")
         assert lines[0].endswith("(2 seeds)")

@@ -27,7 +27,7 @@ FIELDS = field_paths()
 NOT_DECISIVE = [
     "data.storage",
     "rank_timeout",
-    *(path for path in FIELDS if path.startswith(("evaluate.", "checkpoint.", "track."))),
+    *(path for path in FIELDS if path.startswith(("evaluate.every_epochs", "checkpoint.", "track."))),
 ]
 DECISIVE = [path for path in FIELDS if path not in NOT_DECISIVE]
 
@@ -375,6 +375,10 @@ def test_early_stopping_needs_a_validation_split() -> None:
     assert sentence({"early_stopping": {"patience": 3}, **without}) == (
         "early_stopping.patience 3 needs a validation split: set data.validation_fraction or data.splits.validation, "
         "or patience to 0"
+    )
+    assert sentence({"evaluate": {"select_by": "macro_f1"}, **without}) == (
+        "evaluate.select_by macro_f1 needs a validation split: set data.validation_fraction or data.splits.validation, "
+        "or select_by to accuracy"
     )
     assert stopping(0, **without).data.validation_fraction == 0
     assert stopping(3, data={"validation_fraction": 0, "overfit_images": 8}).early_stopping.patience == 3

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resnet_cifar.config.schema import METRIC_NAMES
 from resnet_cifar.config.validation import parse
 from resnet_cifar.training.early_stopping import EarlyStopping
 
@@ -20,7 +21,7 @@ def rule(patience: int, metric: str = "accuracy", min_delta: float = 0.0) -> Ear
 
 def scores(value: float, metric: str = "accuracy") -> dict[str, float]:
     """Scores whose other metric says the opposite."""
-    other = "loss" if metric == "accuracy" else "accuracy"
+    other = "accuracy" if metric == "loss" else "loss"
     return {f"val/{metric}": value, f"val/{other}": value, "val/top5": 0.0}
 
 
@@ -43,9 +44,16 @@ def test_it_ends_after_so_many_scores_in_a_row_without_an_improvement(patience: 
 
 
 @pytest.mark.parametrize(
-    ("metric", "values"), [("accuracy", [0.5, 0.6, 0.5, 0.4]), ("loss", [0.5, 0.4, 0.5, 0.6])], ids=str
+    ("metric", "values"),
+    [
+        ("accuracy", [0.5, 0.6, 0.5, 0.4]),
+        ("balanced_accuracy", [0.5, 0.6, 0.5, 0.4]),
+        ("macro_f1", [0.5, 0.6, 0.5, 0.4]),
+        ("loss", [0.5, 0.4, 0.5, 0.6]),
+    ],
+    ids=str,
 )
-def test_accuracy_should_rise_and_loss_should_fall(metric: str, values: list[float]) -> None:
+def test_accuracies_should_rise_and_loss_should_fall(metric: str, values: list[float]) -> None:
     assert end(rule(2, metric), values) == 4
     assert end(rule(2, metric), values[::-1][:3]) is None
 
@@ -73,7 +81,7 @@ def test_a_score_that_is_no_number_is_no_improvement() -> None:
 
 values = st.lists(st.sampled_from([0.0, 0.125, 0.25, 0.5, 0.625, 1.0]) | st.floats(0, 1), min_size=1, max_size=30)
 rules = st.builds(
-    rule, st.integers(0, 4), st.sampled_from(["accuracy", "loss"]), st.sampled_from([0.0, 0.125]) | st.floats(0, 1)
+    rule, st.integers(0, 4), st.sampled_from(list(METRIC_NAMES)), st.sampled_from([0.0, 0.125]) | st.floats(0, 1)
 )
 
 
@@ -82,7 +90,7 @@ rules = st.builds(
 def test_it_ends_where_the_definition_says(stopping: EarlyStopping, values: list[float]) -> None:
     """Each evaluation against the best that counted: patience since the last one that did."""
     patience, least = stopping.settings.patience, stopping.settings.min_delta
-    sign = 1 if stopping.settings.metric == "accuracy" else -1
+    sign = -1 if stopping.settings.metric == "loss" else 1
     counted = [0]  # places of the improvements
     for place, value in enumerate(values[1:], start=1):
         if sign * value > sign * values[counted[-1]] + least:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -30,6 +31,23 @@ def test_loss_and_accuracy_are_scikit_learns(dtype: torch.dtype) -> None:
     probabilities = logits.double().softmax(1).numpy()
     assert found["loss"] == pytest.approx(sklearn.log_loss(labels, probabilities, labels=range(7)), rel=1e-9)
     assert found["accuracy"] == pytest.approx(sklearn.accuracy_score(labels, logits.argmax(1)), abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+@pytest.mark.parametrize("present", [range(7), (0, 1, 4, 5), (6,)], ids=list)
+@pytest.mark.parametrize("never_predicted", [(), (5,), (0, 6)], ids=str)
+def test_balanced_accuracy_and_macro_f1_are_scikit_learns(
+    present: Sequence[int], never_predicted: tuple[int, ...]
+) -> None:
+    """Of classes of different sizes; also with classes that are absent from the split, or never predicted."""
+    logits, _ = predictions(300)
+    drawn = torch.rand(300, generator=torch.Generator().manual_seed(1)) ** 2
+    labels = torch.tensor(present)[(drawn * len(present)).long()]
+    logits[torch.arange(300), labels] += 2
+    logits[:, list(never_predicted)] = -1e3
+    found, predicted = metrics.summary(logits, labels), logits.argmax(1)
+    assert found["balanced_accuracy"] == pytest.approx(sklearn.balanced_accuracy_score(labels, predicted), abs=1e-12)
+    assert found["macro_f1"] == pytest.approx(sklearn.f1_score(labels, predicted, average="macro"), abs=1e-12)
 
 
 def test_top_5_and_each_classs_accuracy_are_scikit_learns() -> None:
@@ -105,4 +123,5 @@ def test_with_a_temperature_the_calibration_error_comes_twice() -> None:
 
 
 def test_a_confident_mistake_costs_what_its_logits_say() -> None:
-    assert metrics.summary(torch.tensor([[1000.0, 0.0]]), torch.tensor([1])) == {"loss": 1000.0, "accuracy": 0.0}
+    found = metrics.summary(torch.tensor([[1000.0, 0.0]]), torch.tensor([1]))
+    assert found == {"loss": 1000.0, "accuracy": 0.0, "balanced_accuracy": 0.0, "macro_f1": 0.0}

@@ -169,6 +169,8 @@ def test_the_panel_says_where_a_run_is() -> None:
         assert part in panel, part
     assert 'aria-valuenow="25.0"' in panel and "validation accuracy 0.5000 (best 0.5000)" in panel
     assert "warning: take &lt;care&gt;" in panel and "data:image/svg+xml" in panel
+    by_loss = notebook_panel.panel("runs/a", "training", 40, rows, [], "", "loss")
+    assert "validation loss 1.2000 (best 1.2000)" in by_loss
     still = notebook_panel.panel("runs/a", "training", 40, [{**ROW, "images_per_second": 0.0}], [], "")
     assert "0 images/s" in still and " left" not in still
     empty = notebook_panel.panel("runs/a", "starting", 0, [], [], notebook_panel.curves([]))

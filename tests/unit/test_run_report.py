@@ -84,6 +84,19 @@ def test_curves_mark_phases_stops_and_the_best_score(whole: Path) -> None:
     assert curves.read_curves(whole, recipe, extended).stops == [], "what is extended was not interrupted"
 
 
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize(
+    ("metric", "step", "tile"), [("macro_f1", 20, "macro F1 50.00 %"), ("loss", 40, "loss 0.0250")], ids=str
+)
+def test_the_best_is_that_of_the_metric_that_selects(metric: str, step: int, tile: str, tmp_path: Path) -> None:
+    run = reported.start(tmp_path / "run", **{"evaluate.select_by": metric})
+    found = curves.read_curves(run.path, read_recipe(str(run.path / "recipe.yaml")), [])
+    assert found.best["step"] == step
+    assert ("validation, macro F1" in curves.panels(found)["accuracy"]) == (metric == "macro_f1")
+    text = said(run_report.write_run_report(run.path))
+    assert f"best validation {tile} at epoch {step / 10:.2f}, step {step}" in text
+
+
 def test_a_long_run_is_drawn_with_means_of_rows_and_a_half_written_row_is_left_out(tmp_path: Path) -> None:
     lines = [json.dumps(reported.row(step)) for step in range(1, 1001)]
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 1001, "epo']))

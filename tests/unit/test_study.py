@@ -54,7 +54,7 @@ def test_a_search_makes_the_same_trials_again_and_after_every_stop_and_others_wi
 def test_the_search_finds_what_is_good(tmp_path: Path) -> None:
     study = Study(tmp_path, search(), 0)
     go_on(study, 50)
-    reached = [outcome.accuracy for _, outcome in study.trials() if outcome.accuracy]
+    reached = [outcome.best for _, outcome in study.trials() if outcome.best]
     assert statistics.fmean(reached[-10:]) > statistics.fmean(reached[:8]) + 0.05
     importance = study.importance()
     assert list(importance)[-1] == "augment.crop_padding", "which decides nothing"
@@ -127,8 +127,8 @@ def test_what_was_tried_is_not_trained_again(tmp_path: Path) -> None:
         found = earlier(trial)
         assert (found is None) == (name not in seen)
         if found:
-            assert (found.state, found.accuracy, found.scores) == (
-                seen[name].state, seen[name].accuracy, seen[name].scores,
+            assert (found.state, found.best, found.scores) == (
+                seen[name].state, seen[name].best, seen[name].scores,
             )  # fmt: skip
             assert re.fullmatch(r"the same as trial \d", found.why)
         outcome = found or Outcome("finished", 0.5 + number / 10, (0.25,))
