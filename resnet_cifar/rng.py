@@ -2,8 +2,8 @@
 
 NumPy's Philox counts blocks of four 64-bit words, so row i of a table has a fixed position in the stream and any rank
 can generate just its own rows. Only raw words are used: their stream is fixed by the algorithm (Salmon et al. 2011),
-while NumPy's distributions may change between versions. Purposes: init, order, augment, flip, dropout, split, data,
-tune."""
+while NumPy's distributions may change between versions. Purposes: init, order, class_order, augment, flip, dropout,
+split, data, tune."""
 
 import hashlib
 
@@ -47,6 +47,13 @@ def dropout_masks(seed: int, purpose: str, step: int, rows: slice, units: int, d
 def permutation(seed: int, purpose: str, number: int, size: int) -> np.ndarray:
     """A permutation of 0..size-1, int64 [size]."""
     return np.argsort(words(seed, purpose, number, count=size), kind="stable")
+
+
+def permutations(seed: int, purpose: str, number: int, size: int, which: range) -> np.ndarray:
+    """Permutations `which` of the stream (seed, purpose, number), each of 0..size-1: int64 [len(which), size]."""
+    padded = -(-size // _WORDS_PER_BLOCK) * _WORDS_PER_BLOCK  # words per permutation, in whole blocks
+    drawn = words(seed, purpose, number, start=which.start * padded, count=len(which) * padded)
+    return np.argsort(drawn.reshape(-1, padded)[:, :size], axis=1, kind="stable")
 
 
 def bits(seed: int, purpose: str, size: int) -> np.ndarray:

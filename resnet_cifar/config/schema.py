@@ -113,6 +113,20 @@ def _value_range(value: Any) -> Any:
 
 _NUMBERS = TypeAdapter(tuple[Number, ...])
 _DIMS = TypeAdapter(tuple[Annotated[Whole, Field(ge=1, le=65536)], ...])
+
+
+def _class_weights(value: Any) -> Any:
+    """`none`, `balanced`, or the weights of a YAML list or of a command-line word such as `1,2.5`."""
+    words = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    if len(words) == 1 and str(words[0]).strip().lower() in ("none", "null", "no", "false", "balanced"):
+        return "balanced" if str(words[0]).strip().lower() == "balanced" else "none"
+    try:
+        return _WEIGHTS.validate_python(words)
+    except ValidationError:
+        raise ValueError("it should be none, balanced, or one number above 0 per class, such as `1,2.5`") from None
+
+
+_WEIGHTS = TypeAdapter(Annotated[tuple[Annotated[Number, Field(gt=0)], ...], Field(min_length=1)])
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -172,6 +186,8 @@ class Data:
     Unused where the source has a validation split."""
     overfit_images: Annotated[Whole, Field(ge=0)] = 0
     """N > 0: train on N images without augmentation and validate on the same N, to check that the model can learn."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """`uniform`: every training image once per epoch; `balanced`: every class equally often, small ones repeatedly."""
     image_size: Annotated[Whole, Field(ge=8, le=1024)] = 224
     """Side of the square that the network sees, pixels; images are resized on the device."""
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bicubic"
@@ -274,6 +290,8 @@ class Loss:
 
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Share of the label that is spread over all classes."""
+    class_weights: Annotated[Literal["none", "balanced"] | tuple[float, ...], PlainValidator(_class_weights)] = "none"
+    """`balanced`: inversely proportional to class sizes; or one weight per class, `1,2.5`; scaled to a mean of 1."""
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,11 @@ def check_across(recipe: Recipe) -> None:
             raise UserError(f"early_stopping.patience {recipe.early_stopping.patience} {needed} patience to 0")
         if recipe.evaluate.select_by != "accuracy":
             raise UserError(f"evaluate.select_by {recipe.evaluate.select_by} {needed} select_by to accuracy")
+    if recipe.data.sampling == recipe.loss.class_weights == "balanced":
+        raise UserError(
+            "loss.class_weights balanced and data.sampling balanced both correct for class sizes: set one of them to "
+            "its default (none, uniform)"
+        )
     for index, phase in enumerate(recipe.phases):
         warmup = f"phases.{index}.warmup_epochs {phase.warmup_epochs:g}"
         if recipe.model.head.pool == "flatten" and phase.image_size not in (None, recipe.data.image_size):

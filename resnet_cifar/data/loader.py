@@ -16,7 +16,7 @@ from resnet_cifar.config.schema import Augment, Recipe
 from resnet_cifar.data import mixing, transforms
 from resnet_cifar.data.image_dataset import ImageDataset, PendingBatch, to_device
 from resnet_cifar.data.preprocess import Preprocess
-from resnet_cifar.data.sampling import sample_indices
+from resnet_cifar.data.sampling import balanced_order, sample_indices
 
 # Columns of a row's random numbers (transforms.AUGMENTATIONS has the others). Pairs use the numbers of their first row.
 _CROP, _FLIP = slice(0, 2), 2
@@ -52,6 +52,7 @@ class Loader:
     def __init__(self, recipe: Recipe, images: ImageDataset, classes: int, preprocess: Preprocess, rows: slice) -> None:
         self.recipe, self.images, self.classes, self.preprocess, self.rows = recipe, images, classes, preprocess, rows
         self.settings = Augment(0, "none") if recipe.data.overfit_images else recipe.augment
+        self._balanced = balanced_order(recipe, images.labels.cpu().numpy())
         self._coins = rng.bits(recipe.seed, "flip", len(images))
         self._fill = (255 * preprocess.mean).round().to(torch.uint8)
         self._augmentations = [each for each in transforms.AUGMENTATIONS if getattr(self.settings, each.field)]
@@ -70,10 +71,10 @@ class Loader:
 
     def _draw(self, step: int) -> _Rows:
         seed, settings = self.recipe.seed, self.settings
-        indices, epochs = sample_indices(seed, len(self.images), self.recipe.batch_size, step, self.rows)
+        indices, uses = sample_indices(seed, len(self.images), self.recipe.batch_size, step, self.rows, self._balanced)
         uniforms = rng.row_uniforms(seed, "augment", step, self.rows)
         if settings.flip == "alternating":
-            flips = (self._coins[indices] + epochs) % 2
+            flips = (self._coins[indices] + uses) % 2
         else:
             flips = (uniforms[:, _FLIP] < 0.5) & (settings.flip == "random")
         kind, uniform = uniforms[::2, _MIX_KIND], uniforms[::2, _LAMBDA]

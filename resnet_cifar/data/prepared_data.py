@@ -39,6 +39,12 @@ class ImageData:
     remarks: tuple[str, ...] = ()
     decoding: Decoding = AS_IS
 
+    @property
+    def class_counts(self) -> dict[str, int]:
+        """The number of training images of each class, in the order of `classes`."""
+        counts = self.train.labels.cpu().bincount(minlength=len(self.classes))
+        return dict(zip(self.classes, counts.tolist(), strict=True))
+
 
 def prepare(data: Data, how: Decoding | None = None) -> Path:
     """The cache entry of `data`, decoded if it is missing or damaged. Raises UserError.

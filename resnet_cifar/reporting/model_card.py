@@ -35,6 +35,7 @@ _UNSEEN = (
     "data.overfit_images",
     "data.storage",
     "data.value_range",
+    "data.sampling",
 )
 _ASIDE = ("precision", "rank_timeout", "track.", "checkpoint.", "data.storage")  # stated elsewhere or without effect
 _PATHS = ("data.source", "model.init_from")  # only the last part of a local path is published

@@ -19,7 +19,7 @@ from resnet_cifar.config.schema import Recipe
 # Trials are compared on the same validation images, evaluated equally often; fields that do not influence the result
 # are not searched either.
 _FIXED = ("seed", "data.", "evaluate.", "track.", "checkpoint.", "rank_timeout", "deterministic")
-_SEARCHABLE = ("data.image_size", "data.interpolation", "data.normalize")
+_SEARCHABLE = ("data.image_size", "data.interpolation", "data.normalize", "data.sampling")
 _NUMBER = r"([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)"
 _RANGE = re.compile(rf"{_NUMBER}\.\.{_NUMBER}")
 _DECADE = 10.0

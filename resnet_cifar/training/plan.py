@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from resnet_cifar.config.errors import UserError
@@ -20,12 +21,14 @@ class Plan:
     """The whole run as a function of the step. `images` is the number of training images, `world_size` of processes.
 
     `fitted_micro_batch`: the size found where the recipe says `auto`; 0: the per-rank batch, until another is found.
+    `class_counts`: the number of training images of each class, by name; only loss.class_weights needs them.
     """
 
     recipe: Recipe
     images: int
     world_size: int
     fitted_micro_batch: int = 0
+    class_counts: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -33,6 +36,36 @@ class Plan:
                 f"data.test_fraction {self.recipe.data.test_fraction:g} leaves no training images: lower it"
             )
         check_batch_size(self.recipe, self.world_size)
+        weights, names = self.recipe.loss.class_weights, list(self.class_counts)
+        if isinstance(weights, tuple) and len(weights) != len(names):
+            listed = ", ".join(names[:10]) + ", ..." * (len(names) > 10)
+            raise UserError(
+                f"loss.class_weights lists {len(weights)} weight{'s' * (len(weights) > 1)}, but data.source "
+                f"{self.recipe.data.source!r} has {len(names)} classes: give one for each, in the order {listed}"
+            )
+
+    @cached_property
+    def class_shares(self) -> dict[str, float]:
+        """The share of each class among the images of an epoch, by name."""
+        counts = self.class_counts
+        if self.recipe.data.sampling == "balanced":
+            counts = {name: int(count > 0) for name, count in counts.items()}
+        return {name: count / sum(counts.values()) for name, count in counts.items()}
+
+    @cached_property
+    def class_weights(self) -> dict[str, float] | None:
+        """The weight of each class in the loss, by name; their mean over the images of an epoch is 1. None: no weights.
+
+        They are constants, so that the loss of a batch, the mean over its rows, does not depend on how it is divided.
+        torch's CrossEntropyLoss(weight) divides by the sum of the weights of the labels in the batch instead.
+        """
+        given, shares = self.recipe.loss.class_weights, self.class_shares
+        if given == "none":
+            return None
+        balanced = [1 / share if share else 0.0 for share in shares.values()]  # a class without images has no rows
+        weights = dict(zip(shares, balanced if given == "balanced" else given, strict=True))
+        mean = sum(share * weights[name] for name, share in shares.items())
+        return {name: weight / mean for name, weight in weights.items()}
 
     @property
     def per_rank_batch(self) -> int:

@@ -45,6 +45,7 @@ def describe(plan: Plan, context: DistributedContext, data: ImageData, run: Path
             "BatchNorm over " + (f"{norm} rows" if norm else "the micro-batch (the result depends on the hardware)"),
         ),
     ]
+    facts += describe_balance(plan)
     if recipe.evaluate.select_by != "accuracy" and len(data.validation):
         facts.append(
             ("selection", f"the checkpoint with the best validation {METRIC_NAMES[recipe.evaluate.select_by]}")
@@ -63,6 +64,22 @@ def describe(plan: Plan, context: DistributedContext, data: ImageData, run: Path
             )
         )
         start = end
+    return facts
+
+
+def describe_balance(plan: Plan) -> list[tuple[str, str]]:
+    """What `data.sampling` and `loss.class_weights` do with the smallest and the largest class, if they are set."""
+    counts, facts = {name: count for name, count in plan.class_counts.items() if count}, []
+    named = {name: f"{name!r} ({count:,} image{'s' * (count > 1)})" for name, count in counts.items()}
+    if plan.recipe.data.sampling == "balanced":
+        small, large = min(counts, key=counts.get), max(counts, key=counts.get)
+        uses = {name: f"{plan.class_shares[name] * plan.images / counts[name]:.3g} times" for name in (small, large)}
+        text = f"an image of {named[small]} is used {uses[small]}, of {named[large]} {uses[large]}"
+        facts.append(("sampling", f"balanced: per epoch, {text}"))
+    if weights := plan.class_weights:
+        ends = (choose(counts, key=weights.get) for choose in (min, max))
+        least, most = (f"{weights[name]:.3g} for {named[name]}" for name in ends)
+        facts.append(("loss", f"class weights from {least} to {most}"))
     return facts
 
 

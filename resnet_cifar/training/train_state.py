@@ -54,6 +54,8 @@ class TrainState:
         mean, std = torch.tensor(mean, **on_device), torch.tensor(std, **on_device)
         self.preprocess = Preprocess(recipe.data, mean, std, decoding)
         # channels_last before DDP, whose buckets adopt the strides of the gradients.
+        weights = plan.class_weights
+        self.class_weights = None if weights is None else torch.tensor(list(weights.values()), **on_device)
         self.model.to(device=context.device, dtype=context.dtype, memory_format=torch.channels_last)
         # Before ghost BatchNorm: the average is not trained, and process groups cannot be copied.
         self.average = copy.deepcopy(self.model).requires_grad_(False) if recipe.model.ema_decay else None

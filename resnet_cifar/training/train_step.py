@@ -60,7 +60,13 @@ def _backward(state: TrainState, step: int, batch: Iterable[Batch]) -> Tensor | 
         for part, (inputs, targets) in enumerate(batch, start=1):
             with context.grad_sync(state.wrapped, now=part == parts):
                 logits = state.wrapped(inputs, *masks[part - 1])
-                losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=recipe.loss.label_smoothing)
+                losses = F.cross_entropy(
+                    logits,
+                    targets,
+                    weight=state.class_weights,
+                    reduction="none",
+                    label_smoothing=recipe.loss.label_smoothing,
+                )
                 # DDP averages over ranks; the gradient of the step is the mean over the global batch.
                 context.backward(losses.sum() * (context.size / recipe.batch_size))
             # Under Mixup the larger label counts.

@@ -58,7 +58,7 @@ def train(recipe: Recipe, options: TrainOptions, stop: StopSignals) -> None:
     with timings.part("data"):
         entry = context.run_on_main(lambda: str(prepared_data.prepare(recipe.data)), per_node=True)
         data = prepared_data.load(Path(entry), recipe, context.device)
-    plan = Plan(recipe, len(data.train), context.size)
+    plan = Plan(recipe, len(data.train), context.size, class_counts=data.class_counts)
     check_crop_padding(recipe, data.train)
     try:
         with timings.part("model"):

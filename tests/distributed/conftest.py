@@ -42,6 +42,9 @@ ONES_OWN = {
     "--phases.0.image_size": 24,
     "--model.head.hidden_dims": "24,16",
     "--model.head.dropout": 0.4,
+    "--data.sampling": "balanced",
+    "--loss.class_weights": "1,2,3,4,5,6,7,8,9,10",
+    "--evaluate.select_by": "macro_f1",
 }
 
 

@@ -20,7 +20,7 @@ from resnet_cifar.config.validation import parse
 from resnet_cifar.data.image_dataset import ImageDataset
 from resnet_cifar.data.loader import Loader
 from resnet_cifar.data.preprocess import Preprocess
-from resnet_cifar.data.sampling import bn_indices, sample_indices
+from resnet_cifar.data.sampling import balanced_order, bn_indices, sample_indices
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.evaluation import metrics
 from resnet_cifar.evaluation.predict import check_same_weights, precise_bn, predict
@@ -46,8 +46,10 @@ _VALUES = {"crop_padding": 4, "flip": "random", "trivial_augment": True, "cutout
 _VALUES |= {"mixup_alpha": 0.3, "cutmix_alpha": 1.0}
 MIXED = {
     "augment": {field.name: _VALUES[field.name] for field in dataclasses.fields(Augment)},
-    "loss": {"label_smoothing": 0.1},
+    "loss": {"label_smoothing": 0.1, "class_weights": "balanced"},
 }
+BALANCED = {"data": {**PLAIN["data"], "sampling": "balanced"}}
+WEIGHTED = {"loss": {"label_smoothing": 0.1, "class_weights": list(range(1, CLASSES + 1))}}
 CLIPPED = {
     "optimizer": {"name": "adamw", "weight_decay": 0.05, "clip_grad_norm": 0.5},
     "phases": [{"epochs": STEPS * BATCH / IMAGES, "lr": 0.002, "warmup_epochs": 1, "schedule": "linear"}],
@@ -59,10 +61,10 @@ CASES = {
     "resnet mixed micro-loader clipped": {**PLAIN, **RESNET, **MIXED, **MICRO, **CLIPPED},
     "deep head micro-loader": {**PLAIN, **DEEP, **MICRO},
     "vit": {**PLAIN, **VIT},
-    "vit mixed micro-loader clipped": {**PLAIN, **VIT, **MIXED, **MICRO, **CLIPPED},
+    "vit balanced mixed micro-loader clipped": {**PLAIN, **BALANCED, **VIT, **MIXED, **MICRO, **CLIPPED, **WEIGHTED},
 }
 # Everything is on in one of these.
-COMBINED = ("resnet", "resnet mixed micro-loader clipped", "vit mixed micro-loader clipped")
+COMBINED = ("resnet", "resnet mixed micro-loader clipped", "vit balanced mixed micro-loader clipped")
 SCORED = ("test_resnet", "test_vit")
 # Of the splits that are scored: every remainder of a batch of 32 and of the world's sizes, and around more loader;
 # from 2,048 images on a batch is of 64.
@@ -70,11 +72,12 @@ SPLITS = [*range(1, 71), 95, 96, 97, 127, 128, 129, 159, 160, 161, 257, 2047, 20
 MEASURED = (1, 33, 97, 2113)  # metrics are functions of predictions, which are compared for every split
 
 
-def images(count: int, seed: int) -> ImageDataset:
-    """Random images with random labels."""
+def images(count: int, seed: int, unbalanced: bool = False) -> ImageDataset:
+    """Random images with random labels; the largest of `unbalanced` classes is seven times as large as the smallest."""
     words = rng.words(seed, "test images", count=count * 32 * 32 * 3)
     pixels = (words & np.uint64(255)).astype(np.uint8).reshape(count, 32, 32, 3)
-    labels = rng.permutation(seed, "test labels", 0, count) % CLASSES
+    order = rng.permutation(seed, "test labels", 0, count)
+    labels = order**2 * CLASSES // count**2 if unbalanced else order % CLASSES
     return ImageDataset(torch.from_numpy(pixels), torch.from_numpy(labels), np.arange(count))
 
 
@@ -84,10 +87,12 @@ def train(
     """(this rank's rows, what all ranks share) of one case."""
     recipe = parse({**values, "precision": precision})
     context.precision = precision  # a process has one world, and without autocast it takes either
-    training, validation = images(IMAGES, 0), images(70, 1)
-    plan = Plan(recipe, IMAGES, context.size)
+    training, validation = images(IMAGES, 0, unbalanced=True), images(70, 1)
+    counts = {str(label): count for label, count in enumerate(training.labels.bincount().tolist())}
+    plan = Plan(recipe, IMAGES, context.size, class_counts=counts)
     state = TrainState(plan, context, CLASSES)
     loader = Loader(recipe, training, CLASSES, state.preprocess, plan.rows(context.rank))
+    balanced = balanced_order(recipe, training.labels.numpy())
     first: dict[str, torch.Tensor] = {}
     step_of = state.wrapped_optimizer.step
 
@@ -99,7 +104,7 @@ def train(
     state.wrapped_optimizer.step = remember_gradients
     rows: dict[str, list[np.ndarray]] = {"indices": [], "uniforms": []}
     for step in range(plan.steps):
-        indices, _ = sample_indices(recipe.seed, IMAGES, BATCH, step, plan.rows(context.rank))
+        indices, _ = sample_indices(recipe.seed, IMAGES, BATCH, step, plan.rows(context.rank), balanced)
         rows["indices"].append(indices)
         rows["uniforms"].append(rng.row_uniforms(recipe.seed, "augment", step, plan.rows(context.rank)))
         train_step(state, step, loader.batch(step, micro_batch=plan.micro_batch), plan.lr(step))

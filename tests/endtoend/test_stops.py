@@ -31,6 +31,7 @@ def small(**words: str) -> Recipe:
     overrides = {
         "data.limit": "540",
         "data.image_size": "16",
+        "data.sampling": "balanced",
         "batch_size": "16",
         "micro_batch": "8",
         "model.name": "test_resnet",
@@ -98,10 +99,22 @@ def test_saves_at_the_start_and_right_after_a_resume_change_nothing(whole: str, 
 
 
 def test_a_run_stops_early_at_the_same_step_whether_it_was_interrupted_or_not() -> None:
-    recipe = small(**{"early_stopping.patience": "2", "evaluate.every_epochs": "0.1", "phases.0.lr": "1e-9"})
+    recipe = small(
+        **{
+            "early_stopping.patience": "2",
+            "evaluate.every_epochs": "0.1",
+            "phases.0.lr": "1e-9",
+            "data.sampling": "uniform",
+            "loss.class_weights": "balanced",
+            "evaluate.select_by": "loss",
+        }
+    )
     train(dataclasses.replace(RUN, run="undisturbed"), recipe)
     result = json.loads(Path("undisturbed/result.json").read_text())
-    scored = [row["step"] for row in rows_of("undisturbed") if "val/accuracy" in row]
+    evaluated = [row for row in rows_of("undisturbed") if "val/accuracy" in row]
+    scored = [row["step"] for row in evaluated]
+    best = min(evaluated, key=lambda row: row["val/loss"])
+    assert (result["selected_by"], result["step"], result["val/loss"]) == ("loss", best["step"], best["val/loss"])
     assert result["stopped_early"] and scored[-1] == result["steps"] < 36
     assert len(scored) > 2
     assert interrupt(RUN, recipe, "update", scored[-2])["step"] == scored[-2] + 1

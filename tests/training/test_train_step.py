@@ -46,7 +46,8 @@ Start = Callable[..., tuple[TrainState, Loader]]
 @pytest.fixture
 def start(images: ImageDataset) -> Start:
     def create(context: DistributedContext, **values: object) -> tuple[TrainState, Loader]:
-        plan = Plan(parse({**VALUES, **values}), IMAGES, context.size)
+        counts = {str(label): int((images.labels == label).sum()) for label in range(10)}
+        plan = Plan(parse({**VALUES, **values}), IMAGES, context.size, class_counts=counts)
         state = TrainState(plan, context, classes=10)
         return state, Loader(plan.recipe, images, 10, state.preprocess, plan.rows(0))
 
@@ -72,6 +73,46 @@ def test_the_gradient_is_the_mean_over_the_batch(start: Start) -> None:
     update(state, loader, 0)
     for ours, theirs in zip(seen, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
+
+
+WEIGHTS = [1.0, 2, 3, 4, 5, 6, 7, 8, 9, 20]
+
+
+@pytest.mark.parametrize(
+    "mixed",
+    [{}, {"augment": {"mixup_alpha": 0.3, "cutmix_alpha": 1.0}}],
+    ids=["labels", "mixed"],
+)
+def test_a_weighted_loss_is_torchs_weighted_mean_over_the_batch(start: Start, mixed: dict) -> None:
+    """For labels torch divides by the weights of the batch's labels, we by its size: with weights of mean 1 over an
+    epoch the two agree on average. For mixed labels torch divides by the batch's size too. Both are smoothed."""
+    state, loader = start(
+        DistributedContext("fp64"),
+        precision="fp64",
+        model={"name": "test_vit", "pretrained": False, "ghost_batch_size": 8},
+        loss={"class_weights": WEIGHTS, "label_smoothing": 0.1},
+        **mixed,
+    )
+    [(inputs, targets)] = loader.batch(0)
+    weights = torch.tensor(list(state.plan.class_weights.values()), dtype=torch.float64)
+    torch.testing.assert_close(weights / weights[0], torch.tensor(WEIGHTS, dtype=torch.float64))
+    assert weights[loader.images.labels].mean() == pytest.approx(1)
+    logits = state.model(inputs)
+    if mixed:
+        assert 0 < targets.max(1).values.min() < 1
+        loss = torch.nn.CrossEntropyLoss(weights, label_smoothing=0.1)(logits, targets)
+    else:
+        labels = targets.argmax(1)
+        loss = torch.nn.CrossEntropyLoss(weights, label_smoothing=0.1)(logits, labels) * weights[labels].sum() / 32
+    expected = torch.autograd.grad(loss, list(state.model.parameters()))
+    seen = []
+    state.wrapped_optimizer.step = lambda: seen.extend(p.grad.clone() for p in state.model.parameters())
+    update(state, loader, 0)  # in two micro-batches
+    for ours, theirs in zip(seen, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
+    state.metrics.flush_async(1)
+    [sums] = state.metrics.poll(wait=True)
+    assert sums.loss == pytest.approx(loss.item(), rel=1e-12)
 
 
 def test_an_update_has_its_own_steps_rate(start: Start) -> None:

@@ -442,6 +442,33 @@ def test_one_hidden_dim_needs_no_list() -> None:
     assert parse({"model": {"head": {"hidden_dims": 128}}}).model.head.hidden_dims == (128,)
 
 
+@pytest.mark.parametrize("word", ["[1, 2.5]", "'1,2.5'", "'1, 2.5'"])
+def test_class_weights_are_a_list_or_words_with_commas(word: str) -> None:
+    ours = parse(yaml.safe_load(f"loss: {{class_weights: {word}}}"))
+    assert ours.loss.class_weights == (1.0, 2.5)
+    assert parse(to_dict(ours)) == ours
+
+
+@pytest.mark.parametrize("word", ["none", "null", "None", "no", "balanced", "[balanced]"])
+def test_class_weights_may_be_words(word: str) -> None:
+    expected = "balanced" if "balanced" in word else "none"
+    assert parse(yaml.safe_load(f"loss: {{class_weights: {word}}}")).loss.class_weights == expected
+
+
+@pytest.mark.parametrize("value", ["1,0", "1,-2", "1,inf", "1,nan", "1,", "equal", [], [1, True], {"cat": 2}, [[1, 2]]])
+def test_class_weights_are_positive_numbers(value: Any) -> None:
+    assert sentence({"loss": {"class_weights": value}}) == (
+        f"loss.class_weights cannot be {value!r}: it should be none, balanced, or one number above 0 per class, such "
+        "as `1,2.5`"
+    )
+
+
+def test_class_sizes_are_corrected_for_once() -> None:
+    text = sentence({"loss": {"class_weights": "balanced"}, "data": {"sampling": "balanced"}})
+    assert text.startswith("loss.class_weights balanced and data.sampling balanced both correct for class sizes")
+    parse({"loss": {"class_weights": "1,2"}, "data": {"sampling": "balanced"}})
+
+
 def test_a_head_is_deep_where_timm_has_none_like_it() -> None:
     assert not parse({"model": {"head": {"init": "glorot"}}}).model.head.is_deep
     for field, value in {"pool": "max", "hidden_dims": "8", "norm": True, "dropout": 0.1}.items():

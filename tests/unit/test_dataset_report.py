@@ -17,7 +17,7 @@ from resnet_cifar.data import prepared_data
 from resnet_cifar.data.image_dataset import ImageDataset
 from resnet_cifar.data.loader import Loader
 from resnet_cifar.data.preprocess import Preprocess
-from resnet_cifar.data.sampling import sample_indices
+from resnet_cifar.data.sampling import balanced_order, sample_indices
 from resnet_cifar.data.sources import synthetic
 from resnet_cifar.data.sources.base import Split
 from resnet_cifar.reporting.dataset_report import (
@@ -284,17 +284,20 @@ def test_thumbnails_are_bounded_and_small_pictures_whole() -> None:
     assert size(samples.thumbnail(np.zeros((300, 150, 3), np.uint8))) == (32, 64)
 
 
-@pytest.mark.parametrize("recipe_name", ["debug", "scratch"])
-def test_views_are_the_images_of_training(recipe_name: str) -> None:
+@pytest.mark.parametrize(("recipe_name", "sampling"), [("debug", "uniform"), ("scratch", "balanced")])
+def test_views_are_the_images_of_training(recipe_name: str, sampling: str) -> None:
     fields = {"data.source": "synthetic", "data.limit": "100", "batch_size": "32", "data.validation_fraction": "0.2"}
+    fields["data.sampling"] = sampling
     recipe = read_recipe(recipe_name, fields)
     data = prepared_data.load(prepared_data.prepare(recipe.data), recipe, torch.device("cpu"))
     training = augmentation_preview.Training(data, recipe)
     preprocess = Preprocess(recipe.data, torch.tensor(training.mean), torch.tensor(training.std))
     loader = Loader(recipe, data.train, 10, preprocess, slice(0, recipe.batch_size))
-    for view in training.views(17, epochs=3):
-        indices, epochs = sample_indices(recipe.seed, len(data.train), recipe.batch_size, view.step, slice(0, 32))
-        [row] = np.flatnonzero((indices == 17) & (epochs == view.epoch))
+    balanced = balanced_order(recipe, data.train.labels.numpy())
+    for use, view in enumerate(training.views(17, uses=3)):
+        assert sampling == "balanced" or view.epoch == use
+        indices, uses = sample_indices(recipe.seed, len(data.train), 32, view.step, slice(0, 32), balanced)
+        [row] = np.flatnonzero((indices == 17) & (uses == use))
         inputs, targets = (torch.cat(part) for part in zip(*loader.batch(view.step), strict=True))
         seen = 255 * (inputs[row].permute(1, 2, 0) * preprocess.std + preprocess.mean)
         assert np.abs(seen.numpy() - view.image).max() <= 0.51

@@ -1,6 +1,6 @@
-"""Augmented versions of images in their first epochs, made by the real loader with the recipe's random numbers.
+"""Augmented versions of images the first times they are used, made by the real loader with the recipe's random numbers.
 
-The position of an image in the stream of an epoch gives its step and row. Augmentations do not depend on the number of
+The position of an image in the stream gives its step and row. Augmentations do not depend on the number of
 processes, so one pair of rows (the unit of Mixup and CutMix) is loaded as if it were the whole share of a rank.
 """
 
@@ -15,7 +15,7 @@ from resnet_cifar.config.schema import Recipe
 from resnet_cifar.data.loader import Loader, check_crop_padding
 from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.data.preprocess import Preprocess
-from resnet_cifar.data.sampling import epoch_permutation
+from resnet_cifar.data.sampling import balanced_order, position_of
 from resnet_cifar.models.factory import create_model, normalization
 
 _NAMED = 0.005  # smallest share of a label that is shown
@@ -43,16 +43,18 @@ class Training:
             model = create_model(recipe, len(data.classes), pretrained=False)
         self.mean, self.std = normalization(model, recipe)
         self._recipe, self._data = recipe, data
+        self._balanced = balanced_order(recipe, data.train.labels.cpu().numpy())
         self._format = Preprocess(recipe.data, torch.tensor(self.mean), torch.tensor(self.std))
 
-    def views(self, row: int, epochs: int) -> list[View]:
-        """The augmented versions of training image `row` in the first `epochs` epochs."""
-        return [self._view(row, epoch) for epoch in range(epochs)]
+    def views(self, row: int, uses: int) -> list[View]:
+        """The augmented versions of training image `row` the first `uses` times it is used: once per epoch, unless
+        data.sampling is balanced."""
+        return [self._view(row, use) for use in range(uses)]
 
-    def _view(self, row: int, epoch: int) -> View:
+    def _view(self, row: int, use: int) -> View:
         recipe, images = self._recipe, len(self._data.train)
-        place = int(np.flatnonzero(epoch_permutation(recipe.seed, epoch, images) == row)[0])
-        step, position = divmod(epoch * images + place, recipe.batch_size)
+        place = position_of(recipe.seed, images, row, use, self._balanced)
+        step, position = divmod(place, recipe.batch_size)
         inside = position % 2
         pair = slice(position - inside, position - inside + 2)
         loader = Loader(recipe, self._data.train, len(self._data.classes), self._format, pair)
@@ -60,4 +62,4 @@ class Training:
         pixels = inputs[inside].permute(1, 2, 0) * self._format.std + self._format.mean
         shares = sorted(enumerate(targets[inside].tolist()), key=lambda pair: -pair[1])
         named = [(label, share) for label, share in shares if share >= _NAMED]
-        return View(epoch, step, (255 * pixels).round().clamp(0, 255).to(torch.uint8).numpy(), named)
+        return View(place // images, step, (255 * pixels).round().clamp(0, 255).to(torch.uint8).numpy(), named)

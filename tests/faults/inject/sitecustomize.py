@@ -162,10 +162,10 @@ def on_signals(module):
 def on_sampling(module):
     sample_indices = module.sample_indices
 
-    def noted(seed, images, batch_size, step, rows):
-        indices, epochs = sample_indices(seed, images, batch_size, step, rows)
-        injector.orders[step] = digest(indices, epochs)
-        return indices, epochs
+    def noted(seed, images, batch_size, step, *more):
+        indices, uses = sample_indices(seed, images, batch_size, step, *more)
+        injector.orders[step] = digest(indices, uses)
+        return indices, uses
 
     module.sample_indices = noted
 
