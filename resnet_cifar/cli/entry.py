@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from resnet_cifar.config.errors import NodeError, UserError, did_you_mean
+from resnet_cifar.config.errors import NodeError, RankError, UserError, did_you_mean
+from resnet_cifar.distributed.launcher_env import is_reported_elsewhere, unset_empty_variables
 
 COMMANDS = {
     "train": "train a recipe, evaluate the model and write a report",
@@ -61,19 +62,14 @@ def run(main: Callable[[list[str]], None]) -> int:
     A user's mistake becomes one sentence on standard error, printed by one process, and exit code 2.
     """
     escape_what_the_console_lacks()
+    unset_empty_variables()
     try:
         try:
             main(sys.argv[1:])
         finally:
             sys.stdout.flush()
-    except NodeError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            several_nodes = os.environ.get("WORLD_SIZE") != os.environ.get("LOCAL_WORLD_SIZE")
-            print(f"error: {f'{_this_rank()}: ' if several_nodes else ''}{error}", file=sys.stderr, flush=True)
-        return 2
     except UserError as error:
-        print_once(f"error: {error}", to_stderr=True)
-        return 2
+        return _report(error)
     except KeyboardInterrupt:
         print_once("\nstopped: rerun the same command to start again", to_stderr=True)
         return 130
@@ -102,6 +98,21 @@ def escape_what_the_console_lacks() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _report(error: UserError) -> int:
+    """Prints the error, unless another process is known to; returns the exit code."""
+    if isinstance(error, RankError):
+        if error.is_told_here:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    if isinstance(error, NodeError):
+        if not is_reported_elsewhere("LOCAL_RANK"):
+            several_nodes = "RANK" in os.environ and os.environ.get("WORLD_SIZE") != os.environ.get("LOCAL_WORLD_SIZE")
+            print(f"error: {f'{_this_rank()}: ' if several_nodes else ''}{error}", file=sys.stderr, flush=True)
+        return 2
+    print_once(f"error: {error}", to_stderr=True)
+    return 2
+
+
 def _how_to_install(package: str) -> str:
     activate = Path(os.path.relpath(ROOT / ".venv/bin/activate"))
     command = f". {activate}" if activate.is_file() else f"pip install -e {os.path.relpath(ROOT)}"
@@ -116,6 +127,6 @@ def _this_rank() -> str:
 
 
 def print_once(text: str, to_stderr: bool = False) -> None:
-    """Prints from the process of rank 0 only."""
-    if os.environ.get("RANK", "0") == "0":
+    """Prints, unless rank 0 is known to do so."""
+    if not is_reported_elsewhere():
         print(text, file=sys.stderr if to_stderr else sys.stdout, flush=to_stderr)

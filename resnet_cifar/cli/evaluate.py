@@ -16,6 +16,7 @@ from resnet_cifar.cli.predict import PredictOptions, classify_images
 from resnet_cifar.config.diff import flatten
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
+from resnet_cifar.distributed.launcher_env import check_launcher
 from resnet_cifar.evaluation import model_location
 from resnet_cifar.evaluation.model_location import Target
 
@@ -102,6 +103,7 @@ def _check_export(target: Target) -> None:
 def main(arguments: list[str]) -> None:
     """Nothing heavy is imported before the options are checked."""
     options, recipe = parse_arguments(arguments)
+    check_launcher()
     if options.images:
         classify_images(PredictOptions(options.target, options.images, options.json), recipe)
         return

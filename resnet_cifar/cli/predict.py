@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from resnet_cifar.cli.parser import parse
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
+from resnet_cifar.distributed.launcher_env import check_launcher
 from resnet_cifar.evaluation import model_location
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ def parse_arguments(arguments: list[str]) -> tuple[PredictOptions, Recipe]:
 
 def main(arguments: list[str]) -> None:
     """Classifies the images. Raises UserError."""
-    classify_images(*parse_arguments(arguments))
+    parsed = parse_arguments(arguments)
+    check_launcher()
+    classify_images(*parsed)
 
 
 def classify_images(options: PredictOptions, recipe: Recipe) -> None:

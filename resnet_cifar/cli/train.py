@@ -8,6 +8,7 @@ from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe, recipe_names, recipe_summary
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.train_options import TrainOptions
+from resnet_cifar.distributed.launcher_env import check_launcher
 
 _USAGE = "resnet-cifar train [--recipe NAME|FILE] [OPTIONS] [--FIELD VALUE ...]"
 
@@ -26,6 +27,7 @@ def parse_arguments(arguments: list[str]) -> tuple[TrainOptions, Recipe]:
 def main(arguments: list[str]) -> None:
     """Nothing heavy is imported before the options and the recipe are checked and signals are handled."""
     options, recipe = parse_arguments(arguments)
+    check_launcher()
 
     from resnet_cifar.data.sources.registry import go_offline_if_unreachable
     from resnet_cifar.distributed.signals import StopSignals

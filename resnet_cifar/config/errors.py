@@ -45,6 +45,17 @@ def name_problem(name: str) -> str:
     return "contains a line break or control character: rename it" if kinds & {*_CONTROL} else ""
 
 
+class RankError(UserError):
+    """Another process failed, and this one stops with it. `is_told_here`: whether this process prints it.
+
+    The process that failed shows its own error, which may be on another machine.
+    """
+
+    def __init__(self, sentence: str, is_told_here: bool) -> None:
+        super().__init__(sentence)
+        self.is_told_here = is_told_here
+
+
 # Fields and flags of earlier versions.
 RENAMED = {
     "model.norm_batch": "model.ghost_batch_size",

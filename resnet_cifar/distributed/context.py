@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -20,12 +21,15 @@ from accelerate.utils import TorchDynamoPlugin
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
-from resnet_cifar.config.errors import NodeError, UserError
-from resnet_cifar.distributed import launcher_env
+from resnet_cifar.config.errors import NodeError, RankError, UserError
+from resnet_cifar.distributed import launcher_env, rendezvous
 
 _READING = 30.0  # seconds that rank 0 waits for the other ranks to read a final message
+_FAILING = 3.0  # the same, if that is its own failure: others may be busy with something else
+_POLL = 0.05  # seconds between looks at the store
 _contexts = itertools.count()  # every process creates them in the same order
 _FOREVER = timedelta(days=30)
+_LOST = "it died or lost the network"
 _COLLECTIVE = timedelta(hours=1)  # the watchdog gives up on a lost process long before
 
 P = ParamSpec("P")
@@ -39,11 +43,11 @@ def _may_wait(
 
     @functools.wraps(method)
     def wrapper(self: DistributedContext, *args: P.args, **kwargs: P.kwargs) -> T:
-        self.waiting = True
+        before, self.waiting = self.waiting, True
         try:
             return method(self, *args, **kwargs)
         finally:
-            self.waiting = False
+            self.waiting = before  # one such method may call another
 
     return wrapper
 
@@ -60,9 +64,10 @@ class DistributedContext:
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is initialized
             torch.use_deterministic_algorithms(True)
+        launcher_env.check_launcher()
         self.precision, self.precision_reason = launcher_env.resolve_precision(precision)
         on_cpu = launcher_env.on_cpu()
-        launcher_env.check_environment(on_cpu)
+        launcher_env.check_devices(on_cpu)
         if on_cpu and self.precision == "fp16":
             raise NodeError("precision fp16 needs a GPU, and none was found: use no or bf16")
         if not on_cpu:
@@ -79,7 +84,7 @@ class DistributedContext:
             "dynamo_plugin": _dynamo_plugin(compile_mode),
         }
         try:
-            _init_restarted_group("gloo" if on_cpu else "nccl")
+            _init_group("gloo" if on_cpu else "nccl")
             self._accelerator = Accelerator(cpu=on_cpu, **options)
         except dist.DistNetworkError as error:  # the launcher did not check the port
             place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -98,7 +103,8 @@ class DistributedContext:
         self._store = self.connect()
         self._turns = 0
         if precision == "auto":
-            self._check_same_precision()
+            with self.sharing_failures():
+                self._check_same_precision()
 
     def _check_same_precision(self) -> None:
         """Raises NodeError where `auto` resolves differently on this process's GPU and on rank 0's."""
@@ -128,6 +134,7 @@ class DistributedContext:
         if self.size == 1:
             return None
         host = "localhost" if self.is_main else os.environ["MASTER_ADDR"]
+        rendezvous.await_server(launcher_env.Place(self.rank, self.size, host, self._port))
         return dist.TCPStore(host, self._port, None, False, _FOREVER, wait_for_workers=False)
 
     def describe(self) -> str:
@@ -238,29 +245,95 @@ class DistributedContext:
         """Runs `work` on rank 0 (or on each node's first rank) and returns its result on every rank.
 
         The other ranks wait at the store, for as long as it takes: no collective is open that could time out. Where
-        `work` raises UserError, every rank raises it.
+        `work` raises UserError, every rank (of the node) raises it; after any other failure they raise RankError.
         """
         if self._store is None:
             return work()
+        self._check_failed()
+        nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1")) if per_node else 1
         self._turns += 1
-        place = f"node {os.environ.get('GROUP_RANK', '0')}" if per_node else "world"
-        key = f"turn {self._turns} of {place}"
-        first = self._accelerator.is_local_main_process if per_node else self.is_main
-        if first:
-            try:
-                self._store.set(key, "+" + work())
-            except UserError as mistake:
-                self._store.set(key, f"-{mistake}")
-        self._store.wait([key], _FOREVER)
-        answer = self._store.get(key).decode()
+        turn = f"turn {self._turns}"
+        key = f"{turn} of node {os.environ.get('GROUP_RANK', '0')}" if per_node else turn
+        is_first = self._accelerator.is_local_main_process if per_node else self.is_main
+        answer = self._work_for_others(work, key) if is_first else self._await(key)
         if answer[0] == "-":
             self._await_readers(key, int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if per_node else self.size)
+            if nodes > 1 and is_first:
+                self._tell_failure(answer[1:])
             raise (NodeError if per_node else UserError)(answer[1:])
+        if nodes > 1:  # a node that went on alone would wait in a collective for one that failed
+            if is_first and self._store.add(f"nodes after {turn}", 1) == nodes:
+                self._store.set(f"{turn} everywhere", "+")
+            self._await(f"{turn} everywhere")
         return answer[1:]
 
-    def _await_readers(self, occasion: str, processes: int) -> None:
+    def _work_for_others(self, work: Callable[[], str], key: str) -> str:
+        self.waiting = False
+        try:
+            answer = "+" + work()
+        except UserError as mistake:
+            answer = f"-{mistake}"
+        except BaseException as error:
+            self.report_failure(error)
+            raise
+        finally:
+            self.waiting = True
+        self._store.set(key, answer)
+        return answer
+
+    def _await(self, key: str) -> str:
+        """The value of `key`, once another process has set it. Raises RankError when one has failed."""
+        try:
+            while not self._store.check([key]):
+                self._check_failed()
+                time.sleep(_POLL)
+            return self._store.get(key).decode()
+        except RuntimeError:
+            raise self._rank_error(0, _LOST) from None
+
+    def _check_failed(self) -> None:
+        """Raises RankError when another process has failed."""
+        try:
+            if not self._store.check(["failed"]):
+                return
+            rank, reason = self._store.get("failed").decode().split(" ", 1)
+            self._store.add("failed read", 1)
+        except RuntimeError:  # includes torch's DistError: rank 0 and its store have ended
+            raise self._rank_error(0, _LOST) from None
+        raise self._rank_error(int(rank), reason)
+
+    def _rank_error(self, rank: int, reason: str) -> RankError:
+        speaker = 1 if rank == 0 else 0  # and one on every other machine
+        is_told_here = self.rank == speaker or self._accelerator.is_local_main_process
+        return RankError(f"rank {rank} failed ({reason}), and the other processes stop", is_told_here)
+
+    def report_failure(self, error: BaseException) -> None:
+        """This process ends with `error`: the others raise RankError where they wait in `run_on_main`, now or later."""
+        first_line = next(iter(str(error).splitlines()), "")
+        self._tell_failure(
+            first_line if isinstance(error, UserError) else f"{type(error).__name__}: {first_line}".rstrip(": ")
+        )
+
+    def _tell_failure(self, reason: str) -> None:
+        if self._store is not None:
+            with contextlib.suppress(RuntimeError):  # rank 0 has ended
+                self._store.compare_set("failed", "", f"{self.rank} {reason}")
+                self._await_readers("failed", self.size, _FAILING)
+
+    @contextlib.contextmanager
+    def sharing_failures(self) -> Iterator[None]:
+        """Any exception within the context is reported to the other processes."""
+        try:
+            yield
+        except RankError:
+            raise
+        except BaseException as error:
+            self.report_failure(error)
+            raise
+
+    def _await_readers(self, occasion: str, processes: int, seconds: float = _READING) -> None:
         """Rank 0, whose exit closes the store, waits until this many `processes` have read what they need."""
-        count, end = self._store.add(f"{occasion} read", 1), time.monotonic() + _READING
+        count, end = self._store.add(f"{occasion} read", 1), time.monotonic() + seconds
         while self.is_main and count < processes and time.monotonic() < end:
             time.sleep(0.02)
             count = self._store.add(f"{occasion} read", 0)
@@ -315,19 +388,12 @@ def _dynamo_plugin(mode: str) -> TorchDynamoPlugin:
     return plugin
 
 
-def _init_restarted_group(backend: str) -> None:
-    """After torch's elastic launcher has restarted all processes: creates the process group with a prefixed store.
-
-    The launcher keeps one store for all restarts, and an early process would find the addresses of the previous one
-    there (torch 2.15; the group that Accelerate creates has no prefix).
-    """
-    attempt = launcher_env.restart_count()
-    if not attempt or dist.is_initialized():
-        return
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.PrefixStore(f"attempt {attempt}", dist.TCPStore(*address, size, False, _COLLECTIVE))
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_COLLECTIVE)
+def _init_group(backend: str) -> None:
+    """Creates the process group of several processes, for which Accelerate would wait in silence."""
+    place = launcher_env.place()
+    if place is not None and not dist.is_initialized():
+        store = rendezvous.meet(place)
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=_COLLECTIVE)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

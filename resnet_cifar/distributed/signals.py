@@ -99,4 +99,4 @@ def exit_code() -> int:
 def _leave(reason: str) -> None:
     """Before training there is nothing to save. The code is not 0: other processes wait for this one."""
     sentence = f"stopped by {reason} before training began: rerun the same command to start again"
-    end_process(EXIT_RESUBMIT, sentence if os.environ.get("RANK", "0") == "0" else "")
+    end_process(EXIT_RESUBMIT, "" if launcher_env.is_reported_elsewhere() else sentence)

@@ -46,14 +46,24 @@ def train(recipe: Recipe, options: TrainOptions, stop: StopSignals) -> None:
     """Trains, evaluates and exports `recipe`. Raises UserError, and SystemExit where the run is interrupted."""
     timings = Timings()
     context = DistributedContext(recipe.precision, recipe.deterministic, options.compile)
+    with context.sharing_failures():  # later the watchdog reports them
+        trainer = _set_up(recipe, options, stop, context, timings)
+    if trainer is not None:
+        trainer.run()
+    context.close()
+
+
+def _set_up(
+    recipe: Recipe, options: TrainOptions, stop: StopSignals, context: DistributedContext, timings: Timings
+) -> Trainer | None:
+    """Everything before training; None where the run is finished, or only planned. Raises UserError."""
     screen = Screen(shown=context.is_main)
     base = preflight.resolve(dataclasses.replace(recipe, precision=context.precision), screen.warn)
     recipe = extended(base, options.extend_epochs)
     folder = RunDir(Path(options.run) if options.run else run_dir.default_run_path(options.recipe, base))
     preflight.check(recipe, context)
     if not options.dry_run and context.run_on_main(lambda: _existing_run(folder, options, recipe, screen)):
-        context.close()
-        return
+        return None
     context.run_on_main(lambda: preflight.check_init_from(recipe) or "")
     with timings.part("data"):
         entry = context.run_on_main(lambda: str(prepared_data.prepare(recipe.data)), per_node=True)
@@ -72,11 +82,10 @@ def train(recipe: Recipe, options: TrainOptions, stop: StopSignals) -> None:
         screen.warn(warning)
     if options.dry_run:
         screen.facts(plan_summary.estimate(state, data))
-    else:
-        writer = RunWriter(plan, context, data, folder, screen, timings)
-        watchdog = Watchdog(context, stop, recipe.rank_timeout)
-        Trainer(plan, context, data, state, writer, watchdog, options.profile_steps).run()
-    context.close()
+        return None
+    writer = RunWriter(plan, context, data, folder, screen, timings)
+    watchdog = Watchdog(context, stop, recipe.rank_timeout)
+    return Trainer(plan, context, data, state, writer, watchdog, options.profile_steps)
 
 
 def _existing_run(folder: RunDir, options: TrainOptions, recipe: Recipe, screen: Screen) -> str:

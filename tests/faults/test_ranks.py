@@ -56,9 +56,10 @@ def test_a_rank_that_fails_before_training_says_which_it_was(hurt_run):
     run = hurt_run(3)
     code, start = run.hurt(fault("load", 1, "raise", rank=2))
     assert code != 0
-    assert re.search(r"^rank 2 on \S+: this went wrong:$", start.stderr, re.MULTILINE), start.said
+    assert re.search(r"^rank 2 on \S+ failed:$", start.stderr, re.MULTILINE), start.said
     assert "[rank2]: RuntimeError: injected" in start.stderr
-    assert set(start.errors) <= {"error: another process ended before training began, and says why"}
+    told = "error: rank 2 failed (RuntimeError: injected), and the other processes stop"
+    assert set(start.errors) <= {told, "error: another process ended before training began, and says why"}
     assert not run.folder.exists()
 
 

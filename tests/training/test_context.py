@@ -77,7 +77,9 @@ class TestPrecision:
 
     def test_what_the_launcher_cannot_ask_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
-        with pytest.raises(UserError, match="--mixed_precision fp8 of accelerate launch is not supported"):
+        with pytest.raises(
+            UserError, match=r"fp8 of accelerate launch \(ACCELERATE_MIXED_PRECISION=fp8\) is not supported"
+        ):
             launcher_env.resolve_precision("auto")
 
     def test_gpus_of_one_run_agree(self, monkeypatch: pytest.MonkeyPatch, fresh_accelerator: None) -> None:

@@ -1,0 +1,59 @@
+"""Where a setting of the launcher comes from: a variable, a flag or a configuration file of `accelerate launch`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+
+class LaunchCommand(NamedTuple):
+    """The words after `accelerate launch`, and the environment that it was started in."""
+
+    words: list[str]
+    environment: dict[str, str]
+
+
+def origin(variable: str, flag: str) -> tuple[str, str]:
+    """(where the value of `variable` comes from, how to change it); `flag` is the one of accelerate launch."""
+    by_variable = f"{variable}={os.environ[variable]}", f"unset {variable}"
+    launcher = launch_command()
+    if launcher is None or launcher.environment.get(variable) == os.environ[variable]:
+        return by_variable
+    options = {word.partition("=")[0].replace("-", "_"): number for number, word in enumerate(launcher.words)}
+    if flag and flag.replace("-", "_") in options:
+        return f"accelerate launch {flag}", f"remove {flag}"
+    file = _config_file(launcher.words, options.get("__config_file"))
+    if not file.is_file():
+        return by_variable
+    return str(
+        file
+    ), f"use --config_file accelerate_configs/multi_gpu.yaml (or cpu.yaml), or correct {shlex.quote(str(file))}"
+
+
+def _config_file(words: list[str], option: int | None) -> Path:
+    """The file of --config_file, or the one that `accelerate config` writes."""
+    if option is not None:
+        return Path(words[option].partition("=")[2] or words[option + 1])
+    home = os.environ.get("HF_HOME", f"{os.environ.get('XDG_CACHE_HOME', '~/.cache')}/huggingface")
+    return Path(home).expanduser() / "accelerate" / "default_config.yaml"
+
+
+def launch_command() -> LaunchCommand | None:
+    """The command if `accelerate launch` started this process; torch's launcher runs inside it."""
+    import psutil
+
+    if not {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys():
+        return None
+    try:
+        for process in psutil.Process().parents()[:4]:
+            words = process.cmdline()
+            for number, word in enumerate(words):
+                name = Path(word).name
+                is_launch = name == "accelerate" and words[number + 1 : number + 2] == ["launch"]
+                if is_launch or name in ("accelerate-launch", "accelerate.commands.launch"):
+                    return LaunchCommand(words[number + 1 :], process.environ())
+    except psutil.Error:  # it is gone, or belongs to another user
+        pass
+    return None

@@ -1,0 +1,83 @@
+"""How several processes find each other: each says whom it waits for, and Ctrl-C ends the wait immediately."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from resnet_cifar.config.errors import NodeError
+from resnet_cifar.distributed import launcher_env
+from resnet_cifar.distributed.launcher_env import Place
+
+_REPORT = 10.0  # seconds between two sentences
+_LIMIT = 3600.0  # seconds after which a process gives up
+_POLL = 0.05
+_CONNECT = 3.0  # seconds that a connection may take
+
+
+def meet(place: Place) -> dist.Store:
+    """The store of a process group of `place.size` processes, once all of them have come. Raises NodeError.
+
+    torch's elastic launcher keeps one store for all its restarts, and an early process would find the addresses of
+    the previous attempt there (torch 2.15), so every attempt has a prefix.
+    """
+    is_launchers = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    is_host = place.rank == 0 and not is_launchers
+    if not is_host:
+        await_server(place)
+    limit = timedelta(seconds=_LIMIT)
+    server = dist.TCPStore(
+        place.host, place.port, None if is_launchers else place.size, is_host, limit, wait_for_workers=False
+    )
+    store = dist.PrefixStore(f"attempt {launcher_env.restart_count()}", server)
+    store.set(f"size of rank {place.rank}", str(place.size))
+    keys = [f"size of rank {rank}" for rank in range(place.size)]
+    waiting = _Waiting(place)
+    while not store.check(keys):
+        waiting.pause(lambda: [rank for rank, key in enumerate(keys) if not store.check([key])])
+    for rank, size in enumerate(map(bytes.decode, store.multi_get(keys))):
+        if int(size) != place.size:
+            raise NodeError(f"rank {rank} was started with WORLD_SIZE={size} and rank {place.rank} with {place.size}")
+    return store
+
+
+def await_server(place: Place) -> None:
+    """Returns when rank 0 listens at `place`; torch's own client would be silent meanwhile. Raises NodeError."""
+    waiting = _Waiting(place)
+    while True:
+        try:
+            socket.create_connection((place.host, place.port), timeout=_CONNECT).close()
+        except OSError as error:
+            reason = f" ({error.strerror or error})"
+            waiting.pause(lambda: [0], reason)
+        else:
+            return
+
+
+class _Waiting:
+    """Says every ten seconds, once per machine, which ranks have not come."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._said = self._began = time.monotonic()
+        self._is_speaker = not launcher_env.is_reported_elsewhere("LOCAL_RANK")
+
+    def pause(self, absent: Callable[[], list[int]], reason: str = "") -> None:
+        """Sleeps for a moment. `absent` tells which ranks have not come. Raises NodeError after an hour."""
+        now = time.monotonic()
+        if now - self._said >= _REPORT:
+            self._said, ranks = now, absent()
+            place = self._place
+            who = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:8]))}{', ...' * (len(ranks) > 8)}"
+            sentence = f"waiting for {len(ranks)} of {place.size} processes at {place.address}: {who}{reason}"
+            if now - self._began > _LIMIT:
+                raise NodeError(f"{sentence} did not come within an hour: start all of them with accelerate launch")
+            if self._is_speaker and ranks:
+                print(sentence, file=sys.stderr, flush=True)
+        time.sleep(_POLL)
