@@ -21,9 +21,9 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
+from resnet_cifar import hub_access
 from resnet_cifar.cli.entry import run
 from resnet_cifar.data.paths import cache_root
-from resnet_cifar.data.sources import hf_hub
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.distributed.signals import end_process
 from resnet_cifar.tracking import wandb
@@ -73,7 +73,9 @@ def _facts(world: DistributedContext, host: str) -> dict[str, Any]:
         places = {"runs": Path(os.environ.get("RUNS", "runs")), "cache": cache_root()}
         places["this node"] = Path(os.environ.get("LOCAL_DISK", "/tmp"))
         facts["room"] = {name: _room(place) for name, place in places.items()}
-        facts["reached"] = {address: hf_hub.answers(address) for address in (hf_hub.endpoint(), wandb.endpoint())}
+        facts["reached"] = {
+            address: hub_access.answers(address) for address in (hub_access.endpoint(), wandb.endpoint())
+        }
     return facts
 
 
@@ -164,7 +166,7 @@ def _judge(everyone: list[dict[str, Any]], nodes: list[dict[str, Any]]) -> tuple
         if not answered:
             fix = (
                 "fetch on a login node (python train.py --download-only)"
-                if url == hf_hub.endpoint()
+                if url == hub_access.endpoint()
                 else "runs stay offline"
             )
             warnings.append(f"{first['host']}, which fetches for all, does not reach {url}: {fix}")

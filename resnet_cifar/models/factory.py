@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
+from pickle import UnpicklingError
 
 import timm
 import timm.data
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from torch import nn
 
-from resnet_cifar import rng
+from resnet_cifar import hub_access, rng
 from resnet_cifar.config.errors import UserError, did_you_mean
 from resnet_cifar.config.schema import Model, Recipe
 from resnet_cifar.models import mlp_head
 from resnet_cifar.models.cifar_stem import SUFFIX, replace_stem
 from resnet_cifar.models.mlp_head import head_module
+
+# What reading pretrained weights raises. HfHubHTTPError's base is httpx's or, from huggingface_hub 2 on, httpx2's.
+_WEIGHT_ERRORS = (LocalEntryNotFoundError, OSError, HfHubHTTPError.__bases__[0], SafetensorError, UnpicklingError)
+_WEIGHT_ERRORS += (EOFError, RuntimeError)
 
 
 def check_model_name(name: str) -> None:
@@ -60,11 +68,10 @@ def create_model(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
     num_classes = 0 if settings.head.is_deep else classes
     try:
         model = timm.create_model(settings.name, pretrained=pretrained, num_classes=num_classes, **options)
-    except (LocalEntryNotFoundError, OSError, HfHubHTTPError.__bases__[0]) as error:  # the last: httpx's or httpx2's
-        raise UserError(
-            f"the pretrained weights of model.name {settings.name!r} are not on this machine yet and cannot be fetched "
-            f"({type(error).__name__}): use --model.pretrained False, or a run's weights with --model.init_from"
-        ) from None
+    except _WEIGHT_ERRORS as error:
+        if not pretrained or (isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error)):
+            raise
+        raise _unreadable_weights(settings.name, error) from None
     except TypeError as error:
         if "drop_path_rate" not in str(error):
             raise
@@ -90,6 +97,16 @@ def create_model(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
     return model.train()
+
+
+def _unreadable_weights(name: str, error: Exception) -> UserError:
+    repository = (timm.get_pretrained_cfg(name).hf_hub_id or "").replace("/", "--")
+    cached = Path(HF_HUB_CACHE) / f"models--{repository}" if repository else Path(torch.hub.get_dir())
+    failure = hub_access.explain(error, False, cached)
+    return UserError(
+        f"the pretrained weights of model.name {name!r} cannot be loaded, because {failure.reason}: {failure.fix}, use "
+        "--model.pretrained False, or a run's weights with --model.init_from"
+    )
 
 
 def resolve_stem(settings: Model) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from resnet_cifar.data.sources import hf_hub
+from resnet_cifar import hub_access
 
 FILE = Path(__file__).parents[2] / "slurm" / "check.py"
 
@@ -30,7 +30,7 @@ def rank(number: int, **changes: Any) -> dict[str, Any]:
         "identity": number,
         "ahead": 0.0,
     }
-    node = {"room": {"runs": 10**12}, "reached": {hf_hub.endpoint(): True, "https://wandb": True}}
+    node = {"room": {"runs": 10**12}, "reached": {hub_access.endpoint(): True, "https://wandb": True}}
     return facts | node | changes
 
 
@@ -42,7 +42,7 @@ def rank(number: int, **changes: Any) -> dict[str, Any]:
         ({"ahead": -3.0}, "the clock of node1 is -3.0 s off rank 0's: fix its NTP", None),
         ({"device": "A100"}, "nodes differ in device (A100; H100): the slowest sets the pace", None),
         ({"room": {"runs": 2**30}}, "node1 has 1.0 GiB left for runs", None),
-        ({"reached": {hf_hub.endpoint(): False}}, None, None),  # only the first node fetches
+        ({"reached": {hub_access.endpoint(): False}}, None, None),  # only the first node fetches
     ],
 )
 def test_what_is_worth_knowing_and_what_stops_training(check, changes, warning, error) -> None:
@@ -53,7 +53,7 @@ def test_what_is_worth_knowing_and_what_stops_training(check, changes, warning, 
 
 
 def test_ways_out_of_the_first_node(check) -> None:
-    first = rank(0, reached={hf_hub.endpoint(): False, "https://wandb": False})
+    first = rank(0, reached={hub_access.endpoint(): False, "https://wandb": False})
     warnings, wrong = check._judge([first], [first])
     assert [sentence.rsplit(": ", 1)[1] for sentence in warnings] == [
         "fetch on a login node (python train.py --download-only)",

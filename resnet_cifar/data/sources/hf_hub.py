@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import ssl
-import threading
-import urllib.error
-import urllib.request
 from pathlib import Path
 
+from resnet_cifar import hub_access
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
 from resnet_cifar.data.cache import write_errors
@@ -19,47 +14,13 @@ from resnet_cifar.data.sources.base import SourceData
 from resnet_cifar.data.sources.hf_columns import source_data
 
 FIELDS = ("config_name", "splits", "columns")
-_SECONDS = 4  # `datasets` itself takes 24 s to notice that the hub is unreachable
-
-
-def endpoint() -> str:
-    """The address of the hub."""
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-
-
-def answers(address: str) -> bool:
-    """Whether a web server answers within a few seconds, with any status."""
-    answered = threading.Event()
-
-    def request_head() -> None:
-        request = urllib.request.Request(address, method="HEAD")
-        try:
-            urllib.request.urlopen(request, timeout=_SECONDS).close()
-        except urllib.error.HTTPError:
-            pass
-        except OSError as error:
-            # huggingface_hub has its own certificates: it decides about these.
-            if not isinstance(getattr(error, "reason", None), ssl.SSLError):
-                return
-        answered.set()
-
-    # In a thread, because the timeout of the request does not cover a silent name server.
-    thread = threading.Thread(target=request_head, daemon=True)
-    thread.start()
-    thread.join(_SECONDS + 1)
-    return answered.is_set()
-
-
-def is_offline() -> bool:
-    """Whether downloads are switched off, by the user or by `registry.go_offline_if_unreachable`."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def identity(data: Data) -> str:
     """The latest commit, from the hub or, if it does not answer, the last one that was seen. Raises UserError."""
     source = data.source
     last = _last_commit(source)
-    commit = None if is_offline() else _commit(source)
+    commit = None if hub_access.is_offline(for_datasets=True) else _commit(source)
     if commit not in (None, last):
         with write_errors():
             _commit_file(source).write_text(commit)
@@ -75,15 +36,12 @@ def read(data: Data) -> SourceData:
     try:
         # The commit in the cache key, even if another was pushed since.
         loaded = datasets.load_dataset(source, data.config_name or None, revision=_last_commit(source))
-    except datasets.exceptions.DatasetNotFoundError:
-        raise (_unreachable(source) if is_offline() else _unknown(source)) from None
-    except (_http_error(), OSError) as error:  # huggingface_hub's errors are one or the other
-        check_disk_space(error)
-        raise _unreachable(source) from None
-    except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (_http_error(), OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        not_found = isinstance(error, datasets.exceptions.DatasetNotFoundError)
+        # huggingface_hub's errors are HTTP or OS errors; offline, the cache may have the name, but not these files.
+        if not_found or isinstance(error, _http_error() | OSError) or hub_access.is_offline(for_datasets=True):
+            raise _unreadable(source, error) from None
         check_configuration(error, data)
-        if is_offline():  # the cache has the name, but not these files
-            raise _unreachable(source) from None
         raise UserError(f"data.source {source!r} cannot be loaded: {str(error).splitlines()[0]}") from None
     return source_data(loaded, data)
 
@@ -103,15 +61,9 @@ def check_configuration(error: Exception, data: Data) -> None:
 
 
 def check_disk_space(error: Exception) -> None:
-    """Raises UserError if the cause of an error of `datasets` is a full or read-only disk."""
-    cause = error if isinstance(error, OSError) else error.__cause__
-    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        import datasets
-
-        folder = datasets.config.HF_DATASETS_CACHE
-        raise UserError(
-            f"the hub's cache {folder} cannot be written ({cause.strerror}): make room, or set HF_HOME"
-        ) from None
+    """Raises UserError if the cause of an error of `datasets` is that its cache cannot be written."""
+    if failure := hub_access.cache_failure(error):
+        raise UserError(f"{failure.reason}: {failure.fix}") from None
 
 
 def _commit_file(source: str) -> Path:
@@ -130,10 +82,10 @@ def _commit(source: str) -> str | None:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return str(HfApi(endpoint=endpoint()).dataset_info(source, timeout=10).sha)
+        return str(HfApi(endpoint=hub_access.endpoint()).dataset_info(source, timeout=10).sha)
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403, 404):
-            raise _unknown(source) from None
+            raise _unreadable(source, error) from None
         return None
     except (_http_error(), OSError):
         return None
@@ -146,15 +98,12 @@ def _http_error() -> type[Exception]:
     return HfHubHTTPError.__bases__[0]
 
 
-def _unknown(source: str) -> UserError:
-    return UserError(
-        f"data.source {source!r} is not a data set on the hub that you can read: check OWNER/NAME, or run `hf auth "
-        "login` if it is private or gated"
-    )
+def _unreadable(source: str, error: Exception) -> UserError:
+    import datasets
 
-
-def _unreachable(source: str) -> UserError:
+    failure = hub_access.explain(error, True, Path(datasets.config.HF_DATASETS_CACHE))
     return UserError(
-        f"data.source {source!r} is not on this machine yet and the hub ({endpoint()}) cannot be reached: use a local "
-        "copy (--data.source FOLDER, in the hub's layout) or the embedded set (--data.source synthetic)"
+        f"data.source {source!r} is not on this machine yet and cannot be downloaded, because {failure.reason}: "
+        f"{failure.fix}, or use a local copy (--data.source FOLDER, in the hub's layout) or the embedded set "
+        "(--data.source synthetic)"
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
+from resnet_cifar import hub_access
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.data.sources import (
@@ -52,13 +52,14 @@ def find_source(source: str) -> Source:
 
 
 def go_offline_if_unreachable(recipe: Recipe) -> None:
-    """Sets HF_HUB_OFFLINE if `recipe` needs the hub and it does not answer, so that caches are used at once.
+    """Looks whether the hub answers, if `recipe` needs it: see `hub_access.go_offline_if_unreachable`.
 
-    Must be called before huggingface_hub is imported, which reads the variable on import. Raises UserError.
+    Raises UserError where the source or the hub's variables are invalid.
     """
     source = recipe.data.source
     # The kind of a folder is not determined here: that takes a walk through all of it.
     from_hub = not Path(source).expanduser().is_dir() and find_source(source) is hf_hub
     weights = recipe.model.pretrained and not recipe.model.init_from
-    if (from_hub or weights) and "HF_HUB_OFFLINE" not in os.environ and not hf_hub.answers(hf_hub.endpoint()):
-        os.environ["HF_HUB_OFFLINE"] = "1"
+    if from_hub or weights:
+        hub_access.check_variables()
+        hub_access.go_offline_if_unreachable()
