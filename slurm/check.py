@@ -26,7 +26,7 @@ from resnet_cifar.cli.entry import run
 from resnet_cifar.data.paths import cache_root
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.distributed.signals import end_process
-from resnet_cifar.tracking import wandb
+from resnet_cifar.tracking import wandb_env
 
 _PATIENCE = 90.0  # seconds for all processes to find each other, and for everything after that
 _ROUNDS = 9
@@ -74,7 +74,7 @@ def _facts(world: DistributedContext, host: str) -> dict[str, Any]:
         places["this node"] = Path(os.environ.get("LOCAL_DISK", "/tmp"))
         facts["room"] = {name: _room(place) for name, place in places.items()}
         facts["reached"] = {
-            address: hub_access.answers(address) for address in (hub_access.endpoint(), wandb.endpoint())
+            address: hub_access.answers(address) for address in (hub_access.endpoint(), wandb_env.endpoint())
         }
     return facts
 

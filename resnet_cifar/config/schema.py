@@ -89,8 +89,14 @@ def _rows_or_auto(value: Any) -> Any:
 
 
 def _dims(value: Any) -> Any:
-    """`128,64` of a YAML list, a number or a command-line word; nothing, or `none`, is the empty list."""
-    words = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    """`128,64` or `[128, 64]` of a YAML list, a number or a word; nothing, or `none`, is the empty list."""
+    words = (
+        value.strip().removeprefix("[").removesuffix("]").split(",")
+        if isinstance(value, str)
+        else value
+        if isinstance(value, list | tuple)
+        else [value]
+    )
     if len(words) == 1 and str(words[0]).strip().lower() in ("", "none", "null"):
         words = []
     try:

@@ -83,15 +83,8 @@ class DistributedContext:
             "kwargs_handlers": [ddp, group],
             "dynamo_plugin": _dynamo_plugin(compile_mode),
         }
-        try:
-            _init_group("gloo" if on_cpu else "nccl")
-            self._accelerator = Accelerator(cpu=on_cpu, **options)
-        except dist.DistNetworkError as error:  # the launcher did not check the port
-            place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            raise NodeError(
-                f"the processes cannot connect at {place} ({str(error).splitlines()[0]}): "
-                "set MASTER_PORT to a free port"
-            ) from None
+        _init_group("gloo" if on_cpu else "nccl")
+        self._accelerator = Accelerator(cpu=on_cpu, **options)
         self.device: torch.device = self._accelerator.device
         if self.device.type == "cuda" and self.device.index is None:  # from Accelerate with a single process
             self.device = torch.device("cuda", torch.cuda.current_device())

@@ -229,6 +229,7 @@ def _check_place() -> None:
     needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     if missing := [name for name in needed if name not in os.environ]:
         raise UserError(f"{stated} is set without {', '.join(missing)}: {alone}")
+    _number("OMP_NUM_THREADS")
     if not 0 < (_number("MASTER_PORT") or 0) < 2**16:
         raise UserError(f"MASTER_PORT={os.environ['MASTER_PORT']} is no port: set it to a free one, 1024 to 65535")
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -19,6 +21,7 @@ _REPORT = 10.0  # seconds between two sentences
 _LIMIT = 3600.0  # seconds after which a process gives up
 _POLL = 0.05
 _CONNECT = 3.0  # seconds that a connection may take
+_HANDSHAKE = timedelta(seconds=30)  # another program may listen at the port
 
 
 def meet(place: Place) -> dist.Store:
@@ -31,10 +34,8 @@ def meet(place: Place) -> dist.Store:
     is_host = place.rank == 0 and not is_launchers
     if not is_host:
         await_server(place)
-    limit = timedelta(seconds=_LIMIT)
-    server = dist.TCPStore(
-        place.host, place.port, None if is_launchers else place.size, is_host, limit, wait_for_workers=False
-    )
+    server = _connect(place, is_host)
+    server.set_timeout(timedelta(seconds=_LIMIT))
     store = dist.PrefixStore(f"attempt {launcher_env.restart_count()}", server)
     store.set(f"size of rank {place.rank}", str(place.size))
     keys = [f"size of rank {rank}" for rank in range(place.size)]
@@ -45,6 +46,27 @@ def meet(place: Place) -> dist.Store:
         if int(size) != place.size:
             raise NodeError(f"rank {rank} was started with WORLD_SIZE={size} and rank {place.rank} with {place.size}")
     return store
+
+
+def _connect(place: Place, is_host: bool) -> dist.TCPStore:
+    """The store at `place`. In a thread, since torch waits for ever where another program listens. Raises NodeError."""
+    host = "localhost" if is_host else place.host  # torch would look for an unknown name of its own for an hour
+    answer: Future[dist.TCPStore] = Future()
+
+    def connect() -> None:
+        try:
+            answer.set_result(dist.TCPStore(host, place.port, None, is_host, _HANDSHAKE, wait_for_workers=False))
+        except RuntimeError as error:  # includes torch's DistError
+            answer.set_exception(error)
+
+    threading.Thread(target=connect, daemon=True).start()
+    waiting = _Waiting(place)
+    while not answer.done():
+        waiting.pause(lambda: [0], " (another program may listen there: set MASTER_PORT to a free port)")
+    if error := answer.exception():
+        reason = str(error).splitlines()[0]
+        raise NodeError(f"the processes cannot connect at {place.address} ({reason}): set MASTER_PORT to a free port")
+    return answer.result()
 
 
 def await_server(place: Place) -> None:

@@ -41,6 +41,10 @@ class Tracker(ABC):
     commands: tuple[tuple[str, str], ...] = ()
     recovery_hint = ""
 
+    @classmethod  # noqa: B027 (optional)
+    def check(cls) -> None:
+        """Raises UserError where the tracker's environment variables are invalid. Imports nothing heavy."""
+
     @abstractmethod
     def __init__(self, run: TrackedRun) -> None:
         """Opens the tracker."""

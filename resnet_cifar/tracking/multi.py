@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import pkgutil
 import queue
 import threading
@@ -120,12 +121,19 @@ def _tracker_classes(recipe: Recipe) -> dict[str, type[Tracker]]:
 
 
 def check_trackers(recipe: Recipe) -> None:
-    """Raises UserError if the package of a tracker is not installed."""
-    for name, tracker in _tracker_classes(recipe).items():
+    """Raises UserError if the package of a tracker is not installed, or its environment variables are invalid."""
+    classes = _tracker_classes(recipe)
+    if os.environ.get("WANDB_SWEEP_ID") and "wandb" not in classes:
+        raise UserError(
+            f"track.trackers {recipe.track.trackers!r} sends no metric to the W&B sweep of this trial (WANDB_SWEEP_ID="
+            f"{os.environ['WANDB_SWEEP_ID']}): add wandb, or unset WANDB_SWEEP_ID"
+        )
+    for name, tracker in classes.items():
         if tracker.package and importlib.util.find_spec(tracker.package) is None:
             raise UserError(
                 f"track.trackers {name!r} needs the package {tracker.package}: pip install -e '.[trackers]'"
             )
+        tracker.check()
 
 
 def start_trackers(

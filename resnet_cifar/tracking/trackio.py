@@ -14,6 +14,8 @@ from typing import Any
 from resnet_cifar.config.diff import flatten
 from resnet_cifar.tracking.base import TrackedRun, Tracker
 
+_chosen: list[str] = []  # values of TRACKIO_DIR that are not the user's
+
 
 class TrackioTracker(Tracker):
     """One project with one run. trackio hides its own errors, so its stored rows are checked at the end."""
@@ -21,7 +23,11 @@ class TrackioTracker(Tracker):
     package = "trackio"
 
     def __init__(self, run: TrackedRun) -> None:
-        folder = (run.path / "trackio").resolve()
+        named = os.environ.get("TRACKIO_DIR")
+        named = None if named in _chosen else named
+        folder = Path(named or run.path / "trackio").expanduser().resolve()
+        if not named:
+            _chosen.append(str(folder))
         os.environ["TRACKIO_DIR"] = str(folder)  # read only when trackio is imported
         import trackio
         from trackio.sqlite_storage import SQLiteStorage
@@ -32,8 +38,8 @@ class TrackioTracker(Tracker):
                 f"this process already uses it with {TRACKIO_DIR}, and it supports one directory per process"
             )
         self._project, self._storage = run.recipe.track.project, SQLiteStorage
-        # A renamed run directory continues under its first name.
-        self._name = next(iter(SQLiteStorage.get_runs(self._project)), run.path.name)
+        # A renamed run directory continues under its first name; a folder of the user's may hold other runs too.
+        self._name = run.path.name if named else next(iter(SQLiteStorage.get_runs(self._project)), run.path.name)
         self._logged = self.latest()
         config = {**flatten(run.recipe), "environment": run.environment}
         init = partial(trackio.init, self._project, self._name, config=config, resume="allow", embed=False)
@@ -42,7 +48,7 @@ class TrackioTracker(Tracker):
                 init
             )  # outside a copied context it would be finished again at exit
         self._image = trackio.Image
-        where, project = shlex.quote(str(run.path / "trackio")), shlex.quote(self._project)
+        where, project = shlex.quote(named or str(run.path / "trackio")), shlex.quote(self._project)
         self.commands = (("curves", f"TRACKIO_DIR={where} trackio show --project {project}"),)
 
     def latest(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import contextlib
 import json
 import os
@@ -19,9 +18,10 @@ import psutil
 
 from resnet_cifar.config.diff import to_dict
 from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import Track
+from resnet_cifar.tracking import wandb_env
 from resnet_cifar.tracking.base import TrackedRun, Tracker, kept_rows
 
-_DEFAULT_URL = "https://api.wandb.ai"
 _SERVER_TIMEOUT = 2.0  # seconds
 _FINISH_TIMEOUT = 7.0  # seconds to upload the rest at the end; falling back to an offline run takes some more
 
@@ -29,25 +29,38 @@ _FINISH_TIMEOUT = 7.0  # seconds to upload the rest at the end; falling back to 
 class WandbTracker(Tracker):
     """One W&B run, stored as one segment per attempt: RUN/wandb/[offline-]run-DATE-ID.
 
-    Every segment begins after the last row of the previous one, so that together they hold each row once.
+    Every segment begins after the last row of the previous one, so that together they hold each row once. W&B's own
+    variables win over what has no recipe field (names, groups, folders) and over a field at its default.
     """
 
     package = "wandb"
 
+    @classmethod
+    def check(cls) -> None:
+        """Raises UserError where a variable of W&B is invalid."""
+        wandb_env.check_variables()
+
     def __init__(self, run: TrackedRun) -> None:
         import wandb
 
-        self._wandb, self._folder, self._warn = wandb, run.path, run.warn
-        folder = run.path / "wandb"
-        folder.mkdir(exist_ok=True)
+        self._wandb, self._run_dir, self._warn = wandb, run.path, run.warn
+        (run.path / "wandb").mkdir(exist_ok=True)
+        self.identity = _identity(run.path / "wandb" / ".id", run.identity)
+        self._folder = wandb_env.wandb_dir() or run.path
+        folder = self._folder / "wandb"
+        folder.mkdir(parents=True, exist_ok=True)
         os.environ["WANDB_DATA_DIR"] = str((folder / "data").resolve())  # staging area of artifacts
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would print when the server is unreachable
-        self.identity = _identity(folder / ".id", run.identity)
+        project = run.recipe.track.project
+        named = {"project": project} if project != Track().project or not os.environ.get("WANDB_PROJECT") else {}
+        named |= {} if os.environ.get("WANDB_NAME") else {"name": run.path.name}
+        if wandb_env.in_sweep():  # the agent's variables say which run of which project this is
+            named.pop("project", None)
+        else:
+            named["id"] = self.identity
         self._options: dict[str, Any] = {
-            "project": run.recipe.track.project,
-            "name": run.path.name,
-            "id": self.identity,
-            "dir": str(run.path),
+            **named,
+            "dir": str(self._folder),
             "resume": "allow",
             "config": {**to_dict(run.recipe), "environment": run.environment},
         }
@@ -55,17 +68,18 @@ class WandbTracker(Tracker):
         self._has_warned = self._has_fallen_back = self._has_given_up = False
         self._after = 0  # this attempt logs the rows after this step
         self._result: Callable[[], None] = lambda: None
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
+        mode = wandb_env.mode() or ("online" if wandb_env.has_account() else "offline")
         before = set(folder.iterdir())
         try:
             self._open(mode)
-        except ValueError as error:  # pydantic checks the WANDB_* variables
-            raise UserError(f"a WANDB_* environment variable is invalid: {' '.join(str(error).split())}") from None
+        except ValueError as error:  # W&B checks the WANDB_* variables with pydantic
+            raise UserError(wandb_env.invalid_variable(error)) from None
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             wandb.teardown()  # otherwise the id counts as in use
             for begun in set(folder.glob(f"run-*-{self.identity}")) - before:
                 shutil.rmtree(begun)
-            run.warn(f"W&B is offline for this run ({str(error).splitlines()[0]})")
+            key = "; the key is that of WANDB_API_KEY" if os.environ.get("WANDB_API_KEY") else ""
+            run.warn(f"W&B is offline for this run ({str(error).splitlines()[0]}{key})")
             self._open("offline")
         self.commands = self._commands()
 
@@ -79,11 +93,12 @@ class WandbTracker(Tracker):
             except Exception as error:
                 self._go_offline(error)
             else:
-                for segment in (self._folder / "wandb").glob("offline-run-*/run-*.wandb"):
+                for segment in (self._folder / "wandb").glob(f"offline-run-*-{self.identity}/run-*.wandb"):
                     segment.with_name(f"{segment.name}.synced").touch()  # already uploaded: `wandb sync` skips it
                 return self._after
         segments = sorted(
-            (self._folder / "wandb").glob("*run-*"), key=lambda segment: segment.name.removeprefix("offline-")
+            (self._folder / "wandb").glob(f"*run-*-{self.identity}"),
+            key=lambda segment: segment.name.removeprefix("offline-"),
         )
         self._after = next((step for segment in reversed(segments) if (step := _step(segment))), 0)
         return self._after
@@ -167,7 +182,7 @@ class WandbTracker(Tracker):
         except Exception as error:
             was_offline = self._run.offline
             self._go_offline(error)
-            for row in kept_rows(self._folder, self.latest() if was_offline else self._after, rows_until):
+            for row in kept_rows(self._run_dir, self.latest() if was_offline else self._after, rows_until):
                 self._run.log(row)
             self._result()
             work()
@@ -216,8 +231,9 @@ class WandbTracker(Tracker):
         return artifact
 
     def _upload(self, option: str = "") -> str:
-        """The paths of artifact files are relative to the run directory."""
-        return f"cd {shlex.quote(str(self._folder))} && wandb sync {option}wandb/*run-*"
+        """The paths of artifact files are relative to the folder, which with WANDB_DIR may hold other runs too."""
+        only = "" if self._folder == self._run_dir else f"-{self.identity}"
+        return f"cd {shlex.quote(str(self._folder))} && wandb sync {option}wandb/*run-*{only}"
 
     def _commands(self) -> tuple[tuple[str, str], ...]:
         if self._run.settings.mode == "disabled":
@@ -229,15 +245,6 @@ class WandbTracker(Tracker):
             ("curves", f"wandb leet run {shlex.quote(str(self._folder / 'wandb'))}"),
             ("upload", self._upload()),
         )
-
-
-def endpoint() -> str:
-    """The URL of the W&B server: from the environment, or as stored by `wandb login --host`."""
-    kept = configparser.ConfigParser()
-    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
-    with contextlib.suppress(configparser.Error, OSError):
-        kept.read(folder / "settings")
-    return os.environ.get("WANDB_BASE_URL") or kept.get("default", "base_url", fallback=_DEFAULT_URL)
 
 
 def _step(segment: Path) -> int:
@@ -252,13 +259,8 @@ def _step(segment: Path) -> int:
 
 
 def _identity(file: Path, saved: str | None) -> str:
-    """The W&B id, generated once and stored in the run directory, so that every attempt continues one W&B run."""
-    if not file.is_file():
-        file.write_text(saved or secrets.token_hex(4))
+    """The W&B id, stored in the run directory, so that every attempt continues one run; a sweep has its own."""
+    given = os.environ.get("WANDB_RUN_ID")
+    if not file.is_file() or wandb_env.in_sweep():
+        file.write_text(given if wandb_env.in_sweep() else saved or given or secrets.token_hex(4))
     return file.read_text()
-
-
-def _has_account() -> bool:
-    from requests.utils import get_netrc_auth
-
-    return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(endpoint()))

@@ -28,6 +28,7 @@ from resnet_cifar.distributed.watchdog import RESUME_HINT, Watchdog
 from resnet_cifar.evaluation import metrics
 from resnet_cifar.evaluation.predict import Predictions, check_same_weights, precise_bn, predict
 from resnet_cifar.reporting.console import Screen
+from resnet_cifar.tracking import wandb_env
 from resnet_cifar.training import auto_micro_batch, finalize, plan_summary, preflight
 from resnet_cifar.training.early_stopping import EarlyStopping
 from resnet_cifar.training.metric_accumulator import StepMetrics
@@ -60,7 +61,8 @@ def _set_up(
     screen = Screen(shown=context.is_main)
     base = preflight.resolve(dataclasses.replace(recipe, precision=context.precision), screen.warn)
     recipe = extended(base, options.extend_epochs)
-    folder = RunDir(Path(options.run) if options.run else run_dir.default_run_path(options.recipe, base))
+    path = Path(options.run) if options.run else run_dir.default_run_path(options.recipe, base)
+    folder = RunDir(wandb_env.trial_path(path))
     preflight.check(recipe, context)
     if not options.dry_run and context.run_on_main(lambda: _existing_run(folder, options, recipe, screen)):
         return None

@@ -62,7 +62,7 @@ def test_a_run_goes_on_compiled_or_not_whichever_it_was(tmp_path, launch):
 
 def test_the_launcher_that_starts_one_process_for_two_is_caught(tmp_path, launch):
     finished = launch(tmp_path, "--cpu", *words(), config="", processes=2)
-    assert "asked for several processes and started one" in finished.stderr
+    assert "asked for several processes (accelerate launch --num_processes) and started one" in finished.stderr
     assert "cpu_ddp.yaml" in finished.stderr
     assert not (tmp_path / "runs").exists()
 

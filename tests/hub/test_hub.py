@@ -97,6 +97,12 @@ def test_without_hub_and_caches_the_error_suggests_other_sources(hub: HubServer,
     assert not (tmp_path / "home" / "never").exists()
 
 
+def test_a_variable_that_forbids_downloads_is_named(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "yes")
+    said = sentence(train(tmp_path, hub.url, "--dry-run"))
+    assert "because HF_DATASETS_OFFLINE=yes forbids downloads: unset HF_DATASETS_OFFLINE" in said
+
+
 def test_without_weights_the_error_suggests_random_ones(copied: Path):
     shutil.rmtree(copied / "hf")
     assert "--model.pretrained False" in sentence(train(copied, CLOSED, "--run", "again", "--seed", "1"))

@@ -77,6 +77,31 @@ def test_online_run_arrives_whole_and_nothing_is_said(tmp_path: Path):
     check_result(server)
 
 
+def test_the_users_variables_win_over_defaults(tmp_path: Path):
+    named = {"PROJECT": "theirs", "NAME": "first", "ENTITY": "team", "RUN_GROUP": "g", "TAGS": "a,b", "NOTES": "why"}
+    named |= {"JOB_TYPE": "night", "DIR": str(tmp_path / "scratch"), "RUN_ID": "mine"}
+    variables = {f"WANDB_{name}": value for name, value in named.items()}
+    with WandbServer() as server:
+        assert go(tmp_path, "RUN", "wandb", 1, 4, "interrupt", env=server.account() | variables) == (0, "")
+        assert go(tmp_path, "RUN", "wandb", 5, 6, "finish", env=server.account() | variables) == (0, "")
+    assert steps(server) == [1, 2, 3, 4, 5, 6]
+    check_result(server)
+    (key, run), *_ = server.runs.items()
+    asked = {"entity": "team", "groupName": "g", "tags": ["a", "b"], "notes": "why", "jobType": "night"}
+    assert (key, run.asked["displayName"]) == ("theirs/mine", "first")
+    assert {name: run.asked[name] for name in asked} == asked
+    assert len(list((tmp_path / "scratch" / "wandb").glob("run-*-mine"))) == 2
+    assert not list((tmp_path / "RUN" / "wandb").glob("run-*"))
+
+
+def test_a_field_that_is_given_wins_over_the_variable(tmp_path: Path):
+    with WandbServer() as server:
+        env = {**server.account(), "WANDB_PROJECT": "theirs", "TRACKIO_DIR": str(tmp_path / "shared")}
+        assert go(tmp_path, "RUN", "wandb,trackio", 1, 2, "finish", env=env | {"PROJECT": "ours"}) == (0, "")
+    assert [key.split("/")[0] for key in server.runs] == ["ours"]
+    assert (tmp_path / "shared" / "ours.db").is_file() and not (tmp_path / "RUN" / "trackio").exists()
+
+
 def fail(server: WandbServer, status: int) -> None:
     server.status = status
 

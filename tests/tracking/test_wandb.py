@@ -220,6 +220,47 @@ def test_finished_run_is_not_tracked_again(online: tuple[Path, WandbServer], ima
     assert server.requests[before:] == []
 
 
+def test_a_trial_of_a_sweep_with_values_tried_before_sends_its_metric(
+    online: tuple[Path, WandbServer], images: Path, tmp_path: Path
+):
+    """The variables of `wandb agent`, which sets WANDB_DIR to where it runs, in a directory with a finished run."""
+    home, _ = online
+    shutil.copytree(home / "RUN", tmp_path / "RUN")
+    trial = {"SWEEP_ID": "sweep0", "RUN_ID": "trial2", "PROJECT": "searched", "ENTITY": "local", "DIR": str(tmp_path)}
+    with WandbServer() as server:
+        env = server.account() | {f"WANDB_{name}": value for name, value in trial.items()}
+        printed = train(tmp_path, images, "--track.report=False", env=env).stdout
+    assert "this run is finished" not in printed
+    assert list(server.runs) == ["searched/trial2"]
+    assert only_run(server).asked["sweep"] == "sweep0"
+    result = json.loads((tmp_path / "RUN-trial2" / "result.json").read_text())
+    assert only_run(server).summary["val/accuracy"] == result["val/accuracy"]
+    assert [row["step"] for row in own(only_run(server).history)] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.proof_only  # an agent looks every five seconds
+def test_an_agent_trains_every_trial(images: Path, tmp_path: Path):
+    """`wandb sweep` and `wandb agent` themselves, with the sweep of this repository on a small recipe."""
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    shutil.copy(TRAIN, tmp_path)
+    small = f"--recipe=small.yaml\n  - --data.source={images}\n  - --track.report=False"
+    sweep = (TRAIN.parent / "sweeps" / "wandb.yaml").read_text().replace("--recipe=finetune", small)
+    (tmp_path / "sweep.yaml").write_text(sweep)
+    values = {"phases.0.lr": 0.01, "optimizer.weight_decay": 1e-05, "augment.trivial_augment": True}
+    with WandbServer() as server:
+        created = python(tmp_path, "-m", "wandb", "sweep", "--project", "searched", "sweep.yaml", env=server.account())
+        assert "wandb agent local/searched/sweep0" in created.stderr
+        server.trials = [("first", values), ("again", dict(values)), ("other", values | {"phases.0.lr": 0.02})]
+        agent = python(tmp_path, "-m", "wandb", "agent", "local/searched/sweep0", env=server.account())
+    assert agent.returncode == 0, agent.stderr
+    assert "train.py --recipe=small.yaml" in agent.stderr and "--phases.0.lr=0.01" in agent.stderr
+    assert set(server.runs) == {"searched/first", "searched/again", "searched/other"}
+    found = [run.summary["val/accuracy"] for run in server.runs.values()]
+    assert found[0] == found[1]
+    assert {run.asked["sweep"] for run in server.runs.values()} == {"sweep0"}
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
 def test_resumed_run_goes_on_in_the_same_place(online: tuple[Path, WandbServer], images: Path, tmp_path: Path):
     home, before = online
     run = shutil.copytree(home / "RUN", tmp_path / "RUN")

@@ -49,7 +49,7 @@ def main(folder: str, trackers: str, first: int, last: int, end: str) -> None:
     kept = [row(step) for step in range(1, first)]
     metrics = run / "metrics.jsonl"
     metrics.write_text("".join(json.dumps(values) + "\n" for values in kept))
-    recipe = parse({"track": {"trackers": trackers}})
+    recipe = parse({"track": {"trackers": trackers, "project": os.environ.get("PROJECT", "resnet-cifar")}})
 
     def warn(text: str) -> None:
         print(f"warning: {text}", flush=True)

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import yaml
+
 _ENTITY = "local"
 
 
@@ -30,6 +32,7 @@ class StoredRun:
     history: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     state: str = "running"
+    asked: dict[str, Any] = field(default_factory=dict)  # the variables of UpsertBucket, as first given
 
     def settings(self) -> dict[str, Any]:
         """The config as it was given to `wandb.init`, without W&B's own entries."""
@@ -61,6 +64,8 @@ class WandbServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.runs: dict[str, StoredRun] = {}
         self.artifacts: dict[str, StoredArtifact] = {}
+        self.sweep = ""  # the YAML of the sweep
+        self.trials: list[tuple[str, dict[str, Any]]] = []  # (run id, values) that an agent is told to try
         self.requests: list[str] = []
         self.status: int | None = None
         self.seconds, self.slow = 0.0, ""
@@ -116,6 +121,10 @@ class WandbServer(ThreadingHTTPServer):
             "CreateArtifactManifest": self._create_manifest,
             "CreateArtifactFiles": self._create_artifact_files,
             "CommitArtifact": self._commit_artifact,
+            "UpsertSweep": self._upsert_sweep,
+            "SweepWithRuns": lambda _: {"project": {"sweep": {"config": self.sweep, "runs": {"edges": []}}}},
+            "CreateAgent": lambda _: {"createAgent": {"agent": {"id": "agent"}}},
+            "Heartbeat": self._heartbeat,
         }
         return operations.get(operation, lambda _: {})(variables)
 
@@ -139,9 +148,27 @@ class WandbServer(ThreadingHTTPServer):
         inserted = key not in self.runs
         run = self.runs.setdefault(key, StoredRun(variables["project"], variables["name"]))
         run.state = "running"
+        run.asked = {name: value for name, value in variables.items() if value is not None} | run.asked
         if variables.get("config"):
             run.config = json.loads(variables["config"])
         return {"upsertBucket": {"bucket": _bucket(run), "inserted": inserted}}
+
+    def _upsert_sweep(self, variables: dict[str, Any]) -> dict[str, Any]:
+        self.sweep = variables["config"]
+        project = {"id": "project", "name": variables["projectName"], "entity": {"id": "entity", "name": _ENTITY}}
+        return {"upsertSweep": {"sweep": {"name": "sweep0", "project": project}, "configValidationWarnings": []}}
+
+    def _heartbeat(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """Starts the next of `trials` when none is running; at their end the agent exits."""
+        commands: list[dict[str, Any]] = []
+        if not json.loads(variables["runState"]):
+            commands = [{"type": "exit"}]
+            if self.trials:
+                name, values = self.trials.pop(0)
+                program = yaml.safe_load(self.sweep)["program"]
+                arguments = {key: {"value": value} for key, value in values.items()}
+                commands = [{"type": "run", "run_id": name, "program": program, "args": arguments}]
+        return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(commands)}}
 
     def _resume_status(self, variables: dict[str, Any]) -> dict[str, Any]:
         run = self.runs.get(f"{variables['project']}/{variables['name']}")

@@ -94,6 +94,7 @@ def test_several_processes() -> None:
         ({**TWO, "MASTER_PORT": "port"}, "MASTER_PORT=port should be a whole number"),
         ({**TWO, "MASTER_PORT": "0"}, "MASTER_PORT=0 is no port"),
         ({**TWO, "MASTER_PORT": "70000"}, "MASTER_PORT=70000 is no port"),
+        ({**TWO, "OMP_NUM_THREADS": "4,2"}, "OMP_NUM_THREADS=4,2 should be a whole number"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two should be a whole number"),
         ({"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1 should be a whole number, 0 or more"),
         ({"RANK": "1.0"}, "RANK=1.0 should be a whole number"),

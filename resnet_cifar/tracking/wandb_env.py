@@ -1,0 +1,111 @@
+"""W&B's environment variables: which of them count, and which are invalid."""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import os
+import re
+import urllib.parse
+from pathlib import Path
+
+from resnet_cifar.config.errors import UserError
+
+_DEFAULT_URL = "https://api.wandb.ai"
+_MODES = ("online", "offline", "disabled", "dryrun", "run")  # the last two are W&B's older names
+_YES, _NO = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0")
+_KEY = re.compile(r"(?:[^-]+-)?[\w-]{40,}|[\w-]+\.[\w-]+\.[\w-]+")  # with a server's prefix, or a JSON web token
+# W&B's settings whose variable has another name.
+_VARIABLES = {
+    "root_dir": "dir",
+    "run_name": "name",
+    "run_notes": "notes",
+    "run_tags": "tags",
+    "run_job_type": "job_type",
+}
+
+
+def in_sweep() -> bool:
+    """Whether `wandb agent` started this process, as a trial of a sweep."""
+    return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
+
+
+def trial_path(path: Path) -> Path:
+    """The run directory of a trial of a sweep: `path`-RUN_ID; otherwise `path`.
+
+    A sweep may try the same values twice, even at once on two machines: every trial needs a directory of its own to be
+    trained, and its metric sent, under the W&B run that the agent has started.
+    """
+    return path.with_name(f"{path.name}-{os.environ['WANDB_RUN_ID']}") if in_sweep() else path
+
+
+def wandb_dir() -> Path | None:
+    """WANDB_DIR; None if it is not set, or if `wandb agent` has set it, which it always does, to where it runs."""
+    folder = os.environ.get("WANDB_DIR")
+    is_agents = in_sweep() and folder is not None and Path(folder).resolve() == Path.cwd()
+    return Path(folder).expanduser().resolve() if folder and not is_agents else None
+
+
+def mode() -> str | None:
+    """`online`, `offline` or `disabled`, if the user has chosen one."""
+    if os.environ.get("WANDB_DISABLED", "").lower() in _YES:
+        return "disabled"
+    chosen = os.environ.get("WANDB_MODE", "").lower()
+    return {"dryrun": "offline", "run": "online"}.get(chosen, chosen) or None
+
+
+def check_variables() -> None:
+    """Raises UserError where a WANDB_* variable cannot be what it should be."""
+    given = {name: os.environ.get(f"WANDB_{name}", "") for name in ("MODE", "DISABLED", "BASE_URL", "API_KEY", "DIR")}
+    if given["MODE"] and given["MODE"].lower() not in _MODES:
+        raise UserError(f"WANDB_MODE={given['MODE']} is not supported: use online, offline or disabled, or unset it")
+    if given["DISABLED"] and given["DISABLED"].lower() not in _YES + _NO:
+        raise UserError(f"WANDB_DISABLED={given['DISABLED']} should be true or false: correct or unset it")
+    chosen, key = mode(), given["API_KEY"].partition("-")[2] or given["API_KEY"]
+    if chosen == "disabled":
+        return
+    address = urllib.parse.urlsplit(given["BASE_URL"])
+    if given["BASE_URL"] and not (address.scheme in ("http", "https") and address.hostname):
+        raise UserError(f"WANDB_BASE_URL={given['BASE_URL']} is not a web address: use https://HOST, or unset it")
+    if chosen != "offline" and key and not _KEY.fullmatch(given["API_KEY"]):
+        raise UserError(
+            f"WANDB_API_KEY is not a key (it has {len(key)} characters of 40 or more letters and digits): copy it from "
+            f"{endpoint()}/authorize, or unset it"
+        )
+    if folder := wandb_dir():
+        place = next(place for place in (folder, *folder.parents) if place.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            raise UserError(f"WANDB_DIR={given['DIR']} cannot be written: name another folder, or unset it")
+    for name in ("PROJECT", "NAME", "RUN_GROUP", "ENTITY", "RUN_ID"):
+        value = os.environ.get(f"WANDB_{name}", "")
+        forbidden = sorted(set(value) & set("/\\#?%:")) if name in ("PROJECT", "RUN_ID", "ENTITY") else []
+        if forbidden or len(value) > 128:
+            problem = f"has {' '.join(forbidden)} in it" if forbidden else "is longer than 128 characters"
+            raise UserError(f"WANDB_{name}={value[:200]} {problem}, and W&B refuses that: use another, or unset it")
+
+
+def invalid_variable(error: ValueError) -> str:
+    """The sentence about a variable that W&B refuses."""
+    (found, *_) = error.errors() if hasattr(error, "errors") else [{"loc": (), "msg": str(error)}]
+    field = str(next(iter(found["loc"]), ""))
+    variable = f"WANDB_{_VARIABLES.get(field, field).upper()}"
+    value = os.environ.get(variable)
+    named = f"{variable}={value}" if value is not None else "a WANDB_* variable"
+    reason = " ".join(found["msg"].split())
+    return f"{named} is invalid ({reason}): correct or unset it"
+
+
+def endpoint() -> str:
+    """The URL of the W&B server: from the environment, or as stored by `wandb login --host`."""
+    kept = configparser.ConfigParser()
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
+    with contextlib.suppress(configparser.Error, OSError):
+        kept.read(folder / "settings")
+    return os.environ.get("WANDB_BASE_URL") or kept.get("default", "base_url", fallback=_DEFAULT_URL)
+
+
+def has_account() -> bool:
+    """Whether there is a key for the server."""
+    from requests.utils import get_netrc_auth
+
+    return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(endpoint()))
