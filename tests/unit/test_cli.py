@@ -290,6 +290,7 @@ def test_recipe_list_is_silent_on_other_ranks(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # the launcher has started the others too
     with pytest.raises(SystemExit):
         parse_arguments(["--recipe", "list"])
     assert capsys.readouterr().out == ""
@@ -346,6 +347,7 @@ def test_synthetic_is_the_embedded_set_even_beside_a_folder_of_that_name(
 
 def said_by(rank: int, local_rank: int, error: Exception, monkeypatch, capsys) -> str:
     """What one of six processes on three nodes prints when `error` ends it."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     for name, value in {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": 6, "LOCAL_WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr("socket.gethostname", lambda: "node2")
@@ -460,7 +462,7 @@ def test_a_mistake_of_a_value_is_one_line_without_a_traceback(run: Run, tmp_path
 
 
 def test_other_ranks_say_nothing_and_end_alike(run: Run) -> None:
-    done = run("train.py", "--lr", "1", env={"RANK": "1"})
+    done = run("train.py", "--lr", "1", env={"RANK": "1", "TORCHELASTIC_RUN_ID": "none"})
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
 
 
