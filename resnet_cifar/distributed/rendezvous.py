@@ -37,15 +37,24 @@ def meet(place: Place) -> dist.Store:
     server = _connect(place, is_host)
     server.set_timeout(timedelta(seconds=_LIMIT))
     store = dist.PrefixStore(f"attempt {launcher_env.restart_count()}", server)
+    try:
+        sizes = _announce(place, store)
+    except RuntimeError:  # includes torch's DistError
+        raise NodeError(f"rank 0 ended while rank {place.rank} waited for others at {place.address}") from None
+    for rank, size in enumerate(sizes):
+        if size != place.size:
+            raise NodeError(f"rank {rank} was started with WORLD_SIZE={size} and rank {place.rank} with {place.size}")
+    return store
+
+
+def _announce(place: Place, store: dist.Store) -> list[int]:
+    """Waits until all have announced themselves; the WORLD_SIZE of each."""
     store.set(f"size of rank {place.rank}", str(place.size))
     keys = [f"size of rank {rank}" for rank in range(place.size)]
     waiting = _Waiting(place)
     while not store.check(keys):
         waiting.pause(lambda: [rank for rank, key in enumerate(keys) if not store.check([key])])
-    for rank, size in enumerate(map(bytes.decode, store.multi_get(keys))):
-        if int(size) != place.size:
-            raise NodeError(f"rank {rank} was started with WORLD_SIZE={size} and rank {place.rank} with {place.size}")
-    return store
+    return [int(size) for size in store.multi_get(keys)]
 
 
 def _connect(place: Place, is_host: bool) -> dist.TCPStore:

@@ -177,10 +177,20 @@ class TestTurns:
 
 
 def test_processes_that_disagree_about_their_number_are_told(port: int) -> None:
-    with ThreadPoolExecutor(2) as pool:
-        places = [Place(0, 2, "127.0.0.1", port), Place(1, 3, "127.0.0.1", port)]
-        futures = [pool.submit(rendezvous.meet, place) for place in places[:1]]
+    with ThreadPoolExecutor(1) as pool:
+        meeting = pool.submit(rendezvous.meet, Place(0, 2, "127.0.0.1", port))
+        rendezvous.await_server(Place(1, 3, "127.0.0.1", port))
         store = dist.PrefixStore("attempt 0", dist.TCPStore("127.0.0.1", port, None, False, wait_for_workers=False))
-        store.set("size of rank 1", str(places[1].size))
+        store.set("size of rank 1", "3")
         with pytest.raises(NodeError, match=r"^rank 1 was started with WORLD_SIZE=3 and rank 0 with 2$"):
-            futures[0].result(timeout=20)
+            meeting.result(timeout=20)
+
+
+def test_a_process_that_waits_for_others_is_told_that_rank_0_has_ended(port: int) -> None:
+    server = dist.TCPStore("127.0.0.1", port, None, True, wait_for_workers=False)
+    with ThreadPoolExecutor(1) as pool:
+        meeting = pool.submit(rendezvous.meet, Place(1, 3, "127.0.0.1", port))
+        dist.PrefixStore("attempt 0", server).wait(["size of rank 1"])
+        del server
+        with pytest.raises(NodeError, match=rf"^rank 0 ended while rank 1 waited for others at 127.0.0.1:{port} \("):
+            meeting.result(timeout=20)
