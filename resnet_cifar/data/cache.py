@@ -1,4 +1,5 @@
-"""The cache of decoded data sets: one directory per entry, with .npy files and meta.json, which holds their checksums.
+"""The cache of decoded data sets: one directory per entry, with .npy files, file_names.json if the images come from
+files, and meta.json, which holds their checksums.
 
 An entry is built in a directory of its own and renamed into place, so no lock is needed: the loser of a race deletes
 its copy. The modification time of the directory is when the entry was last used, that of its files when it was created.
@@ -25,6 +26,7 @@ from resnet_cifar.config.errors import UserError
 from resnet_cifar.data.paths import cache_root
 
 _FORMAT = 3
+FILE_NAMES = "file_names.json"  # per split the file names of its images; not part of the fingerprint
 _ENTRY_NAME = re.compile(r"[0-9a-f]{16}(\.(building|damaged)-.+)?|new\.building-.+")  # other files are never deleted
 
 
@@ -87,6 +89,7 @@ def publish(built: Path, entry: Path, classes: tuple[str, ...], facts: dict[str,
     """Renames a directory of arrays to `entry`. `facts` are added to meta.json; their `images` names the splits."""
     with write_errors():
         files = [built / f"{role}-{kind}.npy" for role in facts["images"] for kind in ("images", "labels")]
+        files += [built / FILE_NAMES] if (built / FILE_NAMES).is_file() else []
         checksums = {file.name: sha256(file) for file in files}
         fingerprint = _fingerprint(checksums, classes)
         meta = {"format": _FORMAT, "classes": classes, "checksums": checksums, "fingerprint": fingerprint, **facts}
@@ -143,4 +146,6 @@ def _entry(folder: Path) -> Entry:
 
 
 def _fingerprint(checksums: dict[str, str], classes: list[str] | tuple[str, ...]) -> str:
-    return hashlib.sha256(json.dumps([checksums, classes]).encode()).hexdigest()[:16]
+    """Of the images, labels and classes: renaming files does not change it."""
+    arrays = {name: checksum for name, checksum in checksums.items() if name != FILE_NAMES}
+    return hashlib.sha256(json.dumps([arrays, classes]).encode()).hexdigest()[:16]

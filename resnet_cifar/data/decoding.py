@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
+import os
 import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from resnet_cifar.config.errors import UserError, name_problem
+from resnet_cifar.config.errors import UserError, name_problem, printable
 from resnet_cifar.config.schema import Data
 from resnet_cifar.data import value_range
-from resnet_cifar.data.cache import check_space, in_bytes, write_errors
+from resnet_cifar.data.cache import FILE_NAMES, check_space, in_bytes, write_errors
 from resnet_cifar.data.sources import image_io
 from resnet_cifar.data.sources.base import SourceData, Split, shorten
 from resnet_cifar.data.sources.image_io import Decoding
@@ -54,7 +56,8 @@ def is_large(height: int, width: int, data: Data) -> bool:
 
 
 def decode(contents: SourceData, data: Data, folder: Path, how: Decoding | None = None) -> Decoded:
-    """Writes ROLE-images.npy, uint8 [n, height, width, 3], and ROLE-labels.npy, int64 [n], for every split.
+    """Writes ROLE-images.npy, uint8 [n, height, width, 3], and ROLE-labels.npy, int64 [n], for every split, and
+    file_names.json, {ROLE: [n file names]}, unless the images have none.
 
     `how`: that of a model's training images; otherwise the images' own size, if they all have one, and own range.
     Raises UserError if a split is empty or has no labels; if images do not decode or labels are out of range, naming
@@ -66,7 +69,7 @@ def decode(contents: SourceData, data: Data, folder: Path, how: Decoding | None 
     how = how or Decoding((data.decode_size,) * 2 if data.decode_size else None, data.value_range or None)
     while True:
         try:
-            broken, size = _write_images(splits, unlabeled, how, allow_deep, folder, data)
+            broken, size, files = _write_images(splits, unlabeled, how, allow_deep, folder, data)
             break
         except _MustResize as reason:
             side = data.image_size
@@ -106,6 +109,9 @@ def decode(contents: SourceData, data: Data, folder: Path, how: Decoding | None 
         images[role] = len(labels)
         with write_errors():
             np.save(folder / f"{role}-labels.npy", labels)
+    if any(map(any, files.values())):
+        with write_errors():
+            (folder / FILE_NAMES).write_text(json.dumps(files))
     skipped = f"skipped (data.skip_broken): {problems}"
     remarks = (*contents.remarks, twins, sizes, scaled, skipped if problems else "")
     left_out = {role: rows for role, rows in left_out.items() if rows}
@@ -174,12 +180,14 @@ def _unlabeled(split: Split, classes: int, data: Data) -> list[int]:
 
 def _write_images(
     splits: dict[str, Split], unlabeled: dict[str, Files], how: Decoding, allow_deep: bool, folder: Path, data: Data
-) -> tuple[dict[str, Files], tuple[int, int]]:
-    """Decodes every image and writes the usable ones; returns those that do not decode, and the size of the images.
+) -> tuple[dict[str, Files], tuple[int, int], dict[str, list[str]]]:
+    """Decodes every image and writes the usable ones; returns those that do not decode, the size of the images, and the
+    file names of the usable ones.
 
     Fills in the files of those that are `unlabeled`. Raises _MustResize; DeepImage unless `allow_deep`.
     """
     broken: dict[str, Files] = {role: {} for role in splits}
+    files: dict[str, list[str]] = {role: [] for role in splits}
     shapes: set[tuple[int, ...]] = set()
     with ThreadPoolExecutor() as threads:  # Pillow releases the GIL
         for role, split in splits.items():
@@ -196,6 +204,7 @@ def _write_images(
                             broken[role][row] = _file(source, data)
                         elif row not in unlabeled[role]:
                             usable.append(image)
+                            files[role].append(_file(source, data))
                     is_first = not shapes and usable
                     shapes |= {image.shape for image in usable}
                     _check_shapes(shapes, how, data)
@@ -203,7 +212,7 @@ def _write_images(
                         _announce(sum(len(each.images) for each in splits.values()), usable[0])
                     if usable:
                         file.append(np.stack(usable))
-    return broken, min(shapes, default=(0, 0, 3))[:2]
+    return broken, min(shapes, default=(0, 0, 3))[:2], files
 
 
 def _check_shapes(shapes: set[tuple[int, ...]], how: Decoding, data: Data) -> None:
@@ -233,10 +242,11 @@ def _decode_image(image: Any, how: Decoding, allow_deep: bool) -> np.ndarray | N
 
 
 def _file(image: Any, data: Data) -> str:
-    """The image's file, relative to the source."""
-    file = Path(image_io.source_file(image))
-    root = Path(data.source).expanduser()
-    return "" if file == Path() else str(file.relative_to(root) if file.is_relative_to(root) else file)
+    """The printable name of the image's file, relative to the source if it lies there."""
+    file, root = image_io.source_file(image), Path(data.source).expanduser()
+    for folder in (root, root.absolute()):
+        file = file.removeprefix(f"{folder}{os.sep}")
+    return printable(file)
 
 
 def _problems(splits: dict[str, Split], broken: dict[str, Files], unlabeled: dict[str, Files], classes: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,15 +89,21 @@ class PendingBatch:
 class ImageDataset:
     """Images, uint8 [n, height, width, 3], on a device or mapped, and their labels, int64 [n], on the device.
 
-    `indices` (int64 [n], on the host) holds their positions in the split of the source.
+    `indices` (int64 [n], on the host) holds their positions in the split of the source; `file_names` their files,
+    relative to the source, or "" if unknown; empty if all are.
     """
 
     images: Tensor | MmapImages
     labels: Tensor
     indices: np.ndarray
+    file_names: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def file_name(self, row: int) -> str:
+        """The file of an image, or "" if unknown."""
+        return self.file_names[row] if self.file_names else ""
 
     @property
     def device(self) -> torch.device:

@@ -39,11 +39,11 @@ class ImageData:
     remarks: tuple[str, ...] = ()
     decoding: Decoding = AS_IS
 
-    @property
-    def class_counts(self) -> dict[str, int]:
-        """The number of training images of each class, in the order of `classes`."""
-        counts = self.train.labels.cpu().bincount(minlength=len(self.classes))
-        return dict(zip(self.classes, counts.tolist(), strict=True))
+    def class_counts(self) -> dict[str, dict[str, int]]:
+        """Split -> class -> number of images, without empty splits."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        counts = {name: each.labels.bincount(minlength=len(self.classes)).tolist() for name, each in splits.items()}
+        return {name: dict(zip(self.classes, each, strict=True)) for name, each in counts.items() if any(each)}
 
 
 def prepare(data: Data, how: Decoding | None = None) -> Path:
@@ -88,12 +88,18 @@ def _fits(meta: dict[str, Any], side: Any, data: Data, how: Decoding | None) -> 
     return bool(side or data.decode_size) or not is_large(*meta["size"], data)
 
 
+def fingerprint(entry: Path) -> str:
+    """The fingerprint of the images in a cache entry."""
+    return _meta(entry)["fingerprint"]
+
+
 def load(entry: Path, recipe: Recipe, device: torch.device) -> ImageData:
     """Loads a cache entry: applies `data.limit`, splits the images, and moves them to the device if they fit.
 
     Raises UserError if a split lacks a class.
     """
     meta = _meta(entry)
+    names = json.loads((entry / cache.FILE_NAMES).read_text()) if (entry / cache.FILE_NAMES).is_file() else {}
     labels = {role: np.load(entry / f"{role}-labels.npy") for role in meta["images"]}
     chosen = splits.split_indices(labels, meta["classes"], recipe)
     own = {"validation"} if recipe.data.overfit_images else set()  # what is cut off the training split regardless
@@ -112,7 +118,8 @@ def load(entry: Path, recipe: Recipe, device: torch.device) -> ImageData:
             stored = torch.from_numpy(np.load(file) if everything else np.load(file, mmap_mode="r")[rows]).to(device)
         left_out = meta["left_out"].get(role, [])
         indices = np.delete(np.arange(len(labels[role]) + len(left_out)), left_out)
-        return ImageDataset(stored, torch.from_numpy(labels[role][rows]).to(device), indices[rows])
+        files = [names[role][row] for row in rows] if role in names else []
+        return ImageDataset(stored, torch.from_numpy(labels[role][rows]).to(device), indices[rows], files)
 
     return ImageData(
         **{name: images(*part) for name, part in parts.items()},

@@ -70,7 +70,7 @@ def _set_up(
     with timings.part("data"):
         entry = context.run_on_main(lambda: str(prepared_data.prepare(recipe.data)), per_node=True)
         data = prepared_data.load(Path(entry), recipe, context.device)
-    plan = Plan(recipe, len(data.train), context.size, class_counts=data.class_counts)
+    plan = Plan(recipe, len(data.train), context.size, class_counts=data.class_counts().get("train", {}))
     check_crop_padding(recipe, data.train)
     try:
         with timings.part("model"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import types
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
@@ -353,6 +355,65 @@ def test_the_fingerprint_is_of_the_images_and_not_of_where_they_came_from(source
     assert fingerprint("elsewhere/y") == first
     source.images["test"][3, 2, 1, 0] ^= 1
     assert fingerprint("third/y") != first
+
+
+def write_folder(folder: Path, names: dict[str, list[bytes]]) -> Path:
+    """Class folders; the first pixel of the n-th image is n."""
+    for number, (word, files) in enumerate(names.items()):
+        (folder / word).mkdir(parents=True)
+        for n, file in enumerate(files):
+            pixels = np.full((6, 6, 3), 50 * number + n, np.uint8)
+            with open(os.fsencode(folder / word) + b"/" + file, "wb") as stream:  # noqa: PTH123 (bytes)
+                Image.fromarray(pixels).save(stream, "png")
+    return folder
+
+
+def test_every_image_keeps_the_name_of_its_file(cache: Path, tmp_path: Path) -> None:
+    """Through skipped images, both splits that are cut off, and data.limit; whatever bytes it has."""
+    odd = [b'a "b", <c>.png', b"two\nlines.png", "\u00fcn\u00ef.png".encode(), b"caf\xe9.png"]
+    files = [*odd, *(b"%d.png" % n for n in range(4, 30))]
+    escaped = ['a "b", <c>.png', r"two\nlines.png", "\u00fcn\u00ef.png", r"caf\udce9.png"]
+    names = [*escaped, *(f"{n}.png" for n in range(4, 30))]
+    folder = write_folder(tmp_path / "mine", {"cat": files, "dog": files})
+    (folder / "cat" / "5.png").write_bytes(b"broken")
+    data = {"source": str(folder), "skip_broken": True, "limit": 30, "validation_fraction": 0.3}
+    recipe = parse({"data": data})
+    loaded = prepared_data.load(prepared_data.prepare(recipe.data), recipe, CPU)
+    seen = set()
+    for part in (loaded.train, loaded.validation, loaded.test):
+        assert len(part.file_names) == len(part) > 0
+        for row, pixel in enumerate(part.images[:, 0, 0, 0].tolist()):
+            word, n = ("cat", "dog")[pixel // 50], pixel % 50
+            assert part.file_name(row) == f"{word}/{names[n]}"
+            seen.add(part.file_name(row))
+    assert len(seen) == len(loaded.train) + len(loaded.validation) + len(loaded.test)
+
+
+def test_renamed_files_are_the_same_images_under_their_new_names(cache: Path, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "mine", {"cat": [b"%d.png" % n for n in range(10, 20)], "dog": [b"1.png"] * 1})
+    recipe = parse({"data": {"source": str(folder)}})
+    first = prepared_data.prepare(recipe.data)
+    (folder / "cat" / "10.png").rename(folder / "cat" / "00.png")
+    second = prepared_data.prepare(recipe.data)
+    assert prepared_data.fingerprint(first) == prepared_data.fingerprint(second) and first != second
+    names = [json.loads((entry / "file_names.json").read_text())["train"][0] for entry in (first, second)]
+    assert names == ["cat/10.png", "cat/00.png"]
+    (second / "file_names.json").write_text("{}")
+    assert prepared_data.prepare(recipe.data) == second
+    assert json.loads((second / "file_names.json").read_text())["train"][0] == "cat/00.png", "damage is found"
+
+
+def test_images_that_come_from_no_file_have_no_names(source: FakeSource) -> None:
+    entry = prepared_data.prepare(XY)
+    assert not (entry / "file_names.json").exists()
+    loaded = prepared_data.load(entry, parse({"data": {"source": "synthetic"}}), CPU)
+    assert loaded.train.file_names == [] and loaded.train.file_name(3) == ""
+
+
+def test_images_are_counted_per_class_and_split(source: FakeSource) -> None:
+    recipe = parse({"data": {"source": "synthetic", "validation_fraction": 0.2}})
+    counts = prepared_data.load(prepared_data.prepare(XY), recipe, CPU).class_counts()
+    assert counts == {name: dict.fromkeys("abcd", n) for name, n in (("train", 8), ("validation", 2), ("test", 5))}
 
 
 def test_a_source_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
