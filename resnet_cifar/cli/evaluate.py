@@ -40,8 +40,8 @@ class EvaluateOptions:
     target: str
     """A run directory (its best checkpoint), a checkpoint (RUN/checkpoints/step-...), or a model in timm's format
     (RUN/model, or one written by timm's save_for_hf: it needs --data.source)."""
-    split: Literal["test", "validation"] = "test"
-    """The split to evaluate."""
+    split: Literal["test", "validation", "train"] = "test"
+    """The split to evaluate; `train`: the images that were trained on, without augmentation."""
     tta: Literal["none", "flip"] = "none"
     """`flip`: test-time augmentation, the mean over each image and its mirror image, reported besides."""
     out: str = ""
@@ -65,8 +65,8 @@ def parse_arguments(arguments: list[str]) -> tuple[EvaluateOptions, Recipe]:
     recipe = model_location.recipe(target, overrides)
     if target.kind == "model" and target.run is None and "data.source" not in overrides and not options.images:
         raise UserError(f"{target.path} is a model without a recipe: name its evaluation data with --data.source")
-    if options.split == "test" and recipe.data.source != model_location.recipe(target).data.source:
-        # Another source may have a test split only: do not cut a validation split that is not used.
+    if options.split != "validation" and recipe.data.source != model_location.recipe(target).data.source:
+        # Do not cut a validation split that is not used, which a small source may not be large enough for.
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, validation_fraction=0.0))
     return options, recipe
 
@@ -145,18 +145,15 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
     known = model.fingerprint and "data.decode_size" not in changed and "data.value_range" not in changed
     how = model.preprocess.decoding if known else None
     entry = Path(context.run_on_main(lambda: str(prepared_data.prepare(recipe.data, how)), per_node=True))
-    data = prepared_data.load(entry, recipe, context.device)
-    is_other_data = model.fingerprint != data.fingerprint
+    is_other_data = model.fingerprint != prepared_data.fingerprint(entry)
     if is_other_data and options.split == "test" and "data.source" in changed and "data.test_fraction" not in changed:
         # None of it was used for training: without a test split of its own, all of it is one.
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, test_fraction=1.0))
-        data = prepared_data.load(entry, recipe, context.device)
-        is_other_data = model.fingerprint != data.fingerprint
-    images = data.test if options.split == "test" else data.validation
+    data = prepared_data.load(entry, recipe, context.device)
+    images: ImageDataset = getattr(data, options.split)
     if not len(images):
-        raise UserError(
-            "--split validation is empty, no images were held out (data.validation_fraction 0): use --split test"
-        )
+        why = {"validation": "no images were held out (data.validation_fraction 0)", "train": "data.test_fraction is 1"}
+        raise UserError(f"--split {options.split} is empty, {why[options.split]}: use --split test")
     indices = class_indices(data.classes, model.classes, recipe.data.source)
     images = dataclasses.replace(images, labels=torch.tensor(indices, device=context.device)[images.labels])
 
@@ -182,11 +179,14 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
         found = {
             **results_io.evaluation_facts(options.split, recipe, data.fingerprint, model.name),
             **metrics.full(*predictions, model.classes, temperature),
+            **({"trained_on": True} if options.split == "train" and not is_other_data else {}),
             **({} if flipped is None else {"flip": metrics.overall(*mean_logits(predictions, flipped))}),
             "throughput": {"images_per_second": speed, "processes": context.size, "device": context.describe()},
         }
         if is_foreign:
             screen.warn("these are not the images that the model was trained on, or they have changed since")
+        if "trained_on" in found:
+            screen.say("the model was trained on these images: this is how well it fits them")
         written = _write(folder, name, found, predictions, images, flipped)
         _show(screen, found, origin, model.remark)
         optional_outputs.save_example_images(folder, name, predictions, images, temperature, screen.warn)

@@ -95,6 +95,7 @@ def said(place: Path) -> dict[str, str]:
         ["stock", *source, "--data.interpolation", "bilinear"],
         ["run", *other],
         ["run", "--tta", "flip", "--split", "validation"],
+        ["run", "--split", "train"],
     ]
     done = python(place, "-c", SCORER, given=json.dumps(wanted))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -198,7 +199,7 @@ def test_the_runs_own_result_keeps_its_file_and_all_others_are_named(place: Path
     assert own["accuracy"] == result(run)["test/accuracy"] and own["checkpoint"] == result(run)["checkpoint"]
     names = {re.sub("-[0-9a-f]{6}.json", "-DIGEST.json", file.name) for file in run.glob("eval-*")}
     others = {f"eval-test-{other}.json", "eval-test-model.json", "eval-test-strangers-DIGEST.json"}
-    assert names == {"eval-test.json", "eval-validation-flip.json"} | others
+    assert names == {"eval-test.json", "eval-train.json", "eval-validation-flip.json"} | others
     assert scores(run, f"test-{other}")["checkpoint"] == f"checkpoints/{other}"
     assert len(list((place / "saved").iterdir())) == 3, "a checkpoint holds its own files only"
     for words, text in said.items():
@@ -231,6 +232,16 @@ def test_a_class_that_the_head_lacks_is_refused_by_name(place: Path, fresh_accel
     with pytest.raises(UserError, match=r"has classes that the model does not know: frog, truck; .*in any order"):
         evaluate.evaluate(*evaluate.parse_arguments([str(place / "run"), "--data.source", str(place / "foreign")]))
     assert evaluate.class_indices(("c", "a"), ("a", "b", "c"), "x") == [2, 0]
+
+
+def test_the_training_split_is_evaluated_without_augmentation(place: Path, said: dict) -> None:
+    run = place / "run"
+    found, rows = scores(run, "train"), predictions(run, "train")
+    assert (found["split"], found["trained_on"], found["images"]) == ("train", True, IMAGES * 0.8)
+    assert "the model was trained on these images" in said["run --split train"]
+    assert "trained_on" not in scores(run, "validation-flip") and scores(run, "test")["split"] == "test"
+    held_out = predictions(run, "validation-flip")["index"]
+    assert not set(rows["index"]) & set(held_out) and len(set(rows["index"]) | set(held_out)) == IMAGES
 
 
 def test_flips_are_reported_beside_the_plain_figure(place: Path, said: dict) -> None:

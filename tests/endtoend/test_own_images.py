@@ -136,12 +136,17 @@ def test_names_of_any_kind_get_through_to_the_end_on_a_console_without_them(tmp_
 
 
 def test_a_moved_folder_is_recognized_as_the_same_images(folder: Path, fresh_accelerator: None) -> None:
-    """Its class folders have no test split: of the same images the same tenth is scored, of others all are."""
+    """Its class folders have no test split: of the same images the same tenth is scored, of others all are, however
+    few they are.
+    """
     train(TrainOptions(recipe="debug", run="run"), recipe_of(folder, **{"data.skip_broken": "True"}))
     shutil.copytree(folder, "elsewhere")
     shutil.copytree(folder, "others")
     (Path("others") / "red" / "0.png").unlink()
-    for name, count in (("elsewhere", 9), ("others", 89)):
+    for word, file in (("red", "0.png"), ("blue", "3.png"), ("blue", "6.png")):
+        (Path("few") / word).mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / word / file, Path("few") / word)
+    for name, count in (("elsewhere", 9), ("others", 89), ("few", 3)):
         AcceleratorState._reset_state(True)
         evaluate.evaluate(*parse_arguments(["run", "--data.source", name]))
         (file,) = Path("run").glob(f"eval-test-{name}-*.json")
