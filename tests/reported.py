@@ -69,17 +69,27 @@ def score(
     seed: int = 0,
     temperature: float | None = 1.25,
     fingerprint: str = "f00d",
+    split: str = "test",
+    file_names: Sequence[str] = (),
 ) -> None:
     """What scoring leaves in the folder, as NAME: predictions, their summary and pictures."""
     logits, labels = prediction(count, len(classes), seed)
     recipe = read_recipe("debug")
-    facts = results_io.evaluation_facts("test", recipe, fingerprint, "checkpoints/step-00000030")
+    facts = results_io.evaluation_facts(split, recipe, fingerprint, "checkpoints/step-00000030")
     index = np.arange(count) * 3
     scores = {**facts, **metrics.full(logits, labels, tuple(classes), temperature)}
-    results_io.write_results(folder, name, scores, logits, labels, index)
+    results_io.write_results(folder, name, scores, logits, labels, index, file_names)
     found = prediction_arrays.from_logits(logits.numpy(), labels.numpy(), index, temperature)
     file = folder / "report" / f"pictures-{name}.npz"
     gallery.save_images(file, found, (side, side), lambda rows: pictures(rows, side))
+
+
+def write_predictions(
+    folder: Path, split: str, logits: np.ndarray, labels: np.ndarray, index: np.ndarray, file_names: Sequence[str]
+) -> None:
+    """predictions-SPLIT.parquet as an evaluation writes it."""
+    both = torch.from_numpy(logits), torch.from_numpy(labels)
+    results_io.write_results(folder, split, {"split": split}, *both, index, file_names)
 
 
 def finish(folder: Path, **scored: Any) -> Path:

@@ -130,7 +130,7 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
     from resnet_cifar.evaluation.predict import precise_bn, predict
     from resnet_cifar.evaluation.throughput import ThroughputTimer
     from resnet_cifar.evaluation.tta import MirroredPreprocess, mean_logits
-    from resnet_cifar.reporting import optional_outputs
+    from resnet_cifar.reporting import optional_outputs, suspect_list
     from resnet_cifar.reporting.console import Screen
 
     target = model_location.find_target(Path(options.target))
@@ -193,7 +193,8 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
     context.close()  # the other processes need not wait for the page
     if context.is_main:
         page = optional_outputs.write_report(folder, name, screen.warn)
-        screen.say("written: " + ", ".join(map(str, filter(None, (*written, page)))))
+        lists = [file for file in [page and suspect_list.list_file(page)] if file and file.is_file()]
+        screen.say("written: " + ", ".join(map(str, (*written, *lists, *filter(None, [page])))))
 
 
 def _write(
@@ -209,7 +210,8 @@ def _write(
 
     try:
         extra = None if flipped is None else flipped.logits
-        return results_io.write_results(folder, name, found, *predictions, images.indices, extra)
+        names = images.file_names
+        return results_io.write_results(folder, name, found, *predictions, images.indices, names, extra)
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error.strerror}); the result was {results_io.summary_line(found)}: "
@@ -246,11 +248,13 @@ def _temperature(
     context: DistributedContext, model: LoadedModel, data: ImageData, trained: Recipe, recipe: Recipe
 ) -> tuple[float | None, str]:
     """(temperature, its origin or why there is none): fitted only on images that are known to have been held out."""
-    from resnet_cifar.evaluation.predict import fit_temperature_on_validation
+    from resnet_cifar.evaluation.calibration import fit_temperature
+    from resnet_cifar.evaluation.predict import predict_held_out
 
     same_input = {name: getattr(trained.data, name) for name in _INPUT_FIELDS}
     if model.fingerprint == data.fingerprint and dataclasses.replace(recipe.data, **same_input) == trained.data:
-        fitted = fit_temperature_on_validation(context, model.model, data, model.preprocess)
+        held_out = predict_held_out(context, model.model, data, model.preprocess)
+        fitted = fit_temperature(*held_out) if held_out else None
         return fitted, "fitted on the validation split" if fitted else "none: no images held out, or no optimum on them"
     if model.temperature is None:
         return None, "none: none was fitted before, and these images may not be held out"

@@ -13,7 +13,6 @@ from resnet_cifar.data.image_dataset import ImageDataset
 from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.data.preprocess import Preprocess
 from resnet_cifar.distributed.context import DistributedContext
-from resnet_cifar.evaluation import calibration
 from resnet_cifar.models.factory import in_mode
 from resnet_cifar.models.precise_bn import estimate_bn_stats
 
@@ -61,21 +60,21 @@ def predict(
     return Predictions(gathered.to("cpu"), images.labels.to("cpu"))
 
 
-def fit_temperature_on_validation(
+def predict_held_out(
     context: DistributedContext,
     model: nn.Module,
     data: ImageData,
     preprocess: Preprocess,
     check_stop: Callable[[], None] = _never_stop,
     known: Predictions | None = None,
-) -> float | None:
-    """Fits the temperature on the validation images; None without such images or without an optimum.
+) -> Predictions | None:
+    """Predictions of the validation images; None if there are none, or if they are the training images.
 
     `known`: existing predictions of these images, given on every rank or on none.
     """
     if not len(data.validation) or preprocess.data.overfit_images:
         return None
-    return calibration.fit_temperature(*(known or predict(context, model, data.validation, preprocess, check_stop)))
+    return known or predict(context, model, data.validation, preprocess, check_stop)
 
 
 def precise_bn(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,12 @@ def write_results(
     logits: Tensor,
     labels: Tensor,
     indices: np.ndarray,
+    file_names: Sequence[str] = (),
     flipped: Tensor | None = None,
 ) -> tuple[Path, Path]:
     """Writes eval-NAME.json and predictions-NAME.parquet atomically into `folder`; returns their paths.
 
-    `indices`: positions of the images in the source's split. `flipped`: logits of their mirror images.
+    `indices` and `file_names`: see `ImageDataset`. `flipped`: logits of the mirror images.
     """
     import pyarrow
     import pyarrow.parquet
@@ -44,7 +46,9 @@ def write_results(
     summary, file = folder / f"eval-{name}.json", folder / f"predictions-{name}.parquet"
     write_json(summary, metrics)
     columns = {
+        "split": [metrics["split"]] * len(labels),
         "index": indices,
+        "file": list(file_names) or [""] * len(labels),
         "label": labels.numpy(),
         "predicted": logits.argmax(1).numpy(),
         "logits": list(logits.numpy()),

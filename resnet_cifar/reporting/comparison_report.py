@@ -141,9 +141,9 @@ def _test_predictions(run: Run) -> TestPredictions | None:
     metrics, read = _final_metrics(run), prediction_arrays.read_predictions(run.folder / "predictions-test.parquet")
     if metrics is None or read is None:
         return None
-    logits, labels, index = read
-    order = np.argsort(index)
-    return TestPredictions(metrics.get("fingerprint"), index[order], (logits.argmax(1) == labels)[order])
+    order = np.argsort(read.index)
+    correct = read.logits.argmax(1) == read.labels
+    return TestPredictions(metrics.get("fingerprint"), read.index[order], correct[order])
 
 
 def _row(number: int, name: str, run: Run, curves_of: Curves | None) -> dict[str, Any]:

@@ -59,10 +59,11 @@ def read_evaluation(folder: Path, name: str) -> Evaluation | None:
     predictions = prediction_arrays.read_predictions(folder / f"predictions-{name}.parquet")
     if predictions is None:
         return Evaluation(metrics, None, None, None, None)
-    plain, temperature = prediction_arrays.from_logits(*predictions), metrics.get("temperature")
-    found = prediction_arrays.from_logits(*predictions, temperature) if temperature else plain
-    scaled = reliability(found.confidence, found.correct) if temperature else None
-    bins = reliability(plain.confidence, plain.correct), scaled
+    logits, labels, index, names = predictions
+    temperature = metrics.get("temperature")
+    found = prediction_arrays.from_logits(logits, labels, index, temperature, names)
+    plain = reliability(prediction_arrays.max_probability(logits, 1.0), found.correct)
+    bins = plain, reliability(found.confidence, found.correct) if temperature else None
     return Evaluation(metrics, found, gallery.load_images(folder / "report" / f"pictures-{name}.npz"), *bins)
 
 
@@ -142,7 +143,7 @@ def _gallery(evaluation: Evaluation, folder: Path, prefix: str, older_than: floa
     order = np.argsort(-found.confidence, kind="stable")
     images = [
         {
-            "index": int(found.index[row]),
+            "place": found.place(row, evaluation.metrics["split"]),
             "actual": int(found.labels[row]),
             "predicted": int(found.predicted[row]),
             "probability": probability_text(found.confidence[row]),

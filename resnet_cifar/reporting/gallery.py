@@ -24,17 +24,20 @@ MAX_IMAGES = 600  # of a page
 _BYTES = 8 << 20  # of the stored images, uncompressed
 _SIDE = 128  # pixels: larger images are reduced
 _LOSSLESS = 40  # pixels: up to this size PNG is about as small as a good JPEG
-_CONFIDENT, _RANDOM = 48, 24
+_CONFIDENT, _RANDOM, SUSPECTS = 48, 24, 24
 _CHUNK = 32  # large images in memory
 
 
 class GalleryRows(NamedTuple):
-    """Selected rows, int64: the most `confident` mistakes, random `right` and `wrong` ones, and some of all `cells`."""
+    """Selected rows, int64: the most `confident` mistakes, random `right` and `wrong` ones, some of all `cells`, and
+    those of the most `suspect` labels.
+    """
 
     confident: np.ndarray
     right: np.ndarray
     wrong: np.ndarray
     cells: np.ndarray
+    suspect: np.ndarray
 
     @property
     def rows(self) -> np.ndarray:
@@ -53,7 +56,8 @@ def select(predictions: PredictionTable, limit: int) -> GalleryRows:
     confident = wrong[: min(_CONFIDENT, limit // 4)]
     some = min(_RANDOM, limit // 8)
     drawn = [_sample(rows, some, purpose) for rows, purpose in ((right, "right"), (wrong, "wrong"))]
-    taken = np.unique(np.concatenate([confident, *drawn]))
+    suspect = predictions.suspects.rows[: min(SUSPECTS, limit // 8)]
+    taken = np.unique(np.concatenate([confident, *drawn, suspect]))
     cells = (
         predictions.labels * (max(predictions.labels.max(), predictions.predicted.max()) + 1) + predictions.predicted
     )
@@ -61,7 +65,7 @@ def select(predictions: PredictionTable, limit: int) -> GalleryRows:
     fresh = ~np.isin(in_turn, taken)
     # Images that are shown anyway count for their cells too.
     within = np.cumsum(fresh) <= limit - len(taken)
-    return GalleryRows(confident, *drawn, in_turn[within])
+    return GalleryRows(confident, *drawn, in_turn[within], suspect)
 
 
 def _sample(rows: np.ndarray, count: int, purpose: str) -> np.ndarray:
@@ -85,9 +89,14 @@ def capacity(height: int, width: int) -> int:
     return min(MAX_IMAGES, _BYTES // (height * width * 3))
 
 
-def save_images(file: Path, predictions: PredictionTable, size: tuple[int, int], read: ReadImages) -> None:
+def save_images(
+    file: Path, predictions: PredictionTable, size: tuple[int, int], read: ReadImages, suspects_only: bool = False
+) -> None:
     """Stores the selected images of `size` (height, width), reduced if they are large."""
-    rows = select(predictions, capacity(*size)).rows
+    chosen = select(predictions, capacity(*size))
+    rows = np.sort(chosen.suspect) if suspects_only else chosen.rows
+    if not len(rows):
+        return
     parts = [_small(read(rows[start : start + _CHUNK])) for start in range(0, len(rows), _CHUNK)]
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file, flush=False) as aside, aside.open("wb") as stream:

@@ -22,8 +22,9 @@ def save_example_images(
     images: ImageDataset,
     temperature: float | None,
     warn: Callable[[str], None],
+    suspects_only: bool = False,
 ) -> None:
-    """Stores some of the evaluated images in `folder`/report/pictures-NAME.npz."""
+    """Stores some of the evaluated images, or those with suspect labels, in `folder`/report/pictures-NAME.npz."""
 
     def read(rows: np.ndarray) -> np.ndarray:
         return images.gather(rows).cpu().numpy()
@@ -33,7 +34,7 @@ def save_example_images(
         found = prediction_arrays.from_logits(
             predictions.logits.numpy(), predictions.labels.numpy(), images.indices, temperature
         )
-        gallery.save_images(file, found, images.size, read)
+        gallery.save_images(file, found, images.size, read, suspects_only)
     except Exception as error:
         warn(f"{file} could not be written, so the report has no example images: {_reason(error)}")
 

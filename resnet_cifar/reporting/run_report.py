@@ -11,10 +11,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from resnet_cifar.atomic_io import read_json
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import METRIC_NAMES
-from resnet_cifar.reporting import curves, evaluation_summary, html_page, reproducibility, style
+from resnet_cifar.reporting import (
+    class_balance,
+    curves,
+    evaluation_summary,
+    html_page,
+    reproducibility,
+    style,
+    suspect_list,
+)
 from resnet_cifar.reporting.console import duration
 from resnet_cifar.reporting.curves import Curves
 from resnet_cifar.reporting.evaluation_summary import Evaluation
@@ -33,7 +43,7 @@ def write_run_report(run: Path) -> Path:
 
 def _write(run: Path, older_than: float) -> Path:
     """Like `write_run_report`, but keeps existing figures that are not `older_than` that time."""
-    folder = run / "report"
+    folder, page = run / "report", run / "report" / "index.html"
     folder.mkdir(exist_ok=True)
     recipe, environment = read_recipe(str(run / "recipe.yaml")), read_json(run / "environment.json") or {}
     status, result = read_json(run / "status.json") or {}, read_json(run / "result.json")
@@ -59,12 +69,15 @@ def _write(run: Path, older_than: float) -> Path:
         tiles=[*(evaluation_summary.tiles(own.metrics) if own else ()), *_run_tiles(result, status, attempts, drawn)],
         curves=_curves(drawn) if drawn else None,
         about=about,
+        balance=_class_balance(environment),
+        train_command=f"python eval.py {shlex.quote(str(run))} --split train",
         other_evaluations=_other_evaluations(run),
         made=time.strftime("%Y-%m-%d %H:%M"),
+        suspects=suspect_list.write_section(page, [own, *_same_model(run, own)] if own else []),
         **evaluation_summary.page_values(own, folder, older_than=older_than),
     )
-    html_page.write_page(folder / "index.html", text)
-    return folder / "index.html"
+    html_page.write_page(page, text)
+    return page
 
 
 def write_evaluation_page(folder: Path, name: str) -> Path:
@@ -72,8 +85,8 @@ def write_evaluation_page(folder: Path, name: str) -> Path:
     is_run = (folder / "recipe.yaml").is_file()
     if is_run and name == _FINAL and (folder / "result.json").is_file():
         return write_run_report(folder)
-    pages, found = folder / "report", evaluation_summary.read_evaluation(folder, name)
-    pages.mkdir(exist_ok=True)
+    file, found = folder / "report" / f"{name}.html", evaluation_summary.read_evaluation(folder, name)
+    file.parent.mkdir(exist_ok=True)
     scores = found.metrics
     text = html_page.render(
         "report.html",
@@ -84,15 +97,33 @@ def write_evaluation_page(folder: Path, name: str) -> Path:
         tiles=evaluation_summary.tiles(scores),
         curves=None,
         about=None,
+        balance=None,
+        train_command=None,
         other_evaluations=[],
         made=time.strftime("%Y-%m-%d %H:%M"),
-        **evaluation_summary.page_values(found, pages, f"{name}-"),
+        suspects=suspect_list.write_section(file, [found]),
+        **evaluation_summary.page_values(found, file.parent, f"{name}-"),
     )
-    file = pages / f"{name}.html"
     html_page.write_page(file, text)
     if is_run:
         _write(folder, _last_change(folder))
     return file
+
+
+def _same_model(run: Path, own: Evaluation) -> list[Evaluation]:
+    """The evaluations of the final model on the run's own validation and training images."""
+    found = [evaluation_summary.read_evaluation(run, name) for name in ("validation", "train")]
+    same = ("checkpoint", "fingerprint")
+    return [each for each in found if each and all(each.metrics.get(key) == own.metrics.get(key) for key in same)]
+
+
+def _class_balance(environment: dict[str, Any]) -> dict[str, Any] | None:
+    """Images per class of each split; None for a run of a version that did not record them."""
+    counts = environment.get("class_counts")
+    if not counts:
+        return None
+    arrays = {split: np.array(list(classes.values())) for split, classes in counts.items()}
+    return class_balance.table(arrays, list(counts["train"]))
 
 
 def _last_change(run: Path) -> float:

@@ -13,10 +13,10 @@ from resnet_cifar.checkpoints import checkpoint
 from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.schema import METRIC_NAMES
 from resnet_cifar.data.prepared_data import ImageData
-from resnet_cifar.evaluation import metrics, results_io
-from resnet_cifar.evaluation.predict import Predictions, fit_temperature_on_validation, predict
+from resnet_cifar.evaluation import calibration, metrics, results_io
+from resnet_cifar.evaluation.predict import Predictions, predict, predict_held_out
 from resnet_cifar.models.export import export_model, needs_package
-from resnet_cifar.reporting import environment, model_card, optional_outputs
+from resnet_cifar.reporting import environment, model_card, optional_outputs, suspect_list
 from resnet_cifar.reporting.console import Screen, duration
 from resnet_cifar.training.run_writer import RunWriter
 from resnet_cifar.training.telemetry import Telemetry
@@ -63,7 +63,8 @@ def test_and_export(
     with part("evaluation"):
         predictions = predict(context, scored, data.test, state.preprocess, check_stop)
         known = outcome.validated[1] if outcome.validated and outcome.validated[0] == step else None
-        temperature = fit_temperature_on_validation(context, scored, data, state.preprocess, check_stop, known)
+        validated = predict_held_out(context, scored, data, state.preprocess, check_stop, known)
+        temperature = calibration.fit_temperature(*validated) if validated else None
     writer.energy_kwh = telemetry.energy_kwh()
     if not context.is_main:
         return
@@ -72,11 +73,9 @@ def test_and_export(
         if is_in_memory:
             checkpoint.read_state(chosen)  # a result never names a damaged checkpoint
     with part("evaluation"):
-        found = {
-            **results_io.evaluation_facts("test", recipe, data.fingerprint, str(chosen.relative_to(folder.path))),
-            **metrics.full(*predictions, data.classes, temperature),
-        }
-        results_io.write_results(folder.path, "test", found, *predictions, data.test.indices)
+        if validated:
+            _write_results("validation", validated, temperature, data, writer, chosen)
+        found = _write_results("test", predictions, temperature, data, writer, chosen)
     result = {
         **{name: value for name, value in (best or {}).items() if name.startswith("val/")},
         **({"selected_by": recipe.evaluate.select_by} if best else {}),
@@ -100,15 +99,36 @@ def test_and_export(
     page = None
     if recipe.track.report:
         with part("report"):
-            page = _report(predictions, temperature, data, writer)
+            page = _report(predictions, validated, temperature, data, writer)
     writer.summary(_summary(result), with_figures=page is not None)
     writer.report_timings()
     closing_table(writer.screen, folder, result, writer.tracker.commands)
 
 
-def _report(predictions: Predictions, temperature: float | None, data: ImageData, writer: RunWriter) -> Path | None:
+def _write_results(
+    split: str, predictions: Predictions, temperature: float | None, data: ImageData, writer: RunWriter, chosen: Path
+) -> dict[str, Any]:
+    """Writes the evaluation of the checkpoint `chosen` on a split; returns its metrics."""
+    folder, images = writer.folder.path, getattr(data, split)
+    facts = results_io.evaluation_facts(split, writer.plan.recipe, data.fingerprint, str(chosen.relative_to(folder)))
+    found = {**facts, **metrics.full(*predictions, data.classes, temperature)}
+    results_io.write_results(folder, split, found, *predictions, images.indices, images.file_names)
+    return found
+
+
+def _report(
+    predictions: Predictions,
+    validated: Predictions | None,
+    temperature: float | None,
+    data: ImageData,
+    writer: RunWriter,
+) -> Path | None:
     folder, warn = writer.folder.path, writer.screen.warn
     optional_outputs.save_example_images(folder, "test", predictions, data.test, temperature, warn)
+    if validated is not None:
+        optional_outputs.save_example_images(
+            folder, "validation", validated, data.validation, temperature, warn, suspects_only=True
+        )
     return optional_outputs.write_report(folder, "test", warn)
 
 
@@ -137,6 +157,7 @@ def closing_table(screen: Screen, folder: RunDir, result: dict[str, Any], curves
     validation, test = (_reached(result, split) for split in ("val", "test"))
     early = f", stopped early at step {result['steps']}" if result["stopped_early"] else ""
     page = folder.path / "report" / "index.html"
+    suspects = suspect_list.list_file(page)
     costs = [f"{result[name]:.3g} {unit}" for name, unit in _COSTS.items() if name in result]
     screen.table(
         f"Finished in {duration(result['seconds'])}{early}",
@@ -148,6 +169,7 @@ def closing_table(screen: Screen, folder: RunDir, result: dict[str, Any], curves
             ("evaluate", f"python eval.py {folder.path}"),
             ("metrics", str(folder.path / "metrics.jsonl")),
             *curves,
+            *([("labels", f"suspect ones are listed in {suspects}")] if suspects.is_file() else []),
             ("report", str(page) if page.is_file() else f"none yet: resnet-cifar report {folder.path}"),
         ],
     )

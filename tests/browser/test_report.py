@@ -244,7 +244,7 @@ def ten_thousand(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     def read(rows: np.ndarray) -> np.ndarray:
         return np.stack([np.asarray(Image.open(io.BytesIO(encoded[row].as_py())).convert("RGB")) for row in rows])
 
-    logits, labels, index = prediction_arrays.read_predictions(folder / "predictions-test.parquet")
+    logits, labels, index, _ = prediction_arrays.read_predictions(folder / "predictions-test.parquet")
     gallery.save_images(
         folder / "report" / "pictures-test.npz",
         prediction_arrays.from_logits(logits, labels, index, 1.25),

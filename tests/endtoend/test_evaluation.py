@@ -199,7 +199,7 @@ def test_the_runs_own_result_keeps_its_file_and_all_others_are_named(place: Path
     assert own["accuracy"] == result(run)["test/accuracy"] and own["checkpoint"] == result(run)["checkpoint"]
     names = {re.sub("-[0-9a-f]{6}.json", "-DIGEST.json", file.name) for file in run.glob("eval-*")}
     others = {f"eval-test-{other}.json", "eval-test-model.json", "eval-test-strangers-DIGEST.json"}
-    assert names == {"eval-test.json", "eval-train.json", "eval-validation-flip.json"} | others
+    assert names == {"eval-test.json", "eval-validation.json", "eval-train.json", "eval-validation-flip.json"} | others
     assert scores(run, f"test-{other}")["checkpoint"] == f"checkpoints/{other}"
     assert len(list((place / "saved").iterdir())) == 3, "a checkpoint holds its own files only"
     for words, text in said.items():
@@ -242,6 +242,9 @@ def test_the_training_split_is_evaluated_without_augmentation(place: Path, said:
     assert "trained_on" not in scores(run, "validation-flip") and scores(run, "test")["split"] == "test"
     held_out = predictions(run, "validation-flip")["index"]
     assert not set(rows["index"]) & set(held_out) and len(set(rows["index"]) | set(held_out)) == IMAGES
+    assert set(rows["split"]) == {"train"} and set(rows["file"]) == {""}
+    (line,) = (line for line in said["run --split train"].splitlines() if line.startswith("written: "))
+    assert "run/report/train-suspect_labels.csv" in line and "eval-train.json" in line
 
 
 def test_flips_are_reported_beside_the_plain_figure(place: Path, said: dict) -> None:

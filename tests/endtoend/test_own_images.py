@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -84,8 +85,13 @@ def test_a_broken_image_is_named_and_skipped_and_the_rest_is_trained_on(
     assert_same_run("host", "device")
 
 
-def test_three_commands_lead_from_a_folder_to_classified_images(folder: Path, run: Run) -> None:
-    """The README's, with a model that fits a test; one of the images to label is none."""
+def test_three_commands_lead_from_a_folder_to_classified_images(
+    folder: Path, run: Run, fresh_accelerator: None
+) -> None:
+    """The README's, with a model that fits a test; one of the images to label is none, and four labels are wrong."""
+    wrong = [folder / "green" / f"planted-{number}.png" for number in range(4)]
+    for number, file in enumerate(wrong):
+        shutil.copy(folder / "red" / f"{3 * number}.png", file)
     small = ["--recipe", "debug", "--track.trackers", "none", "--track.report", "False", "--data.limit", 0]
     small += [word for name in ("model.name", "data.image_size") for word in (f"--{name}", WORDS[name])]
     small += ["--augment.mixup_alpha", 0, "--augment.cutmix_alpha", 0, "--phases.0.epochs", 6, "--phases.0.lr", 0.01]
@@ -100,11 +106,32 @@ def test_three_commands_lead_from_a_folder_to_classified_images(folder: Path, ru
     labelled = run("eval.py", "runs/mine", "--images", "mine", "--json")
     assert labelled.returncode == 3, labelled.stderr
     rows = [json.loads(line) for line in labelled.stdout.splitlines()]
-    assert len(rows) == 91
+    assert len(rows) == 95
     assert [Path(row["file"]).name for row in rows if "error" in row] == ["holiday.jpg"]
     right = [row["label"] == Path(row["file"]).parent.name for row in rows if "label" in row]
     assert sum(right) > 80
     assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4) for row in rows if "label" in row)
+
+    # The wrong labels come first in the list of all splits; every prediction names its file.
+    own = Path("runs/mine/eval-test.json").read_bytes()
+    evaluate.evaluate(*parse_arguments(["runs/mine", "--split", "train"]))
+    assert Path("runs/mine/eval-test.json").read_bytes() == own
+    trained_on = json.loads(Path("runs/mine/eval-train.json").read_text())
+    assert trained_on["split"] == "train" and trained_on["trained_on"]
+    with Path("runs/mine/report/suspect_labels.csv").open(newline="") as stream:
+        suspects = list(csv.DictReader(stream))
+    assert {row["file"] for row in suspects[:4]} == {str(file.relative_to(folder)) for file in wrong}
+    assert {(row["label"], row["predicted"]) for row in suspects[:4]} == {("green", "red")}
+    tables = [pyarrow.parquet.read_table(file).to_pylist() for file in Path("runs/mine").glob("predictions-*.parquet")]
+    predictions = [row for table in tables for row in table]
+    files = {str(file.relative_to(folder)) for file in folder.glob("*/*") if file.name != "holiday.jpg"}
+    assert {row["file"] for row in predictions} == files and len(predictions) == 94
+    counts = json.loads(Path("runs/mine/environment.json").read_text())["class_counts"]
+    assert {name: sum(each[name] for each in counts.values()) for name in counts["test"]} == {
+        "blue": 30,
+        "green": 34,
+        "red": 30,
+    }
 
 
 NAMES = ("\U0001f431", "\u05e9\u05dc\u05d5\u05dd", "a\"b'c", "<script>x<", "a,b", " lead", "Cat", "cat", "x" * 200)

@@ -53,7 +53,7 @@ def test_a_run_that_was_stopped_once_ends_with_a_page_and_scores_renew_it(
     assert "interrupted (SIGTERM)" in text
     # Each kept picture is the image that its prediction is of.
     kept = gallery.load_images(Path("run/report/pictures-test.npz"))
-    logits, labels, index = prediction_arrays.read_predictions(Path("run/predictions-test.parquet"))
+    logits, labels, index, _ = prediction_arrays.read_predictions(Path("run/predictions-test.parquet"))
     found = prediction_arrays.from_logits(logits, labels, index)
     from resnet_cifar.data.sources import synthetic
 

@@ -44,6 +44,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_trains_and_reports_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
     command, site = installed / "bin" / "resnet-cifar", {"PYTHONPATH": str(installed)}
+    names = subprocess.run(["git", "ls-files", "resnet_cifar"], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert [name for name in names.stdout.split() if not (installed / name).is_file()] == []
     where = run(tmp_path, sys.executable, "-c", "import resnet_cifar; print(resnet_cifar.__file__)", **site)
     assert Path(where.strip()).is_relative_to(installed)
     words = ["--recipe", "debug", "--track.trackers", "none", "--run", "RUN", *TINY.split()]

@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 
 from resnet_cifar.evaluation.calibration import reliability
+from resnet_cifar.evaluation.suspect_labels import SuspectLabels
 from resnet_cifar.reporting import figures, style
 from resnet_cifar.reporting.prediction_arrays import PredictionTable
 
+NO_SUSPECTS = SuspectLabels(np.empty(0, np.int64), np.empty(0), np.empty(0))
 CLASSES = ("cat", "dog", "a name that is too long")
 
 
@@ -22,12 +24,12 @@ def guessed(predictions: list[tuple[int, int, float]]) -> tuple[PredictionTable,
     """Of (label, predicted, probability): the predictions, and images that are all of one value, their row."""
     labels, predicted, sure = (np.array(column) for column in zip(*predictions, strict=True))
     images = {row: np.full((4, 4, 3), row, np.uint8) for row in range(len(predictions))}
-    return PredictionTable(np.arange(len(predictions)), labels, predicted, sure), images
+    return PredictionTable(np.arange(len(predictions)), labels, predicted, sure, NO_SUSPECTS), images
 
 
 def counted(labels: list[int], predicted: list[int]) -> np.ndarray:
     ones = np.ones(len(labels))
-    return PredictionTable(np.arange(len(labels)), np.array(labels), np.array(predicted), ones).counts(3)
+    return PredictionTable(np.arange(len(labels)), np.array(labels), np.array(predicted), ones, NO_SUSPECTS).counts(3)
 
 
 @pytest.mark.parametrize(("cells", "words"), [("counts", ("1", "3")), ("shares", ("50.0\u00a0%", "100.0\u00a0%"))])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
 import shutil
+from collections import Counter
 from html import unescape
 from pathlib import Path
 
@@ -48,6 +50,7 @@ def test_the_page_says_what_the_run_reached_and_how(whole: Path) -> None:
         row = re.search(rf"{re.escape(name)} (\d+) \d+ ([\d.]+) ([\d.]+) ([\d.]+)", text)
         assert [int(row[1]), *row.groups()[1:]] == expected
     assert "No example images" not in text and "not finished" not in text
+    assert "Images per class" not in text, "an earlier version did not count them"
 
 
 def test_the_page_says_what_was_run_and_how_to_run_it_again(whole: Path) -> None:
@@ -172,6 +175,34 @@ def test_another_scoring_has_a_page_of_its_own_and_a_line_in_the_index(whole: Pa
     index = (run / "report" / "index.html").read_text()
     assert '<a href="validation-flip.html">validation-flip</a>' in index
     assert "200 images are classified correctly" in said(run / "report" / "index.html")
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_suspect_labels_with_their_files_and_class_counts_of_all_splits_are_on_the_page(tmp_path: Path) -> None:
+    names = [f"{reported.CLASSES[n % 2]}/a<b>,{n}.png" for n in range(200)]
+    run = reported.finish(tmp_path / "run", file_names=names)
+    reported.score(run, "validation", count=80, seed=1, split="validation")
+    reported.score(run, "train", count=60, seed=2, split="train", fingerprint="other")
+    counts = {"train": {"cat": 60, "<dog>": 20}, "validation": {"cat": 6, "<dog>": 2}, "test": {"cat": 5, "<dog>": 5}}
+    write_json(run / "environment.json", {**read_json(run / "environment.json"), "class_counts": counts})
+    text = said(run_report.write_run_report(run))
+    assert "Images per class train: cat has 60 images, 3.0 times as many as the smallest, <dog> (20)" in text
+    assert "class train validation test cat 60 6 5 <dog> 20 2 5" in text
+    listed = list(csv.DictReader((run / "report" / "suspect_labels.csv").open(newline="")))
+    counts = Counter(row["split"] for row in listed)
+    assert counts.keys() == {"test", "validation"}, "others were evaluated on other images"
+    assert f"Test: {counts['test']} of 200 labels" in text and f"Validation: {counts['validation']} of 80" in text
+    first = next(row for row in listed if row["split"] == "test")
+    assert f"predicted {first['predicted']}" in text and first["file"] in text and first["file"] in names
+    assert "validation " + next(row["index"] for row in listed if row["split"] == "validation") in text
+    page = (run / "report" / "index.html").read_text()
+    assert "a<b>" not in page and "a&lt;b&gt;,3.png" in page, "in the gallery too"
+    assert f"after python eval.py {run} --split train" in text
+    reported.score(run, "train", count=60, seed=2, split="train")
+    run_report.write_evaluation_page(run, "train")
+    assert (run / "report" / "train-suspect_labels.csv").is_file()
+    text = said(run / "report" / "index.html")
+    assert "Train: " in text and "after python eval.py" not in text
 
 
 @pytest.mark.usefixtures("without_figures")

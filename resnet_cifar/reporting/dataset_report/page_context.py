@@ -12,6 +12,7 @@ import numpy as np
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.data.image_dataset import ImageDataset
 from resnet_cifar.data.prepared_data import ImageData
+from resnet_cifar.reporting import class_balance
 from resnet_cifar.reporting.dataset_report import charts, near_duplicates, samples
 from resnet_cifar.reporting.dataset_report.augmentation_preview import Training
 from resnet_cifar.reporting.dataset_report.image_headers import Header, Originals
@@ -19,7 +20,6 @@ from resnet_cifar.reporting.dataset_report.near_duplicates import Duplicates, Pa
 from resnet_cifar.reporting.dataset_report.pixel_stats import Statistics
 
 _FEW_CLASSES = 40  # whose bars are looked at one by one
-_MOST_ROWS = 1500  # of a table
 _MOST_SIZES = 8
 _MOST_PAIRS = 12  # of a kind
 _AUGMENTED, _EPOCHS = 20, 7  # images, each of another class, and how often each
@@ -44,47 +44,19 @@ def parts(data: ImageData, recipe: Recipe) -> dict[str, ImageDataset]:
 def balance(parts: dict[str, ImageDataset], classes: Sequence[str]) -> dict[str, Any]:
     """Images of each class in each split, and how wide the bars beside the numbers are."""
     counts = {name: np.bincount(images.labels.numpy(), minlength=len(classes)) for name, images in parts.items()}
-    # `or 1`: a bar of nothing is as wide as nothing
-    widths = {name: 100 * values / (values.max() or 1) for name, values in counts.items()}
-    rows = [
-        {"name": name, "cells": [(int(counts[part][label]), round(float(widths[part][label]), 1)) for part in parts]}
-        for label, name in enumerate(classes[:_MOST_ROWS])
-    ]
     chart = charts.class_sizes(counts) if len(classes) > _FEW_CLASSES else ""
-    return {"parts": list(parts), "rows": rows, "chart": chart, "sentences": _balance_sentences(counts, classes)}
-
-
-def _balance_sentences(counts: dict[str, np.ndarray], classes: Sequence[str]) -> list[str]:
-    """Describes the class balance of each split."""
-    if all(values.min() == values.max() for values in counts.values()):
-        each = " and ".join(f"{values[0]:,} {part}" for part, values in counts.items())
-        return [f"Balanced: {each} images of every class."]
-    said = []
-    for part, values in counts.items():
-        low, high = int(values.argmin()), int(values.argmax())
-        if values[low] == values[high]:
-            said.append(f"{part}: every class has {_images(values[0])}.")
-            continue
-        empty = int((values == 0).sum())
-        times = f"{values[high] / values[low]:.1f} times as many as the smallest" if values[low] else "the most"
-        none = f" Without images are {empty:,} of {_number(len(classes), 'class', 'classes')}." if empty else ""
-        small = f", {classes[low]} ({values[low]:,})" if values[low] else ""
-        share = values[high] / values.sum()
-        said.append(
-            f"{part}: {classes[high]} has {_images(values[high])}, {times}{small}; always predicting it "
-            f"is right for {share:.1%}.{none}"
-        )
-    return said
+    return {**class_balance.table(counts, classes), "chart": chart}
 
 
 def grid(images: ImageDataset, shown: Sequence[int], classes: Sequence[str], found: Statistics) -> list[dict[str, Any]]:
-    """For each shown class its mean image and evenly spaced training images, each with its index in the source."""
+    """For each shown class its mean image and evenly spaced training images, each with its place in the source."""
     labels = images.labels.numpy()
     sizes = np.bincount(labels, minlength=len(classes))
     rows = []
     for label, mean in zip(shown, found.class_means, strict=True):
         chosen = samples.rows(labels, label, len(shown))
-        cells = list(zip(images.indices[chosen].tolist(), samples.pictures(images, chosen), strict=True))
+        files = map(images.file_name, chosen)
+        cells = list(zip(images.indices[chosen].tolist(), files, samples.pictures(images, chosen), strict=True))
         rows.append(
             {"name": classes[label], "images": int(sizes[label]), "mean": samples.thumbnail(mean), "cells": cells}
         )
@@ -150,7 +122,8 @@ def _pair(pair: Pair, parts: dict[str, ImageDataset], classes: Sequence[str]) ->
     for (part, row), label in zip((pair.one, pair.other), pair.labels, strict=True):
         images = parts[part]
         [picture] = samples.pictures(images, np.array([row]))
-        sides.append({"picture": picture, "place": f"{part} {images.indices[row]}", "label": classes[label]})
+        side = {"picture": picture, "place": f"{part} {images.indices[row]}", "file": images.file_name(row)}
+        sides.append({**side, "label": classes[label]})
     how = "identical" if pair.exact else f"similarity {pair.agreement:.3f}"
     return {"sides": sides, "how": f"{how}, mirrored" if pair.mirrored else how}
 
@@ -234,11 +207,3 @@ def _shares(shares: list[tuple[int, float]], data: ImageData) -> str:
     if len(shares) == 1:
         return data.classes[shares[0][0]]
     return " + ".join(f"{data.classes[label]} {share:.0%}" for label, share in shares)
-
-
-def _images(count: int) -> str:
-    return _number(int(count), "image", "images")
-
-
-def _number(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"
