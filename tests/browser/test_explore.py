@@ -58,6 +58,7 @@ def test_it_says_what_was_planted(browser, odd_page: Path) -> None:
     assert set(labels.locator(".label").all_inner_texts()) == {"disc <b>", "cross"}
     places = labels.locator(".place").all_inner_texts()  # the first may lie in train or validation
     assert [place.split()[1] for place in places] == ["1", "12"] and places[1] == "test 12"
+    assert labels.locator(".file").all_inner_texts() == ["train/cross/1.png", "test/disc <b>/planted.png"]
     assert "mirrored" in labels.locator(".how").inner_text()
     text = page.locator("main").inner_text()
     assert "Widths range from 60 to 115 pixels, heights from 57 to 90" in text

@@ -39,7 +39,8 @@ def without_figures(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = reported.finish(tmp_path_factory.mktemp("pages") / "run", count=240)
+    names = [f"{'no_break_in_a_name' * 5}/{n}.png" for n in range(240)]
+    folder = reported.finish(tmp_path_factory.mktemp("pages") / "run", count=240, file_names=names)
     with pytest.MonkeyPatch.context() as patch:
         without_figures(patch)
         run_report.write_run_report(folder)
