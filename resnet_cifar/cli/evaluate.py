@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -144,7 +145,8 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
     # Other images take the form of the model's, which a third party's model does not record.
     known = model.fingerprint and "data.decode_size" not in changed and "data.value_range" not in changed
     how = model.preprocess.decoding if known else None
-    entry = Path(context.run_on_main(lambda: str(prepared_data.prepare(recipe.data, how)), per_node=True))
+    prepare = partial(prepared_data.prepare, recipe.data, how, one_class=True)
+    entry = Path(context.run_on_main(lambda: str(prepare()), per_node=True))
     is_other_data = model.fingerprint != prepared_data.fingerprint(entry)
     if is_other_data and options.split == "test" and "data.source" in changed and "data.test_fraction" not in changed:
         # None of it was used for training: without a test split of its own, all of it is one.

@@ -61,7 +61,7 @@ def decode(contents: SourceData, data: Data, folder: Path, how: Decoding | None 
 
     `how`: that of a model's training images; otherwise the images' own size, if they all have one, and own range.
     Raises UserError if a split is empty or has no labels; if images do not decode or labels are out of range, naming
-    every one of them; and if there is only one class.
+    every one of them.
     """
     splits, classes, twins = contents.splits, len(contents.classes), _check_names(contents.classes, data)
     unlabeled = {role: dict.fromkeys(_unlabeled(split, classes, data), "") for role, split in splits.items()}
@@ -95,11 +95,6 @@ def decode(contents: SourceData, data: Data, folder: Path, how: Decoding | None 
         labels = np.delete(split.labels, left_out[role])
         if not len(labels):
             raise UserError(f"data.source {data.source!r}: no usable image in {split.name}, {problems}: fix them")
-        if role == "train" and len(np.unique(labels)) == 1:
-            raise UserError(
-                f"data.source {data.source!r} has images of one class only, {contents.classes[labels[0]]!r}: use one "
-                "with two classes or more; a label column can be named with --data.columns.label"
-            )
         lost = sorted({*split.labels.tolist()} & {*range(classes)} - {*labels.tolist()})
         if role == "train" and lost:
             raise UserError(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data, Recipe
 from resnet_cifar.data import cache, splits
 from resnet_cifar.data.decoding import decode, is_large
@@ -46,11 +47,25 @@ class ImageData:
         return {name: dict(zip(self.classes, each, strict=True)) for name, each in counts.items() if any(each)}
 
 
-def prepare(data: Data, how: Decoding | None = None) -> Path:
+def prepare(data: Data, how: Decoding | None = None, one_class: bool = False) -> Path:
     """The cache entry of `data`, decoded if it is missing or damaged. Raises UserError.
 
-    `how`: that of the training images of a model, for others that it is to classify.
+    `how`: that of the training images of a model, for others that it is to classify. `one_class`: whether images of one
+    class suffice, as they do for an evaluation.
     """
+    entry = _find_or_decode(data, how)
+    present = np.unique(np.load(entry / "train-labels.npy"))
+    if len(present) == 1 and not one_class:
+        meta = _meta(entry)
+        remarks = f" ({'; '.join(meta['remarks'])})" if meta["remarks"] else ""
+        raise UserError(
+            f"data.source {data.source!r} has images of one class only, {meta['classes'][present[0]]!r}{remarks}: use one "
+            "with two classes or more"
+        )
+    return entry
+
+
+def _find_or_decode(data: Data, how: Decoding | None) -> Path:
     kind = find_source(data.source)
     check_fields(data, kind.FIELDS)
     described = f"{kind.identity(data)} {data.config_name} {data.splits} {data.columns}"

@@ -170,10 +170,10 @@ def test_a_moved_folder_is_recognized_as_the_same_images(folder: Path, fresh_acc
     shutil.copytree(folder, "elsewhere")
     shutil.copytree(folder, "others")
     (Path("others") / "red" / "0.png").unlink()
-    for word, file in (("red", "0.png"), ("blue", "3.png"), ("blue", "6.png")):
-        (Path("few") / word).mkdir(parents=True, exist_ok=True)
-        shutil.copy(folder / word / file, Path("few") / word)
-    for name, count in (("elsewhere", 9), ("others", 89), ("few", 3)):
+    for name, word, file in (("few", "red", "0.png"), ("few", "blue", "3.png"), ("one", "blue", "6.png")):
+        (Path(name) / word).mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / word / file, Path(name) / word)
+    for name, count in (("elsewhere", 9), ("others", 89), ("few", 2), ("one", 1)):
         AcceleratorState._reset_state(True)
         evaluate.evaluate(*parse_arguments(["run", "--data.source", name]))
         (file,) = Path("run").glob(f"eval-test-{name}-*.json")

@@ -410,6 +410,14 @@ def test_images_that_come_from_no_file_have_no_names(source: FakeSource) -> None
     assert loaded.train.file_names == [] and loaded.train.file_name(3) == ""
 
 
+def test_one_class_suffices_for_an_evaluation_only(source: FakeSource) -> None:
+    source.labels = {name: np.ones(len(labels), np.int64) for name, labels in source.labels.items()}
+    entry = prepared_data.prepare(XY, one_class=True)
+    with pytest.raises(UserError, match=r"one class only, 'b'.*--data\.columns\.label"):
+        prepared_data.prepare(XY)
+    assert prepared_data.prepare(XY, one_class=True) == entry and source.reads == 1
+
+
 def test_images_are_counted_per_class_and_split(source: FakeSource) -> None:
     recipe = parse({"data": {"source": "synthetic", "validation_fraction": 0.2}})
     counts = prepared_data.load(prepared_data.prepare(XY), recipe, CPU).class_counts()
