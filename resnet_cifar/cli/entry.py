@@ -5,6 +5,7 @@ Imports only the standard library, so that --help is immediate and a missing pac
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import socket
@@ -66,6 +67,10 @@ def run(main: Callable[[list[str]], None]) -> int:
     try:
         try:
             main(sys.argv[1:])
+        except OSError as error:
+            if error.errno not in (errno.ENAMETOOLONG, errno.EACCES) or str(error.filename) not in _values():
+                raise
+            raise UserError(f"{str(error.filename)[:80]} cannot be used ({error.strerror}): name another") from None
         finally:
             sys.stdout.flush()
     except UserError as error:
@@ -86,6 +91,11 @@ def run(main: Callable[[list[str]], None]) -> int:
             print(f"{_this_rank()} failed:", file=sys.stderr, flush=True)
         raise
     return 0
+
+
+def _values() -> set[str]:
+    """The words of the command line, and what follows an equals sign in one."""
+    return {part for word in sys.argv[1:] for part in (word, word.partition("=")[2])}
 
 
 def escape_what_the_console_lacks() -> None:

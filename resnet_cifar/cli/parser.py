@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from resnet_cifar.cli.entry import print_once
 from resnet_cifar.config.diff import field_paths, flatten
-from resnet_cifar.config.errors import UserError, did_you_mean, name_problem
+from resnet_cifar.config.errors import FILE_NAME, UserError, check_name, did_you_mean
 from resnet_cifar.config.loading import is_digits, is_field, read_recipe
 from resnet_cifar.config.schema import Recipe
 
@@ -46,8 +46,8 @@ def parse(kind: type[T], usage: str, arguments: list[str], fields: tuple[str, ..
         )
     values |= parser.positionals(positionals)
     for name, value in values.items():
-        if isinstance(value, str) and (problem := name_problem(value)):
-            raise UserError(f"{_flag(name)} {value!r} {problem}")
+        if isinstance(value, str):
+            check_name(_flag(name), value, FILE_NAME)
     return kind(**values), overrides
 
 

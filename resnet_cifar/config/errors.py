@@ -9,6 +9,9 @@ import unicodedata
 
 _CONTROL = ("Cc", "Zl", "Zp")  # Unicode's categories of control characters, line and paragraph separators
 
+_SHOWN = 40  # characters of a long name
+FILE_NAME = 255  # bytes, on every common file system
+
 
 class UserError(ValueError):
     """An error the user can fix, in one sentence: the field, its value and the fix. Shown without a traceback."""
@@ -33,16 +36,20 @@ def printable(text: str) -> str:
     )
 
 
-def name_problem(name: str) -> str:
-    """Why a name cannot be that of a class, run or source, which reports, tables and trackers show, and what to do; ""
-    if it can.
+def check_name(what: str, name: str, longest: int = 0) -> None:
+    """Raises UserError for the name of a class, run or source that reports, tables and trackers cannot show.
+
+    `longest`: bytes of each part of a path; 0: no limit.
     """
     kinds, encoding = {unicodedata.category(char) for char in name}, sys.getfilesystemencoding()
     if "Cs" in kinds and encoding != "utf-8":
-        return f"is not {encoding}, the encoding of this locale: set PYTHONUTF8=1"
+        raise UserError(f"{what} {name!r} is not {encoding}, the encoding of this locale: set PYTHONUTF8=1")
     if "Cs" in kinds:
-        return "is not UTF-8: rename it"
-    return "contains a line break or control character: rename it" if kinds & {*_CONTROL} else ""
+        raise UserError(f"{what} {name!r} is not UTF-8: rename it")
+    if kinds & {*_CONTROL}:
+        raise UserError(f"{what} {name!r} contains a line break or control character: rename it")
+    if longest and any(len(part.encode()) > longest for part in name.split("/")):
+        raise UserError(f"{what} {name[:_SHOWN]!r}... is longer than the {longest} bytes of a file name: shorten it")
 
 
 class RankError(UserError):

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from resnet_cifar.config.diff import field_paths, flatten
-from resnet_cifar.config.errors import UserError, did_you_mean, name_problem
+from resnet_cifar.config.errors import FILE_NAME, UserError, check_name, did_you_mean
 from resnet_cifar.config.schema import Recipe
 
 _ADAPTER = TypeAdapter(Recipe)
@@ -24,8 +24,8 @@ def parse(values: dict[str, Any]) -> Recipe:
     except ValidationError as error:
         raise UserError(_sentence(error)) from None
     for path, value in flatten(recipe).items():
-        if isinstance(value, str) and (problem := name_problem(value)):
-            raise UserError(f"{path} {value!r} {problem}")
+        if isinstance(value, str):
+            check_name(path, value, FILE_NAME)
     check_across(recipe)
     return recipe
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet_cifar.config.errors import UserError, name_problem, printable
+from resnet_cifar.config.errors import UserError, check_name, printable
 from resnet_cifar.config.schema import Data
 from resnet_cifar.data import value_range
 from resnet_cifar.data.cache import FILE_NAMES, check_space, in_bytes, write_errors
@@ -148,8 +148,7 @@ class ArrayFile:
 def _check_names(classes: Sequence[str], data: Data) -> str:
     """A remark on class names that look alike. Raises UserError for names that cannot be shown."""
     for name in classes:
-        if problem := name_problem(name):
-            raise UserError(f"data.source {data.source!r}: the name of class {name!r} {problem}")
+        check_name(f"data.source {data.source!r}: the name of class", name)
     by_looks: dict[str, list[str]] = {}
     for name in classes:
         visible = "".join(char for char in name if unicodedata.category(char) != "Cf").strip()

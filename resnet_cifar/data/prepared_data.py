@@ -59,8 +59,8 @@ def prepare(data: Data, how: Decoding | None = None, one_class: bool = False) ->
         meta = _meta(entry)
         remarks = f" ({'; '.join(meta['remarks'])})" if meta["remarks"] else ""
         raise UserError(
-            f"data.source {data.source!r} has images of one class only, {meta['classes'][present[0]]!r}{remarks}: use one "
-            "with two classes or more"
+            f"data.source {data.source!r} has images of one class only, {meta['classes'][present[0]]!r}{remarks}: use "
+            "one with two classes or more"
         )
     return entry
 

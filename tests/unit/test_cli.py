@@ -55,11 +55,27 @@ def test_without_arguments_it_is_the_default_recipe() -> None:
             ("--track.project", "a\x1b[31m"),
             r"track.project 'a\x1b[31m' contains a line break or control character: rename it",
         ),
+        (
+            ("--run", f"a/{'b' * 300}"),
+            f"--run 'a/{'b' * 38}'... is longer than the 255 bytes of a file name: shorten it",
+        ),
+        (
+            ("--data.source", "é" * 200),
+            f"data.source '{'é' * 40}'... is longer than the 255 bytes of a file name: shorten it",
+        ),
         (("--recipe", "caf\udce9.yaml"), r"--recipe 'caf\udce9.yaml' is not UTF-8: rename it"),
     ],
 )
 def test_names_that_cannot_be_shown_are_refused_before_anything_starts(arguments: tuple[str, ...], said: str) -> None:
     assert sentence(*arguments) == said
+
+
+def test_an_argument_that_no_file_can_have_is_one_sentence(run: Run) -> None:
+    done = run("-m", "resnet_cifar", "predict", "model", "a" * 300)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: {'a' * 80} cannot be used (File name too long): name another\n",
+    )
 
 
 def test_a_sentence_stays_one_line_whatever_names_are_in_it() -> None:

@@ -43,7 +43,7 @@ def find_source(source: str) -> Source:
         raise UserError(
             f"data.source {source!r} is a file that is not read by itself: name its folder, {str(path.parent)!r}"
         )
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith("."):
+    if re.fullmatch(r"(?=.{3,96}$)[\w.-]+/[\w.-]+", source) and not source.startswith("."):  # as huggingface_hub
         return hf_hub
     raise UserError(
         f"data.source {source!r} is not a folder, archive or .npz file here, nor a hub id (OWNER/NAME) or `synthetic`: "
