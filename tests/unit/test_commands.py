@@ -113,7 +113,7 @@ def test_eval_reads_the_runs_recipe_and_changes_of_its_data(run_dir: Path) -> No
         ((), "TARGET is missing: resnet-cifar evaluate TARGET"),
         (("a", "b"), "'b' belongs to no option"),
         (("nowhere",), "nowhere is not a run directory"),
-        (("nowhere", "--split", "train"), "--split cannot be 'train'"),
+        (("nowhere", "--split", "valid"), "--split cannot be 'valid'"),
         (
             ("nowhere", "--model.name", "resnet18"),
             "--model.name cannot be changed here: only --data.* and --precision can",

@@ -413,7 +413,7 @@ def test_images_that_come_from_no_file_have_no_names(source: FakeSource) -> None
 def test_one_class_suffices_for_an_evaluation_only(source: FakeSource) -> None:
     source.labels = {name: np.ones(len(labels), np.int64) for name, labels in source.labels.items()}
     entry = prepared_data.prepare(XY, one_class=True)
-    with pytest.raises(UserError, match=r"one class only, 'b'.*--data\.columns\.label"):
+    with pytest.raises(UserError, match=r"one class only, 'b': use one with two classes or more"):
         prepared_data.prepare(XY)
     assert prepared_data.prepare(XY, one_class=True) == entry and source.reads == 1
 
