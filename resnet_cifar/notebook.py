@@ -18,9 +18,13 @@ from resnet_cifar.atomic_io import read_json
 from resnet_cifar.checkpoints.run_dir import RunDir, check_version, default_run_path
 from resnet_cifar.cli.entry import escape_what_the_console_lacks
 from resnet_cifar.cli.train import parse_arguments
+from resnet_cifar.config import synonyms
+from resnet_cifar.config.diff import field_paths
 from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import is_field
 from resnet_cifar.config.schema import Recipe
-from resnet_cifar.config.train_options import extended
+from resnet_cifar.config.train_options import TrainOptions, extended
+from resnet_cifar.config.validation import unknown_field
 from resnet_cifar.distributed import launcher_env
 from resnet_cifar.sweeps import launcher, run_monitor
 
@@ -126,15 +130,25 @@ def is_notebook() -> bool:
     return hasattr(ipython.get_ipython() if ipython else None, "kernel")
 
 
-def _words(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Words of the command line for Python values; nested dictionaries, and lists of them, are nested fields."""
+def _leaves(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(field path, value) of Python values; nested dictionaries, and lists of them, are nested fields."""
     for name, value in overrides.items():
         if isinstance(value, Mapping):
-            yield from _words(value, f"{prefix}{name}.")
+            yield from _leaves(value, f"{prefix}{name}.")
         elif isinstance(value, list | tuple) and any(isinstance(part, Mapping) for part in value):
-            yield from _words({str(number): part for number, part in enumerate(value)}, f"{prefix}{name}.")
+            yield from _leaves({str(number): part for number, part in enumerate(value)}, f"{prefix}{name}.")
         else:
-            yield f"--{prefix}{name}={_word(value)}"
+            yield f"{prefix}{name}", value
+
+
+def _words(overrides: Mapping[str, Any]) -> Iterator[str]:
+    """Words of the command line. Raises UserError for an unknown field."""
+    options = [field.name for field in dataclasses.fields(TrainOptions)]
+    for name, value in _leaves(overrides):
+        if not is_field(name) and name not in options:
+            known = [*(option.replace("_", "-") for option in options), *field_paths()]
+            raise UserError(unknown_field(name, name, value, known, synonyms.as_python))
+        yield f"--{name}={_word(value)}"
 
 
 def _word(value: Any) -> str:

@@ -18,10 +18,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from resnet_cifar.cli.entry import print_once
+from resnet_cifar.config import synonyms
 from resnet_cifar.config.diff import field_paths, flatten
-from resnet_cifar.config.errors import FILE_NAME, UserError, check_name, did_you_mean
+from resnet_cifar.config.errors import FILE_NAME, UserError, check_name
 from resnet_cifar.config.loading import is_digits, is_field, read_recipe
 from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.validation import unknown_field
 
 T = TypeVar("T")
 
@@ -104,6 +106,8 @@ class _OptionParser(argparse.ArgumentParser):
         while words:
             word = words.popleft()
             if not word.startswith("--"):
+                if re.fullmatch("-[a-gi-z]", word):  # of others: here all options are words
+                    self._refuse(word, word[1:], words[0] if words else None)
                 rest.append(word)
                 continue
             name, equals, value = word[2:].partition("=")
@@ -115,10 +119,9 @@ class _OptionParser(argparse.ArgumentParser):
                 rest.append(_flag(name) + equals + value)
                 continue
             if not is_field(name) or not self._fields:
-                self._refuse(word.partition("=")[0], name)
-            if not name.startswith(self._fields):
-                only = " and ".join(f"--{prefix}" + "*" * prefix.endswith(".") for prefix in self._fields)
-                raise UserError(f"--{name} cannot be changed here: only {only} can")
+                given = words[0] if words and not words[0].startswith("--") else None
+                self._refuse(word.partition("=")[0], name, value if equals else given)
+            self._check_changeable(f"--{name}", name)
             if not equals:
                 if not words or words[0].startswith("--"):
                     generic = ".".join("0" if is_digits(part) else part for part in name.split("."))
@@ -128,10 +131,24 @@ class _OptionParser(argparse.ArgumentParser):
             overrides[name] = value
         return rest, overrides
 
-    def _refuse(self, word: str, name: str) -> typing.NoReturn:
+    def _check_changeable(self, start: str, name: str) -> None:
+        if not name.startswith(self._fields):
+            only = " and ".join(f"--{prefix}" + "*" * prefix.endswith(".") for prefix in self._fields)
+            raise UserError(f"{start} cannot be changed here: only {only} can")
+
+    def _refuse(self, word: str, name: str, value: str | None) -> typing.NoReturn:
         known = [_flag(option)[2:] for option in self._options] + (field_paths() if self._fields else [])
         what = "field" if self._fields else "option"
-        raise UserError(f"unknown {what} {word}{did_you_mean(name, known) or '; --help lists all'}")
+        for positional in self._positionals:
+            if synonyms.is_positional(name, positional):
+                usage = self.usage.replace("%%", "%")
+                raise UserError(f"unknown {what} {word}: {positional.upper()} is given without a flag: {usage}")
+        found = synonyms.meaning(name, known)
+        if found is not None and self._fields and is_field(found.target):
+            self._check_changeable(f"unknown {what} {word}: {found.target}", found.target)
+            is_switch = found.value is None and isinstance(flatten(Recipe()).get(found.target), bool)
+            value = "True" if is_switch and value is None else value
+        raise UserError(unknown_field(word, name, value, known, synonyms.as_flag, what))
 
     def positionals(self, words: list[str]) -> dict[str, Any]:
         """The positional fields' values. Raises UserError."""

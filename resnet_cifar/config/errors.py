@@ -6,6 +6,7 @@ import difflib
 import re
 import sys
 import unicodedata
+from collections.abc import Sequence
 
 _CONTROL = ("Cc", "Zl", "Zp")  # Unicode's categories of control characters, line and paragraph separators
 
@@ -95,19 +96,20 @@ RENAMED = {
 }
 
 
-def did_you_mean(word: str, known: list[str]) -> str:
-    """`: it is now called ...` or `; did you mean ...?` or nothing, for the end of a sentence."""
+def renamed(word: str, known: Sequence[str]) -> str:
+    """The new name of a field or flag of an earlier version, if it is among the `known` ones; else nothing."""
     phase = re.match(r"phases\.\d+", word)
-    renamed = RENAMED.get(re.sub(r"^phases\.\d+", "phases.0", word))
-    if renamed in known:
-        return f": it is now called {renamed.replace('phases.0', phase[0]) if phase else renamed}"
-    # `warmup_epochs` is also found by a misspelled `warmup`, and `phases.0.lr` by its last part alone.
+    name = RENAMED.get(re.sub(r"^phases\.\d+", "phases.0", word), "")
+    return "" if name not in known else name.replace("phases.0", phase[0]) if phase else name
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """`; did you mean ...?` or nothing, for the end of a sentence."""
+    phase = re.match(r"phases\.\d+", word)
+    # `warmup_epochs` is also found by a misspelled `warmup`.
     prefixes = {name[: match.start()]: name for name in reversed(known) for match in re.finditer("_", name)}
     forms = prefixes | {name: name for name in known}  # a full name is never taken for the beginning of a longer one
     close = difflib.get_close_matches(re.sub(r"^phases\.\d+", "phases.0", word), forms, n=1, cutoff=0.5)
-    close = [forms[form] for form in close]
-    if not close:
-        close = [name for name in known if name.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]][:1]
     if not close:
         return ""
-    return f"; did you mean {close[0].replace('phases.0', phase[0]) if phase else close[0]}?"
+    return f"; did you mean {forms[close[0]].replace('phases.0', phase[0]) if phase else forms[close[0]]}?"

@@ -59,8 +59,12 @@ def read_yaml(name: str) -> dict[str, Any]:
     """The nested values of the shipped recipe or YAML file `name`. Raises UserError."""
     is_file = Path(name).suffix in (".yaml", ".yml") or Path(name).is_file()
     file = Path(name) if is_file else _shipped() / f"{name}.yaml"
+    if Path(name).is_dir() and not file.is_file():
+        raise UserError(f"recipe {name!r} is a folder: name a YAML file, such as {Path(name) / 'recipe.yaml'} of a run")
     if not file.is_file():
-        raise UserError(f"there is no recipe {name!r}{did_you_mean(name, recipe_names())}; --recipe list shows all")
+        known = recipe_names()
+        hint = did_you_mean(Path(name).stem, known) or "; name a YAML file or a shipped recipe"
+        raise UserError(f"there is no recipe {name!r}{hint} (shipped: {', '.join(known)})")
     try:
         with file.open(encoding="utf-8") as stream:
             values = yaml.load(stream, _Yaml)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from resnet_cifar.config import synonyms
 from resnet_cifar.config.diff import field_paths, flatten
-from resnet_cifar.config.errors import FILE_NAME, UserError, check_name, did_you_mean
+from resnet_cifar.config.errors import FILE_NAME, UserError, check_name, did_you_mean, renamed
 from resnet_cifar.config.schema import Recipe
 
 _ADAPTER = TypeAdapter(Recipe)
@@ -22,7 +25,7 @@ def parse(values: dict[str, Any]) -> Recipe:
     try:
         recipe = _ADAPTER.validate_python(values)
     except ValidationError as error:
-        raise UserError(_sentence(error)) from None
+        raise UserError(_sentence(error, values)) from None
     for path, value in flatten(recipe).items():
         if isinstance(value, str):
             check_name(path, value, FILE_NAME)
@@ -81,17 +84,91 @@ def nearest_multiples(number: int, unit: int) -> str:
     return " or ".join(str(size) for size in (number // unit * unit, -(-number // unit) * unit) if size)
 
 
-def _example_under(path: str) -> str:
-    """An example of a field under `path`."""
+def _example_under(path: str, value: Any) -> str:
+    """An example of a field under `path`: with the value, if it is what others give there (`model: resnet18`)."""
+    found = synonyms.meaning(path, field_paths())
+    if found and found.target.startswith(f"{path}.") and value is not None and _fits(found.target, value):
+        return f"`{synonyms.as_yaml(found.target, value)}`"
     return next((name for name in field_paths() if name.startswith(path + ".")), "phases.0.lr")
 
 
-def _sentence(error: ValidationError) -> str:
-    problem = error.errors()[0]
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_NO = ("false", "no", "none", "null", "off", "0", "")
+_SWITCHED_OFF = {"precision": "no", "track.trackers": "none"}  # where a field's default would leave it on
+
+
+def unknown_field(
+    shown: str, name: str, value: Any, known: Sequence[str], write: Callable[[str, Any], str], what: str = "field"
+) -> str:
+    """The sentence for an unknown field or option: what is called so elsewhere is answered with its name here.
+
+    `shown`, `name`: as it was given, and as the path of a field; `value`: the one given, if any; `known`: fields and
+    options; `write`: writes one of them, with a value or without.
+    """
+    start = f"unknown {what} {shown}"
+    if now := renamed(name, known):
+        return f"{start}: it is now called {now}"
+    found = synonyms.meaning(name, known)
+    if found is not None and found.answer:
+        return f"{start}: {found.answer}"
+    target = re.sub(r"^phases\.\d+", "phases.0", found.target) if found else ""
+    if target not in (*known, *synonyms.OPTIONS):
+        return f"{start}{did_you_mean(name, known) or '; --help lists all'}"
+    target, is_off = found.target, str(value).lower() in _NO
+    if target in synonyms.OPTIONS and target not in known:
+        return f"{start}: it is no field of a recipe, but an option of train.py: {synonyms.as_flag(target, value)}"
+    if found.value is not None and value is not None and is_off:
+        return f"{start}: " + (
+            f"use {write(target, _SWITCHED_OFF[target])}" if target in _SWITCHED_OFF else "remove it"
+        )
+    keeps = found.keeps_value and value is not None and (target in synonyms.OPTIONS or _fits(target, value))
+    return f"{start}: use {write(target, value if keeps else found.value)}{found.note}"
+
+
+def _fits(path: str, value: Any) -> bool:
+    """Whether the field takes the value, or each end of a range and each choice of a list, as tune searches them."""
+    for word in re.split(r"\.\.|,", value) if isinstance(value, str) else [value]:
+        nested: Any = word
+        for part in reversed(path.split(".")):
+            nested = [{"epochs": 1, "lr": 1} | nested] if part.isdigit() else {part: nested}
+        try:
+            _ADAPTER.validate_python(nested)
+        except ValidationError:
+            return False
+    return True
+
+
+def _in_recipe(values: dict[str, Any], loc: tuple[Any, ...]) -> Callable[[str, Any], str]:
+    """How a field is written in the recipe `values`, instead of what is at `loc`."""
+
+    def write(path: str, value: Any) -> str:
+        *parents, last = path.split(".")
+        if parents[:1] == ["phases"] and "phases" in values:
+            return synonyms.as_yaml(last, value) + ("" if loc[0] == "phases" else f" in {'.'.join(parents)}")
+        if parents[:1] == ["phases"]:  # both are required; the file may have more of a phase's fields at its top
+            phase = {"epochs": 20, "lr": 0.02}
+            for name, given in values.items():
+                found = synonyms.meaning(name, field_paths())
+                if found and found.target.startswith("phases.0.") and _fits(found.target, given):
+                    phase[found.target.removeprefix("phases.0.")] = given
+            return synonyms.as_yaml("phases", [phase | {last: "..." if value is None else value}])
+        return synonyms.as_yaml(path, value)
+
+    return write
+
+
+def _sentence(error: ValidationError, values: dict[str, Any]) -> str:
+    problems = error.errors()
+    # A field under an unknown name is also missing under its own.
+    problem = next((each for each in problems if each["type"] in _UNKNOWN), problems[0])
     path = ".".join(str(part) for part in problem["loc"] if part not in ("int", "float", "none"))
-    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if problem["type"] in _UNKNOWN:
         groups = {name.split(".", 1)[0] for name in field_paths()}
-        return f"unknown field {path}{did_you_mean(path, [*sorted(groups), *field_paths()]) or '; --help shows all'}"
+        known, value = [*sorted(groups), *field_paths()], problem["input"]
+        if isinstance(value, dict) and value and not renamed(path, known):  # `training: {epochs: 3}`
+            (key, value), *_ = value.items()
+            path = f"{path}.{key}"
+        return unknown_field(path, path, value, known, _in_recipe(values, problem["loc"]))
     if problem["type"] == "missing":
         return f"{path} is missing: give it a value"
     if path == "phases":
@@ -100,7 +177,7 @@ def _sentence(error: ValidationError) -> str:
     reasons = {
         "bool_parsing": "it should be True or False",
         "bool_type": "it should be True or False",
-        "dataclass_type": f"it should have fields under it, such as {_example_under(path)}",
+        "dataclass_type": f"it should have fields under it, such as {_example_under(path, problem['input'])}",
     }
     message = problem["msg"].replace("Input should", "it should").removeprefix("Value error, ")
     reason = reasons.get(problem["type"], message)

@@ -97,7 +97,7 @@ def test_a_mistake_in_a_notebook_is_one_sentence(tmp_path: Path) -> None:
         execute(notebook, tmp_path)
     (error,) = notebook.cells[0].outputs
     assert error["ename"] == "UserError"
-    assert error["traceback"] == ["error: there is no recipe 'scrath'; did you mean scratch?; --recipe list shows all"]
+    assert error["traceback"][0].startswith("error: there is no recipe 'scrath'; did you mean scratch? (shipped: debug")
     assert list(tmp_path.iterdir()) == []
 
 

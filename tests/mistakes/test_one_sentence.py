@@ -25,7 +25,7 @@ FOLDER = f"{EMBEDDED} --data.limit 0 --data.validation_fraction 0.2"
 
 CASES = [
     # What the words alone tell
-    Case("recipe", "--recipe finetun", ("'finetun'", "did you mean finetune", "--recipe list"), "import"),
+    Case("recipe", "--recipe finetun", ("'finetun'", "did you mean finetune", "(shipped: debug"), "import"),
     Case("field", "--optimizer.nam sgd", ("--optimizer.nam", "did you mean optimizer.name"), "import"),
     Case("schedule", "--phases.0.schedule cosin", ("phases.0.schedule", "'cosin'", "'cosine', 'linear'"), "import"),
     Case("source", "--data.source cifar10", ("data.source 'cifar10'", "uoft-cs/cifar10", "synthetic"), "import"),

@@ -16,7 +16,7 @@ from resnet_cifar.cli.entry import run as entry_run
 from resnet_cifar.cli.train import parse_arguments
 from resnet_cifar.config.diff import flatten
 from resnet_cifar.config.errors import NodeError, UserError
-from resnet_cifar.config.loading import read_recipe, write_recipe
+from resnet_cifar.config.loading import read_recipe, recipe_names, write_recipe
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.train_options import TrainOptions, extended
 from resnet_cifar.config.validation import parse
@@ -209,13 +209,12 @@ def test_norm_batch_null_on_the_command_line(word: str) -> None:
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
-        ("--lr", "phases.0.lr"),
-        ("--batchsize", "batch_size"),
+        ("--batch_sise", "batch_size"),
         ("--data.sorce", "data.source"),
-        ("--phases.0.epoch", "phases.0.epochs"),
+        ("--phases.0.epocs", "phases.0.epochs"),
         ("--recipee", "recipe"),
-        ("--dryrun", "dry-run"),
-        ("--ghost_batch_size", "model.ghost_batch_size"),
+        ("--dry_rum", "dry-run"),
+        ("--ghost_batch_sise", "model.ghost_batch_size"),
     ],
 )
 def test_an_unknown_field_suggests_the_right_one(written: str, meant: str) -> None:
@@ -314,7 +313,7 @@ def test_recipe_list_is_silent_on_other_ranks(
 
 def test_an_unknown_recipe_suggests_one() -> None:
     assert sentence("--recipe", "finetun") == (
-        "there is no recipe 'finetun'; did you mean finetune?; --recipe list shows all"
+        f"there is no recipe 'finetun'; did you mean finetune? (shipped: {', '.join(recipe_names())})"
     )
 
 
@@ -466,7 +465,7 @@ def test_a_mistake_is_one_line_from_rank_0(run: Run) -> None:
     done = run("train.py", "--lr", "1", env={"RANK": "0"})
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "error: unknown field --lr; did you mean phases.0.lr?\n"
+    assert done.stderr == "error: unknown field --lr: use --phases.0.lr 1\n"
 
 
 def test_a_mistake_of_a_value_is_one_line_without_a_traceback(run: Run, tmp_path: Path) -> None:

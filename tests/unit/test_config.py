@@ -144,8 +144,7 @@ def test_an_unknown_field_is_named_with_its_path(values: dict[str, Any], path: s
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
-        ({"batchsize": 4}, "batch_size"),
-        ({"lr": 0.1}, "phases.0.lr"),
+        ({"batch_sise": 4}, "batch_size"),
         ({"model": {"pretained": True}}, "model.pretrained"),
         ({"phases": [{"epochs": 1, "lr": 1, "wramup": 1}]}, "phases.0.warmup_epochs"),
     ],

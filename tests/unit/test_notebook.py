@@ -81,7 +81,8 @@ def test_python_values_become_the_command_lines_words(overrides: dict, words: li
     [
         ({"recipe": "scrath"}, "did you mean scratch"),
         ({"data.limit": -1}, "data.limit cannot be '-1'"),
-        ({"data": {"limi": 1}}, "unknown field --data.limi; did you mean data.limit"),
+        ({"data": {"limi": 1}}, "unknown field data.limi; did you mean data.limit"),
+        ({"learning_rate": 0.1}, r'unknown field learning_rate: use \*\*{"phases.0.lr": 0.1}'),
         ({"processes": 0}, "processes cannot be 0"),
         ({"extend_epochs": 2, "restart": True}, "--extend-epochs continues a run and --restart starts over"),
         ({"recipe": "scratch", "run": "RUN"}, "--run RUN belongs to another recipe"),
