@@ -36,7 +36,8 @@ _INPUT_FIELDS = ("image_size", "interpolation", "normalize")  # how images are p
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Evaluate a model on a split of its dataset or of another one; with --images, classify image files instead."""
+    """Evaluate a model on a split of its dataset (the run's own data.source is the default) or of another one; with
+    --images, classify image files instead."""
 
     target: str
     """A run directory (its best checkpoint), a checkpoint (RUN/checkpoints/step-...), or a model in timm's format
@@ -132,7 +133,7 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
     from resnet_cifar.evaluation.throughput import ThroughputTimer
     from resnet_cifar.evaluation.tta import MirroredPreprocess, mean_logits
     from resnet_cifar.reporting import optional_outputs, suspect_list
-    from resnet_cifar.reporting.console import Screen
+    from resnet_cifar.reporting.console import Screen, track
 
     target = model_location.find_target(Path(options.target))
     trained = model_location.recipe(target)
@@ -163,14 +164,17 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
         model.check_fresh()
     elif not model.is_fresh:
         rows = bn_indices(recipe.seed, len(data.train))
-        precise_bn(context, model.plain, data.train, model.preprocess, rows)
+        bar = partial(track, description="BatchNorm statistics", shown=context.is_main)
+        precise_bn(context, model.plain, data.train, model.preprocess, rows, track=bar)
 
+    bar = partial(track, description=f"{options.split} split", shown=context.is_main)
     timer = ThroughputTimer(context.device)
-    predictions = predict(context, model.model, images, model.preprocess, timer)
+    predictions = predict(context, model.model, images, model.preprocess, timer, bar)
     speed = timer.images_per_second(len(images))
     flipped = None
     if options.tta == "flip":
-        flipped = predict(context, model.model, images, MirroredPreprocess(**vars(model.preprocess)))
+        mirrored = MirroredPreprocess(**vars(model.preprocess))
+        flipped = predict(context, model.model, images, mirrored, track=bar)
     temperature, origin = _temperature(context, model, data, trained, recipe)
     is_foreign = is_other_data and model.fingerprint is not None
     changed |= {"fingerprint": data.fingerprint} if is_foreign else {}
@@ -252,10 +256,12 @@ def _temperature(
     """(temperature, its origin or why there is none): fitted only on images that are known to have been held out."""
     from resnet_cifar.evaluation.calibration import fit_temperature
     from resnet_cifar.evaluation.predict import predict_held_out
+    from resnet_cifar.reporting import console
 
     same_input = {name: getattr(trained.data, name) for name in _INPUT_FIELDS}
     if model.fingerprint == data.fingerprint and dataclasses.replace(recipe.data, **same_input) == trained.data:
-        held_out = predict_held_out(context, model.model, data, model.preprocess)
+        bar = partial(console.track, description="calibration", shown=context.is_main)
+        held_out = predict_held_out(context, model.model, data, model.preprocess, track=bar)
         fitted = fit_temperature(*held_out) if held_out else None
         return fitted, "fitted on the validation split" if fitted else "none: no images held out, or no optimum on them"
     if model.temperature is None:
@@ -265,6 +271,7 @@ def _temperature(
 
 def _show(screen: Screen, found: dict[str, Any], origin: str, remark: str | None) -> None:
     from resnet_cifar.evaluation import results_io
+    from resnet_cifar.reporting import console
 
     if remark:
         screen.warn(remark)
@@ -277,9 +284,9 @@ def _show(screen: Screen, found: dict[str, Any], origin: str, remark: str | None
     if found["temperature"]:
         origin = f"{found['temperature']:.4f} ({origin}): calibration error {found['calibration_error_scaled']:.4f}"
     screen.say(f"temperature: {origin}")
-    if speed := found["throughput"]["images_per_second"]:
+    if speed := console.speed(found["throughput"]["images_per_second"] or 0):
         where = "{processes} x {device}".format(**found["throughput"])
-        screen.say(f"{speed:,.0f} images/s on {where}: resized, classified and gathered, without the first batch")
+        screen.say(f"{speed} on {where}: resized, classified and gathered, without the first batch")
 
 
 def _short(classes: Sequence[str]) -> str:

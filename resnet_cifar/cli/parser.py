@@ -183,15 +183,17 @@ class _OptionParser(argparse.ArgumentParser):
     def show_help(self, recipe: str) -> typing.NoReturn:
         """Prints the options, and below them the recipe's fields with its values; exits."""
         if self._fields:
-            docs = dict(_documentation(Recipe))
+            docs, is_runs = dict(_documentation(Recipe)), "target" in self._positionals
+            recipe_words = "the run's own" if is_runs else recipe
             sections: dict[str, Any] = {}
             for path, value in flatten(read_recipe(recipe)).items():
                 if not path.startswith(self._fields):
                     continue
-                section = path.split(".")[0] if "." in path else f"fields of the recipe (defaults: {recipe})"
+                section = path.split(".")[0] if "." in path else f"fields of the recipe (defaults: {recipe_words})"
                 if section not in sections:
                     sections[section] = self.add_argument_group(section, docs.get(section, ""))
-                text = f"{docs[re.sub(r'^phases.[0-9]+', 'phases.0', path)]} (default: {str(value) or repr(value)})"
+                default = recipe_words if is_runs else str(value) or repr(value)
+                text = f"{docs[re.sub(r'^phases.[0-9]+', 'phases.0', path)]} (default: {default})"
                 sections[section].add_argument(f"--{path}", metavar="", help=text.replace("%", "%%"))
         print_once(self.format_help())
         raise SystemExit(0)

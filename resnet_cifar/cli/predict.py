@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,7 @@ def classify_images(options: PredictOptions, recipe: Recipe) -> None:
     from resnet_cifar.distributed.context import DistributedContext
     from resnet_cifar.evaluation import loaded_model
     from resnet_cifar.evaluation.classify_files import class_probabilities, image_files, unreadable_reason
-    from resnet_cifar.reporting.console import Screen
+    from resnet_cifar.reporting.console import Screen, track
 
     target = model_location.find_target(Path(options.target))
     context = DistributedContext(recipe.precision)
@@ -67,7 +68,8 @@ def classify_images(options: PredictOptions, recipe: Recipe) -> None:
     files = json.loads(context.run_on_main(lambda: json.dumps(image_files(options.paths))))
     model = loaded_model.load_model(target, recipe, context)
     model.check_fresh()
-    found = class_probabilities(context, model, files)
+    bar = partial(track, description="classifying", shown=context.is_main)
+    found = class_probabilities(context, model, files, bar)
     if context.is_main and options.json:
         _print_json(files, found, model.classes)
     if model.remark:

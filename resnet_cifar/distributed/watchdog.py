@@ -28,8 +28,8 @@ _FIRST = 1.5  # seconds that the first unit of work may take before it is abando
 _SILENCE = 3.0  # seconds without a heartbeat after which a disconnected process counts as dead
 _VERDICT = 10.0  # seconds to find out which process died
 _FINISHING = 15.0  # seconds for rank 0 to finish the trackers
-_WITHOUT = " without --restart" if "--restart" in sys.argv else ""
-RESUME_HINT = f"rerun the same command{_WITHOUT} to resume from the latest checkpoint"
+WITHOUT_RESTART = " without --restart" if "--restart" in sys.argv else ""
+RESUME_HINT = f"rerun the same command{WITHOUT_RESTART} to resume from the latest checkpoint, if there is one"
 
 
 class Watchdog:

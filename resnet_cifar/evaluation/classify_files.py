@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,10 +53,16 @@ def unreadable_reason(file: str) -> str:
 
 
 @torch.no_grad()
-def class_probabilities(context: DistributedContext, model: LoadedModel, files: Sequence[str]) -> list[Tensor | None]:
+def class_probabilities(
+    context: DistributedContext,
+    model: LoadedModel,
+    files: Sequence[str],
+    track: Callable[[Iterable[int], int], Iterable[int]] = lambda batches, total: batches,
+) -> list[Tensor | None]:
     """The class probabilities of each file, float64 [classes] on the CPU, or None if it cannot be read.
 
     softmax(logits / temperature), if the model has one. Each rank classifies one block of files; all get all results.
+    `track` shows the progress through batches, of which there are `total`.
     """
     each = -(-len(files) // context.size)
     mine = files[context.rank * each : (context.rank + 1) * each]
@@ -70,7 +76,8 @@ def class_probabilities(context: DistributedContext, model: LoadedModel, files: 
             return None
 
     with ThreadPoolExecutor() as threads:  # PIL decodes outside the interpreter's lock
-        for start in range(0, len(mine), _BATCH):
+        starts = range(0, len(mine), _BATCH)
+        for start in track(starts, len(starts)):
             decoded = list(threads.map(read, mine[start : start + _BATCH]))
             rows = [start + offset for offset, pixels in enumerate(decoded) if pixels is not None]
             if rows:

@@ -34,9 +34,11 @@ def accuracy_interval(logits: Tensor, labels: Tensor) -> list[float]:
     return [round(float(interval.low), 6), round(float(interval.high), 6)]
 
 
-def top5(logits: Tensor, labels: Tensor) -> float:
-    """Share of images whose class is among the five most probable ones; 1 with fewer than five classes."""
-    likeliest = logits.topk(min(5, logits.shape[1]), dim=1).indices
+def top5(logits: Tensor, labels: Tensor) -> float | None:
+    """Share of images whose class is among the five most probable ones; None where there are no more than five."""
+    if logits.shape[1] <= 5:
+        return None
+    likeliest = logits.topk(5, dim=1).indices
     return round((likeliest == labels[:, None]).any(1).double().mean().item(), 6)
 
 
@@ -84,8 +86,9 @@ def summary(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def overall(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """All metrics of OVERALL."""
-    return {name: metric(logits, labels) for name, metric in OVERALL.items()}
+    """The metrics of OVERALL that mean something for so many classes."""
+    found = {name: metric(logits, labels) for name, metric in OVERALL.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def full(logits: Tensor, labels: Tensor, classes: tuple[str, ...], temperature: float | None = None) -> dict[str, Any]:

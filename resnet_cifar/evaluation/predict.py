@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from resnet_cifar.models.precise_bn import estimate_bn_stats
 _PIXELS = 1 << 23  # per batch, at most
 _BATCHES = 32  # at least, so that many ranks share the work
 _NORM_ROWS = 32  # images per batch of precise BN, at least
+T = TypeVar("T")
 _FULL = 128  # images: smaller batches cost more per image (1.4 times at 32, ResNet-50 at 32 pixels on one core)
 
 
@@ -33,6 +34,11 @@ def _never_stop() -> None:
     """The default `check_stop`."""
 
 
+def _untracked(batches: Iterable[T], total: int) -> Iterable[T]:
+    """The default `track`, which shows no progress through the `total` batches."""
+    return batches
+
+
 @torch.no_grad()
 def predict(
     context: DistributedContext,
@@ -40,12 +46,13 @@ def predict(
     images: ImageDataset,
     preprocess: Preprocess,
     check_stop: Callable[[], None] = _never_stop,
+    track: Callable[[Iterable[Tensor], int], Iterable[Tensor]] = _untracked,
 ) -> Predictions:
     """Predicts every image exactly once on any world size; all ranks get all predictions.
 
     Batches of one size are cut from the global index range and assigned to ranks in blocks; the end is padded with the
     last image, whose extra predictions are dropped. `check_stop` is called before each batch, equally often on every
-    rank.
+    rank. `track`: see `_untracked`.
     """
     size = batch_size(len(images), preprocess.data.image_size, least=_FULL)
     batches = -(-len(images) // size)
@@ -53,7 +60,8 @@ def predict(
     logits = []
     mine = range(context.rank * each, (context.rank + 1) * each)
     with in_mode(model, training=False):
-        for pixels in images.read(np.arange(n * size, (n + 1) * size).clip(max=len(images) - 1) for n in mine):
+        read = images.read(np.arange(n * size, (n + 1) * size).clip(max=len(images) - 1) for n in mine)
+        for pixels in track(read, each):
             check_stop()
             logits.append(model(preprocess(pixels)))
     gathered = context.gather(torch.cat(logits))[: len(images)]
@@ -67,6 +75,7 @@ def predict_held_out(
     preprocess: Preprocess,
     check_stop: Callable[[], None] = _never_stop,
     known: Predictions | None = None,
+    track: Callable[[Iterable[Tensor], int], Iterable[Tensor]] = _untracked,
 ) -> Predictions | None:
     """Predictions of the validation images; None if there are none, or if they are the training images.
 
@@ -74,7 +83,7 @@ def predict_held_out(
     """
     if not len(data.validation) or preprocess.data.overfit_images:
         return None
-    return known or predict(context, model, data.validation, preprocess, check_stop)
+    return known or predict(context, model, data.validation, preprocess, check_stop, track)
 
 
 def precise_bn(
@@ -84,8 +93,9 @@ def precise_bn(
     preprocess: Preprocess,
     rows: np.ndarray,
     check_stop: Callable[[], None] = _never_stop,
+    track: Callable[[Iterable[int], int], Iterable[int]] = _untracked,
 ) -> None:
-    """Precise BN of the unwrapped `model` on training images `rows`, shared by ranks; `check_stop`: see `predict`."""
+    """Precise BN of the unwrapped `model` on training images `rows`, shared by ranks; the others: see `predict`."""
     size = batch_size(len(rows), preprocess.data.image_size, least=_NORM_ROWS)
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     if len(batches) > 1 and len(batches[-1]) < size:
@@ -94,7 +104,8 @@ def precise_bn(
 
     def inputs() -> Iterator[Tensor]:
         pixels = images.read(mine)
-        for turn in range(-(-len(batches) // context.size)):
+        turns = -(-len(batches) // context.size)
+        for turn in track(range(turns), turns):
             check_stop()
             if turn < len(mine):
                 yield preprocess(next(pixels))

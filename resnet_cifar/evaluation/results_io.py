@@ -63,8 +63,9 @@ def summary_line(overall: dict[str, Any]) -> str:
     """The overall metrics in one line."""
     low, high = overall["accuracy_interval"]
     return (
-        f"accuracy {overall['accuracy']:.4f} (95 %: {low:.4f} to {high:.4f}), top-5 {overall['top5']:.4f}, "
-        f"balanced accuracy {overall['balanced_accuracy']:.4f}, macro F1 {overall['macro_f1']:.4f}, "
+        f"accuracy {overall['accuracy']:.4f} (95 %: {low:.4f} to {high:.4f}), "
+        + (f"top-5 {overall['top5']:.4f}, " if "top5" in overall else "")
+        + f"balanced accuracy {overall['balanced_accuracy']:.4f}, macro F1 {overall['macro_f1']:.4f}, "
         f"loss {overall['loss']:.4f}, calibration error {overall['calibration_error']:.4f}"
     )
 

@@ -28,4 +28,4 @@ class ThroughputTimer:
         if self._batches < 2:
             return None
         timed = images * (self._batches - 1) / self._batches
-        return round(timed / (time.perf_counter() - self._start), 1)
+        return float(f"{timed / (time.perf_counter() - self._start):.4g}")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
+import sys
+from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +18,8 @@ from resnet_cifar.config.schema import METRIC_NAMES, Metric
 
 _CLOSED_OUTPUT = (OSError, SystemExit)  # rich exits the program when its output is a closed pipe
 _MAX_LINES = 100  # of progress per run, if the output is no terminal
+_ROWS = 5  # whose speed tells how much time is left
+T = TypeVar("T")
 
 
 class Screen:
@@ -26,6 +31,7 @@ class Screen:
         self._task: Any = None
         self._steps = 0
         self._last_line = 0
+        self._rows: deque[dict[str, Any]] = deque(maxlen=1 + _ROWS)
 
     def say(self, text: str) -> None:
         """Prints a line."""
@@ -45,13 +51,13 @@ class Screen:
     def begin(self, steps: int, done: int) -> None:
         """Starts the progress display at `done` of `steps`."""
         self._steps, self._last_line = steps, done
+        self._rows.clear()
         if not self._console.is_terminal or self._console.quiet:
             return
         self._progress = Progress(
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[facts]}"),
-            TimeRemainingColumn(elapsed_when_finished=True),
             console=self._console,
             transient=True,
         )
@@ -60,16 +66,16 @@ class Screen:
 
     def row(self, row: dict[str, Any]) -> None:
         """Shows a row of metrics.jsonl."""
-        speed = row["images_per_second"]
-        left = (self._steps - row["step"]) / row["step"] * row["images"] / speed
-        facts = f"epoch {row['epoch']:.2f}  loss {row['train/loss']:.3f}  lr {row['lr']:.2g}  {speed:,.0f} images/s"
-        facts += f"  {row['mfu']:.0%} MFU" if "mfu" in row else ""
+        self._rows.append(row)
+        facts = [f"epoch {row['epoch']:.2f}", f"loss {row['train/loss']:.3f}", f"lr {row['lr']:.2g}"]
+        facts += [speed(row["images_per_second"])] + ([f"{row['mfu']:.0%} MFU"] if "mfu" in row else [])
+        line = "  ".join(filter(None, [*facts, time_left(self._steps, self._rows)]))
         if self._progress is not None:
             with contextlib.suppress(*_CLOSED_OUTPUT):
-                self._progress.update(self._task, completed=row["step"], facts=facts)
+                self._progress.update(self._task, completed=row["step"], facts=line)
         elif row["step"] - self._last_line >= self._steps / _MAX_LINES or row["step"] == self._steps:
             self._last_line = row["step"]
-            self.say(f"step {row['step']}/{self._steps}  {facts}  {duration(left)} left")
+            self.say(f"step {row['step']}/{self._steps}  {line}")
 
     def score(self, row: dict[str, Any], best: bool, select_by: Metric) -> None:
         """Prints a line for an evaluation on the validation split, which may be the best so far by `select_by`."""
@@ -109,8 +115,40 @@ def listing() -> Console:
     return console
 
 
+def track(items: Iterable[T], total: int, description: str, shown: bool) -> Iterable[T]:
+    """The items, with a progress bar on standard error if that is a terminal and the bar is `shown`."""
+    if not (shown and sys.stderr.isatty()):
+        yield from items
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield from bar.track(items, total=total, description=description)
+
+
+def speed(images_per_second: float) -> str:
+    """1,234 images/s or 0.34 images/s; nothing if it is not known."""
+    if not images_per_second:
+        return ""
+    return f"{images_per_second:{',.0f' if images_per_second >= 10 else '.2g'}} images/s"
+
+
+def time_left(steps: int, rows: Sequence[dict[str, Any]]) -> str:
+    """`3 min left` after the `rows` of metrics.jsonl, the latest last; nothing at the end, and before it is known.
+
+    The first row includes warm-up and compilation, and so does that after an interruption: it is outvoted.
+    """
+    speeds = [row["images_per_second"] for row in rows][-_ROWS:]
+    typical = statistics.median(speeds if len(rows) > _ROWS else speeds[1:]) if len(rows) > 1 else 0
+    last = rows[-1]
+    if last["step"] >= steps or not typical:
+        return ""
+    return f"{duration((steps - last['step']) / last['step'] * last['images'] / typical)} left"
+
+
 def duration(seconds: float) -> str:
-    """12 s, 3 min or 1.5 h."""
+    """<1 s, 12 s, 3 min or 1.5 h."""
+    if seconds < 0.5:
+        return "<1 s"
     if seconds < 100:
         return f"{seconds:.0f} s"
     if seconds < 100 * 60:

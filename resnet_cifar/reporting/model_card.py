@@ -142,6 +142,7 @@ def _metadata(recipe: Recipe, config: Mapping[str, Any], found: Mapping[str, Any
             metric_value=round(found[kind], 6),
         )
         for kind, title in _METRICS.items()
+        if kind in found
     ]
     return ModelCardData(
         library_name="timm",

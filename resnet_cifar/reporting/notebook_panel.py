@@ -8,7 +8,7 @@ from typing import Any
 
 from resnet_cifar.config.schema import METRIC_NAMES, Metric, metric_score
 from resnet_cifar.reporting import html_page
-from resnet_cifar.reporting.console import duration
+from resnet_cifar.reporting.console import speed, time_left
 
 _COLOURS = {"finished": "#1a7f4b", "failed": "#b3261e"}
 _TRAINING, _VALIDATION, _INK = "#3b7ddd", "#e08a1e", "#7f8791"  # readable on white and black
@@ -47,10 +47,7 @@ def _facts(steps: int, rows: Sequence[dict[str, Any]], select_by: Metric) -> Ite
     steps = max(steps, last["step"])
     yield f"step {last['step']:,} of {steps:,}"
     yield f"epoch {last['epoch']:.2f} of {last['epoch'] * steps / last['step']:.2f}"
-    yield f"{last['images_per_second']:,.0f} images/s"
-    left = steps - last["step"]
-    if left and last["images_per_second"]:
-        yield f"{duration(left / last['step'] * last['images'] / last['images_per_second'])} left"
+    yield from filter(None, (speed(last["images_per_second"]), time_left(steps, rows)))
     yield f"training loss {last['train/loss']:.3f}"
     if scores := [row for row in rows if "val/accuracy" in row]:
         best = max(scores, key=lambda row: metric_score(row, select_by))

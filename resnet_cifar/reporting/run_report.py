@@ -178,7 +178,7 @@ def _missing(
         where = f"{status.get('state', 'claimed')} at step {status.get('step', 0):,} of {status.get('steps', 0):,}"
         why = f" ({status['why']})" if status.get("why") else ""
         sentences.append(f"This run is not finished ({where}{why}): the curves end there and there is no final result.")
-        if (run / "checkpoints").is_dir():
+        if any((run / "checkpoints").glob("step-*[0-9]")):
             sentences.append(f"{again} evaluates its best checkpoint so far, on a separate page.")
     if drawn is None:
         sentences.append("metrics.jsonl has no rows yet, so there are no curves.")

@@ -72,14 +72,15 @@ def _raise_if_unfinished(code: int, folder: Path, output: _OutputReader, started
     if output.error:
         raise UserError(output.error)
     status = read_json(folder / "status.json") or {}
+    again = "resume" if any(RunDir(folder).checkpoints.glob("step-*[0-9]")) else "start again"
     is_new = status.get("time", 0) >= started
     if is_new and status["state"] == "interrupted":
-        raise Interrupted(
-            f"interrupted ({status['why']}) and saved at step {status['step']} of {status['steps']}: call again to "
-            "resume"
+        where = (
+            f"and saved at step {status['step']} of {status['steps']}" if status["step"] else "before the first step"
         )
+        raise Interrupted(f"interrupted ({status['why']}) {where}: call again to {again}")
     if code == EXIT_RESUBMIT or (interrupted and code):
-        raise Interrupted("interrupted with nothing new to save: call again to resume")
+        raise Interrupted(f"interrupted with nothing new to save: call again to {again}")
     if code or RunDir(folder).result() is None:
         raise Failed("\n".join([f"train.py exited with code {code}; its last output:", *output.last]))
 

@@ -23,6 +23,7 @@ from resnet_cifar.training.telemetry import Telemetry
 from resnet_cifar.training.train_state import TrainState
 
 _COSTS = {"gpu_hours": "GPU-hours", "energy_kwh": "kWh"}  # of result.json: unit
+_TEST_METRICS = ("accuracy", "top5", "loss", "balanced_accuracy", "macro_f1")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def test_and_export(
     result = {
         **{name: value for name, value in (best or {}).items() if name.startswith("val/")},
         **({"selected_by": recipe.evaluate.select_by} if best else {}),
-        **{f"test/{name}": found[name] for name in ("accuracy", "top5", "loss", "balanced_accuracy", "macro_f1")},
+        **{f"test/{name}": found[name] for name in _TEST_METRICS if name in found},
         "checkpoint": found["checkpoint"],
         "step": step,
         "steps": writer.done,
@@ -156,6 +157,7 @@ def closing_table(screen: Screen, folder: RunDir, result: dict[str, Any], curves
     """What a finished run reached, where everything is, and what to do with it."""
     validation, test = (_reached(result, split) for split in ("val", "test"))
     early = f", stopped early at step {result['steps']}" if result["stopped_early"] else ""
+    top5 = f"top-5 {result['test/top5']:.4f}, " if "test/top5" in result else ""
     page = folder.path / "report" / "index.html"
     suspects = suspect_list.list_file(page)
     costs = [f"{result[name]:.3g} {unit}" for name, unit in _COSTS.items() if name in result]
@@ -163,7 +165,7 @@ def closing_table(screen: Screen, folder: RunDir, result: dict[str, Any], curves
         f"Finished in {duration(result['seconds'])}{early}",
         [
             ("validation", validation or "none held out; the last model counts"),
-            ("test", f"{test}, top-5 {result['test/top5']:.4f}, evaluated once"),
+            ("test", f"{test}, {top5}evaluated once"),
             *([("compute", ", ".join(costs))] if costs else []),
             ("load model", f'timm.create_model("local-dir:{folder.model}", pretrained=True)'),
             ("evaluate", f"python eval.py {folder.path}"),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from resnet_cifar.config.schema import METRIC_NAMES, Head
 from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.distributed.context import DistributedContext
-from resnet_cifar.reporting.console import duration
+from resnet_cifar.reporting.console import duration, speed
 from resnet_cifar.training.plan import SMALL_PER_RANK_BATCH, Plan
 from resnet_cifar.training.train_state import TrainState
 
@@ -119,13 +119,13 @@ def estimate(state: TrainState, data: ImageData) -> list[tuple[str, str]]:
     # Weights, gradients and two optimizer states, the moving average, and the images.
     resident = (4 + (state.average is not None)) * weights
     resident += sum(each.resident_bytes for each in (data.train, data.validation, data.test))
-    gib, speeds = 2**30, " and ".join(f"{speed:,.0f}" for _, speed in found.values())
+    gib, speeds = 2**30, " and ".join(speed(images) for _, images in found.values())
     return [
         (
             "memory",
             f"about {(activations + resident) / gib:.1f} GiB per device, {activations / gib:.1f} for activations",
         ),
-        ("time", f"about {duration(total)} of training ({speeds} images/s per device, measured on {images} images)"),
+        ("time", f"about {duration(total)} of training ({speeds} per device, measured on {images} images)"),
     ]
 
 

@@ -187,7 +187,7 @@ class Trainer:
             writer.end(ended, why)
         self.watchdog.close()
         if ended == "interrupted":
-            writer.screen.say(f"interrupted by {why} at step {writer.done}, and saved: {RESUME_HINT}")
+            writer.say_interrupted(why)
             raise SystemExit(exit_code())
 
     def _train(self) -> None:

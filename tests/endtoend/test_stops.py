@@ -56,9 +56,12 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_accelerat
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_run_that_is_stopped_between_rows_and_in_every_kind_of_evaluation_is_the_same_run(whole: str) -> None:
+def test_a_run_that_is_stopped_between_rows_and_in_every_kind_of_evaluation_is_the_same_run(
+    whole: str, capsys: pytest.CaptureFixture
+) -> None:
     assert 11 not in {row["step"] for row in rows_of(whole)}
     assert interrupt(RUN, small(), "update", 10)["step"] == 11
+    assert "by SIGTERM at step 11, and saved: rerun the same command to resume from step 11" in capsys.readouterr().out
     # In BatchNorm's statistics, then among the validation images of the same score.
     assert interrupt(RUN, small(), "evaluation", 3)["step"] == 15
     assert interrupt(RUN, small(), "evaluation", NORMS + 1)["step"] == 15

@@ -11,7 +11,7 @@ import torch
 from sklearn import metrics as sklearn
 from torch import Tensor
 
-from resnet_cifar.evaluation import metrics
+from resnet_cifar.evaluation import metrics, results_io
 
 NAMES = tuple("abcdefg")
 
@@ -92,9 +92,12 @@ def test_calibration_is_the_distance_of_confidence_from_accuracy() -> None:
     assert metrics.full(logits, labels, ("a", "b"))["calibration_error"] == pytest.approx(4 / 6 * 0.4 + 2 / 6 * 0.1)
 
 
-def test_with_fewer_than_five_classes_every_image_is_among_the_top_5() -> None:
-    logits, labels = predictions(classes=3)
-    assert metrics.full(logits, labels, NAMES[:3])["top5"] == 1
+@pytest.mark.parametrize(("classes", "is_there"), [(2, False), (5, False), (6, True)])
+def test_top_5_is_there_where_an_image_may_be_outside_of_it(classes: int, is_there: bool) -> None:
+    logits, labels = predictions(classes=classes)
+    found = metrics.full(logits, labels, NAMES[:classes])
+    assert ("top5" in found) == is_there
+    assert ("top-5" in results_io.summary_line(found)) == is_there
 
 
 def test_a_class_without_images_has_no_scores_and_changes_none() -> None:

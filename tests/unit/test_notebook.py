@@ -172,8 +172,8 @@ def test_the_panel_says_where_a_run_is() -> None:
     assert "warning: take &lt;care&gt;" in panel and "data:image/svg+xml" in panel
     by_loss = notebook_panel.panel("runs/a", "training", 40, rows, [], "", "loss")
     assert "validation loss 1.2000 (best 1.2000)" in by_loss
-    still = notebook_panel.panel("runs/a", "training", 40, [{**ROW, "images_per_second": 0.0}], [], "")
-    assert "0 images/s" in still and " left" not in still
+    still = notebook_panel.panel("runs/a", "training", 40, [{**ROW, "images_per_second": 0.004}], [], "")
+    assert "0.004 images/s" in still and " left" not in still, "the first row includes warm-up"
     empty = notebook_panel.panel("runs/a", "starting", 0, [], [], notebook_panel.curves([]))
     assert 'aria-valuenow="0"' in empty and "<img" not in empty
 
@@ -190,7 +190,11 @@ def followed(run: Path, script: str, is_shown: bool = False) -> None:
         ("import sys; sys.exit('error: use another')", UserError, "use another"),
         ("import sys; print('error: a\\nTraceback', file=sys.stderr); sys.exit(1)", UserError, "a"),
         ("1 / 0", run_monitor.Failed, r"train.py exited with code 1; its last output:\n(.*\n)*ZeroDivisionError"),
-        ("import sys; sys.exit(75)", run_monitor.Interrupted, "interrupted with nothing new to save: call again"),
+        (
+            "import sys; sys.exit(75)",
+            run_monitor.Interrupted,
+            "interrupted with nothing new to save: call again to start again",
+        ),
         ("", run_monitor.Failed, "train.py exited with code 0"),
     ],
 )
@@ -200,9 +204,15 @@ def test_how_a_start_ended_is_told(run: Path, script: str, error: type, sentence
     assert "\n".join(caught.value._render_traceback_()).endswith(str(caught.value))
 
 
-def test_a_stop_that_nobody_here_asked_for_is_told(run: Path) -> None:
-    status = {"state": "interrupted", "why": "--max-minutes 5", "time": 1e12, "step": 7, "steps": 20}
-    with pytest.raises(run_monitor.Interrupted, match=r"interrupted \(--max-minutes 5\) and saved at step 7 of 20"):
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [(7, "and saved at step 7 of 20: call again to resume"), (0, "before the first step: .* start again")],
+)
+def test_a_stop_that_nobody_here_asked_for_is_told(run: Path, step: int, said: str) -> None:
+    status = {"state": "interrupted", "why": "--max-minutes 5", "time": 1e12, "step": step, "steps": 20}
+    if step:
+        (run / "checkpoints" / "step-00000007").mkdir(parents=True)
+    with pytest.raises(run_monitor.Interrupted, match=rf"interrupted \(--max-minutes 5\) {said}"):
         followed(run, f"import json, sys; json.dump({status!r}, open(sys.argv[1] + '/status.json', 'w'))")
 
 

@@ -58,9 +58,9 @@ def test_the_page_says_what_was_run_and_how_to_run_it_again(whole: Path) -> None
     assert "phases.1.epochs 3.0 1.0 -" in text, "this run, debug, finetune"
     assert "Changes from the recipe debug in its command (bold) or from the default recipe, finetune." in text
     assert "fingerprint f00d" in text and "torch 2.15.0" in text and "train.py --recipe debug --seed 3" in text
-    assert re.search(r"1 \S+ \S+ 0 to 14 0 s interrupted \(SIGTERM\)", text)
-    assert re.search(r"2 \S+ \S+ 14 to 20 0 s killed", text)
-    assert re.search(r"3 \S+ \S+ 20 to 40 \d+ s finished", text)
+    assert re.search(r"1 \S+ \S+ 0 to 14 <1 s interrupted \(SIGTERM\)", text)
+    assert re.search(r"2 \S+ \S+ 14 to 20 <1 s killed", text)
+    assert re.search(r"3 \S+ \S+ 20 to 40 (<1|\d+) s finished", text)
     assert f"accelerate launch --num_processes 2 train.py --recipe {whole}/recipe.yaml --run {whole}-again" in text
 
 

@@ -262,18 +262,6 @@ class TestCosts:
         assert [each for each in said if each.startswith("compute")] == ([line] if line else [])
 
 
-def test_the_progress_line_has_mfu_where_it_is_known(capsys: pytest.CaptureFixture) -> None:
-    row = {"step": 1, "epoch": 1.0, "images": 32, "lr": 0.1, "train/loss": 1.0, "images_per_second": 10.0}
-    for more in ({}, {"mfu": 0.4123}):
-        screen = Screen(shown=True)
-        screen.begin(1, 0)
-        screen.row(row | more)
-    assert [line.split("10 images/s")[1] for line in capsys.readouterr().out.splitlines()] == [
-        "  0 s left",
-        "  41% MFU  0 s left",
-    ]
-
-
 @pytest.mark.parametrize(
     ("device", "precision", "tf32", "teraflops"),
     [
