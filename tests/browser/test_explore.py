@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 from resnet_cifar.cli import explore
 from resnet_cifar.data.sources import synthetic
+from resnet_cifar.reporting.dataset_report import charts
 
 SMALL = ["--model.name", "test_resnet", "--model.pretrained", "False", "--data.image_size", "48"]
 MOST_BYTES = 5_000_000
@@ -101,6 +104,19 @@ def test_a_thousand_classes_of_large_pictures(browser, tmp_path: Path) -> None:
     opened.check_fits()
     assert "920 more classes are not shown" in opened.page.locator("main").inner_text()
     assert opened.page.locator(".balance tbody tr").count() == 1000
+
+
+def test_the_labels_of_sizes_do_not_overlap(browser, tmp_path: Path) -> None:
+    """From sizes in which a decade has room for some labels only, to those of panoramas and of single pixels."""
+    sizes = [(40, 60, 400, 500), (8, 9000, 6000, 40), (1, 1, 65535, 3), (20000, 1000, 100, 1000), (9, 70, 99, 60)]
+    drawn = [charts.image_sizes(Counter({(a, b): 5, (c, d): 1})) for a, b, c, d in sizes]
+    (tmp_path / "sizes.html").write_text("".join(f"<div style='width: 440px'>{svg}</div>" for svg in drawn))
+    boxes = """[...document.querySelectorAll("svg")].map(svg => [...svg.querySelectorAll("text")].map(
+        text => [text.textContent, text.getBoundingClientRect()]).map(([t, b]) => [t, b.x, b.y, b.right, b.bottom]))"""
+    for labels in browser.open(tmp_path / "sizes.html").page.evaluate(boxes):
+        assert len(labels) >= 4, labels
+        for (one, x, y, right, bottom), (other, *box) in itertools.combinations(labels, 2):
+            assert right < box[0] or box[2] < x or bottom < box[1] or box[3] < y, (one, other)
 
 
 @pytest.mark.proof_only

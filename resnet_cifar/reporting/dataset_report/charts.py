@@ -74,12 +74,27 @@ def image_sizes(sizes: Counter[tuple[int, int]]) -> str:
     if (places.max(0) > 8 * places.min(0)).any():
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis, values in ((axes.xaxis, places[:, 0]), (axes.yaxis, places[:, 1])):
+            ticks = _log_ticks(values.min(), values.max())
+            axis.set_ticks(ticks, [f"{tick:,}" for tick in ticks])
+            axis.set_ticks([], minor=True)  # whose labels would overprint
     else:
         axes.set_xlim(0, places[:, 0].max() * 1.1)
         axes.set_ylim(0, places[:, 1].max() * 1.1)
     axes.set_xlabel("width, pixels")
     axes.set_ylabel("height, pixels")
     return _svg(figure, "sizes")
+
+
+def _log_ticks(low: int, high: int) -> list[int]:
+    """A few numbers of pixels with room for their labels on a logarithmic axis from `low` to `high`."""
+    for steps in ((1, 2, 5), (1,)):
+        ticks = [step * 10**power for power in range(10) for step in steps if low <= step * 10**power <= high]
+        if len(ticks) <= 5:
+            break
+    if len(ticks) < 2:  # the range lies between two of them
+        ticks = [int(low), int(high)] if high > 1.3 * low else [int(high)]
+    return ticks
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
