@@ -86,7 +86,7 @@ def summary(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def overall(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """The metrics of OVERALL that mean something for so many classes."""
+    """The metrics of OVERALL that are not None."""
     found = {name: metric(logits, labels) for name, metric in OVERALL.items()}
     return {name: value for name, value in found.items() if value is not None}
 
