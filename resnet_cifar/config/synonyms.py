@@ -24,6 +24,7 @@ _FIELDS = {
         train_data_path train_path train_folder train_file folder""",
     "data.config_name": "dataset_config dataset_config_name subset",
     "data.splits.train": "train_split train_split_name",
+    "data.splits.validation": "val_split valid_split validation_split",
     "data.splits.test": "test_split eval_split",
     "data.columns.image": "image_column image_column_name image_key input_key input_img_mode",
     "data.columns.label": "label_column label_column_name label_key target_key target_column label_col",
