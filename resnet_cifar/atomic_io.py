@@ -26,7 +26,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
     except ValueError:
         values = None
     if not isinstance(values, dict):
-        raise UserError(f"{file} is damaged, it is not valid JSON: remove it, or start over with --restart")
+        raise UserError(f"{file} is damaged, it is not valid JSON: remove it, or train again with --restart")
     return values
 
 

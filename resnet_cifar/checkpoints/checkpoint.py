@@ -146,7 +146,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         if state["format"] != FORMAT:
             raise UserError(
                 f"{checkpoint} has format {state['format']}, and this version reads {FORMAT}: use the version that "
-                "wrote it, or start over with --restart"
+                "wrote it, or train again with --restart"
             )
         checksums = state["checksums"]
         files = [_WEIGHTS, _OPTIMIZER, *([_AVERAGE] if _AVERAGE in checksums else [])]

@@ -31,8 +31,8 @@ def check_version(path: Path) -> None:
     """Raises UserError if an earlier version of this package wrote the run directory `path`."""
     if any((path / name).exists() for name in ("owner.json", "starts.json")):
         raise UserError(
-            f"--run {path} was written by an earlier version: use that version, name another directory, or start over "
-            "with --restart"
+            f"{path} was written by an earlier version: use that version, name another directory, or train again with "
+            "--restart"
         )
 
 

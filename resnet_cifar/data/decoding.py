@@ -64,7 +64,8 @@ def decode(contents: SourceData, data: Data, folder: Path, how: Decoding | None 
     every one of them.
     """
     splits, classes, twins = contents.splits, len(contents.classes), _check_names(contents.classes, data)
-    unlabeled = {role: dict.fromkeys(_unlabeled(split, classes, data), "") for role, split in splits.items()}
+    named = contents.has_columns
+    unlabeled = {role: dict.fromkeys(_unlabeled(split, classes, data, named), "") for role, split in splits.items()}
     side, sizes, scaled, allow_deep = 0, "", "", how is not None or bool(data.value_range)
     how = how or Decoding((data.decode_size,) * 2 if data.decode_size else None, data.value_range or None)
     while True:
@@ -81,8 +82,9 @@ def decode(contents: SourceData, data: Data, folder: Path, how: Decoding | None 
     for role, split in splits.items():
         if len(broken[role]) == len(split.images):
             raise UserError(
-                f"data.source {data.source!r}: no image of {split.name} decodes: an image column can be named with "
-                "--data.columns.image"
+                f"data.source {data.source!r}: no image of {split.name} decodes: "
+                + ("name the column of images with --data.columns.image, or " if named else "")
+                + "write the images again"
             )
     problems = _problems(splits, broken, unlabeled, classes)
     if problems and not data.skip_broken:
@@ -157,17 +159,18 @@ def _check_names(classes: Sequence[str], data: Data) -> str:
     return f"classes whose names look alike: {shorten(twins)}" if twins else ""
 
 
-def _unlabeled(split: Split, classes: int, data: Data) -> list[int]:
+def _unlabeled(split: Split, classes: int, data: Data, has_columns: bool) -> list[int]:
     """The images whose label is not one of the classes."""
     if not len(split.labels):
         raise UserError(
-            f"data.source {data.source!r}: the split {split.name} is empty: add images, or name another in data.splits"
+            f"data.source {data.source!r}: the split {split.name} is empty: add images to it, or use another source"
         )
     rows = np.flatnonzero((split.labels < 0) | (split.labels >= classes)).tolist()
     if len(rows) == len(split.labels):
         raise UserError(
-            f"data.source {data.source!r}: no label of {split.name} is one of the {classes} classes: the label "
-            "column can be named with --data.columns.label"
+            f"data.source {data.source!r}: no label of {split.name} is one of the {classes} classes: "
+            + ("name the column of labels with --data.columns.label, or " if has_columns else "")
+            + "correct them"
         )
     return rows
 

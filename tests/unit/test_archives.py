@@ -162,7 +162,7 @@ def test_7z_methods_that_py7zr_unpacks_at_once_are_refused(method: int, unpacked
     with py7zr.SevenZipFile(file, "w", filters=[{"id": method, **options}]) as archive:
         for path in sorted(unpacked.iterdir()):
             archive.writeall(path, path.name)
-    assert "pack it with LZMA2" in sentence(file)
+    assert "pack it again with LZMA2" in sentence(file)
 
 
 def test_one_image_of_a_quarter_gigabyte_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

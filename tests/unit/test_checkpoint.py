@@ -699,7 +699,7 @@ def test_a_full_disk_is_one_sentence_and_the_last_good_one_loads(floats: int, mo
 def test_a_checkpoint_of_another_version_is_refused_and_not_renamed(other: int, two: Path) -> None:
     forge(two / "step-00000008", format=other)
     sentence = (
-        f"step-00000008 has format {other}, and this version reads {checkpoint.FORMAT}: .*, or start over with --re"
+        f"step-00000008 has format {other}, and this version reads {checkpoint.FORMAT}: .*, or train again with --re"
     )
     with pytest.raises(UserError, match=sentence):
         checkpoint.newest(two, no_warning)

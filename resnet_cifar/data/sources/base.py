@@ -32,13 +32,17 @@ class Split:
 
 @dataclass(frozen=True)
 class SourceData:
-    """The contents of a source; `remarks` are shown to the user and name everything that is not used."""
+    """The contents of a source; `remarks` are shown to the user and name everything that is not used.
+
+    `has_columns`: whether images and labels come from columns of a table, which data.columns can name.
+    """
 
     train: Split
     test: Split | None
     classes: tuple[str, ...]
     remarks: tuple[str, ...] = ()
     validation: Split | None = None
+    has_columns: bool = False
 
     @property
     def splits(self) -> dict[str, Split]:

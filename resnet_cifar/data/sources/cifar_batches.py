@@ -140,7 +140,7 @@ def _identify(names: set[str], data: Data) -> _Set:
         return kind
     raise UserError(
         f"data.source {data.source!r} contains no pickles of CIFAR-10 or CIFAR-100 (data_batch_1, ... or train, test "
-        "and meta): unpack it, and name its folder"
+        "and meta): download it again"
     )
 
 

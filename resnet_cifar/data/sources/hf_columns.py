@@ -37,7 +37,7 @@ def source_data(loaded: DatasetDict, data: Data) -> SourceData:
     others = [repr(name) for name in train.column_names if name not in (image, label)]
     unused = {"splits": unused_splits, "columns": others}
     remarks = tuple(f"not used: the {what} {shorten(names)}" for what, names in unused.items() if names)
-    return SourceData(splits["train"], splits.get("test"), classes, remarks, splits.get("validation"))
+    return SourceData(splits["train"], splits.get("test"), classes, remarks, splits.get("validation"), True)
 
 
 def _image_column(split: Dataset, data: Data) -> str:

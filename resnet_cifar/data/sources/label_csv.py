@@ -202,7 +202,7 @@ def read(tables: list[Labels], tree: Tree, images: list[str], data: Data) -> Sou
         *tree.remarks,
     ]
     remarks = tuple(filter(None, remarks))
-    return SourceData(splits["train"], splits.get("test"), classes, remarks, splits.get("validation"))
+    return SourceData(splits["train"], splits.get("test"), classes, remarks, splits.get("validation"), True)
 
 
 def _describe(each: Labels) -> str:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
 from resnet_cifar.data.cache import check_space
-from resnet_cifar.data.sources.archives.formats import Encrypted, Format, Member, Tar, Zip
+from resnet_cifar.data.sources.archives.formats import Encrypted, Format, Member, Tar, Unsupported, Zip
 from resnet_cifar.data.sources.archives.spool import MemberSpool
 
 _GIB = 2**30
@@ -104,6 +104,8 @@ def user_errors(where: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except Unsupported as found:
+        raise UserError(f"{where} {found}") from None
     except Encrypted:
         raise UserError(f"{where} is encrypted: unpack it") from None
     except Exception as error:

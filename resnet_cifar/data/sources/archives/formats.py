@@ -26,6 +26,10 @@ class Member:
     handle: Any
 
 
+class Unsupported(Exception):
+    """An archive that has to be packed in another way; the message follows its name."""
+
+
 class Encrypted(Exception):
     """An archive, or one of its members, needs a password."""
 
@@ -65,7 +69,7 @@ class Zip:
         for name, member in members.items():
             # For other methods, zipfile unpacks a chunk at once, however large the result.
             if member.handle.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise zipfile.BadZipFile(f"{name} is not compressed by deflate: pack it again")
+                raise Unsupported(f"holds {name!r}, which is not compressed by deflate: pack it again with that")
             spool.begin(name)
             with self._zip.open(member.handle) as stream:
                 shutil.copyfileobj(stream, spool, _CHUNK)

@@ -10,7 +10,7 @@ import py7zr
 from py7zr.compressor import SupportedMethods
 
 from resnet_cifar.data.paths import cache_root
-from resnet_cifar.data.sources.archives.formats import Encrypted, Member, kind_of
+from resnet_cifar.data.sources.archives.formats import Encrypted, Member, Unsupported, kind_of
 from resnet_cifar.data.sources.archives.spool import MemberSpool
 
 # With other methods, py7zr holds all that a chunk unpacks to in memory, whatever the header says.
@@ -40,9 +40,7 @@ class SevenZip:
     def copy(self, members: dict[str, Member], spool: MemberSpool) -> None:
         """Extracts `members`, by the names they get in `spool`."""
         if others := self._methods() - _IN_CHUNKS - _FILTERS:
-            raise py7zr.UnsupportedCompressionMethodError(
-                None, f"compressed with {', '.join(others)}: pack it with LZMA2"
-            )
+            raise Unsupported(f"is compressed with {', '.join(others)}: pack it again with LZMA2")
         # py7zr checks names against symbolic links below this directory, although it writes nothing there.
         root = cache_root().resolve()
         names = [member.handle for member in members.values()]
