@@ -20,6 +20,23 @@ CACHED = re.compile(r"cache(/[0-9a-f]{16}(/.*)?)?|hf(/.*)?")  # whole entries, a
 HALF = re.compile(r"\.(writing|building|damaged|replaced)\b")
 
 
+Prepare = Callable[[Path, Path], None]
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What the sentence of a mistake advises, done: `change` of the files, then `words` in place of the mistaken ones.
+
+    `number`: a regular expression of the sentence, whose group fills the {} of the words. `then`: part of the other
+    sentence that may follow; without it, the command must be taken.
+    """
+
+    words: str | Callable[..., object]
+    change: Prepare | None = None
+    number: str = ""
+    then: str = ""
+
+
 @dataclass(frozen=True)
 class Case:
     """A command with a mistake in it, and what must come of it.
@@ -27,7 +44,7 @@ class Case:
     `said`: parts of the one sentence: field, value, fix. `before`: what the answer comes before: `import` (of torch,
     and the hub is not even looked for), `download`, or `training`. `prepare(home, trained)` makes what the words name,
     in the folder where the command runs; `trained` is a finished run. `leaves`: what may change besides, a regular
-    expression.
+    expression. `remedies`: each way to follow the sentence, for test_advice.
     """
 
     name: str
@@ -39,6 +56,8 @@ class Case:
     config: str = ""
     processes: int = 1
     leaves: str = r"(?!)"
+    remedies: tuple[Remedy, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
 
     @property
     def command(self) -> list[str]:
