@@ -59,6 +59,7 @@ _FIELDS = {
     "optimizer.head_lr_multiplier": "head_lr head_lr_mult classifier_lr lr_head",
     "optimizer.layer_decay": "layer_wise_lr_decay llrd layerwise_decay layer_lr_decay",
     "loss.label_smoothing": "smoothing label_smoothing_factor ls smooth",
+    "loss.class_weights": "class_weight cls_pw loss_weights label_weights",
     "phases.0.epochs": "epochs epoch num_epochs n_epochs num_train_epochs max_epochs total_epochs nb_epoch max_epoch",
     "phases.0.lr": "lr learning_rate base_lr init_lr initial_lr lr0 max_lr peak_lr blr lr_base learn_rate",
     "phases.0.warmup_epochs": """warmup warmup_epoch lr_warmup_epochs num_warmup_epochs warmup_steps num_warmup_steps
@@ -69,7 +70,8 @@ _FIELDS = {
     "evaluate.every_epochs": """eval_every val_interval eval_interval check_val_every_n_epoch eval_steps eval_strategy
         evaluation_strategy val_check_interval eval_freq validate_every""",
     "early_stopping.patience": "patience early_stopping_patience early_stop es_patience",
-    "early_stopping.metric": "monitor eval_metric metric_for_best_model best_metric",
+    "early_stopping.metric": "monitor",
+    "evaluate.select_by": "eval_metric metric_for_best_model best_metric checkpoint_metric",
     "early_stopping.min_delta": "early_stopping_threshold",
     "checkpoint.every_steps": "save_steps recovery_interval checkpoint_every checkpointing_steps save_every",
     "checkpoint.every_epochs": "save_period save_freq save_interval checkpoint_interval save_strategy",
@@ -95,6 +97,7 @@ _SWITCHES: dict[tuple[str, Any], str] = {
     ("precision", "no"): "fp32 float32 no_amp full_precision",
     ("data.source", "synthetic"): "fake_data dummy",
     ("data.skip_broken", True): "skip_bad skip_errors ignore_errors",
+    ("data.sampling", "balanced"): "weighted_sampler balanced_sampler weighted_sampling balanced_sampling oversample",
     ("augment.trivial_augment", True): """aa auto_augment rand_augment randaug augmix
         auto_augment_policy ta_wide""",
     ("augment.flip", "none"): "no_hflip no_flip",
@@ -140,7 +143,7 @@ _OTHER_VALUES = """gradient_accumulation_steps accumulate_grad_batches grad_accu
     lr_warmup_steps warmup_ratio warmup_iters limit_train_batches fraction overfit_batches eval_steps eval_strategy
     evaluation_strategy val_check_interval head_lr classifier_lr lr_head max_time time time_limit max_hours hflip fliplr
     horizontal_flip random_flip hflip_prob train_hflip random_crop early_stop save_strategy save_freq
-    train_val_split monitor eval_metric metric_for_best_model best_metric torch_compile timeout
+    train_val_split monitor checkpoint_metric cls_pw eval_metric metric_for_best_model best_metric torch_compile timeout
     ddp_timeout"""
 # What has no field, and what to do instead.
 _ANSWERS = {
