@@ -88,44 +88,49 @@ def _rows_or_auto(value: Any) -> Any:
         raise ValueError("it should be `auto` or a whole number, 0 or more") from None
 
 
+def _words(value: Any) -> Any:
+    """The items of a YAML list, a number or a comma-separated word of the command line; those of `none` are none."""
+    if isinstance(value, str):
+        value = value.strip().removeprefix("[").removesuffix("]").split(",")
+    words = value if isinstance(value, list | tuple) else [value]
+    return [] if len(words) == 1 and str(words[0]).strip().lower() in ("", "none", "null") else words
+
+
 def _dims(value: Any) -> Any:
     """`128,64` or `[128, 64]` of a YAML list, a number or a word; nothing, or `none`, is the empty list."""
-    words = (
-        value.strip().removeprefix("[").removesuffix("]").split(",")
-        if isinstance(value, str)
-        else value
-        if isinstance(value, list | tuple)
-        else [value]
-    )
-    if len(words) == 1 and str(words[0]).strip().lower() in ("", "none", "null"):
-        words = []
     try:
-        return _DIMS.validate_python(words)
+        return _DIMS.validate_python(_words(value))
     except ValidationError:
         raise ValueError("it should be whole numbers from 1 to 65536, such as `128,64`, or none") from None
 
 
 def _value_range(value: Any) -> Any:
     """`0,4095` of a YAML list or a command-line word; nothing, or `none`, is the empty list."""
-    words = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-    if len(words) == 1 and str(words[0]).strip().lower() in ("", "none", "null"):
-        words = []
     with contextlib.suppress(ValidationError):
-        numbers = _NUMBERS.validate_python(words)
+        numbers = _NUMBERS.validate_python(_words(value))
         if not numbers or (len(numbers) == 2 and numbers[0] < numbers[1]):
             return numbers
     raise ValueError("it should be two numbers, the smaller one first, such as `0,4095`, or none")
 
 
+def _betas(value: Any) -> Any:
+    """`0.9,0.95` of a YAML list or a command-line word; nothing, or `none`, is the empty list."""
+    try:
+        return _BETAS.validate_python(_words(value))
+    except ValidationError:
+        raise ValueError("it should be numbers from 0 to below 1, such as `0.9,0.95`, or none") from None
+
+
 _NUMBERS = TypeAdapter(tuple[Number, ...])
+_BETAS = TypeAdapter(tuple[Annotated[Number, Field(ge=0, lt=1)], ...])
 _DIMS = TypeAdapter(tuple[Annotated[Whole, Field(ge=1, le=65536)], ...])
 
 
 def _class_weights(value: Any) -> Any:
     """`none`, `balanced`, or the weights of a YAML list or of a command-line word such as `1,2.5`."""
-    words = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-    if len(words) == 1 and str(words[0]).strip().lower() in ("none", "null", "no", "false", "balanced"):
-        return "balanced" if str(words[0]).strip().lower() == "balanced" else "none"
+    words = _words(value)
+    if not words or (len(words) == 1 and str(words[0]).strip().lower() in ("no", "false", "balanced")):
+        return "balanced" if words and str(words[0]).strip().lower() == "balanced" else "none"
     try:
         return _WEIGHTS.validate_python(words)
     except ValidationError:
@@ -277,7 +282,11 @@ class Optimizer:
     __pydantic_config__ = _STRICT
 
     name: Name = "sgd"
-    """One of `timm.optim.list_optimizers()` (`sgd` is Nesterov with momentum 0.9), or `rmsprop_keras`."""
+    """One of `timm.optim.list_optimizers()` (`sgd` is Nesterov), or `rmsprop_keras`."""
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+    """Momentum, for optimizers that take one (SGD, LARS, Muon, RMSprop)."""
+    betas: Annotated[tuple[float, ...], PlainValidator(_betas)] = ()
+    """Decay rates of the moments of Adam and its relatives, such as `0.9,0.95` [the optimizer's own]."""
     weight_decay: Annotated[Number, Field(ge=0)] = 5e-5
     """Weight decay; not applied to norms and biases."""
     clip_grad_norm: Annotated[Number, Field(ge=0)] = 0.0
@@ -312,8 +321,10 @@ class Phase:
     """Peak learning rate."""
     warmup_epochs: Annotated[Number, Field(ge=0)] = 0.0
     """Epochs of linear warm-up from 0 to the peak."""
-    schedule: Literal["cosine", "linear", "step", "one-cycle", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "polynomial", "step", "one-cycle", "constant"] = "cosine"
     """Learning rate after the warm-up; `step`: a tenth at 1/2 and 3/4; `one-cycle` has its own warm-up."""
+    power: Annotated[Number, Field(gt=0)] = 1.0
+    """Power of the `polynomial` schedule: (1 - progress) ** power; 1 is linear."""
     trainable: Literal["all", "head"] = "all"
     """`all` weights, or the `head` alone; the rest, including its BatchNorm, is frozen."""
     image_size: Annotated[Annotated[Whole, Field(ge=8, le=1024)] | None, BeforeValidator(_word_null)] = None

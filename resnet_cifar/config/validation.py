@@ -72,6 +72,11 @@ def check_across(recipe: Recipe) -> None:
             raise UserError(f"{warmup} is longer than the phase's {phase.epochs:g} epochs: lower it")
         if phase.schedule == "one-cycle" and phase.warmup_epochs:
             raise UserError(f"{warmup}: one-cycle has its own warm-up; set it to 0")
+        if phase.power != 1 and phase.schedule != "polynomial":
+            raise UserError(
+                f"phases.{index}.power {phase.power:g} belongs to schedule polynomial, not to {phase.schedule}: set "
+                f"phases.{index}.schedule to polynomial, or remove power"
+            )
 
 
 def row_unit(recipe: Recipe) -> int:

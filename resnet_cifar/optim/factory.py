@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import timm.optim
 import torch
@@ -32,7 +33,7 @@ def create_optimizer(
     The learning rate of each parameter group is multiplied by its `lr_scale` (see `set_lr`). `peak`: the run's highest
     learning rate, to which timm's corrected weight decay (adamc and similar) is relative.
     """
-    name = check_optimizer_name(settings.name)
+    name = check_optimizer(settings)
     skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     if settings.layer_decay < 1:
         groups = timm.optim.param_groups_layer_decay(
@@ -49,18 +50,35 @@ def create_optimizer(
                 split.append({**group, "params": parameters, "lr_scale": scale * group.get("lr_scale", 1.0)})
     if name in OWN_OPTIMIZERS:
         return OWN_OPTIMIZERS[name](split, lr=peak)
-    options = {}
+    options: dict[str, Any] = {"betas": settings.betas} if settings.betas else {}
     kind = timm.optim.get_optimizer_class(name, bind_defaults=False)
-    if device.type == "cuda" and "fused" in inspect.signature(kind).parameters:
+    accepted = inspect.signature(kind).parameters
+    if not settings.momentum and "nesterov" in accepted:
+        options["nesterov"] = False  # torch refuses Nesterov without momentum
+    if device.type == "cuda" and "fused" in accepted:
         options["fused"] = True  # one kernel per update; fp16 can skip it without a host sync
-    optimizer = timm.optim.create_optimizer_v2(split, opt=name, lr=peak, momentum=0.9, **options)
-    if isinstance(optimizer, torch.optim.SGD) and options:
+    optimizer = timm.optim.create_optimizer_v2(split, opt=name, lr=peak, momentum=settings.momentum, **options)
+    if isinstance(optimizer, torch.optim.SGD) and "fused" in options and settings.momentum:
         # torch's fused SGD allocates its buffers uninitialized and fills them in the first update. If fp16's scaler
         # skips that update, they stay uninitialized (torch 2.15). Starting from zeros gives the same first update.
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def check_optimizer(settings: Optimizer) -> str:
+    """The optimizer's name in lower case. Raises UserError if it is not supported, or has no such momentum or betas."""
+    name = check_optimizer_name(settings.name)
+    info = None if name in OWN_OPTIMIZERS else timm.optim.get_optimizer_info(name)
+    if settings.momentum != Optimizer.momentum and not (info and info.has_momentum):
+        other = " (optimizer.betas sets its moments)" if info and info.has_betas else ""
+        raise UserError(f"optimizer.momentum {settings.momentum:g} does not apply to {name}{other}: remove it")
+    betas, count = ",".join(f"{beta:g}" for beta in settings.betas), info.num_betas if info and info.has_betas else 0
+    if settings.betas and len(settings.betas) != count:
+        why = f"{name} takes {count} of them: give as many" if count else f"{name} has none: remove it"
+        raise UserError(f"optimizer.betas {betas}: {why}")
+    return name
 
 
 def check_optimizer_name(name: str) -> str:

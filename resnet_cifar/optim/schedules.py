@@ -13,7 +13,7 @@ def phase_lr(phase: Phase, step: int, steps: int, steps_per_epoch: float) -> flo
     warmup = min(round(phase.warmup_epochs * steps_per_epoch), steps)
     if step < warmup:
         return phase.lr * step / warmup
-    return phase.lr * SCHEDULES[phase.schedule]((step - warmup) / (steps - warmup))
+    return phase.lr * SCHEDULES[phase.schedule]((step - warmup) / (steps - warmup)) ** phase.power
 
 
 def _cosine(progress: float) -> float:
@@ -32,6 +32,7 @@ def _one_cycle(progress: float) -> float:
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": _cosine,
     "linear": lambda progress: 1 - progress,
+    "polynomial": lambda progress: 1 - progress,  # raised to phases.N.power, which is 1 in the others
     "step": lambda progress: 0.1 ** ((progress >= 0.5) + (progress >= 0.75)),
     "one-cycle": _one_cycle,
     "constant": lambda progress: 1.0,

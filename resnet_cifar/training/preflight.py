@@ -17,7 +17,7 @@ from resnet_cifar.data import prepared_data
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.models.factory import check_model_name, check_pretrained, create_model, resolve_stem
 from resnet_cifar.models.pretrained import check_init_weights
-from resnet_cifar.optim.factory import check_optimizer_name
+from resnet_cifar.optim.factory import check_optimizer
 from resnet_cifar.tracking.multi import check_trackers
 from resnet_cifar.training.plan import check_batch_size
 from resnet_cifar.training.train_state import check_ghost_batch_size
@@ -73,7 +73,7 @@ def check_names(recipe: Recipe) -> None:
     """Raises UserError where timm has no such model, weights or optimizer."""
     check_model_name(recipe.model.name)
     check_pretrained(recipe.model)
-    check_optimizer_name(recipe.optimizer.name)
+    check_optimizer(recipe.optimizer)
 
 
 def check_init_from(recipe: Recipe) -> None:

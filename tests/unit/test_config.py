@@ -52,7 +52,9 @@ def another_value(path: str) -> Any:
 def nested(path: str, value: Any) -> dict[str, Any]:
     """The values of a recipe in which only `path` is given."""
     if path.startswith("phases.0."):
-        return {"phases": [{"epochs": 20, "lr": 0.02, path.removeprefix("phases.0."): value}]}
+        field = path.removeprefix("phases.0.")
+        schedule = {"schedule": "polynomial"} if field == "power" else {}  # which it belongs to
+        return {"phases": [{"epochs": 20, "lr": 0.02, **schedule, field: value}]}
     for part in reversed(path.split(".")):
         value = {part: value}
     return value
@@ -312,6 +314,23 @@ def test_one_cycle_brings_its_own_warm_up() -> None:
     assert sentence({"phases": phases}).startswith("phases.0.warmup_epochs 1: one-cycle has its own warm-up")
 
 
+def test_a_power_belongs_to_the_polynomial_schedule() -> None:
+    phases = [{"epochs": 5, "lr": 1, "power": 2.0}]
+    expected = "phases.0.power 2 belongs to schedule polynomial, not to cosine: set phases.0.schedule to polynomial"
+    assert sentence({"phases": phases}).startswith(expected)
+    assert parse({"phases": [{**phases[0], "schedule": "polynomial"}]}).phases[0].power == 2
+
+
+@pytest.mark.parametrize("value", ["0.9,0.95", [0.9, 0.95], (0.9, 0.95), ["0.9", "0.95"]])
+def test_betas_are_a_list_however_they_are_written(value: Any) -> None:
+    assert parse({"optimizer": {"betas": value}}).optimizer.betas == (0.9, 0.95)
+
+
+@pytest.mark.parametrize("value", ["0.9,1", "0.9 0.95", "a", [0.9, None], -0.1])
+def test_betas_that_are_none_are_one_sentence(value: Any) -> None:
+    assert sentence({"optimizer": {"betas": value}}).endswith("numbers from 0 to below 1, such as `0.9,0.95`, or none")
+
+
 @pytest.mark.parametrize("path", NOT_DECISIVE)
 def test_the_fingerprint_ignores_what_does_not_decide_the_result(path: str) -> None:
     ours, theirs = Recipe(), parse(nested(path, another_value(path)))
@@ -322,7 +341,8 @@ def test_the_fingerprint_ignores_what_does_not_decide_the_result(path: str) -> N
 
 @pytest.mark.parametrize("path", DECISIVE)
 def test_the_fingerprint_changes_with_every_decisive_field_and_the_difference_names_it(path: str) -> None:
-    ours, theirs = Recipe(), parse(nested(path, another_value(path)))
+    ours = parse(nested(path, 1.0)) if path == "phases.0.power" else Recipe()
+    theirs = parse(nested(path, another_value(path)))
     assert value_at(theirs, path) != value_at(ours, path)
     assert fingerprint(ours) != fingerprint(theirs)
     assert f"{path}: {flatten(theirs)[path]}, not {flatten(ours)[path]}" in differences(ours, theirs)

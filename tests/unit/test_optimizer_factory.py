@@ -17,6 +17,7 @@ from resnet_cifar.models.mlp_head import head_module
 from resnet_cifar.optim.factory import (
     OWN_OPTIMIZERS,
     UNSUPPORTED_OPTIMIZERS,
+    check_optimizer,
     check_optimizer_name,
     create_optimizer,
     set_lr,
@@ -105,6 +106,66 @@ def test_sgd_is_nesterov_with_momentum() -> None:
             stepper.step()
     for mine, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-6, atol=1e-7)
+
+
+SUPPORTED = [name for name in timm.optim.list_optimizers() if not name.startswith(tuple(UNSUPPORTED_OPTIMIZERS))]
+WITH_BETAS = [name for name in SUPPORTED if timm.optim.get_optimizer_info(name).has_betas]
+WITH_MOMENTUM = [name for name in SUPPORTED if timm.optim.get_optimizer_info(name).has_momentum]
+
+
+@pytest.mark.parametrize("name", WITH_BETAS)
+def test_betas_reach_every_optimizer_that_has_them(name: str) -> None:
+    betas = (0.7, 0.8, 0.85)[: timm.optim.get_optimizer_info(name).num_betas]
+    model = tiny()
+    optimizer = create_optimizer(model, Optimizer(name=name, betas=betas), 0.1, CPU)
+    key, expected = ("beta1", betas[0]) if name.endswith("adafactor") else ("betas", betas)  # it uses the first
+    assert {group[key] for group in optimizer.param_groups} == {expected}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    with pytest.raises(UserError, match=rf"optimizer.betas 0.5: {name} takes [23] of them: give as many"):
+        check_optimizer(Optimizer(name=name, betas=(0.5,)))
+
+
+@pytest.mark.parametrize("name", WITH_MOMENTUM)
+def test_momentum_reaches_every_optimizer_that_has_it(name: str) -> None:
+    for momentum in (0.9, 0.6, 0.0):
+        optimizer = create_optimizer(tiny(), Optimizer(name=name, momentum=momentum), 0.1, CPU)
+        assert {group["momentum"] for group in optimizer.param_groups} == {momentum}
+
+
+def test_sgd_without_momentum_is_plain() -> None:
+    """The update is lr times the gradient; no buffers are kept, on a GPU either."""
+    for device in ("cpu", "cuda"):
+        model = tiny()
+        before = [p.detach().clone() for p in model.parameters()]
+        settings = Optimizer(momentum=0.0, weight_decay=0.0)
+        optimizer = create_optimizer(model, settings, 0.1, torch.device(device))
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 2.0)
+        set_lr(optimizer, 0.25)
+        optimizer.step()
+        for old, new in zip(before, model.parameters(), strict=True):
+            torch.testing.assert_close(new, old - 0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            Optimizer(name="adamw", momentum=0.8),
+            "optimizer.momentum 0.8 does not apply to adamw (optimizer.betas sets its moments): remove it",
+        ),
+        (Optimizer(name="adagrad", momentum=0.8), "optimizer.momentum 0.8 does not apply to adagrad: remove it"),
+        (Optimizer(name="rmsprop_keras", momentum=0.8), "optimizer.momentum 0.8 does not apply to rmsprop_keras"),
+        (Optimizer(name="sgd", betas=(0.9, 0.99)), "optimizer.betas 0.9,0.99: sgd has none: remove it"),
+        (Optimizer(name="rmsprop_keras", betas=(0.9,)), "optimizer.betas 0.9: rmsprop_keras has none: remove it"),
+    ],
+)
+def test_a_momentum_or_betas_that_do_not_apply_are_refused(settings: Optimizer, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_optimizer(settings)
+    assert str(caught.value).startswith(sentence)
 
 
 REFUSED = [name for name in KNOWN if name.startswith(("bnb", "fused", "kron", "adahessian"))]

@@ -160,6 +160,7 @@ SCHEDULES = {
     "cosine": lambda steps: lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=steps),
     "linear": lambda steps: lambda o: lr_scheduler.LinearLR(o, start_factor=1, end_factor=0, total_iters=steps),
     "step": lambda steps: lambda o: lr_scheduler.MultiStepLR(o, [-(-steps // 2), -(-3 * steps // 4)], gamma=0.1),
+    "polynomial": lambda steps: lambda o: lr_scheduler.PolynomialLR(o, total_iters=steps, power=1.0),
     "constant": lambda steps: lambda o: lr_scheduler.ConstantLR(o, factor=1),
 }
 
@@ -170,6 +171,13 @@ def test_a_decay_is_torchs_at_every_step(decay: str, steps: int) -> None:
     plan = plan_of(epochs=steps / 10, schedule=decay)
     assert plan.steps == steps
     np.testing.assert_allclose(rates(plan), torch_rates(SCHEDULES[decay](steps), steps, 0.5), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("power", [0.5, 2.0])
+def test_a_polynomial_decay_has_torchs_power(power: float) -> None:
+    plan = plan_of(epochs=4, schedule="polynomial", power=power)
+    expected = torch_rates(lambda o: lr_scheduler.PolynomialLR(o, total_iters=40, power=power), 40, 0.5)
+    np.testing.assert_allclose(rates(plan), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_one_cycle_is_torchs_curve() -> None:
