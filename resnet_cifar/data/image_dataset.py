@@ -21,7 +21,7 @@ from torch import Tensor
 
 _AHEAD = 2  # batches prefetched
 _SHARE = 0.5  # of the free memory that images may use: weights and activations need the rest
-_GIB = 2**30
+GIB = 2**30
 
 ALL = slice(None)
 
@@ -159,17 +159,20 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
+def free_memory(device: torch.device) -> int:
+    """Free bytes of a GPU, or a process's share of this machine's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def choose_storage(storage: str, nbytes: int, device: torch.device) -> tuple[str, str]:
     """(`device` or `host`, a description with the reason) for images of `nbytes` and the recipe's `data.storage`."""
-    if device.type == "cuda":
-        free, memory = torch.cuda.mem_get_info(device)[0], "the GPU's memory"
-    else:
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each one loads the images
-        free, memory = psutil.virtual_memory().available // processes, "memory"
+    free, memory = free_memory(device), "the GPU's memory" if device.type == "cuda" else "memory"
     place = storage
     if storage == "auto":
         place = "device" if nbytes <= _SHARE * free else "host"
     where = f"in {memory}" if place == "device" else "on local disk, prefetched"
     limit = "at most" if nbytes <= _SHARE * free else "more than"
-    why = "data.storage" if storage == place else f"{limit} half of the {free / _GIB:.1f} GiB free in {memory}"
-    return place, f"{nbytes / _GIB:.2f} GiB {where} ({why})"
+    why = "data.storage" if storage == place else f"{limit} half of the {free / GIB:.1f} GiB free in {memory}"
+    return place, f"{nbytes / GIB:.2f} GiB {where} ({why})"

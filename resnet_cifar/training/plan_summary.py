@@ -1,20 +1,30 @@
-"""The plan of a run in words, and an estimate of its memory and time from a forward and backward pass of few images."""
+"""The plan of a run in words, warnings, and an estimate of its memory and time."""
 
 from __future__ import annotations
 
+import copy
+import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import METRIC_NAMES, Head
+from resnet_cifar.config.validation import check_across, row_unit
+from resnet_cifar.data.image_dataset import GIB, free_memory
 from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.distributed.context import DistributedContext
+from resnet_cifar.models.mlp_head import head_module
 from resnet_cifar.reporting.console import duration, speed
+from resnet_cifar.training import preflight
 from resnet_cifar.training.plan import SMALL_PER_RANK_BATCH, Plan
 from resnet_cifar.training.train_state import TrainState
 
+FEW_STEPS = 50
+_COUNTED = 16  # images whose activations are counted
 _PROBE = {"cpu": 8, "cuda": 64}  # images
 
 
@@ -103,52 +113,118 @@ def small_batch_warning(plan: Plan) -> str | None:
     )
 
 
+def few_steps_warning(plan: Plan) -> str | None:
+    """A warning where a whole data set is trained for fewer than 50 updates, with a batch size that gives as many."""
+    recipe, unit = plan.recipe, row_unit(plan.recipe) * plan.world_size
+    if plan.steps >= FEW_STEPS or recipe.data.limit or recipe.data.overfit_images:
+        return None
+
+    def suffices(rows: int) -> bool:
+        try:
+            smaller = replace(recipe, batch_size=rows)
+            check_across(smaller)
+            return replace(plan, recipe=smaller).steps >= FEW_STEPS
+        except UserError:
+            return False
+
+    sizes = range((recipe.batch_size - 1) // unit * unit, 0, -unit)
+    rows = next(filter(suffices, sizes), None)
+    last = recipe.phases[-1].epochs + math.ceil((FEW_STEPS - plan.steps) * recipe.batch_size / plan.images) + 1
+    fix = f"set batch_size to {rows}" if rows else f"raise phases.{len(recipe.phases) - 1}.epochs to {last:g}"
+    updates = f"{plan.steps} update{'s' * (plan.steps > 1)} of {recipe.batch_size} images"
+    return f"{updates} {'are' if plan.steps > 1 else 'is'} too few to learn much: {fix}"
+
+
+def memory_warning(state: TrainState) -> str | None:
+    """A warning where training takes more memory than is free, with the largest micro-batch that fits."""
+    plan, free, per_image = state.plan, free_memory(state.context.device), activation_bytes(state)
+    if per_image is None or (plan.recipe.micro_batch == "auto" and state.context.device.type == "cuda"):
+        return None  # unknown, or found by trial
+    fixed = 3 * _weight_bytes(state)  # gradients and two optimizer states
+    needed, rows = fixed + per_image * plan.micro_batch, plan.micro_batch
+    if needed <= free:
+        return None
+    while rows and fixed + per_image * rows > free:
+        rows = replace(plan, recipe=replace(plan.recipe, micro_batch=rows)).smaller_micro_batch
+    return (
+        f"training takes about {needed / GIB:.1f} GiB per process in micro-batches of {plan.micro_batch} images, and "
+        f"{free / GIB:.1f} GiB are free: "
+        + (f"set micro_batch to {rows}" if rows else "lower data.image_size or use a smaller model")
+    )
+
+
+def activation_bytes(state: TrainState) -> float | None:
+    """Bytes per image that the largest phase's forward pass keeps for the backward pass.
+
+    Counted on the meta device, without memory or computation; None if the model has an operation that it lacks.
+    """
+    recipe, context = state.plan.recipe, state.context
+    reduced = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(context.precision, context.dtype)
+    model = copy.deepcopy(preflight.meta_model(recipe)).to(reduced)
+    stages = {(phase.trainable, phase.image_size or recipe.data.image_size) for phase in recipe.phases}
+    try:
+        return max(_saved_bytes(model, trainable, size, reduced) for trainable, size in stages) / _COUNTED
+    except NotImplementedError:
+        return None
+
+
+def _saved_bytes(model: torch.nn.Module, trainable: str, size: int, dtype: torch.dtype) -> int:
+    """Bytes that autograd saves in a forward pass of `_COUNTED` images through a model on the meta device."""
+    model.requires_grad_(trainable == "all").train(trainable == "all")
+    head_module(model).requires_grad_().train()
+    images = torch.empty(_COUNTED, 3, size, size, device="meta", dtype=dtype).contiguous(
+        memory_format=torch.channels_last
+    )
+    saved: dict[int, torch.Tensor] = {}  # meta tensors have no address; as they are kept, their storages are distinct
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.setdefault(tensor.untyped_storage()._cdata, tensor), lambda tensor: tensor
+    ):
+        model(images)
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    return sum(tensor.untyped_storage().nbytes() for storage, tensor in saved.items() if storage not in weights)
+
+
 def estimate(state: TrainState, data: ImageData) -> list[tuple[str, str]]:
-    """Memory per device and training time, extrapolated from a few images."""
-    plan, found, total, start = state.plan, {}, 0.0, 0
+    """Memory per device, and training time as extrapolated from a few images."""
+    plan, speeds, total, start = state.plan, {}, 0.0, 0
     images = min(plan.micro_batch, _PROBE[state.context.device.type])
     for phase, end in zip(plan.recipe.phases, plan.phase_ends, strict=True):
         kind = phase.trainable, phase.image_size or plan.recipe.data.image_size
-        if kind not in found:
+        if kind not in speeds:
             state.start_stage(phase.trainable)
-            found[kind] = _measure(state, images, kind[1])
-        total += (end - start) * plan.per_rank_batch / found[kind][1]
+            speeds[kind] = _speed(state, images, kind[1])
+        total += (end - start) * plan.per_rank_batch / speeds[kind]
         start = end
-    activations = max(size for size, _ in found.values()) * plan.micro_batch
-    weights = sum(p.numel() * p.element_size() for p in state.model.parameters())
+    activations = activation_bytes(state)
     # Weights, gradients and two optimizer states, the moving average, and the images.
-    resident = (4 + (state.average is not None)) * weights
+    resident = (4 + (state.average is not None)) * _weight_bytes(state)
     resident += sum(each.resident_bytes for each in (data.train, data.validation, data.test))
-    gib, speeds = 2**30, " and ".join(speed(images) for _, images in found.values())
+    memory = "unknown: this model has an operation whose memory cannot be counted"
+    if activations is not None:
+        kept = activations * plan.micro_batch
+        memory = f"about {(kept + resident) / GIB:.1f} GiB per device, {kept / GIB:.1f} for activations"
+    words = " and ".join(map(speed, speeds.values()))
     return [
-        (
-            "memory",
-            f"about {(activations + resident) / gib:.1f} GiB per device, {activations / gib:.1f} for activations",
-        ),
-        ("time", f"about {duration(total)} of training ({speeds} per device, measured on {images} images)"),
+        ("memory", memory),
+        ("time", f"about {duration(total)} of training ({words} per device, measured on {images} images)"),
     ]
 
 
-def _measure(state: TrainState, images: int, size: int) -> tuple[float, float]:
-    """(bytes of activations per image, images/s) of a forward and backward pass of `images` images."""
-    saved: dict[int, int] = {}
-    weights = {p.untyped_storage().data_ptr() for p in state.model.parameters()}
+def _weight_bytes(state: TrainState) -> int:
+    return sum(p.numel() * p.element_size() for p in state.model.parameters())
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
 
+def _speed(state: TrainState, images: int, size: int) -> float:
+    """images/s of forward and backward passes of `images` images."""
     device = state.context.device
     inputs = torch.zeros(images, 3, size, size, device=device, dtype=state.context.dtype)
     inputs = inputs.contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(images, dtype=torch.int64, device=device)
     seconds = []
-    for attempt in range(3):  # the first one warms up
+    for _ in range(3):  # the first one warms up
         began = time.perf_counter()
-        with torch.autograd.graph.saved_tensors_hooks(note if attempt == 0 else lambda t: t, lambda t: t):
-            loss = F.cross_entropy(state.model(inputs), labels)
-        state.context.backward(loss)
+        state.context.backward(F.cross_entropy(state.model(inputs), labels))
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    return sum(n for pointer, n in saved.items() if pointer not in weights) / images, images / min(seconds[1:])
+    return images / min(seconds[1:])

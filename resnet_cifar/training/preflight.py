@@ -79,7 +79,7 @@ def check_names(recipe: Recipe) -> None:
 def check_init_from(recipe: Recipe) -> None:
     """Raises UserError where the weights of `model.init_from` do not exist or do not fit. Only rank 0 reads them."""
     if recipe.model.init_from:
-        check_init_weights(_meta_model(recipe), recipe.model.init_from)
+        check_init_weights(meta_model(recipe), recipe.model.init_from)
 
 
 def _check_input(recipe: Recipe) -> None:
@@ -96,7 +96,7 @@ def _check_input(recipe: Recipe) -> None:
 def _refusal(recipe: Recipe, size: int) -> str | None:
     """The model's error message for images of `size` pixels; None if it accepts them."""
     try:
-        model = _meta_model(recipe)
+        model = meta_model(recipe)
         with torch.no_grad():
             model(torch.empty(2, 3, size, size, device="meta"))
     except UserError:
@@ -109,7 +109,7 @@ def _refusal(recipe: Recipe, size: int) -> str | None:
 
 
 @lru_cache(maxsize=2)
-def _meta_model(recipe: Recipe) -> nn.Module:
+def meta_model(recipe: Recipe) -> nn.Module:
     """The model on the meta device, without memory or computation."""
     with torch.device("meta"):
         return create_model(recipe, classes=2, pretrained=False).eval()

@@ -80,8 +80,14 @@ def _set_up(
             raise UserError("another process ended before training began, and says why") from None
         raise
     screen.facts(plan_summary.describe(plan, context, data, folder.path))
-    for warning in filter(None, (plan_summary.small_batch_warning(plan), context.idle_threads_warning())):
-        screen.warn(warning)
+    for warning in (
+        plan_summary.small_batch_warning(plan),
+        plan_summary.few_steps_warning(plan),
+        plan_summary.memory_warning(state),
+        context.idle_threads_warning(),
+    ):
+        if warning:
+            screen.warn(warning)
     if options.dry_run:
         screen.facts(plan_summary.estimate(state, data))
         return None

@@ -1,4 +1,4 @@
-"""data/plan.py: the stream of images, the learning rate and the steps at which something happens."""
+"""training/plan.py: the stream of images, the learning rate and the steps at which something happens."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.validation import check_across, parse, row_unit
 from resnet_cifar.data.sampling import bn_indices, sample_indices
 from resnet_cifar.training.plan import Plan, check_batch_size
+from resnet_cifar.training.plan_summary import few_steps_warning
 
 some = settings(deadline=None, derandomize=True, max_examples=60)
 many = settings(some, max_examples=300)
@@ -43,6 +44,52 @@ def rows_of(plan: Plan, step: int, rows: slice) -> tuple[np.ndarray, np.ndarray]
 
 def whole(plan: Plan, step: int) -> tuple[np.ndarray, np.ndarray]:
     return rows_of(plan, step, slice(0, plan.recipe.batch_size))
+
+
+# Few updates
+
+
+@many
+@given(
+    st.integers(1, 2000),
+    st.integers(1, 40),
+    st.integers(1, 3),
+    st.sampled_from([None, 2, 8, 32]),
+    st.sampled_from([0.5, 1, 3, 20]),
+    st.booleans(),
+)
+def test_the_batch_size_that_a_plan_of_few_updates_names_gives_fifty(
+    images: int, units: int, world: int, norm: int | None, epochs: float, split: bool
+) -> None:
+    unit = (norm or 2) * world
+    model = {"ghost_batch_size": norm}
+    phases = [{"epochs": epochs, "lr": 0.1}, {"epochs": epochs, "lr": 0.1}]
+    micro = (norm or 2) if split else 0
+    plan = Plan(
+        parse({"batch_size": units * unit, "micro_batch": micro, "model": model, "phases": phases}), images, world
+    )
+    warning = few_steps_warning(plan)
+    assert (warning is None) == (plan.steps >= 50)
+    if warning and (named := re.search(r"set batch_size to (\d+)$", warning)):
+        fewer = replace(plan.recipe, batch_size=int(named[1]))
+        check_across(fewer)
+        assert Plan(fewer, images, world).steps >= 50
+        assert few_steps_warning(replace(plan, recipe=fewer)) is None
+    elif warning:
+        longer = re.search(r"raise phases.1.epochs to ([\d.]+)$", warning)
+        last = replace(plan.recipe.phases[1], epochs=float(longer[1]))
+        assert (
+            few_steps_warning(replace(plan, recipe=replace(plan.recipe, phases=(plan.recipe.phases[0], last)))) is None
+        )
+        smallest = replace(plan.recipe, batch_size=unit)
+        assert Plan(smallest, images, world).steps < 50
+
+
+def test_fewer_than_fifty_updates_are_a_warning_unless_the_data_is_limited() -> None:
+    few = plan_of(images=100, epochs=4)
+    assert few_steps_warning(few) == "40 updates of 10 images are too few to learn much: set batch_size to 8"
+    limited = replace(few.recipe, data=replace(few.recipe.data, limit=20))
+    assert few_steps_warning(replace(few, recipe=limited)) is None
 
 
 # The stream
