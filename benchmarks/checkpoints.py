@@ -56,7 +56,7 @@ def _saving(source: str, optimizer: str, folder: Path) -> dict[str, Any]:
     recipe = read_recipe("scratch", words)
     data = prepared_data.load(prepared_data.prepare(recipe.data), recipe, context.device)
     plan = Plan(recipe, len(data.train), world_size=1)
-    state = TrainState(plan, context, len(data.classes))
+    state = TrainState(plan, context, data.classes)
     loader = Loader(recipe, data.train, len(data.classes), state.preprocess, plan.rows(0))
     numbers = itertools.count()
     writer = checkpoint.Writer(folder, keep=1, before=lambda: None)

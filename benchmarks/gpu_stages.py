@@ -281,7 +281,7 @@ def _built(variant: Variant, rehearse: bool) -> tuple[TrainState, Loader]:
     images = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, device=context.device)
     labels = torch.randint(0, CLASSES, (count,), device=context.device)
     plan = Plan(recipe, count, world_size=1)
-    state = TrainState(plan, context, CLASSES)
+    state = TrainState(plan, context, tuple(map(str, range(CLASSES))))
     if variant.batchnorm not in ("auto", "stock", "plain loop"):
         # The model is built with "auto"; this selects another implementation.
         apply_ghost_batchnorm(state.model, recipe.model.ghost_batch_size, variant.batchnorm)

@@ -87,7 +87,7 @@ def measure(configuration: Configuration, source: str) -> dict[str, Any]:
     recipe = configuration.read(source)
     data = prepared_data.load(prepared_data.prepare(recipe.data), recipe, context.device)
     plan = Plan(recipe, len(data.train), world_size=1)
-    state = TrainState(plan, context, len(data.classes))
+    state = TrainState(plan, context, data.classes)
     loader = Loader(recipe, data.train, len(data.classes), state.preprocess, plan.rows(0))
     whole = whole_step(state, loader)
     warm_up = _seconds(whole, _WARM_UP, gpu)

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from resnet_cifar.config import synonyms
 from resnet_cifar.config.diff import field_paths, flatten
 from resnet_cifar.config.errors import FILE_NAME, UserError, check_name, did_you_mean, renamed
-from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.schema import Phase, Recipe
 
 _ADAPTER = TypeAdapter(Recipe)
 
@@ -62,21 +62,25 @@ def check_across(recipe: Recipe) -> None:
             "its default (none, uniform)"
         )
     for index, phase in enumerate(recipe.phases):
-        warmup = f"phases.{index}.warmup_epochs {phase.warmup_epochs:g}"
-        if recipe.model.head.pool == "flatten" and phase.image_size not in (None, recipe.data.image_size):
-            raise UserError(
-                f"phases.{index}.image_size {phase.image_size}: model.head.pool flatten takes images of one size, "
-                f"data.image_size {recipe.data.image_size}; leave it null, or use another pool"
-            )
-        if phase.warmup_epochs > phase.epochs:
-            raise UserError(f"{warmup} is longer than the phase's {phase.epochs:g} epochs: lower it")
-        if phase.schedule == "one-cycle" and phase.warmup_epochs:
-            raise UserError(f"{warmup}: one-cycle has its own warm-up; set it to 0")
-        if phase.power != 1 and phase.schedule != "polynomial":
-            raise UserError(
-                f"phases.{index}.power {phase.power:g} belongs to schedule polynomial, not to {phase.schedule}: set "
-                f"phases.{index}.schedule to polynomial, or remove power"
-            )
+        _check_phase(f"phases.{index}", phase, recipe)
+
+
+def _check_phase(path: str, phase: Phase, recipe: Recipe) -> None:
+    warmup = f"{path}.warmup_epochs {phase.warmup_epochs:g}"
+    if recipe.model.head.pool == "flatten" and phase.image_size not in (None, recipe.data.image_size):
+        raise UserError(
+            f"{path}.image_size {phase.image_size}: model.head.pool flatten takes images of one size, "
+            f"data.image_size {recipe.data.image_size}; leave it null, or use another pool"
+        )
+    if phase.warmup_epochs > phase.epochs:
+        raise UserError(f"{warmup} is longer than the phase's {phase.epochs:g} epochs: lower it")
+    if phase.schedule == "one-cycle" and phase.warmup_epochs:
+        raise UserError(f"{warmup}: one-cycle has its own warm-up; set it to 0")
+    if phase.power != 1 and phase.schedule != "polynomial":
+        raise UserError(
+            f"{path}.power {phase.power:g} belongs to schedule polynomial, not to {phase.schedule}: set "
+            f"{path}.schedule to polynomial, or remove power"
+        )
 
 
 def row_unit(recipe: Recipe) -> int:

@@ -92,10 +92,8 @@ def create_model(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
         )
     if settings.head.init == "glorot":
         head_module(model).apply(_init_glorot)
-    elif pretrained:  # a zero classifier does not disturb pretrained features in the first steps (BiT, ViT)
-        last = model.mlp_head.classifier if settings.head.is_deep else head_module(model)
-        for parameter in last.parameters():
-            nn.init.zeros_(parameter)
+    elif pretrained:
+        zero_classifier(model)
     return model.train()
 
 
@@ -107,6 +105,13 @@ def _unreadable_weights(name: str, error: Exception) -> UserError:
         f"the pretrained weights of model.name {name!r} cannot be loaded, because {failure.reason}: {failure.fix}, use "
         "--model.pretrained False, or a run's weights with --model.init_from"
     )
+
+
+def zero_classifier(model: nn.Module) -> None:
+    """Zeroes the last layer, which then does not disturb pretrained features in the first steps (BiT, ViT)."""
+    head = head_module(model)
+    for parameter in getattr(head, "classifier", head).parameters():
+        nn.init.zeros_(parameter)
 
 
 def resolve_stem(settings: Model) -> str:

@@ -169,7 +169,8 @@ def _source(recipe: Recipe) -> str:
 
 def _start(recipe: Recipe) -> str:
     if recipe.model.init_from:
-        return f"from the weights of the run {Path(recipe.model.init_from).name}"
+        start = recipe.model.init_from
+        return f"from the weights of {start if start.startswith('hf-hub:') else Path(start).name}"
     return f"from the weights of timm's {recipe.model.name}" if recipe.model.pretrained else "from random weights"
 
 

@@ -129,7 +129,8 @@ def few_steps_warning(plan: Plan) -> str | None:
 
     sizes = range((recipe.batch_size - 1) // unit * unit, 0, -unit)
     rows = next(filter(suffices, sizes), None)
-    last = recipe.phases[-1].epochs + math.ceil((FEW_STEPS - plan.steps) * recipe.batch_size / plan.images) + 1
+    before = sum(phase.epochs for phase in recipe.phases[:-1])
+    last = math.ceil(FEW_STEPS * recipe.batch_size / plan.images - before)
     fix = f"set batch_size to {rows}" if rows else f"raise phases.{len(recipe.phases) - 1}.epochs to {last:g}"
     updates = f"{plan.steps} update{'s' * (plan.steps > 1)} of {recipe.batch_size} images"
     return f"{updates} {'are' if plan.steps > 1 else 'is'} too few to learn much: {fix}"

@@ -16,7 +16,7 @@ from resnet_cifar.config.schema import Head, Recipe
 from resnet_cifar.data import prepared_data
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.models.factory import check_model_name, check_pretrained, create_model, resolve_stem
-from resnet_cifar.models.pretrained import check_init_weights
+from resnet_cifar.models.pretrained import check_init_weights, find_init_weights
 from resnet_cifar.optim.factory import check_optimizer
 from resnet_cifar.tracking.multi import check_trackers
 from resnet_cifar.training.plan import check_batch_size
@@ -79,7 +79,7 @@ def check_names(recipe: Recipe) -> None:
 def check_init_from(recipe: Recipe) -> None:
     """Raises UserError where the weights of `model.init_from` do not exist or do not fit. Only rank 0 reads them."""
     if recipe.model.init_from:
-        check_init_weights(meta_model(recipe), recipe.model.init_from)
+        check_init_weights(meta_model(recipe), find_init_weights(recipe.model.init_from))
 
 
 def _check_input(recipe: Recipe) -> None:
@@ -124,6 +124,8 @@ def download(recipe: Recipe) -> None:
     recipe = resolve(recipe)
     entry = prepared_data.prepare(recipe.data)
     print(f"images are in {entry}", flush=True)
-    if recipe.model.pretrained and not recipe.model.init_from:
+    if recipe.model.init_from:
+        find_init_weights(recipe.model.init_from)
+    elif recipe.model.pretrained:
         create_model(recipe, classes=2, pretrained=True)
         print(f"the weights of {recipe.model.name} are in the hub's cache", flush=True)

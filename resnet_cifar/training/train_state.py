@@ -19,10 +19,10 @@ from resnet_cifar.config.schema import Recipe
 from resnet_cifar.data.preprocess import Preprocess
 from resnet_cifar.data.sources.image_io import AS_IS, Decoding
 from resnet_cifar.distributed.context import DistributedContext, is_out_of_memory
-from resnet_cifar.models.factory import create_model, in_mode, normalization
+from resnet_cifar.models.factory import create_model, in_mode, normalization, zero_classifier
 from resnet_cifar.models.ghost_batchnorm import apply_ghost_batchnorm, sync_batchnorm
 from resnet_cifar.models.mlp_head import head_module
-from resnet_cifar.models.pretrained import load_init_weights
+from resnet_cifar.models.pretrained import find_init_weights, load_init_weights
 from resnet_cifar.optim.factory import create_optimizer
 from resnet_cifar.training.metric_accumulator import MetricAccumulator
 from resnet_cifar.training.plan import Plan
@@ -34,21 +34,25 @@ class TrainState:
     """The model and its optimizer: plain (`model`, `optimizer`) and as Accelerate wraps them (`wrapped...`).
 
     `average` is a second model, the weights' moving average, or None. `parameters` are those that the current stage
-    trains. Without `pretrained` it starts from random weights whatever the recipe says, which suffices for an estimate.
-    `decoding`: of the training images.
+    trains. `init_remarks`: sentences on the weights of model.init_from; `decoding`: of the training images. Without
+    `pretrained` it starts from random weights whatever the recipe says, which suffices for an estimate.
     """
 
     def __init__(
         self,
         plan: Plan,
         context: DistributedContext,
-        classes: int,
+        classes: tuple[str, ...],
         pretrained: bool = True,
         decoding: Decoding = AS_IS,
     ) -> None:
         recipe = plan.recipe
         self.plan, self.context = plan, context
-        self.model = _initial_model(recipe, classes, context) if pretrained else create_model(recipe, classes, False)
+        self.init_remarks: tuple[str, ...] = ()
+        if pretrained:
+            self.model, self.init_remarks = _initial_model(recipe, classes, context)
+        else:
+            self.model = create_model(recipe, len(classes), pretrained=False)
         mean, std = normalization(self.model, recipe)
         on_device = {"dtype": context.dtype, "device": context.device}
         mean, std = torch.tensor(mean, **on_device), torch.tensor(std, **on_device)
@@ -213,18 +217,30 @@ def check_ghost_batch_size(recipe: Recipe, context: DistributedContext) -> None:
         )
 
 
-def _initial_model(recipe: Recipe, classes: int, context: DistributedContext) -> torch.nn.Module:
-    """The model, with the recipe's initial weights on rank 0; the other ranks get them when it is wrapped."""
+def _initial_model(
+    recipe: Recipe, classes: tuple[str, ...], context: DistributedContext
+) -> tuple[torch.nn.Module, tuple[str, ...]]:
+    """The model, with the recipe's initial weights on rank 0, and remarks on them.
+
+    The other ranks get the weights when the model is wrapped.
+    """
     created: list[torch.nn.Module] = []
 
     def create() -> str:
-        created.append(create_model(recipe, classes, pretrained=True))
-        if recipe.model.init_from:
-            load_init_weights(created[0], recipe.model.init_from)
-        return "created"
+        model, start = create_model(recipe, len(classes), pretrained=True), recipe.model.init_from
+        created.append(model)
+        if not start:
+            return ""
+        found = find_init_weights(start)
+        new_head = load_init_weights(model, found, classes)
+        if new_head and recipe.model.head.init == "auto":
+            zero_classifier(model)
+        normalized = found.normalization_remark(*normalization(model, recipe))
+        remarks = (new_head and f"{new_head} and is reinitialized", normalized and f"{normalized}, other than here")
+        return "".join(f"model.init_from {start}: {remark}\n" for remark in remarks if remark)
 
-    context.run_on_main(create)
-    return created[0] if created else create_model(recipe, classes, pretrained=False)
+    remarks = tuple(context.run_on_main(create).splitlines())
+    return created[0] if created else create_model(recipe, len(classes), pretrained=False), remarks
 
 
 def _with_ghost_batchnorm(model: torch.nn.Module, plan: Plan, context: DistributedContext) -> torch.nn.Module:

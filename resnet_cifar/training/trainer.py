@@ -74,12 +74,13 @@ def _set_up(
     check_crop_padding(recipe, data.train)
     try:
         with timings.part("model"):
-            state = TrainState(plan, context, len(data.classes), not options.dry_run, data.decoding)
+            state = TrainState(plan, context, data.classes, not options.dry_run, data.decoding)
     except RuntimeError as error:
         if is_lost_connection(error):
             raise UserError("another process ended before training began, and says why") from None
         raise
     screen.facts(plan_summary.describe(plan, context, data, folder.path))
+    screen.facts([("weights", remark) for remark in state.init_remarks])
     for warning in (
         plan_summary.small_batch_warning(plan),
         plan_summary.few_steps_warning(plan),

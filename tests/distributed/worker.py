@@ -90,7 +90,7 @@ def train(
     training, validation = images(IMAGES, 0, unbalanced=True), images(70, 1)
     counts = {str(label): count for label, count in enumerate(training.labels.bincount().tolist())}
     plan = Plan(recipe, IMAGES, context.size, class_counts=counts)
-    state = TrainState(plan, context, CLASSES)
+    state = TrainState(plan, context, tuple(counts))
     loader = Loader(recipe, training, CLASSES, state.preprocess, plan.rows(context.rank))
     balanced = balanced_order(recipe, training.labels.numpy())
     first: dict[str, torch.Tensor] = {}

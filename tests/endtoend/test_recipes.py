@@ -189,7 +189,7 @@ def _stop_after(steps: int, recipe: Recipe) -> None:
         ({"data.source": "nowhere"}, r"data.source 'nowhere' is not a folder, archive or .npz file here"),
         ({"model.stem": "cifar", "model.name": "test_vit"}, r"model.stem cifar is for timm's ResNets"),
         ({"precision": "fp16"}, r"precision fp16 needs a GPU"),
-        ({"model.init_from": "no-run"}, r"model.init_from 'no-run' has no model/model.safetensors"),
+        ({"model.init_from": "no-run"}, r"model.init_from 'no-run' has no file or folder of that name"),
         (
             {"data.validation_fraction": "0.02"},
             r"data.validation_fraction 0.02 of 120 images leaves 8 of 10 classes out",

@@ -66,7 +66,7 @@ def start(precision: str, **values: object) -> tuple[TrainState, Loader]:
     context = DistributedContext(precision)
     recipe = parse({**defaults, **values, "precision": precision})
     plan = Plan(recipe, IMAGES, context.size)
-    state = TrainState(plan, context, classes=10)
+    state = TrainState(plan, context, classes=tuple("abcdefghij"))
     if context.scaler is not None:
         context.scaler.load_state_dict({**context.scaler.state_dict(), "scale": LOSS_SCALE})
     return state, Loader(recipe, random_images(context.device), 10, state.preprocess, plan.rows(0))

@@ -73,6 +73,31 @@ def test_default_source_and_weights_come_from_the_hub(filled: Path, hub_root: Pa
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-6)
 
 
+def test_a_run_starts_from_a_model_of_the_hub(hub: HubServer, hub_root: Path, copied: Path):
+    """Not timm's name of it, and with another head than ten classes need."""
+    start = "hf-hub:timm/test_resnet.r160_in1k"
+    done = train(copied, hub.url, "--model.init_from", start, "--run", "own")
+    succeeded(done)
+    assert f"model.init_from {start}: its head has another shape and is reinitialized" in " ".join(done.stdout.split())
+    ours = load_file(copied / "own" / "model" / "model.safetensors")
+    theirs = load_file(hub_root / "models/timm/test_resnet.r160_in1k/model.safetensors")
+    torch.testing.assert_close(ours["conv1.0.weight"], theirs["conv1.0.weight"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("start", "reason"),
+    [
+        ("hf-hub:nobody/nothing", "has nothing of that name that you can read: check the name"),
+        ("hf-hub:a b", "is no repository of the Hub: name hf-hub:OWNER/NAME"),
+    ],
+)
+def test_a_start_that_the_hub_does_not_have_is_one_sentence(hub: HubServer, copied: Path, start: str, reason: str):
+    said = sentence(train(copied, hub.url, "--model.init_from", start, "--run", "never"))
+    assert said.startswith(f"error: model.init_from {start!r}")
+    assert reason in said
+    assert not (copied / "never").exists()
+
+
 def test_runs_from_the_caches_when_the_hub_is_gone(copied: Path):
     succeeded(train(copied, CLOSED, "--run", "again", "--seed", "1"))
     assert (copied / "again" / "result.json").is_file()

@@ -60,7 +60,7 @@ def start(name: str, head: dict, stages: tuple[str, ...] = ("all",)) -> tuple[Tr
     images = torch.from_numpy(pixels).view(IMAGES, 32, 32, 3)
     training = ImageDataset(images, torch.arange(IMAGES) % 10, np.arange(IMAGES))
     plan = Plan(recipe, IMAGES, context.size)
-    state = TrainState(plan, context, classes=10)
+    state = TrainState(plan, context, classes=tuple("abcdefghij"))
     return state, Loader(recipe, training, 10, state.preprocess, plan.rows(0)), training
 
 

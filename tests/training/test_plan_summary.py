@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 def state_of(name: str, **values: Any) -> TrainState:
     model = {"name": name, "pretrained": False, "ghost_batch_size": 32}
     recipe = parse({"batch_size": 64, "data": {"image_size": 64}, "model": model, **values})
-    return TrainState(Plan(recipe, 640, 1), DistributedContext("no"), classes=2)
+    return TrainState(Plan(recipe, 640, 1), DistributedContext("no"), classes=("a", "b"))
 
 
 def measured_bytes(state: TrainState, size: int) -> float:

@@ -46,9 +46,9 @@ Start = Callable[..., tuple[TrainState, Loader]]
 @pytest.fixture
 def start(images: ImageDataset) -> Start:
     def create(context: DistributedContext, **values: object) -> tuple[TrainState, Loader]:
-        counts = {str(label): int((images.labels == label).sum()) for label in range(10)}
+        counts = {label: int((images.labels == number).sum()) for number, label in enumerate("abcdefghij")}
         plan = Plan(parse({**VALUES, **values}), IMAGES, context.size, class_counts=counts)
-        state = TrainState(plan, context, classes=10)
+        state = TrainState(plan, context, classes=tuple(counts))
         return state, Loader(plan.recipe, images, 10, state.preprocess, plan.rows(0))
 
     return create

@@ -23,7 +23,7 @@ from resnet_cifar.models.factory import check_model_name, create_model
 from resnet_cifar.models.ghost_batchnorm import apply_ghost_batchnorm
 from resnet_cifar.models.mlp_head import DeterministicDropout, head_module
 from resnet_cifar.models.precise_bn import estimate_bn_stats
-from resnet_cifar.models.pretrained import load_init_weights
+from resnet_cifar.models.pretrained import find_init_weights, load_init_weights
 from resnet_cifar.optim.factory import create_optimizer
 
 CLASSES = tuple("abcdefghij")
@@ -204,7 +204,7 @@ def test_a_warm_start_takes_a_head_whole_or_not_at_all(
 ) -> None:
     model = built(classes=classes, head=ours)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    load_init_weights(model, str(finished(head=theirs)))
+    load_init_weights(model, find_init_weights(str(finished(head=theirs))), CLASSES[:classes])
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     learned = {name for name, _ in model.named_parameters()}
     head = {name for name in learned if name.startswith(("mlp_head.", "fc."))}

@@ -26,7 +26,7 @@ from resnet_cifar.models.export import export_model
 from resnet_cifar.models.factory import check_model_name, create_model, normalization
 from resnet_cifar.models.ghost_batchnorm import apply_ghost_batchnorm
 from resnet_cifar.models.precise_bn import estimate_bn_stats
-from resnet_cifar.models.pretrained import check_init_weights, load_init_weights
+from resnet_cifar.models.pretrained import check_init_weights, find_init_weights, load_init_weights
 from resnet_cifar.optim.factory import create_optimizer, set_lr
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -262,7 +262,7 @@ def finished(tmp_path: Path) -> Path:
 
 def test_a_warm_start_with_the_same_classes_loads_everything(finished: Path) -> None:
     model = built(dtype=torch.float32)
-    load_init_weights(model, str(finished))
+    load_init_weights(model, find_init_weights(str(finished)), CLASSES)
     saved = load_file(finished / "model" / "model.safetensors")
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, saved[name], rtol=0, atol=0)
@@ -271,7 +271,8 @@ def test_a_warm_start_with_the_same_classes_loads_everything(finished: Path) -> 
 def test_a_warm_start_with_other_classes_uses_a_new_head(finished: Path) -> None:
     model = built(classes=4, dtype=torch.float32)
     head = {name: tensor.clone() for name, tensor in model.fc.state_dict().items()}
-    load_init_weights(model, str(finished))
+    reason = load_init_weights(model, find_init_weights(str(finished)), ("a", "b", "c", "x"))
+    assert reason == "its head has another shape"
     saved = load_file(finished / "model" / "model.safetensors")
     for name, tensor in model.state_dict().items():
         expected = head[name.removeprefix("fc.")] if name.startswith("fc.") else saved[name]
@@ -279,11 +280,63 @@ def test_a_warm_start_with_other_classes_uses_a_new_head(finished: Path) -> None
     assert model.fc.weight.shape[0] == 4
 
 
+@pytest.mark.parametrize(
+    ("classes", "reason"),
+    [
+        (tuple("abcdefghiz"), "its head is for other classes (j)"),
+        (tuple("ABCDEFGHIJ"), "its head is for other classes (a, b, c, ...)"),
+        (CLASSES[::-1], "its head has the classes in another order"),
+    ],
+)
+def test_a_head_for_as_many_other_classes_is_not_loaded(finished: Path, classes: tuple[str, ...], reason: str) -> None:
+    model = built(dtype=torch.float32)
+    head = model.fc.weight.clone()
+    assert load_init_weights(model, find_init_weights(str(finished)), classes) == reason
+    torch.testing.assert_close(model.fc.weight, head, rtol=0, atol=0)
+    saved = load_file(finished / "model" / "model.safetensors")
+    torch.testing.assert_close(model.conv1[0].weight, saved["conv1.0.weight"], rtol=0, atol=0)
+
+
+def test_every_form_of_a_start_gives_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    """A run, its exported model, timm's name for the folder, a folder that timm wrote, and a plain file."""
+    export, plain, timms = finished / "model", tmp_path / "weights.safetensors", tmp_path / "timm"
+    plain.write_bytes((export / "model.safetensors").read_bytes())
+    timm.models.save_for_hf(timm.create_model(f"local-dir:{export}", pretrained=True), timms, safe_serialization=True)
+    expected = load_file(plain)
+    for start in (finished, export, f"local-dir:{export}", timms, f"local-dir:{timms}", plain):
+        model = built(dtype=torch.float32)
+        assert load_init_weights(model, find_init_weights(str(start)), CLASSES) == ""
+        for name, tensor in model.state_dict().items():
+            torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "pytorch_model.bin", "last.ckpt"])
+def test_a_pickle_is_refused(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    torch.save({"a": torch.zeros(1)}, file)
+    with pytest.raises(UserError, match=r"may be a pickle, which can run code: save its weights with safetensors"):
+        find_init_weights(str(file))
+
+
+def test_another_normalization_is_a_remark(finished: Path) -> None:
+    found = find_init_weights(str(finished))
+    mean, std = tuple(found.config["pretrained_cfg"]["mean"]), tuple(found.config["pretrained_cfg"]["std"])
+    assert found.normalization_remark(mean, std) == ""
+    assert found.normalization_remark((0.0, 0.0, 0.0), std).startswith(f"its images were normalized with mean {mean}")
+
+
 def test_a_warm_start_from_another_architecture_or_nothing_is_a_user_error(finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds another architecture"):
-        load_init_weights(built("test_efficientnet", dtype=torch.float32), str(finished))
-    with pytest.raises(UserError, match=r"has no model/model\.safetensors"):
-        load_init_weights(built(dtype=torch.float32), str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"does not fit model\.name: .+; set model\.name to test_resnet and model\.stem"
+    ):
+        check_init_weights(built("test_efficientnet", dtype=torch.float32), find_init_weights(str(finished)))
+    with pytest.raises(UserError, match=r"has no model\.safetensors: name a finished run"):
+        find_init_weights(str(tmp_path))
+    (tmp_path / "model").mkdir()
+    with pytest.raises(UserError, match=r"has no model/model\.safetensors: name a finished run"):
+        find_init_weights(str(tmp_path))
+    with pytest.raises(UserError, match=r"has no file or folder of that name"):
+        find_init_weights(str(tmp_path / "nowhere"))
 
 
 def test_a_warm_start_from_a_damaged_model_is_a_user_error(finished: Path) -> None:
@@ -291,16 +344,16 @@ def test_a_warm_start_from_a_damaged_model_is_a_user_error(finished: Path) -> No
     whole = file.read_bytes()
     for damaged in (b"garbage", whole[: len(whole) // 2], b""):
         file.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"model\.safetensors cannot be read \(.+\): name the folder"):
-            load_init_weights(built(dtype=torch.float32), str(finished))
+        with pytest.raises(UserError, match=r"model\.safetensors cannot be read \(.+\): name a finished run"):
+            check_init_weights(built(dtype=torch.float32), find_init_weights(str(finished)))
 
 
 def test_loadable_weights_are_determined_by_shapes_alone(finished: Path) -> None:
     with torch.device("meta"):
         same, other_head = (create_model(recipe_of(), classes, False) for classes in (10, 4))
     everything = list(same.state_dict())
-    assert check_init_weights(same, str(finished)) == everything
-    assert check_init_weights(other_head, str(finished)) == everything[:-2]
+    assert check_init_weights(same, find_init_weights(str(finished))) == everything
+    assert check_init_weights(other_head, find_init_weights(str(finished))) == everything[:-2]
     assert everything[-2:] == ["fc.weight", "fc.bias"]
 
 
