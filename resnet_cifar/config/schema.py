@@ -128,9 +128,9 @@ _DIMS = TypeAdapter(tuple[Annotated[Whole, Field(ge=1, le=65536)], ...])
 
 def _class_weights(value: Any) -> Any:
     """`none`, `balanced`, or the weights of a YAML list or of a command-line word such as `1,2.5`."""
-    words = _words(value)
-    if not words or (len(words) == 1 and str(words[0]).strip().lower() in ("no", "false", "balanced")):
-        return "balanced" if words and str(words[0]).strip().lower() == "balanced" else "none"
+    words = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    if len(words) == 1 and str(words[0]).strip().lower() in ("none", "null", "no", "false", "balanced"):
+        return "balanced" if str(words[0]).strip().lower() == "balanced" else "none"
     try:
         return _WEIGHTS.validate_python(words)
     except ValidationError:
@@ -215,6 +215,8 @@ class Augment:
 
     crop_padding: Annotated[Whole, Field(ge=0, le=64)] = 4
     """Random crop after reflect padding by this many pixels (at the stored size); 0: off."""
+    random_resized_crop: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    """Smallest area of a random crop that is resized to the image size (0.35; ImageNet: 0.08); 0: off."""
     flip: Literal["none", "random", "alternating"] = "random"
     """Horizontal flip: at random, or alternating from epoch to epoch (airbench)."""
     trivial_augment: bool = False

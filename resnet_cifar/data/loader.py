@@ -16,11 +16,12 @@ from resnet_cifar.config.schema import Augment, Recipe
 from resnet_cifar.data import mixing, transforms
 from resnet_cifar.data.image_dataset import ImageDataset, PendingBatch, to_device
 from resnet_cifar.data.preprocess import Preprocess
+from resnet_cifar.data.resized_crop import random_boxes
 from resnet_cifar.data.sampling import balanced_order, sample_indices
 
 # Columns of a row's random numbers (transforms.AUGMENTATIONS has the others). Pairs use the numbers of their first row.
 _CROP, _FLIP = slice(0, 2), 2
-_MIX_KIND, _LAMBDA, _BOX = 10, 11, slice(12, 14)
+_MIX_KIND, _LAMBDA, _BOX, _RESIZED_CROP = 10, 11, slice(12, 14), slice(17, 21)
 
 Batch = tuple[Tensor, Tensor]
 
@@ -51,7 +52,7 @@ class Loader:
 
     def __init__(self, recipe: Recipe, images: ImageDataset, classes: int, preprocess: Preprocess, rows: slice) -> None:
         self.recipe, self.images, self.classes, self.preprocess, self.rows = recipe, images, classes, preprocess, rows
-        self.settings = Augment(0, "none") if recipe.data.overfit_images else recipe.augment
+        self.settings = Augment(crop_padding=0, flip="none") if recipe.data.overfit_images else recipe.augment
         self._balanced = balanced_order(recipe, images.labels.cpu().numpy())
         self._coins = rng.bits(recipe.seed, "flip", len(images))
         self._fill = (255 * preprocess.mean).round().to(torch.uint8)
@@ -95,7 +96,10 @@ class Loader:
         images = transforms.crop_and_flip(images, u[:, _CROP], rows.flips[part], settings.crop_padding)
         for each in self._augmentations:
             images = each.apply(images, u[:, each.columns], getattr(settings, each.field), self._fill)
-        inputs = self.preprocess(images, image_size)
+        boxes, smallest = None, settings.random_resized_crop
+        if smallest:
+            boxes = random_boxes(u[:, _RESIZED_CROP], smallest, *images.shape[1:3])
+        inputs = self.preprocess(images, image_size, boxes)
         targets = F.one_hot(rows.pending.labels(part), self.classes).to(inputs.dtype)
         if settings.mixup_alpha or settings.cutmix_alpha:
             lambdas = rows.lambdas[part.start // 2 : part.stop // 2].to(inputs.dtype)

@@ -30,9 +30,13 @@ class Preprocess:
         """An image as uint8 [h, w, 3], decoded like the training images (see `to_rgb`). Raises UndecodableImage."""
         return image_io.to_rgb(image, self.decoding)
 
-    def __call__(self, images: Tensor, size: int = 0) -> Tensor:
-        """uint8 [n, h, w, 3] -> normalized [n, 3, size, size], channels_last; `size` 0 is data.image_size."""
-        return transforms.to_input(images, size or self.data.image_size, self.data.interpolation, self.mean, self.std)
+    def __call__(self, images: Tensor, size: int = 0, boxes: Tensor | None = None) -> Tensor:
+        """uint8 [n, h, w, 3] -> normalized [n, 3, size, size], channels_last; `size` 0 is data.image_size.
+
+        `boxes`: int64 [n, 4], the part of each image to use; None: all of it.
+        """
+        size, interpolation = size or self.data.image_size, self.data.interpolation
+        return transforms.to_input(images, size, interpolation, self.mean, self.std, boxes)
 
     @property
     def is_exact_in_timm(self) -> bool:

@@ -2,7 +2,8 @@
 
 Images are uint8 [n, height, width, 3] until `to_input`; `u` holds uniforms in [0, 1), float64, one row per image. None
 of these functions depends on ranks, steps or seeds, and none indexes with a boolean mask (which would synchronize with
-the device). The order is: crop, flip, AUGMENTATIONS in their order, all at the stored size; normalize, resize, mix.
+the device). The order is: crop, flip, AUGMENTATIONS in their order, all at the stored size; normalize, resize (a random
+box of each image with `augment.random_resized_crop`), mix.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resnet_cifar.data.resized_crop import crop_and_resize
 from resnet_cifar.data.trivial_augment import trivial_augment
 
 
@@ -68,7 +70,7 @@ class Augmentation(NamedTuple):
     apply: Callable[[Tensor, Tensor, Any, Tensor], Tensor]
 
 
-# Applied in this order. A new one takes the next free columns of 32 (0 to 16 are taken), so that others keep theirs.
+# Applied in this order. A new one takes the next free columns of 32 (0 to 20 are taken), so that others keep theirs.
 AUGMENTATIONS = (
     Augmentation("trivial_augment", slice(14, 17), lambda images, u, value, fill: trivial_augment(images, u)),
     Augmentation("cutout", slice(3, 5), cutout),
@@ -76,8 +78,12 @@ AUGMENTATIONS = (
 )
 
 
-def to_input(images: Tensor, size: int, interpolation: str, mean: Tensor, std: Tensor) -> Tensor:
+def to_input(
+    images: Tensor, size: int, interpolation: str, mean: Tensor, std: Tensor, boxes: Tensor | None = None
+) -> Tensor:
     """uint8 [n, h, w, 3] -> normalized [n, 3, size, size] in the type of `mean` and `std` ([3], in 0..1).
+
+    `boxes`: int64 [n, 4], the part of each image to use (see `random_boxes`); None: all of it.
 
     The memory format is channels_last. Resizing is `torch.nn.functional.interpolate`, what torchvision's `resize`
     calls, with antialiasing if it shrinks. It is linear and its weights sum to one, so the images are normalized
@@ -88,10 +94,12 @@ def to_input(images: Tensor, size: int, interpolation: str, mean: Tensor, std: T
     # Rows of width * 3 values: broadcasting over a dimension of 3 is slow on CPUs.
     rows = images.flatten(2).to(mean.dtype)
     torch.addcmul(black.repeat(width), rows, (1 / (255 * std)).repeat(width), out=rows)
-    if (height, width) == (size, size):
-        return rows.unflatten(2, (width, 3)).permute(0, 3, 1, 2)
     pixels, smooth = rows.unflatten(2, (width, 3)), interpolation != "nearest"
-    if max(height, width) <= size:
+    if boxes is None and (height, width) == (size, size):
+        return pixels.permute(0, 3, 1, 2)
+    if boxes is not None:
+        resized = crop_and_resize(pixels, boxes, size, interpolation)
+    elif max(height, width) <= size:
         wide = _enlarge(pixels.transpose(1, 2), size, interpolation).transpose(1, 2)
         resized = _enlarge(wide, size, interpolation)
     else:

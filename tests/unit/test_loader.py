@@ -18,6 +18,7 @@ from resnet_cifar.data import transforms
 from resnet_cifar.data.image_dataset import ImageDataset
 from resnet_cifar.data.loader import Loader
 from resnet_cifar.data.preprocess import Preprocess
+from resnet_cifar.data.resized_crop import random_boxes
 from resnet_cifar.data.sampling import sample_indices
 from resnet_cifar.data.trivial_augment import trivial_augment
 from resnet_cifar.training.plan import Plan
@@ -96,6 +97,7 @@ def test_every_augmentation_changes_the_batch(images: Tensor) -> None:
 def test_augmentation_order_and_columns_of_random_numbers(images: Tensor) -> None:
     """A new augmentation takes columns of its own: if these moved, every run would change."""
     settings = {"crop_padding": 2, "flip": "random", "trivial_augment": True, "cutout": 3, "random_erasing": 0.5}
+    settings |= {"random_resized_crop": 0.3}
     recipe = recipe_of(settings)
     ours = loader_of(recipe, images)
     indices, _ = indices_of(ours, 1)
@@ -105,7 +107,8 @@ def test_augmentation_order_and_columns_of_random_numbers(images: Tensor) -> Non
     expected = trivial_augment(expected, u[:, 14:17])
     expected = transforms.cutout(expected, u[:, 3:5], 3, fill)
     expected = transforms.random_erasing(expected, u[:, 5:10], 0.5, fill)
-    torch.testing.assert_close(joined(ours.batch(1))[0], ours.preprocess(expected), rtol=0, atol=0)
+    expected = ours.preprocess(expected, boxes=random_boxes(u[:, 17:21], 0.3, 9, 9))
+    torch.testing.assert_close(joined(ours.batch(1))[0], expected, rtol=0, atol=0)
 
 
 def test_steps_in_sequence_equal_steps_on_their_own(images: Tensor) -> None:

@@ -19,6 +19,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from resnet_cifar.data import mixing, transforms
+from resnet_cifar.data.resized_crop import random_boxes
 
 FILL = torch.tensor([7, 130, 251], dtype=torch.uint8)
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -253,6 +254,57 @@ def test_shrinking_without_antialiasing_would_differ() -> None:
     pixels = pictures(1, 32, 32).permute(0, 3, 1, 2).double()
     smooth, rough = (tv.resize(pixels, [8, 8], antialias=antialias) for antialias in (True, False))
     assert (smooth - rough).abs().max() > 10
+
+
+# Random resized crops
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("height", "width", "size"), [(20, 20, 7), (32, 32, 48), (40, 33, 24), (16, 16, 16)])
+def test_a_random_resized_crop_is_torchvisions(height: int, width: int, size: int, mode: str) -> None:
+    """Both ends of every range among them. torch computes its weights in float32 whatever the images are in."""
+    images, u = pictures(24, height, width), uniforms(24, 4)
+    u[:4], u[4:8] = torch.eye(4, dtype=torch.float64) * (1 - 2.0**-53), 1 - 2.0**-53
+    boxes = random_boxes(u, 0.08, height, width)
+    assert (boxes[:, 2:] >= 1).all()
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= torch.tensor([height, width])).all()
+    form = torch.tensor(MEAN, dtype=torch.float64), torch.tensor(STD, dtype=torch.float64)
+    found = transforms.to_input(images, size, mode, *form, boxes)
+    for row, box in enumerate(boxes.tolist()):
+        pixels, smooth = images[row].permute(2, 0, 1).double(), mode != "nearest"
+        resized = tv.resized_crop(pixels, *box, [size, size], interpolation=MODES[mode], antialias=smooth)
+        expected = tv.normalize(resized.clamp(0, 255) / 255, list(MEAN), list(STD))
+        torch.testing.assert_close(found[row], expected, rtol=0, atol=2e-5)
+
+
+def test_resized_crops_have_torchvisions_areas_and_aspects() -> None:
+    """The distribution of its get_params, which makes several attempts, over crops that fit at the first."""
+    from torchvision.transforms.v2 import RandomResizedCrop
+
+    side, count = 200, 4000
+    ours = random_boxes(uniforms(count, 4), 0.2, side, side)[:, 2:].double()
+    torch.manual_seed(0)
+    sampled = RandomResizedCrop(side, scale=(0.2, 0.7))
+    theirs = [sampled.make_params([torch.zeros(3, side, side)]) for _ in range(count)]
+    theirs = torch.tensor([[each["height"], each["width"]] for each in theirs]).double()
+    ours = ours[ours.prod(1) < 0.7 * side**2]
+    probabilities = torch.linspace(0.05, 0.95, 10, dtype=torch.float64)
+    for quantity in (lambda boxes: boxes.prod(1), lambda boxes: (boxes[:, 0] / boxes[:, 1]).log()):
+        found, expected = quantity(ours), quantity(theirs)
+        difference = found.quantile(probabilities) - expected.quantile(probabilities)
+        assert (difference.abs() < 0.04 * (expected.max() - expected.min())).all()
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("side", "size"), [(32, 48), (40, 24)])
+def test_a_resized_crop_does_not_depend_on_its_batch(side: int, size: int, mode: str) -> None:
+    images, form = pictures(9, side, side), (torch.tensor(MEAN), torch.tensor(STD))
+    boxes = random_boxes(uniforms(9, 4), 0.1, side, side)
+    whole = transforms.to_input(images, size, mode, *form, boxes)
+    parts = [transforms.to_input(images[n : n + 2], size, mode, *form, boxes[n : n + 2]) for n in range(0, 9, 2)]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=0)
 
 
 # Mix
