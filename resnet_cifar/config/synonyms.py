@@ -38,6 +38,7 @@ _FIELDS = {
         train_crop_size val_crop_size val_resize_size resize target_size image_resolution input_resolution""",
     "data.interpolation": "train_interpolation resample",
     "augment.crop_padding": "random_crop pad padding",
+    "augment.random_resized_crop": "rrc rrc_scale min_crop_area train_crop_area",
     "augment.flip": "hflip fliplr horizontal_flip random_flip hflip_prob train_hflip",
     "augment.random_erasing": "reprob erasing random_erase erase_prob",
     "augment.mixup_alpha": "mixup",
@@ -53,6 +54,8 @@ _FIELDS = {
     "model.drop_path": "drop_path_rate drop_connect drop_connect_rate stochastic_depth stochastic_depth_prob droppath",
     "model.ema_decay": "model_ema_decay ema_rate",
     "optimizer.name": "opt optim optimizer optimizer_name optimizer_type optim_name",
+    "optimizer.momentum": "opt_momentum sgd_momentum",
+    "optimizer.betas": "opt_betas adam_betas",
     "optimizer.weight_decay": "wd l2 l2_reg l2_regularization weightdecay decay norm_weight_decay",
     "optimizer.clip_grad_norm": """clip_grad max_grad_norm gradient_clip_val grad_clip clip_norm gradient_clipping
         grad_clip_norm grad_norm_clip clip max_norm""",
@@ -66,6 +69,7 @@ _FIELDS = {
         lr_warmup_steps warmup_ratio warmup_iters""",
     "phases.0.schedule": """sched scheduler lr_scheduler lr_schedule lr_scheduler_type lr_policy schedule
         scheduler_type lr_decay_type""",
+    "phases.0.power": "poly_power lr_power poly_lr_power",
     "phases.0.trainable": "trainable_layers",
     "evaluate.every_epochs": """eval_every val_interval eval_interval check_val_every_n_epoch eval_steps eval_strategy
         evaluation_strategy val_check_interval eval_freq validate_every""",
@@ -108,6 +112,7 @@ _SWITCHES: dict[tuple[str, Any], str] = {
         linear_probing freeze_layers feature_extract feature_extraction""",
     ("phases.0.schedule", "cosine"): "cos_lr cosine_annealing",
     ("phases.0.schedule", "one-cycle"): "one_cycle",
+    ("phases.0.schedule", "polynomial"): "poly polynomial_decay",
     ("deterministic", True): "reproducible",
     ("track.trackers", "wandb"): "log_wandb wandb use_wandb with_wandb enable_wandb",
     ("track.trackers", "tensorboard"): "tensorboard log_tensorboard use_tensorboard",
@@ -165,12 +170,12 @@ _ANSWERS = {
         validation_dir validation_data_dir test_dir test_data_dir val_path test_path validation_file test_file""",
     "remove it; the classes are those of the images": """num_classes n_classes nb_classes num_labels classes
         num_class class_num nc class_names""",
-    "remove it; it is not a setting here (`sgd` is Nesterov with momentum 0.9; others keep timm's values)": """momentum
-        nesterov opt_betas betas beta1 beta2 adam_beta1 adam_beta2 opt_eps eps epsilon adam_epsilon dampening
-        opt_momentum""",
+    "set optimizer.betas instead, such as `0.9,0.95`": "beta1 beta2 adam_beta1 adam_beta2",
+    "remove it; it is not a setting here (`sgd` is Nesterov, epsilons are those of timm)": """nesterov opt_eps eps
+        epsilon adam_epsilon dampening""",
     "remove it; a schedule has no other settings (phases.N.schedule)": """min_lr warmup_lr cooldown_epochs decay_rate
         decay_epochs lr_decay lr_gamma gamma lr_step_size step_size milestones decay_milestones lr_steps lrf eta_min
-        t_max lr_cycle_mul lr_cycle_limit lr_scheduler_kwargs final_lr warmup_prefix power patience_epochs""",
+        t_max lr_cycle_mul lr_cycle_limit lr_scheduler_kwargs final_lr warmup_prefix patience_epochs""",
     "remove it; training metrics are written at regular steps to RUN/metrics.jsonl": """log_interval logging_steps
         log_every_n_steps print_freq log_freq log_every p logging_strategy verbose logging_first_step""",
     "remove it; training ends with the evaluation of the test split, and resnet-cifar evaluate RUN repeats it": """eval
@@ -188,7 +193,7 @@ _ANSWERS = {
         vflip flipud vertical_flip rotation degrees hsv_h hsv_s hsv_v translate shear perspective mosaic copy_paste
         blur gaussian_blur crop_pct scale ratio remode recount resplit aug_repeats aug_splits jsd_loss ra_sampler
         ra_magnitude mixup_prob mixup_switch_prob mixup_mode mixup_off_epoch cutmix_minmax augment augmentation
-        augmentations grayscale random_resized_crop drop_block""",
+        augmentations grayscale drop_block""",
     "remove it; the loss is cross-entropy, see the fields of `loss`": """loss_fn criterion bce_loss loss_function
         bce_target_thresh focal_loss loss loss_type""",
     "remove it; batches of evaluations are chosen to fit, and do not change the result": """val_batch_size

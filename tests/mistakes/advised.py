@@ -27,6 +27,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from making import Case, Prepare, Remedy
+from safetensors.torch import load_file, save_file
 
 from resnet_cifar import notebook
 from resnet_cifar.checkpoints import checkpoint
@@ -51,6 +52,11 @@ ELSEWHERE = {
     "hub_access.py": "tests/hub serves and refuses it",
     "data/sources/hf_hub.py": "tests/hub serves and refuses it",
     "models/factory.py: the pretrained weights": "tests/hub serves and refuses them",
+    "models/pretrained.py: model.init_from {} is no repository": "tests/hub refuses it",
+    "models/pretrained.py: model.init_from {} cannot be loaded": "tests/hub refuses it",
+    "plan_summary.py: training takes about": "tests/training/test_plan_summary.py follows it",
+    "plan_summary.py: set batch_size to": "tests/unit/test_plan.py follows it",
+    "plan_summary.py: raise phases.{}.epochs": "tests/unit/test_plan.py follows it",
     "cli/entry.py": "the list of commands, a signal, and packages that are missing",
     "cli/verify_export.py: \nimport json": "a script",
     "needs the package": "a package would have to be missing",
@@ -187,7 +193,7 @@ def model(**fields: str) -> Callable[[Path], object]:
     def build(home: Path) -> None:
         recipe = read_recipe("debug", values)
         preflight.check_names(recipe)
-        preflight._meta_model(recipe)
+        preflight.meta_model(recipe)
 
     return build
 
@@ -235,6 +241,21 @@ VARIABLES = [
         (sweeps_tracker, "WANDB_SWEEP_ID=1 TRACKERS=none", "WANDB_SWEEP_ID=1 TRACKERS=wandb", "TRACKERS=none"),
     ]
 ]
+
+
+FILE = "RUN/model/model.safetensors"
+
+
+def pickled(home: Path, trained: Path) -> None:
+    """The weights of a run as torch saves them."""
+    torch.save(load_file(trained / "model" / "model.safetensors"), home / "a.pth")
+
+
+def resaved(home: Path, trained: Path) -> None:
+    """These weights in the form that the sentence advises."""
+    save_file(torch.load(home / "a.pth", weights_only=True), home / "a.safetensors")
+
+
 # fmt: off
 RECIPE = [
     advice("recipe's folder", "--recipe RUN", "--recipe RUN/recipe.yaml --dry-run", prepare=prepared.run()),
@@ -266,6 +287,9 @@ RECIPE = [
         f"{TRAIN} --phases.0.warmup_epochs 0.5 --dry-run"),
     advice("warm-up of one-cycle", f"{TRAIN} --phases.0.schedule one-cycle --phases.0.warmup_epochs 0.1",
         f"{TRAIN} --phases.0.schedule one-cycle --phases.0.warmup_epochs 0 --dry-run"),
+    advice("power without its schedule", f"{TRAIN} --phases.0.power 2 --phases.0.schedule cosine",
+        f"{TRAIN} --phases.0.power 2 --phases.0.schedule polynomial --dry-run",
+        f"{TRAIN} --phases.0.schedule cosine --dry-run"),
     advice("restart and extend", f"{TRAIN} --restart --extend-epochs 1", f"{TRAIN} --restart --run R",
         f"{TRAIN} --dry-run --extend-epochs 1"),
 ]
@@ -288,10 +312,21 @@ MODEL = [
         f"{TRAIN} --model.name test_vit --model.stem imagenet --data.image_size 160 --dry-run"),
     advice("optimizer", f"{TRAIN} --optimizer.name adahessian",
         *(f"{TRAIN} --optimizer.name {name} --dry-run" for name in ("adamw", "lamb", "sgd"))),
+    advice("momentum", f"{TRAIN} --optimizer.name adamw --optimizer.momentum 0.8",
+        f"{TRAIN} --optimizer.name adamw --dry-run",
+        f"{TRAIN} --optimizer.name adamw --optimizer.betas 0.8,0.9 --dry-run"),
+    advice("betas of sgd", f"{TRAIN} --optimizer.name sgd --optimizer.betas 0.9,0.9",
+        f"{TRAIN} --optimizer.name sgd --dry-run"),
+    advice("one beta", f"{TRAIN} --optimizer.name adamw --optimizer.betas 0.9",
+        f"{TRAIN} --optimizer.name adamw --optimizer.betas 0.9,0.9 --dry-run"),
     advice("fp16", f"{TRAIN} --precision fp16", f"{TRAIN} --precision no --dry-run",
         f"{TRAIN} --precision bf16 --dry-run"),
     advice("init_from another model", f"{TRAIN} --model.name resnet18 --model.init_from RUN",
         f"{TRAIN} --model.init_from RUN --dry-run", prepare=prepared.run()),
+    advice("init_from pickle", f"{TRAIN} --model.init_from a.pth",
+        (resaved, f"{TRAIN} --model.init_from a.safetensors --dry-run"), prepare=pickled),
+    advice("init_from file of another model", f"{TRAIN} --model.name resnet18 --model.init_from {FILE}",
+        f"{TRAIN} --model.name test_resnet --model.init_from {FILE} --dry-run", prepare=prepared.run()),
     advice("crop", f"{TRAIN} --augment.crop_padding 32", f"{TRAIN} --augment.crop_padding 31 --dry-run"),
     advice("batch over processes", plan(2, batch_size="96"), plan(2, batch_size="64"), plan(2, batch_size="128")),
     advice("ghost batch cut", plan(2, batch_size="32", micro_batch="8"), plan(2, batch_size="32", micro_batch="0"),
