@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from resnet_cifar.config.errors import NodeError, RankError, UserError
 from resnet_cifar.distributed import launcher_env, rendezvous
 
+_SPEAKING = 3.0  # seconds that the other ranks leave to the one that reports a mistake
 _READING = 30.0  # seconds that rank 0 waits for the other ranks to read a final message
 _FAILING = 3.0  # the same, if that is its own failure: others may be busy with something else
 _POLL = 0.05  # seconds between looks at the store
@@ -253,6 +254,8 @@ class DistributedContext:
             self._await_readers(key, int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if per_node else self.size)
             if nodes > 1 and is_first:
                 self._tell_failure(answer[1:])
+            if not is_first:
+                self._let_the_first_speak()
             raise (NodeError if per_node else UserError)(answer[1:])
         if nodes > 1:  # a node that went on alone would wait in a collective for one that failed
             if is_first and self._store.add(f"nodes after {turn}", 1) == nodes:
@@ -323,6 +326,14 @@ class DistributedContext:
         except BaseException as error:
             self.report_failure(error)
             raise
+
+    def _let_the_first_speak(self) -> None:
+        """Waits until rank 0 has ended: a launcher ends all processes, rank 0 before its sentence, when one exits."""
+        end = time.monotonic() + _SPEAKING
+        with contextlib.suppress(RuntimeError):  # its store has ended with it
+            while time.monotonic() < end:
+                self._store.check(["rank 0 has ended"])
+                time.sleep(_POLL)
 
     def _await_readers(self, occasion: str, processes: int, seconds: float = _READING) -> None:
         """Rank 0, whose exit closes the store, waits until this many `processes` have read what they need."""
