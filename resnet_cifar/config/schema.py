@@ -38,6 +38,11 @@ def metric_score(row: Mapping[str, float], metric: str) -> float:
     return -math.inf if math.isnan(value) else -value if metric == "loss" else value
 
 
+def selection_key(row: Mapping[str, float], metric: str) -> tuple[float, float]:
+    """What is largest in the evaluation that is selected: the metric, and among equals the negative loss."""
+    return metric_score(row, metric), metric_score(row, "loss")
+
+
 def _word_no(value: Any) -> Any:
     return "no" if value is False else value  # YAML 1.1 reads a bare `no` as False
 

@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_cifar.config.schema import METRIC_NAMES, Metric, Recipe, metric_score
+from resnet_cifar.config.schema import METRIC_NAMES, Metric, Recipe, selection_key
 from resnet_cifar.reporting import style
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def read_curves(run: Path, recipe: Recipe, attempts: Sequence[dict[str, Any]]) -
     # Extending a finished run is no interruption.
     stops = sorted({after["from_step"] for before, after in pairwise(attempts) if before.get("state") != "finished"})
     select_by = recipe.evaluate.select_by
-    best = max(curves.evaluations, key=lambda row: metric_score(row, select_by), default=None)  # ties keep the earlier
+    best = max(curves.evaluations, key=lambda row: selection_key(row, select_by), default=None)  # the first of equals
     return Curves(rows, [end for end in ends if end < last], [step / per_epoch for step in stops], best, select_by)
 
 

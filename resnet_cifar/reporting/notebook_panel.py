@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from resnet_cifar.config.schema import METRIC_NAMES, Metric, metric_score
+from resnet_cifar.config.schema import METRIC_NAMES, Metric, selection_key
 from resnet_cifar.reporting import html_page
 from resnet_cifar.reporting.console import speed, time_left
 
@@ -50,7 +50,7 @@ def _facts(steps: int, rows: Sequence[dict[str, Any]], select_by: Metric) -> Ite
     yield from filter(None, (speed(last["images_per_second"]), time_left(steps, rows)))
     yield f"training loss {last['train/loss']:.3f}"
     if scores := [row for row in rows if "val/accuracy" in row]:
-        best = max(scores, key=lambda row: metric_score(row, select_by))
+        best = max(scores, key=lambda row: selection_key(row, select_by))
         name, shown = METRIC_NAMES[select_by], f"val/{select_by}"
         yield f"validation {name} {scores[-1][shown]:.4f} (best {best[shown]:.4f})"
 

@@ -152,6 +152,8 @@ def _run_tiles(
         best = drawn.best
         where = f"at epoch {best['epoch']:.2f}, step {best['step']:,}"
         value, name = best[f"val/{drawn.select_by}"], METRIC_NAMES[drawn.select_by]
+        equal = sum(row[f"val/{drawn.select_by}"] == value for row in drawn.evaluations)
+        where += f"; of {equal} equal evaluations the one with the lowest loss" if equal > 1 else ""
         shown = f"{value:.4f}" if drawn.select_by == "loss" else accuracy(value)
         tiles.append((f"best validation {name}", shown, where))
     if status:

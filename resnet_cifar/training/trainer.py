@@ -15,7 +15,7 @@ import psutil
 from resnet_cifar.checkpoints import run_dir
 from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.errors import UserError
-from resnet_cifar.config.schema import METRIC_NAMES, Recipe, metric_score
+from resnet_cifar.config.schema import METRIC_NAMES, Recipe, selection_key
 from resnet_cifar.config.train_options import TrainOptions, extended
 from resnet_cifar.data import prepared_data
 from resnet_cifar.data.loader import Batch, Loader, check_crop_padding
@@ -333,7 +333,7 @@ class Trainer:
             scores = {f"val/{key}": value for key, value in metrics.summary(*predictions).items()}
         self.stopping.update(scores)
         select_by = self.plan.recipe.evaluate.select_by
-        if self.best is None or metric_score(scores, select_by) > metric_score(self.best, select_by):
+        if self.best is None or selection_key(scores, select_by) > selection_key(self.best, select_by):
             # The earlier of equals.
             self.best = {"step": self.writer.done, **scores}
             self.validated = self.writer.done, predictions

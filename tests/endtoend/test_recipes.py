@@ -16,7 +16,7 @@ from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe, recipe_names
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.train_options import TrainOptions
-from resnet_cifar.training import preflight
+from resnet_cifar.training import preflight, trainer
 from resnet_cifar.training.plan import Plan
 
 TRAINING_IMAGES = 45_000  # of CIFAR-10, after the validation cut
@@ -201,6 +201,27 @@ def test_mistakes_leave_no_folder(words: dict[str, str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         train(TrainOptions(recipe="debug", run="run"), tiny("debug", **words))
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("select_by", "accuracies", "losses", "best"),
+    [
+        ("accuracy", [0.5, 0.7, 0.7, 0.7], [0.2, 0.9, 0.5, 0.5], 3),  # the lower loss, then the earlier one
+        ("accuracy", [0.7, 0.7, 0.7, 0.6], [float("nan"), 0.5, 0.6, 0.1], 2),
+        ("loss", [0.5, 0.7, 0.8, 0.9], [0.2, 0.1, 0.1, 0.3], 2),
+    ],
+)
+def test_of_equal_evaluations_the_one_with_the_lowest_loss_is_selected(
+    select_by: str, accuracies: list[float], losses: list[float], best: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [{"accuracy": a, "loss": b} for a, b in zip(accuracies, losses, strict=True)]
+    monkeypatch.setattr(trainer.metrics, "summary", lambda *predictions: found.pop(0))
+    words = {"phases.0.epochs": "0.6", "evaluate.every_epochs": "0.15", "evaluate.select_by": select_by}
+    train(TrainOptions(recipe="debug", run="run"), tiny("debug", **words))
+    result = json.loads(Path("run/result.json").read_text())
+    assert not found
+    assert result["step"] == best
+    assert result["val/accuracy"] == accuracies[best - 1]
 
 
 def test_warm_start_takes_another_runs_weights() -> None:

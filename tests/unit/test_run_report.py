@@ -88,6 +88,20 @@ def test_curves_mark_phases_stops_and_the_best_score(whole: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_figures")
+def test_equal_evaluations_are_said(tmp_path: Path) -> None:
+    run = reported.start(tmp_path / "run")
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if "val/accuracy" in row:
+            row["val/accuracy"] = 0.5
+    (run.path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    evaluated = [row for row in rows if "val/accuracy" in row]
+    best = min(evaluated, key=lambda row: row["val/loss"])["step"]
+    text = said(run_report.write_run_report(run.path))
+    assert f"step {best}; of {len(evaluated)} equal evaluations the one with the lowest loss" in text
+
+
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize(
     ("metric", "step", "tile"), [("macro_f1", 20, "macro F1 50.00 %"), ("loss", 40, "loss 0.0250")], ids=str
 )
