@@ -190,6 +190,8 @@ def test_a_difference_that_is_no_number_does_not_hold() -> None:
 
 
 def test_several_processes_are_asked_to_be_one(halved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    launched = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"--verify-export starts a process of its own: run it without a launcher"):
         compared(halved)
