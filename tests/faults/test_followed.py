@@ -12,11 +12,11 @@ SETTINGS = {name.removeprefix("--"): value for name, value in RECIPE.items() if 
 }
 SCRIPT = f"""
 import resnet_cifar
-from resnet_cifar.following import Stopped
+from resnet_cifar.sweeps.run_monitor import Interrupted
 
 try:
-    print("--", resnet_cifar.train({RECIPE["--recipe"]!r}, run="RUN", track={{"to": "none"}}, **{SETTINGS!r}))
-except Stopped as stopped:
+    print("--", resnet_cifar.train({RECIPE["--recipe"]!r}, run="RUN", **{SETTINGS!r}))
+except Interrupted as stopped:
     print("--", *stopped._render_traceback_())
 """
 
