@@ -94,7 +94,7 @@ def test_three_commands_lead_from_a_folder_to_classified_images(
         shutil.copy(folder / "red" / f"{3 * number}.png", file)
     small = ["--recipe", "debug", "--track.trackers", "none", "--track.report", "False", "--data.limit", 0]
     small += [word for name in ("model.name", "data.image_size") for word in (f"--{name}", WORDS[name])]
-    small += ["--augment.mixup_alpha", 0, "--augment.cutmix_alpha", 0, "--phases.0.epochs", 6, "--phases.0.lr", 0.01]
+    small += ["--augment.mixup_alpha", 0, "--augment.cutmix_alpha", 0, "--phases.0.epochs", 2, "--phases.0.lr", 0.01]
     train_it = ["train.py", "--data.source", "mine", "--run", "runs/mine", *small]
     refused = run(*train_it)
     assert refused.returncode == 2
