@@ -42,9 +42,14 @@ _GPU_TOLERANCE = 0.02
 # Appended to the model card's lines that load the model: reads the files that are named in a list, and writes logits
 # [n, classes], with the card's transform and with timm's.
 _INFERENCE = """
+import importlib.util
 import json
 import sys
 
+if importlib.util.find_spec("pillow_heif"):  # the card says that HEIC files need it
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 files = json.load(open(sys.argv[1]))
 timm_transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 transforms = {"card": to_input, "timm": lambda image: timm_transform(decode(image))}
