@@ -44,6 +44,7 @@ def test_eval_gives_the_same_scores_on_several_processes(whole, tmp_path, launch
         np.testing.assert_allclose(np.array(after["logits"]), np.array(before["logits"]), rtol=0, atol=1e-9)
 
 
+@pytest.mark.proof_only
 def test_a_run_goes_on_compiled_or_not_whichever_it_was(tmp_path, launch):
     """Behind the `eager` backend, which wraps the model as the others do and takes no minutes to compile."""
     stopping, arguments = Path(__file__).with_name("stopping.py"), words(run="run")[1:]

@@ -137,6 +137,7 @@ def history(piece: Path) -> list[dict]:
     return [row for row in plain if "lr" in row]
 
 
+@pytest.mark.proof_only
 def test_a_signal_before_anything_is_saved_costs_nothing_but_the_start(hurt_run, undisturbed, tmp_path):
     run = hurt_run()
     (tmp_path / "cache").mkdir()
