@@ -55,10 +55,9 @@ _KERNELS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {"bilinear": (1, _
 def _resample(pixels: Tensor, start: Tensor, length: Tensor, size: int, interpolation: str) -> Tensor:
     """Resamples `length` rows from `start` (both int64 [n]) of each image: [n, side, ..., 3] -> [n, size, ..., 3].
 
-    The weighted sum of rows is an embedding bag, so that an image's result does not depend on its batch, as in
-    `transforms.to_input`; the number of rows in a sum depends on the sizes alone, so nothing waits for the device.
+    The number of rows in a sum depends on the sizes alone, so nothing waits for the device.
     """
-    n, side = pixels.shape[:2]
+    side = pixels.shape[1]
     outputs = torch.arange(size, device=pixels.device)
     scale = (length / size)[:, None].double()
     if interpolation == "nearest":
@@ -75,12 +74,22 @@ def _resample(pixels: Tensor, start: Tensor, length: Tensor, size: int, interpol
         weights = kernel((places + 0.5 - center[..., None]) / stretch[..., None]) * inside
         weights = (weights / weights.sum(2, keepdim=True)).to(pixels.dtype)
         places = places.clamp(0, side - 1)
-    taps_count = places.shape[2]
+    return weighted_rows(pixels, places, weights)
+
+
+def weighted_rows(pixels: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of rows of each image: [n, side, ...] -> [n, size, ...].
+
+    `places` (int64) and `weights`: [n, size, taps], or [size, taps] for all images. An embedding bag writes the large
+    tensor once, by one kernel, and an image's result does not depend on its batch.
+    """
+    n, side = pixels.shape[:2]
+    size, taps = places.shape[-2:]
     rows = torch.arange(0, n * side, side, device=pixels.device)[:, None, None] + places
     sums = F.embedding_bag(
-        rows.view(n * size, taps_count),
+        rows.view(n * size, taps),
         pixels.reshape(n * side, -1),
         mode="sum",
-        per_sample_weights=weights.view(n * size, taps_count),
+        per_sample_weights=weights.expand(n, size, taps).reshape(n * size, taps),
     )
     return sums.view(n, size, *pixels.shape[2:])
