@@ -16,7 +16,7 @@ from resnet_cifar.config.schema import Augment, Recipe
 from resnet_cifar.data import mixing, transforms
 from resnet_cifar.data.image_dataset import ImageDataset, PendingBatch, to_device
 from resnet_cifar.data.preprocess import Preprocess
-from resnet_cifar.data.resized_crop import random_boxes
+from resnet_cifar.data.resized_crop import ASPECTS, random_boxes
 from resnet_cifar.data.sampling import balanced_order, sample_indices
 
 # Columns of a row's random numbers (transforms.AUGMENTATIONS has the others). Pairs use the numbers of their first row.
@@ -98,7 +98,7 @@ class Loader:
             images = each.apply(images, u[:, each.columns], getattr(settings, each.field), self._fill)
         boxes, smallest = None, settings.random_resized_crop
         if smallest:
-            boxes = random_boxes(u[:, _RESIZED_CROP], smallest, *images.shape[1:3])
+            boxes = random_boxes(u[:, _RESIZED_CROP], (smallest, 1.0), ASPECTS, *images.shape[1:3])
         inputs = self.preprocess(images, image_size, boxes)
         targets = F.one_hot(rows.pending.labels(part), self.classes).to(inputs.dtype)
         if settings.mixup_alpha or settings.cutmix_alpha:

@@ -9,20 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ASPECT = 3 / 4, 4 / 3
+Range = tuple[float, float]
+ASPECTS = 4 / 3, 3 / 4  # of random resized crops
 
 
-def random_boxes(u: Tensor, smallest: float, height: int, width: int) -> Tensor:
+def random_boxes(u: Tensor, areas: Range, aspects: Range, height: int, width: int) -> Tensor:
     """Boxes (top, left, height, width), int64 [n, 4], inside images of the given size.
 
-    Their area is uniform between the share `smallest` and all of the image, their aspect log-uniform between 3/4 and
-    4/3. One attempt, clamped to the image (torchvision makes ten). u: [n, 4]: area, aspect, down, right.
+    Their share of the image is uniform in `areas`, their height over width log-uniform in `aspects`. One attempt,
+    clamped to the image (torchvision makes ten). u: [n, 4]: area, aspect, down, right.
     """
-    area = height * width * (smallest + u[:, 0] * (1 - smallest))
-    low, high = map(math.log, _ASPECT)
+    area = height * width * (areas[0] + u[:, 0] * (areas[1] - areas[0]))
+    low, high = torch.log(torch.tensor(aspects, dtype=u.dtype)).tolist()
     aspect = torch.exp(low + u[:, 1] * (high - low))
-    wide = (area * aspect).sqrt().round().clamp(1, width).long()
-    tall = (area / aspect).sqrt().round().clamp(1, height).long()
+    tall = (area * aspect).sqrt().round().clamp(1, height).long()
+    wide = (area / aspect).sqrt().round().clamp(1, width).long()
     top = (u[:, 2] * (height - tall + 1)).long()
     left = (u[:, 3] * (width - wide + 1)).long()
     return torch.stack([top, left, tall, wide], dim=1)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resnet_cifar.data.resized_crop import crop_and_resize, weighted_rows
+from resnet_cifar.data.resized_crop import crop_and_resize, random_boxes, weighted_rows
 from resnet_cifar.data.trivial_augment import trivial_augment
 
 
@@ -47,15 +47,8 @@ def random_erasing(images: Tensor, u: Tensor, probability: float, fill: Tensor) 
 
     One attempt, clamped to the image (torchvision makes ten). u: [n, 5]: probability, area, aspect, down, right.
     """
-    height, width = images.shape[1:3]
-    area = height * width * (0.02 + u[:, 1] * (0.33 - 0.02))
-    low, high = torch.log(torch.tensor([0.3, 3.3], dtype=u.dtype)).tolist()
-    aspect = torch.exp(low + u[:, 2] * (high - low))
-    tall = (area * aspect).sqrt().round().clamp(1, height).long()
-    wide = (area / aspect).sqrt().round().clamp(1, width).long()
+    top, left, tall, wide = random_boxes(u[:, 1:], (0.02, 0.33), (0.3, 3.3), *images.shape[1:3]).unbind(1)
     tall = torch.where(u[:, 0] < probability, tall, 0)
-    top = (u[:, 3] * (height - tall + 1)).long()
-    left = (u[:, 4] * (width - wide + 1)).long()
     return _fill_boxes(images, top, left, tall, wide, fill)
 
 

@@ -18,7 +18,7 @@ from resnet_cifar.data import transforms
 from resnet_cifar.data.image_dataset import ImageDataset
 from resnet_cifar.data.loader import Loader
 from resnet_cifar.data.preprocess import Preprocess
-from resnet_cifar.data.resized_crop import random_boxes
+from resnet_cifar.data.resized_crop import ASPECTS, random_boxes
 from resnet_cifar.data.sampling import sample_indices
 from resnet_cifar.data.trivial_augment import trivial_augment
 from resnet_cifar.training.plan import Plan
@@ -107,7 +107,7 @@ def test_augmentation_order_and_columns_of_random_numbers(images: Tensor) -> Non
     expected = trivial_augment(expected, u[:, 14:17])
     expected = transforms.cutout(expected, u[:, 3:5], 3, fill)
     expected = transforms.random_erasing(expected, u[:, 5:10], 0.5, fill)
-    expected = ours.preprocess(expected, boxes=random_boxes(u[:, 17:21], 0.3, 9, 9))
+    expected = ours.preprocess(expected, boxes=random_boxes(u[:, 17:21], (0.3, 1.0), ASPECTS, 9, 9))
     torch.testing.assert_close(joined(ours.batch(1))[0], expected, rtol=0, atol=0)
 
 

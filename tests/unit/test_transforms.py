@@ -19,7 +19,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from resnet_cifar.data import mixing, transforms
-from resnet_cifar.data.resized_crop import random_boxes
+from resnet_cifar.data.resized_crop import ASPECTS, random_boxes
 
 FILL = torch.tensor([7, 130, 251], dtype=torch.uint8)
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -265,7 +265,7 @@ def test_a_random_resized_crop_is_torchvisions(height: int, width: int, size: in
     """Both ends of every range among them. torch computes its weights in float32 whatever the images are in."""
     images, u = pictures(24, height, width), uniforms(24, 4)
     u[:4], u[4:8] = torch.eye(4, dtype=torch.float64) * (1 - 2.0**-53), 1 - 2.0**-53
-    boxes = random_boxes(u, 0.08, height, width)
+    boxes = random_boxes(u, (0.08, 1.0), ASPECTS, height, width)
     assert (boxes[:, 2:] >= 1).all()
     assert (boxes[:, :2] >= 0).all()
     assert (boxes[:, :2] + boxes[:, 2:] <= torch.tensor([height, width])).all()
@@ -283,7 +283,7 @@ def test_resized_crops_have_torchvisions_areas_and_aspects() -> None:
     from torchvision.transforms.v2 import RandomResizedCrop
 
     side, count = 200, 4000
-    ours = random_boxes(uniforms(count, 4), 0.2, side, side)[:, 2:].double()
+    ours = random_boxes(uniforms(count, 4), (0.2, 1.0), ASPECTS, side, side)[:, 2:].double()
     torch.manual_seed(0)
     sampled = RandomResizedCrop(side, scale=(0.2, 0.7))
     theirs = [sampled.make_params([torch.zeros(3, side, side)]) for _ in range(count)]
@@ -301,7 +301,7 @@ def test_resized_crops_have_torchvisions_areas_and_aspects() -> None:
 @pytest.mark.parametrize(("side", "size"), [(32, 48), (40, 24)])
 def test_a_resized_crop_does_not_depend_on_its_batch(side: int, size: int, mode: str) -> None:
     images, form = pictures(9, side, side), (torch.tensor(MEAN), torch.tensor(STD))
-    boxes = random_boxes(uniforms(9, 4), 0.1, side, side)
+    boxes = random_boxes(uniforms(9, 4), (0.1, 1.0), ASPECTS, side, side)
     whole = transforms.to_input(images, size, mode, *form, boxes)
     parts = [transforms.to_input(images[n : n + 2], size, mode, *form, boxes[n : n + 2]) for n in range(0, 9, 2)]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=0)
