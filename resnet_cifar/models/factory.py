@@ -22,9 +22,9 @@ from resnet_cifar.models import mlp_head
 from resnet_cifar.models.cifar_stem import SUFFIX, replace_stem
 from resnet_cifar.models.mlp_head import head_module
 
-# What reading pretrained weights raises. HfHubHTTPError's base is httpx's or, from huggingface_hub 2 on, httpx2's.
-_WEIGHT_ERRORS = (LocalEntryNotFoundError, OSError, HfHubHTTPError.__bases__[0], SafetensorError, UnpicklingError)
-_WEIGHT_ERRORS += (EOFError, RuntimeError)
+# What downloading raises. HfHubHTTPError's base is httpx's or, from huggingface_hub 2 on, httpx2's.
+DOWNLOAD_ERRORS = (LocalEntryNotFoundError, OSError, HfHubHTTPError.__bases__[0])
+_WEIGHT_ERRORS = (*DOWNLOAD_ERRORS, SafetensorError, UnpicklingError, EOFError, RuntimeError)
 
 
 def check_model_name(name: str) -> None:
@@ -98,13 +98,17 @@ def create_model(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
 
 
 def _unreadable_weights(name: str, error: Exception) -> UserError:
-    repository = (timm.get_pretrained_cfg(name).hf_hub_id or "").replace("/", "--")
-    cached = Path(HF_HUB_CACHE) / f"models--{repository}" if repository else Path(torch.hub.get_dir())
-    failure = hub_access.explain(error, False, cached)
+    failure = explain_download(error, timm.get_pretrained_cfg(name).hf_hub_id or "")
     return UserError(
         f"the pretrained weights of model.name {name!r} cannot be loaded, because {failure.reason}: {failure.fix}, use "
         "--model.pretrained False, or a run's weights with --model.init_from"
     )
+
+
+def explain_download(error: Exception, repository: str) -> hub_access.Failure:
+    """Why the weights of a repository of the Hub cannot be loaded; "": of another place that timm knows."""
+    cached = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" if repository else torch.hub.get_dir()
+    return hub_access.explain(error, False, Path(cached))
 
 
 def zero_classifier(model: nn.Module) -> None:

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from resnet_cifar import hub_access
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.models import mlp_head
 from resnet_cifar.models.cifar_stem import SUFFIX
+from resnet_cifar.models.factory import DOWNLOAD_ERRORS, explain_download
 from resnet_cifar.models.mlp_head import head_module
 
 _HUB, _FOLDER = "hf-hub:", "local-dir:"  # as in timm
@@ -87,9 +86,8 @@ def _download(start: str) -> InitialWeights:
         files = [Path(hf_hub_download(repository, name, revision=revision or None)) for name in (_WEIGHTS, _CONFIG)]
     except HFValidationError:
         raise UserError(f"model.init_from {start!r} is no repository of the Hub: name hf-hub:OWNER/NAME") from None
-    except (OSError, HfHubHTTPError.__bases__[0]) as error:  # the last: httpx's or httpx2's
-        cached = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-        failure = hub_access.explain(error, False, cached)
+    except DOWNLOAD_ERRORS as error:
+        failure = explain_download(error, repository)
         raise UserError(
             f"model.init_from {start!r} cannot be loaded, because {failure.reason}: {failure.fix}, or name other "
             "weights"
