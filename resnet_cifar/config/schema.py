@@ -93,11 +93,14 @@ def _rows_or_auto(value: Any) -> Any:
         raise ValueError("it should be `auto` or a whole number, 0 or more") from None
 
 
-def _words(value: Any) -> Any:
-    """The items of a YAML list, a number or a comma-separated word of the command line; those of `none` are none."""
-    if isinstance(value, str):
-        value = value.strip().removeprefix("[").removesuffix("]").split(",")
-    words = value if isinstance(value, list | tuple) else [value]
+def _items(value: Any) -> list[Any]:
+    """The items of a YAML list, a number or a comma-separated word of the command line."""
+    return value.split(",") if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _words(value: Any) -> list[Any]:
+    """Like `_items`, of a word also in brackets; those of `none` are none."""
+    words = _items(value.strip().removeprefix("[").removesuffix("]") if isinstance(value, str) else value)
     return [] if len(words) == 1 and str(words[0]).strip().lower() in ("", "none", "null") else words
 
 
@@ -133,7 +136,7 @@ _DIMS = TypeAdapter(tuple[Annotated[Whole, Field(ge=1, le=65536)], ...])
 
 def _class_weights(value: Any) -> Any:
     """`none`, `balanced`, or the weights of a YAML list or of a command-line word such as `1,2.5`."""
-    words = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    words = _items(value)
     if len(words) == 1 and str(words[0]).strip().lower() in ("none", "null", "no", "false", "balanced"):
         return "balanced" if str(words[0]).strip().lower() == "balanced" else "none"
     try:

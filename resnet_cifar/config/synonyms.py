@@ -160,7 +160,7 @@ _ANSWERS = {
         dataloader_workers prefetch_factor prefetch no_prefetcher pin_memory pin_mem dataloader_pin_memory
         persistent_workers dataloader_persistent_workers worker_seeding use_multi_epochs_loader cache cache_dataset
         preprocessing_num_workers""",
-    "remove it; the launcher chooses devices and processes, as in `CUDA_VISIBLE_DEVICES=1 python train.py` or"
+    "remove it; the launcher chooses devices and processes, as in `CUDA_VISIBLE_DEVICES=1 python train.py` or "
     "`accelerate launch --num_processes 4 train.py` (in Python: processes=4)": """device devices gpu gpus n_gpu n_gpus
         num_gpus gpu_id gpu_ids device_ids cuda use_cuda no_cuda cpu use_cpu no_gpu accelerator nproc_per_node
         num_processes num_nodes nnodes nodes num_machines strategy local_rank rank world_size distributed ddp dp
@@ -173,9 +173,10 @@ _ANSWERS = {
     "set optimizer.betas instead, such as `0.9,0.95`": "beta1 beta2 adam_beta1 adam_beta2",
     "remove it; it is not a setting here (`sgd` is Nesterov, epsilons are those of timm)": """nesterov opt_eps eps
         epsilon adam_epsilon dampening""",
-    "remove it; a schedule has no other settings (phases.N.schedule)": """min_lr warmup_lr cooldown_epochs decay_rate
-        decay_epochs lr_decay lr_gamma gamma lr_step_size step_size milestones decay_milestones lr_steps lrf eta_min
-        t_max lr_cycle_mul lr_cycle_limit lr_scheduler_kwargs final_lr warmup_prefix patience_epochs""",
+    "remove it; the settings of phases.N.schedule are warmup_epochs and, if it is polynomial, power": """min_lr
+        warmup_lr cooldown_epochs decay_rate decay_epochs lr_decay lr_gamma gamma lr_step_size step_size milestones
+        decay_milestones lr_steps lrf eta_min t_max lr_cycle_mul lr_cycle_limit lr_scheduler_kwargs final_lr
+        warmup_prefix patience_epochs""",
     "remove it; training metrics are written at regular steps to RUN/metrics.jsonl": """log_interval logging_steps
         log_every_n_steps print_freq log_freq log_every p logging_strategy verbose logging_first_step""",
     "remove it; training ends with the evaluation of the test split, and resnet-cifar evaluate RUN repeats it": """eval

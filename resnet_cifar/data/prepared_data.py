@@ -71,10 +71,10 @@ def _find_or_decode(data: Data, how: Decoding | None) -> Path:
     described = f"{kind.identity(data)} {data.config_name} {data.splits} {data.columns}"
     described += f" {data.decode_size} {data.value_range}"
     # The key depends on how the images were decoded, which is known only afterwards: one of these.
-    sides = {0: None} if data.decode_size else {0: None, data.image_size: None}
+    sides: list[Any] = [0] if data.decode_size else [0, data.image_size]
     if how:  # what training has decoded by itself may be just that
-        sides |= {how.size and how.size[0]: None, how: None}
-    for side in sides:
+        sides += [how.size and how.size[0], how]
+    for side in dict.fromkeys(sides):
         for complete in (True, False) if data.skip_broken else (True,):
             entry = cache.entry_path(f"{described} {side} {complete}")
             if entry.is_dir():

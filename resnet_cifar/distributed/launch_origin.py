@@ -27,9 +27,8 @@ def origin(variable: str, flag: str) -> tuple[str, str]:
     file = _config_file(launcher.words, options.get("__config_file"))
     if not file.is_file():
         return by_variable
-    return str(
-        file
-    ), f"use --config_file accelerate_configs/multi_gpu.yaml (or cpu.yaml), or correct {shlex.quote(str(file))}"
+    fix = f"use --config_file accelerate_configs/multi_gpu.yaml (or cpu.yaml), or correct {shlex.quote(str(file))}"
+    return str(file), fix
 
 
 def _config_file(words: list[str], option: int | None) -> Path:

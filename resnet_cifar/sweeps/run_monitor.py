@@ -17,6 +17,7 @@ from resnet_cifar.atomic_io import read_json
 from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.config.schema import Recipe
 from resnet_cifar.distributed.signals import EXIT_RESUBMIT
 
 _POLL = 0.5  # seconds between checks of the run directory
@@ -121,6 +122,7 @@ class _ProgressView:
         self._folder, self._output = folder, output
         self._file_state: Any = None
         self._rows: list[dict[str, Any]] = []
+        self._recipe: Recipe | None = None
         self._curves, self._next_update = "", 0.0
         self._started = time.time()
         self._display: Any = None
@@ -175,5 +177,7 @@ class _ProgressView:
             state = "evaluating the test split" if self._rows and self._rows[-1]["step"] == steps else "training"
         rows = [] if is_stale else self._rows
         curves = "" if is_stale else self._curves
-        select_by = read_recipe(str(self._folder / "recipe.yaml")).evaluate.select_by if rows else "accuracy"
+        if rows and self._recipe is None:
+            self._recipe = read_recipe(str(self._folder / "recipe.yaml"))
+        select_by = self._recipe.evaluate.select_by if rows else "accuracy"
         return notebook_panel.panel(str(self._folder), state, steps, rows, self._output.warnings, curves, select_by)

@@ -136,8 +136,8 @@ def _report(
 def _summary(result: dict[str, Any]) -> dict[str, float]:
     """The final numbers that trackers show."""
     best = {f"best/{name}": value for name, value in result.items() if name == "step" or name.startswith("val/")}
-    tested = ("test/accuracy", "test/loss", "test/balanced_accuracy", "test/macro_f1")
-    return best | {name: result[name] for name in (*tested, *_COSTS) if name in result}
+    names = (*(f"test/{name}" for name in METRIC_NAMES), *_COSTS)
+    return best | {name: result[name] for name in names if name in result}
 
 
 def _card(state: TrainState, found: dict[str, Any], result: dict[str, Any]) -> str:

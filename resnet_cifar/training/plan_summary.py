@@ -23,7 +23,7 @@ from resnet_cifar.training import preflight
 from resnet_cifar.training.plan import SMALL_PER_RANK_BATCH, Plan
 from resnet_cifar.training.train_state import TrainState
 
-FEW_STEPS = 50
+_FEW_STEPS = 50
 _COUNTED = 16  # images whose activations are counted
 _PROBE = {"cpu": 8, "cuda": 64}  # images
 
@@ -116,21 +116,24 @@ def small_batch_warning(plan: Plan) -> str | None:
 def few_steps_warning(plan: Plan) -> str | None:
     """A warning where a whole data set is trained for fewer than 50 updates, with a batch size that gives as many."""
     recipe, unit = plan.recipe, row_unit(plan.recipe) * plan.world_size
-    if plan.steps >= FEW_STEPS or recipe.data.limit or recipe.data.overfit_images:
+    if plan.steps >= _FEW_STEPS or recipe.data.limit or recipe.data.overfit_images:
         return None
 
     def suffices(rows: int) -> bool:
         try:
             smaller = replace(recipe, batch_size=rows)
             check_across(smaller)
-            return replace(plan, recipe=smaller).steps >= FEW_STEPS
+            return replace(plan, recipe=smaller).steps >= _FEW_STEPS
         except UserError:
             return False
 
-    sizes = range((recipe.batch_size - 1) // unit * unit, 0, -unit)
+    epochs = sum(phase.epochs for phase in recipe.phases)
+    # No larger batch gives as many updates; each phase has at least one.
+    most = int(epochs * plan.images / max(_FEW_STEPS - len(recipe.phases) - 1, 1))
+    sizes = range(min(recipe.batch_size - 1, most) // unit * unit, 0, -unit)
     rows = next(filter(suffices, sizes), None)
     before = sum(phase.epochs for phase in recipe.phases[:-1])
-    last = math.ceil(FEW_STEPS * recipe.batch_size / plan.images - before)
+    last = math.ceil(_FEW_STEPS * recipe.batch_size / plan.images - before)
     fix = f"set batch_size to {rows}" if rows else f"raise phases.{len(recipe.phases) - 1}.epochs to {last:g}"
     updates = f"{plan.steps} update{'s' * (plan.steps > 1)} of {recipe.batch_size} images"
     return f"{updates} {'are' if plan.steps > 1 else 'is'} too few to learn much: {fix}"
