@@ -29,8 +29,9 @@ def read(data: Data) -> SourceData:
     datasets.disable_progress_bars()
     root = Path(data.source).expanduser()
     try:
-        used = datasets.load_dataset_builder(str(root), data.config_name or None).config.data_files
-        loaded = datasets.load_dataset(str(root), data.config_name or None)
+        builder = datasets.load_dataset_builder(str(root), data.config_name or None)
+        builder.download_and_prepare()
+        loaded = builder.as_dataset()
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         check_disk_space(error)
         check_configuration(error, data)
@@ -39,7 +40,7 @@ def read(data: Data) -> SourceData:
             f"data.source {data.source!r} has an unknown layout ({reason}): use one folder of images per class, "
             "parquet files such as train-00000.parquet, or a folder written by save_to_disk"
         ) from None
-    read = {os.path.realpath(file) for files in used.values() for file in files}
+    read = {os.path.realpath(file) for files in builder.config.data_files.values() for file in files}
     others = [file for file in walk(root).files if os.path.realpath(root / file) not in read]
     unused = [repr(file) for file in others if Path(file).name not in _DESCRIPTIONS]
     contents = source_data(loaded, data)
