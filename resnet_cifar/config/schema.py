@@ -238,6 +238,11 @@ class Augment:
     cutmix_alpha: Annotated[Number, Field(ge=0)] = 0.0
     """Alpha of CutMix's Beta distribution (Yun et al. 2019); 0: off."""
 
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed in pairs."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
+
 
 @dataclass(frozen=True)
 class Head:
@@ -253,8 +258,9 @@ class Head:
     """BatchNorm before each of these layers and the classifier, with Keras's momentum (0.99) and epsilon (1e-3)."""
     dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Dropout probability after each ReLU (of the features where there are no hidden layers); keyed by row."""
-    init: Literal["auto", "glorot"] = "auto"
-    """`glorot`: Keras's uniform weights and zero biases; `auto`: timm's, or a zero classifier on pretrained weights."""
+    init: Literal["auto", "glorot", "probe"] = "auto"
+    """`auto`: timm's, or a zero classifier on pretrained weights; `probe`: logistic regression on pretrained features,
+    evaluated as step 0; `glorot`: Keras's uniform weights and zero biases."""
 
     @property
     def is_deep(self) -> bool:
@@ -277,12 +283,24 @@ class Model:
     stem: Literal["imagenet", "cifar", "auto"] = "imagenet"
     """`cifar`: 3x3 first convolution, stride 1, no max-pool (ResNets only); `auto`: `cifar` for ResNets."""
     head: Head = field(default_factory=Head)
+    batchnorm: Literal["batch", "frozen"] = "batch"
+    """Statistics that BatchNorm uses in training: the `batch`'s, or those of the pretrained weights (`frozen`)."""
     ghost_batch_size: Annotated[Annotated[Whole, Field(ge=2)] | None, BeforeValidator(_word_null)] = 32
     """BatchNorm statistics cover groups of this many rows on any number of devices; null: the device's share."""
     drop_path: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Largest probability of dropping a residual branch (stochastic depth, Huang et al. 2016); 0: off."""
     ema_decay: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Decay of the moving average of the weights, which is then evaluated and exported; 0: off."""
+
+    @property
+    def has_pretrained_features(self) -> bool:
+        """Whether its body starts from trained weights, the first convolution included."""
+        return bool(self.init_from) or (self.pretrained and self.stem != "cifar")
+
+    @property
+    def norm_rows(self) -> int | None:
+        """`ghost_batch_size`; None if no layer normalizes by the statistics of a batch either."""
+        return self.ghost_batch_size if self.batchnorm == "batch" or self.head.norm else None
 
 
 @dataclass(frozen=True)
@@ -421,8 +439,8 @@ class Recipe:
     model: Model = field(default_factory=Model)
     optimizer: Optimizer = field(default_factory=Optimizer)
     loss: Loss = field(default_factory=Loss)
-    phases: Annotated[tuple[Phase, ...], Field(min_length=1)] = (Phase(epochs=20.0, lr=0.02),)
-    """Trained one after another."""
+    phases: tuple[Phase, ...] = (Phase(epochs=20.0, lr=0.02),)
+    """Trained one after another; none: the model is evaluated and exported as model.head.init probe leaves it."""
     evaluate: Evaluate = field(default_factory=Evaluate)
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

@@ -108,8 +108,10 @@ _SWITCHES: dict[tuple[str, Any], str] = {
     ("model.ema_decay", 0.9998): "model_ema ema use_ema",
     ("model.pretrained", False): "no_pretrained from_scratch scratch random_init",
     ("model.ghost_batch_size", "null"): "no_ghost_bn",
-    ("phases.0.trainable", "head"): """freeze freeze_backbone freeze_base freeze_encoder freeze_features linear_probe
-        linear_probing freeze_layers feature_extract feature_extraction""",
+    ("model.batchnorm", "frozen"): "freeze_bn freeze_batchnorm freeze_bn_stats frozen_bn bn_eval",
+    ("model.head.init", "probe"): "linear_probe linear_probing lp_ft",
+    ("phases.0.trainable", "head"): """freeze freeze_backbone freeze_base freeze_encoder freeze_features
+        freeze_layers feature_extract feature_extraction""",
     ("phases.0.schedule", "cosine"): "cos_lr cosine_annealing",
     ("phases.0.schedule", "one-cycle"): "one_cycle",
     ("phases.0.schedule", "polynomial"): "poly polynomial_decay",

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
 
 
@@ -37,5 +38,7 @@ def extended(recipe: Recipe, epochs: float) -> Recipe:
     """The recipe with one more phase, of `epochs`: like its last one, without a warm-up. 0 epochs: unchanged."""
     if not epochs:
         return recipe
+    if not recipe.phases:
+        raise UserError("--extend-epochs has no phase to continue: this recipe has none; train with another one")
     phase = dataclasses.replace(recipe.phases[-1], epochs=epochs, warmup_epochs=0.0)
     return dataclasses.replace(recipe, phases=(*recipe.phases, phase))

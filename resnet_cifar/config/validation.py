@@ -42,7 +42,7 @@ def check_across(recipe: Recipe) -> None:
             f"{recipe.model.ghost_batch_size}, even for Mixup's pairs): use {nearest_multiples(batch, unit)}"
         )
     if recipe.micro_batch == "auto":
-        if recipe.model.ghost_batch_size is None:
+        if recipe.model.norm_rows is None and recipe.model.batchnorm == "batch":
             raise UserError(
                 "micro_batch auto needs model.ghost_batch_size, or BatchNorm would see whatever fits the device: set "
                 "model.ghost_batch_size to 32"
@@ -60,6 +60,11 @@ def check_across(recipe: Recipe) -> None:
         raise UserError(
             "loss.class_weights balanced and data.sampling balanced both correct for class sizes: set one of them to "
             "its default (none, uniform)"
+        )
+    if not recipe.phases and recipe.model.head.init != "probe":
+        raise UserError(
+            "phases is empty, so nothing would be trained: add one, such as --phases.0.epochs 20 --phases.0.lr 0.001, "
+            "or set model.head.init to probe"
         )
     for index, phase in enumerate(recipe.phases):
         _check_phase(f"phases.{index}", phase, recipe)
@@ -85,7 +90,7 @@ def _check_phase(path: str, phase: Phase, recipe: Recipe) -> None:
 
 def row_unit(recipe: Recipe) -> int:
     """Rows that must stay together: whole ghost batches and whole Mixup pairs."""
-    return math.lcm(2, recipe.model.ghost_batch_size or 1)
+    return math.lcm(2, recipe.model.norm_rows or 1)
 
 
 def nearest_multiples(number: int, unit: int) -> str:

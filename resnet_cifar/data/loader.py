@@ -101,7 +101,7 @@ class Loader:
             boxes = random_boxes(u[:, _RESIZED_CROP], (smallest, 1.0), ASPECTS, *images.shape[1:3])
         inputs = self.preprocess(images, image_size, boxes)
         targets = F.one_hot(rows.pending.labels(part), self.classes).to(inputs.dtype)
-        if settings.mixup_alpha or settings.cutmix_alpha:
+        if settings.mixes:
             lambdas = rows.lambdas[part.start // 2 : part.stop // 2].to(inputs.dtype)
             inputs, targets = mixing.mix(inputs, targets, self._shares(lambdas, u[::2], inputs.shape[-1]))
         return inputs, targets

@@ -26,6 +26,7 @@ from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.evaluation import model_location
 from resnet_cifar.evaluation.model_location import Target
 from resnet_cifar.models.factory import create_model, normalization
+from resnet_cifar.models.frozen_batchnorm import FrozenStatistics
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def _saved(target: Target, recipe: Recipe, dtype: torch.dtype) -> tuple[nn.Modul
     is_early = target.kind == "run" and RunDir(target.path).result() is None
     name = _name(target, chosen)
     facts = {"classes": tuple(state["classes"]), "name": name, "fingerprint": state["data"]}
-    has_norms = any(isinstance(module, _BatchNorm) for module in model.modules())
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    has_norms = not all(isinstance(module, FrozenStatistics) for module in norms)
     facts |= {"temperature": _saved_temperature(target, name), "is_fresh": state["bn_stats_current"] or not has_norms}
     facts["remark"] = "this run is not finished: this is its best checkpoint so far" if is_early else None
     return model, Decoding(**{name: value and tuple(value) for name, value in state["decoding"].items()}), facts

@@ -47,25 +47,27 @@ def predict(
     preprocess: Preprocess,
     check_stop: Callable[[], None] = _never_stop,
     track: Callable[[Iterable[Tensor], int], Iterable[Tensor]] = _untracked,
+    rows: np.ndarray | None = None,
 ) -> Predictions:
-    """Predicts every image exactly once on any world size; all ranks get all predictions.
+    """Predicts every image, or those of `rows`, exactly once on any world size; all ranks get all predictions.
 
     Batches of one size are cut from the global index range and assigned to ranks in blocks; the end is padded with the
     last image, whose extra predictions are dropped. `check_stop` is called before each batch, equally often on every
     rank. `track`: see `_untracked`.
     """
-    size = batch_size(len(images), preprocess.data.image_size, least=_FULL)
-    batches = -(-len(images) // size)
+    rows = np.arange(len(images)) if rows is None else rows
+    size = batch_size(len(rows), preprocess.data.image_size, least=_FULL)
+    batches = -(-len(rows) // size)
     each = -(-batches // context.size)
     logits = []
     mine = range(context.rank * each, (context.rank + 1) * each)
     with in_mode(model, training=False):
-        read = images.read(np.arange(n * size, (n + 1) * size).clip(max=len(images) - 1) for n in mine)
+        read = images.read(rows[np.arange(n * size, (n + 1) * size).clip(max=len(rows) - 1)] for n in mine)
         for pixels in track(read, each):
             check_stop()
             logits.append(model(preprocess(pixels)))
-    gathered = context.gather(torch.cat(logits))[: len(images)]
-    return Predictions(gathered.to("cpu"), images.labels.to("cpu"))
+    gathered = context.gather(torch.cat(logits))[: len(rows)]
+    return Predictions(gathered.to("cpu"), images.labels.to("cpu")[rows])
 
 
 def predict_held_out(

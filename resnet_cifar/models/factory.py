@@ -20,6 +20,7 @@ from resnet_cifar.config.errors import UserError, did_you_mean
 from resnet_cifar.config.schema import Model, Recipe
 from resnet_cifar.models import mlp_head
 from resnet_cifar.models.cifar_stem import SUFFIX, replace_stem
+from resnet_cifar.models.frozen_batchnorm import freeze_batchnorm
 from resnet_cifar.models.mlp_head import head_module
 
 # What downloading raises. HfHubHTTPError's base is httpx's or, from huggingface_hub 2 on, httpx2's.
@@ -85,6 +86,8 @@ def create_model(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
                 f"model.stem cifar is for timm's ResNets, not for model.name {settings.name!r}: use imagenet"
             )
         replace_stem(model)
+    if settings.batchnorm == "frozen":
+        freeze_batchnorm(model)
     if settings.head.is_deep:
         head = settings.head
         mlp_head.add_mlp_head(

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from resnet_cifar.models.frozen_batchnorm import FrozenStatistics
+
 Implementation = Literal["auto", "compiled", "triton", "native"]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, None, None]
 
@@ -37,7 +39,7 @@ def apply_ghost_batchnorm(model: nn.Module, rows: int, implementation: Implement
     replaced: dict[nn.Module, nn.Module] = {}
 
     def replacement(module: nn.Module) -> nn.Module:
-        if not isinstance(module, _BatchNorm):
+        if not isinstance(module, _BatchNorm) or isinstance(module, FrozenStatistics):
             return module
         if module not in replaced:  # a module may be used in several places
             replaced[module] = module if isinstance(module, GhostBatchNorm) else GhostBatchNorm(module)

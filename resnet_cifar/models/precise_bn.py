@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnet_cifar.models.factory import in_mode
+from resnet_cifar.models.frozen_batchnorm import FrozenStatistics
 from resnet_cifar.models.ghost_batchnorm import GhostBatchNorm
 
 
@@ -21,6 +22,7 @@ def estimate_bn_stats(model: nn.Module, batches: Iterable[Tensor], average: Call
     share the work: `average` turns this rank's statistics into the mean over all batches of all ranks.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = [module for module in norms if not isinstance(module, FrozenStatistics)]
     if not norms:
         return
     momenta = [module.momentum for module in norms]

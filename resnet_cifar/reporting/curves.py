@@ -28,7 +28,8 @@ _STOP = (0, (4, 2))  # dash pattern of an interruption
 class Curves:
     """`rows` of metrics.jsonl; epochs at which a phase ends (`phases`) and the run was interrupted (`stops`).
 
-    `best`: the row of the best checkpoint, by the validation metric `select_by`.
+    `best`: the row of the best checkpoint, by the validation metric `select_by`; `mixed`: whether training images are
+    mixed, so that training accuracy counts only the larger of two labels.
     """
 
     rows: list[dict[str, Any]]
@@ -36,6 +37,7 @@ class Curves:
     stops: list[float] = field(default_factory=list)
     best: dict[str, Any] | None = None
     select_by: Metric = "accuracy"
+    mixed: bool = False
 
     @property
     def rows_per_point(self) -> int:
@@ -45,7 +47,7 @@ class Curves:
     @property
     def steps_per_epoch(self) -> float:
         """Updates in one epoch."""
-        return self.rows[-1]["step"] / self.rows[-1]["epoch"]
+        return self.rows[-1]["step"] / (self.rows[-1]["epoch"] or 1)
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
@@ -57,6 +59,9 @@ class Curves:
         kept = [row for row in self.rows if name in row]
         groups = [kept[start : start + self.rows_per_point] for start in range(0, len(kept), self.rows_per_point)]
         return [g[-1]["epoch"] for g in groups], [sum(row[name] for row in g) / len(g) for g in groups]
+
+
+TRAINING = {False: "training", True: "training, mixed images"}  # labels; the key is whether images are mixed
 
 
 def read_curves(run: Path, recipe: Recipe, attempts: Sequence[dict[str, Any]]) -> Curves | None:
@@ -71,7 +76,8 @@ def read_curves(run: Path, recipe: Recipe, attempts: Sequence[dict[str, Any]]) -
     stops = sorted({after["from_step"] for before, after in pairwise(attempts) if before.get("state") != "finished"})
     select_by = recipe.evaluate.select_by
     best = max(curves.evaluations, key=lambda row: selection_key(row, select_by), default=None)  # the first of equals
-    return Curves(rows, [end for end in ends if end < last], [step / per_epoch for step in stops], best, select_by)
+    phases, at = [end for end in ends if end < last], [step / per_epoch for step in stops]
+    return Curves(rows, phases, at, best, select_by, recipe.augment.mixes)
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
@@ -82,7 +88,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and row.get("epoch"):
+        if isinstance(row, dict) and "epoch" in row:
             rows.append(row)
     return rows
 
@@ -149,7 +155,7 @@ PANELS: dict[str, Callable[[Axes, Curves], None]] = {
 
 def _pair(axes: Axes, curves: Curves, name: str) -> None:
     style.style_axes(axes, name, "epoch")
-    axes.plot(*curves.line(f"train/{name}"), color=style.SECOND, linewidth=1.2, label="training")
+    axes.plot(*curves.line(f"train/{name}"), color=style.SECOND, linewidth=1.2, label=TRAINING[curves.mixed])
     if evaluations := curves.evaluations:
         places, values = [row["epoch"] for row in evaluations], [row[f"val/{name}"] for row in evaluations]
         size = 3.5 if len(evaluations) < 40 else 0

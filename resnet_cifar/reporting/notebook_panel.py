@@ -9,6 +9,7 @@ from typing import Any
 from resnet_cifar.config.schema import METRIC_NAMES, Metric, selection_key
 from resnet_cifar.reporting import html_page
 from resnet_cifar.reporting.console import speed, time_left
+from resnet_cifar.reporting.curves import TRAINING
 
 _COLOURS = {"finished": "#1a7f4b", "failed": "#b3261e"}
 _TRAINING, _VALIDATION, _INK = "#3b7ddd", "#e08a1e", "#7f8791"  # readable on white and black
@@ -43,20 +44,24 @@ def panel(
 def _facts(steps: int, rows: Sequence[dict[str, Any]], select_by: Metric) -> Iterator[str]:
     if not rows:
         return
-    last = rows[-1]
+    last, trained = rows[-1], [row for row in rows if "train/loss" in row]  # not that of step 0
     steps = max(steps, last["step"])
     yield f"step {last['step']:,} of {steps:,}"
-    yield f"epoch {last['epoch']:.2f} of {last['epoch'] * steps / last['step']:.2f}"
-    yield from filter(None, (speed(last["images_per_second"]), time_left(steps, rows)))
-    yield f"training loss {last['train/loss']:.3f}"
+    if "train/loss" in last:
+        yield f"epoch {last['epoch']:.2f} of {last['epoch'] * steps / last['step']:.2f}"
+        yield from filter(None, (speed(last["images_per_second"]), time_left(steps, trained)))
+        yield f"training loss {last['train/loss']:.3f}"
     if scores := [row for row in rows if "val/accuracy" in row]:
         best = max(scores, key=lambda row: selection_key(row, select_by))
         name, shown = METRIC_NAMES[select_by], f"val/{select_by}"
         yield f"validation {name} {scores[-1][shown]:.4f} (best {best[shown]:.4f})"
 
 
-def curves(rows: Sequence[dict[str, Any]]) -> str:
-    """A data: URL of loss and accuracy over epochs, training and validation, as SVG; empty without rows."""
+def curves(rows: Sequence[dict[str, Any]], mixed: bool = False) -> str:
+    """A data: URL of loss and accuracy over epochs, training and validation, as SVG; empty without rows.
+
+    `mixed`: whether training images are mixed.
+    """
     if not rows:
         return ""
     import matplotlib
@@ -65,8 +70,9 @@ def curves(rows: Sequence[dict[str, Any]]) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}):
         figure = Figure(figsize=(8.6, 2.7), layout="constrained")
         for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-            scored = [row for row in rows if f"val/{name}" in row]
-            axes.plot(_epochs(rows), [row[f"train/{name}"] for row in rows], color=_TRAINING, label="training")
+            trained, scored = ([row for row in rows if f"{part}/{name}" in row] for part in ("train", "val"))
+            values = [row[f"train/{name}"] for row in trained]
+            axes.plot(_epochs(trained), values, color=_TRAINING, label=TRAINING[mixed])
             marker = "o" if len(scored) <= 40 else ""
             axes.plot(
                 _epochs(scored),

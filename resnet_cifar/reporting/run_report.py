@@ -139,6 +139,7 @@ def _curves(found: Curves) -> dict[str, Any]:
         "phases": len(found.phases) + 1,
         "stops": len(found.stops),
         "best": found.best,
+        "mixed": found.mixed,
         "steps_per_epoch": f"{found.steps_per_epoch:,.1f}",
         "rows_per_point": found.rows_per_point,
     }

@@ -159,7 +159,10 @@ class _ProgressView:
         state = (facts.st_mtime_ns, facts.st_size, facts.st_ino) if facts else None
         if state != self._file_state:
             rows = read_rows(file)
-            self._file_state, self._rows, self._curves = state, rows, notebook_panel.curves(rows)
+            if rows and self._recipe is None:
+                self._recipe = read_recipe(str(self._folder / "recipe.yaml"))
+            drawn = notebook_panel.curves(rows, bool(self._recipe and self._recipe.augment.mixes))
+            self._file_state, self._rows, self._curves = state, rows, drawn
         panel = HTML(self._panel())
         if self._display is None:
             self._display = display(panel, display_id=True)
@@ -177,7 +180,5 @@ class _ProgressView:
             state = "evaluating the test split" if self._rows and self._rows[-1]["step"] == steps else "training"
         rows = [] if is_stale else self._rows
         curves = "" if is_stale else self._curves
-        if rows and self._recipe is None:
-            self._recipe = read_recipe(str(self._folder / "recipe.yaml"))
-        select_by = self._recipe.evaluate.select_by if rows else "accuracy"
+        select_by = self._recipe.evaluate.select_by if self._recipe else "accuracy"
         return notebook_panel.panel(str(self._folder), state, steps, rows, self._output.warnings, curves, select_by)

@@ -163,10 +163,8 @@ def _parse(path: str, word: str) -> Any:
     """The field's value of the word, or _INVALID."""
     kind: Any = Recipe
     for part in path.split("."):
-        if is_digits(part):  # phases.0
-            kind = typing.get_args(kind.__origin__)[0]
-        else:
-            kind = typing.get_type_hints(kind, include_extras=True)[part]
+        is_place = is_digits(part)  # phases.0
+        kind = typing.get_args(kind)[0] if is_place else typing.get_type_hints(kind, include_extras=True)[part]
     try:
         return TypeAdapter(kind).validate_python(word)
     except ValidationError:

@@ -14,6 +14,7 @@ from resnet_cifar.optim.schedules import phase_lr
 
 LOGS_PER_EPOCH = 20  # rows of metrics.jsonl
 SMALL_PER_RANK_BATCH = 32  # images; with fewer, a device mostly waits
+_NO_PHASE = Phase(epochs=1.0, lr=1.0, trainable="head")  # what a recipe without phases would train
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Plan:
     @cached_property
     def steps(self) -> int:
         """The number of updates of the whole run."""
-        return self.phase_ends[-1]
+        return self.phase_ends[-1] if self.phase_ends else 0
 
     def step_at(self, epochs: float) -> int:
         """The number of updates that is nearest to `epochs`."""
@@ -122,6 +123,8 @@ class Plan:
 
     def phase_at(self, step: int) -> Phase:
         """The phase of update `step`; the last phase for steps beyond the end."""
+        if not self.recipe.phases:
+            return _NO_PHASE
         return self.recipe.phases[min(bisect_right(self.phase_ends, step), len(self.phase_ends) - 1)]
 
     def image_size(self, step: int) -> int:
@@ -161,7 +164,7 @@ class Plan:
 
 def check_batch_size(recipe: Recipe, world_size: int) -> None:
     """Raises UserError where the batch does not divide over `world_size` processes, naming sizes that do."""
-    batch, norm = recipe.batch_size, recipe.model.ghost_batch_size
+    batch, norm = recipe.batch_size, recipe.model.norm_rows
     micro = 0 if recipe.micro_batch == "auto" else recipe.micro_batch
     unit = row_unit(recipe)
     share, left = divmod(batch, world_size)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from resnet_cifar.config.errors import UserError
-from resnet_cifar.config.schema import METRIC_NAMES, Head
+from resnet_cifar.config.schema import METRIC_NAMES, Head, Recipe
 from resnet_cifar.config.validation import check_across, row_unit
 from resnet_cifar.data.image_dataset import GIB, free_memory
 from resnet_cifar.data.prepared_data import ImageData
@@ -33,7 +33,6 @@ def describe(plan: Plan, context: DistributedContext, data: ImageData, run: Path
     recipe = plan.recipe
     size = "x".join(map(str, data.train.size))
     splits = f"{len(data.train):,} to train on, {len(data.validation):,} to validate, {len(data.test):,} to test"
-    norm = recipe.model.ghost_batch_size
     facts = [
         ("run", str(run)),
         ("data", f"{recipe.data.source}: {splits}; {len(data.classes)} classes, stored {size}, {data.fingerprint}"),
@@ -52,7 +51,7 @@ def describe(plan: Plan, context: DistributedContext, data: ImageData, run: Path
         (
             "batch",
             f"{recipe.batch_size} = {context.size} x {plan.per_rank_batch}, in micro-batches of {plan.micro_batch}; "
-            "BatchNorm over " + (f"{norm} rows" if norm else "the micro-batch (the result depends on the hardware)"),
+            + _describe_norm(recipe),
         ),
     ]
     facts += describe_balance(plan)
@@ -75,6 +74,13 @@ def describe(plan: Plan, context: DistributedContext, data: ImageData, run: Path
         )
         start = end
     return facts
+
+
+def _describe_norm(recipe: Recipe) -> str:
+    if recipe.model.batchnorm == "frozen":
+        return "BatchNorm with the statistics of the pretrained weights"
+    rows = recipe.model.ghost_batch_size
+    return "BatchNorm over " + (f"{rows} rows" if rows else "the micro-batch (the result depends on the hardware)")
 
 
 def describe_balance(plan: Plan) -> list[tuple[str, str]]:
@@ -116,7 +122,7 @@ def small_batch_warning(plan: Plan) -> str | None:
 def few_steps_warning(plan: Plan) -> str | None:
     """A warning where a whole data set is trained for fewer than 50 updates, with a batch size that gives as many."""
     recipe, unit = plan.recipe, row_unit(plan.recipe) * plan.world_size
-    if plan.steps >= _FEW_STEPS or recipe.data.limit or recipe.data.overfit_images:
+    if plan.steps >= _FEW_STEPS or not plan.steps or recipe.data.limit or recipe.data.overfit_images:
         return None
 
     def suffices(rows: int) -> bool:
@@ -142,7 +148,7 @@ def few_steps_warning(plan: Plan) -> str | None:
 def memory_warning(state: TrainState) -> str | None:
     """A warning where training takes more memory than is free, with the largest micro-batch that fits."""
     plan, free, per_image = state.plan, free_memory(state.context.device), activation_bytes(state)
-    if per_image is None or (plan.recipe.micro_batch == "auto" and state.context.device.type == "cuda"):
+    if not per_image or (plan.recipe.micro_batch == "auto" and state.context.device.type == "cuda"):
         return None  # unknown, or found by trial
     fixed = 3 * _weight_bytes(state)  # gradients and two optimizer states
     needed, rows = fixed + per_image * plan.micro_batch, plan.micro_batch
@@ -167,7 +173,8 @@ def activation_bytes(state: TrainState) -> float | None:
     model = copy.deepcopy(preflight.meta_model(recipe)).to(reduced)
     stages = {(phase.trainable, phase.image_size or recipe.data.image_size) for phase in recipe.phases}
     try:
-        return max(_saved_bytes(model, trainable, size, reduced) for trainable, size in stages) / _COUNTED
+        found = [_saved_bytes(model, trainable, size, reduced) for trainable, size in stages]
+        return max(found, default=0) / _COUNTED
     except NotImplementedError:
         return None
 
@@ -207,6 +214,8 @@ def estimate(state: TrainState, data: ImageData) -> list[tuple[str, str]]:
     if activations is not None:
         kept = activations * plan.micro_batch
         memory = f"about {(kept + resident) / GIB:.1f} GiB per device, {kept / GIB:.1f} for activations"
+    if not speeds:
+        return [("memory", memory), ("time", "no updates: one pass over the images")]
     words = " and ".join(map(speed, speeds.values()))
     return [
         ("memory", memory),

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from resnet_cifar.config.errors import UserError
-from resnet_cifar.config.schema import Head, Recipe
+from resnet_cifar.config.schema import Head, Model, Recipe
 from resnet_cifar.data import prepared_data
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.models.factory import check_model_name, check_pretrained, create_model, resolve_stem
+from resnet_cifar.models.mlp_head import head_module
 from resnet_cifar.models.pretrained import check_init_weights, find_init_weights
 from resnet_cifar.optim.factory import check_optimizer
 from resnet_cifar.tracking.multi import check_trackers
@@ -39,12 +40,30 @@ def resolve(recipe: Recipe, warn: Callable[[str], None] = lambda text: None) -> 
     where timm has no such model.
     """
     check_model_name(recipe.model.name)
-    recipe = replace(recipe, model=replace(recipe.model, stem=resolve_stem(recipe.model)))
+    model = replace(recipe.model, stem=resolve_stem(recipe.model))
+    recipe = replace(recipe, model=_suit_weights(model, bool(recipe.phases), warn))
     size, least = recipe.data.image_size, _smallest_size(recipe)
     if least == size:
         return recipe
     warn(f"data.image_size {size} is raised to {least}, the smallest that model.name {recipe.model.name!r} accepts")
     return replace(recipe, data=replace(recipe.data, image_size=least))
+
+
+def _suit_weights(model: Model, is_trained: bool, warn: Callable[[str], None]) -> Model:
+    """The model without what needs pretrained features or one linear layer where it has none. Raises UserError."""
+    if model.batchnorm == "frozen" and not model.has_pretrained_features:
+        warn("model.batchnorm frozen needs pretrained weights and their stem: BatchNorm uses the statistics of batches")
+        model = replace(model, batchnorm="batch")
+    if model.head.init == "probe":
+        reason = "" if model.has_pretrained_features else "pretrained weights and their stem"
+        if model.head.is_deep or not isinstance(head_module(meta_model(Recipe(model=model))), nn.Linear):
+            reason = "a head of one linear layer"
+        if reason and not is_trained:
+            raise UserError(f"model.head.init probe needs {reason}, and nothing else is trained: use another recipe")
+        if reason:
+            warn(f"model.head.init probe needs {reason}: the head starts as with auto")
+            model = replace(model, head=replace(model.head, init="auto"))
+    return model
 
 
 def _smallest_size(recipe: Recipe) -> int:

@@ -79,7 +79,8 @@ class RunWriter:
         self._writer.check()
         self.folder.append_metrics(row)
         self.tracker.log(row)
-        self.screen.row(row)
+        if "train/loss" in row:  # not in that of step 0
+            self.screen.row(row)
         if "val/accuracy" in row:
             self.screen.score(row, is_best, self.plan.recipe.evaluate.select_by)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,9 +18,12 @@ from resnet_cifar.checkpoints import snapshot
 from resnet_cifar.checkpoints.snapshot import Snapshot
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
+from resnet_cifar.data.image_dataset import ImageDataset
 from resnet_cifar.data.preprocess import Preprocess
 from resnet_cifar.data.sources.image_io import AS_IS, Decoding
 from resnet_cifar.distributed.context import DistributedContext, is_out_of_memory
+from resnet_cifar.evaluation.linear_probe import fit_head
+from resnet_cifar.evaluation.predict import precise_bn
 from resnet_cifar.models.factory import create_model, in_mode, normalization, zero_classifier
 from resnet_cifar.models.ghost_batchnorm import apply_ghost_batchnorm, sync_batchnorm
 from resnet_cifar.models.mlp_head import head_module
@@ -80,6 +85,17 @@ class TrainState:
         """The plain model that is evaluated: the moving average where there is one."""
         return self.model if self.average is None else self.average
 
+    def fit_probe(self, images: ImageDataset, bn_rows: np.ndarray, check_stop: Callable[[], None]) -> None:
+        """Makes the head a linear probe of the untrained features, with BatchNorm as evaluations have it."""
+        precise_bn(self.context, self.model, images, self.preprocess, bn_rows, check_stop)
+        weights, seed = self.class_weights, self.plan.recipe.seed
+        if self.plan.recipe.data.sampling == "balanced":
+            counts = images.labels.bincount(minlength=self.model.num_classes)
+            weights = len(images) / counts.clamp(min=1)
+        fit_head(self.context, self.model, images, self.preprocess, seed, weights, check_stop)
+        if self.average is not None:
+            self.average.load_state_dict(self.model.state_dict())
+
     @property
     def wrapped_for_eval(self) -> torch.nn.Module:
         """The evaluated model as Accelerate wraps it."""
@@ -94,7 +110,7 @@ class TrainState:
         for parameter in self._learnable:
             parameter.requires_grad_(trainable == "all" or id(parameter) in head)
         self.parameters = [parameter for parameter in self._learnable if parameter.requires_grad]
-        peak = max(phase.lr for phase in self.plan.recipe.phases)
+        peak = max((phase.lr for phase in self.plan.recipe.phases), default=0.0)
         self.optimizer = create_optimizer(self.model, self.plan.recipe.optimizer, peak, self.context.device)
         self.wrapped, self.wrapped_optimizer = self.model, None  # drops the previous wrapper and its hooks
         self.wrapped, self.wrapped_optimizer = self.context.prepare(self.model, self.optimizer)
@@ -209,7 +225,7 @@ class TrainState:
 
 def check_ghost_batch_size(recipe: Recipe, context: DistributedContext) -> None:
     """Raises UserError where a BatchNorm group spans processes on a device without SyncBatchNorm."""
-    rows, share = recipe.model.ghost_batch_size, recipe.batch_size // context.size
+    rows, share = recipe.model.norm_rows, recipe.batch_size // context.size
     if rows and rows > share and context.device.type != "cuda":
         raise UserError(
             f"model.ghost_batch_size {rows} is larger than the {share} rows of a process, which needs GPUs (there is "
@@ -244,11 +260,12 @@ def _initial_model(
 
 
 def _with_ghost_batchnorm(model: torch.nn.Module, plan: Plan, context: DistributedContext) -> torch.nn.Module:
-    rows = plan.recipe.model.ghost_batch_size
+    rows = plan.recipe.model.norm_rows
     if rows is None or rows == plan.micro_batch:
         return model  # one group per backward pass is what BatchNorm computes anyway
     if rows < plan.micro_batch:
         return apply_ghost_batchnorm(model, rows)
-    return sync_batchnorm(
-        model, context.batchnorm_group(rows // plan.per_rank_batch), local_group=context.batchnorm_group(1)
-    )
+    trained = head_module(model) if plan.recipe.model.batchnorm == "frozen" else model  # an MLP head has norms, too
+    groups = context.batchnorm_group(rows // plan.per_rank_batch), context.batchnorm_group(1)
+    synchronized = sync_batchnorm(trained, *groups)
+    return synchronized if trained is model else model

@@ -274,12 +274,13 @@ class Trainer:
         """Restores the latest checkpoint, if there is one: rank 0 reads it and broadcasts it."""
         state, writer = self.state, self.writer
         saved, values = writer.open()
-        if self.plan.recipe.micro_batch == "auto":
+        if self.plan.recipe.micro_batch == "auto" and self.plan.steps:
             self._use_micro_batch(auto_micro_batch.fit(self.plan, state, self.context, writer.folder))
         step = values["step"] if values else 0
         if self.plan.phase_at(step).trainable != self.plan.phase_at(0).trainable:
             state.start_stage(self.plan.phase_at(step).trainable)
-        state.prime_ddp(*next(self._batch(min(step, self.plan.steps - 1))))
+        if self.plan.steps:
+            state.prime_ddp(*next(self._batch(min(step, self.plan.steps - 1))))
         if values is not None:
             state.restore(saved, values)
             writer.done = step
@@ -291,6 +292,10 @@ class Trainer:
                 select_by = self.plan.recipe.evaluate.select_by
                 best = f", best validation {METRIC_NAMES[select_by]} {self.best[f'val/{select_by}']:.4f}"
             writer.screen.say(f"resuming at step {step}, epoch {self.plan.epoch(step):.2f}{best}")
+        elif self.plan.recipe.model.head.init == "probe":
+            with writer.timings.part("probe"):
+                state.fit_probe(self.data.train, self.bn_rows, self.watchdog.check_stop)
+            self._pending_row = {"step": 0, "epoch": 0.0, "images": 0}  # evaluated like any other step
         self._estimate_frozen_bn(step)
 
     def _begin(self) -> None:

@@ -38,6 +38,7 @@ PLAIN = {
     "phases": [{"epochs": STEPS * BATCH / IMAGES, "lr": 0.05, "warmup_epochs": 1, "schedule": "cosine"}],
 }
 RESNET = {"model": {"name": "test_resnet", "pretrained": False, "ghost_batch_size": 8}}
+FROZEN = {"model": {**RESNET["model"], "batchnorm": "frozen", "head": {"init": "probe"}}}
 VIT = {"model": {"name": "test_vit", "pretrained": False, "ghost_batch_size": 8}}
 MICRO = {"micro_batch": 8}
 DEEP = {"model": {**RESNET["model"], "head": {"pool": "flatten", "hidden_dims": "24,16", "norm": True, "dropout": 0.5}}}
@@ -56,6 +57,7 @@ CLIPPED = {
 }
 CASES = {
     "resnet": {**PLAIN, **RESNET},
+    "resnet frozen probe": {**PLAIN, **FROZEN},
     "resnet micro-loader": {**PLAIN, **RESNET, **MICRO},
     "resnet mixed": {**PLAIN, **RESNET, **MIXED},
     "resnet mixed micro-loader clipped": {**PLAIN, **RESNET, **MIXED, **MICRO, **CLIPPED},
@@ -64,7 +66,7 @@ CASES = {
     "vit balanced mixed micro-loader clipped": {**PLAIN, **BALANCED, **VIT, **MIXED, **MICRO, **CLIPPED, **WEIGHTED},
 }
 # Everything is on in one of these.
-COMBINED = ("resnet", "resnet mixed micro-loader clipped", "vit balanced mixed micro-loader clipped")
+COMBINED = ("resnet frozen probe", "resnet mixed micro-loader clipped", "vit balanced mixed micro-loader clipped")
 SCORED = ("test_resnet", "test_vit")
 # Of the splits that are scored: every remainder of a batch of 32 and of the world's sizes, and around more loader;
 # from 2,048 images on a batch is of 64.
@@ -91,6 +93,8 @@ def train(
     counts = {str(label): count for label, count in enumerate(training.labels.bincount().tolist())}
     plan = Plan(recipe, IMAGES, context.size, class_counts=counts)
     state = TrainState(plan, context, tuple(counts))
+    if recipe.model.head.init == "probe":
+        state.fit_probe(training, bn_indices(recipe.seed, IMAGES), lambda: None)
     loader = Loader(recipe, training, CLASSES, state.preprocess, plan.rows(context.rank))
     balanced = balanced_order(recipe, training.labels.numpy())
     first: dict[str, torch.Tensor] = {}

@@ -57,7 +57,7 @@ def tiny(name: str, **overrides: str) -> Recipe:
     return replace(recipe, phases=recipe.phases[:1])
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", [name for name in recipe_names() if read_recipe(name).phases])
 def test_every_recipe_runs_two_steps(name: str) -> None:
     recipe = tiny(name)
     train(TrainOptions(recipe=name, run="run"), recipe)

@@ -160,6 +160,7 @@ VARIABLES = [
 
 
 FILE = "RUN/model/model.safetensors"
+FEATURES = f"--recipe probe {SMALL} --model.name test_resnet --model.init_from RUN --data.image_size 32"
 
 
 def pickled(home: Path, trained: Path) -> None:
@@ -206,6 +207,13 @@ RECIPE = [
     advice("power without its schedule", f"{TRAIN} --phases.0.power 2 --phases.0.schedule cosine",
         f"{TRAIN} --phases.0.power 2 --phases.0.schedule polynomial --dry-run",
         f"{TRAIN} --phases.0.schedule cosine --dry-run"),
+    advice("no phases", "--recipe a.yaml --model.name test_resnet",
+        f"--recipe a.yaml --model.name test_resnet {SMALL} --phases.0.epochs 20 --phases.0.lr 0.001 --dry-run",
+        f"{FEATURES.replace('probe', 'a.yaml')} --model.head.init probe --dry-run",
+        prepare=both(prepared.run(), prepared.file("a.yaml", "phases: []"))),
+    advice("probe of nothing", f"--recipe probe {SMALL}", f"{TRAIN} --dry-run"),
+    advice("probe extended", f"{FEATURES} --extend-epochs 1", f"{TRAIN} --extend-epochs 1 --dry-run",
+        prepare=prepared.run()),
     advice("restart and extend", f"{TRAIN} --restart --extend-epochs 1", f"{TRAIN} --restart --run R",
         f"{TRAIN} --dry-run --extend-epochs 1"),
 ]

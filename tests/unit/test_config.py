@@ -251,7 +251,8 @@ def test_what_is_missing_is_named_with_its_path(left_out: str) -> None:
 
 
 def test_a_recipe_has_at_least_one_phase() -> None:
-    assert sentence({"phases": []}).startswith("phases cannot be ")
+    assert sentence({"phases": []}).startswith("phases is empty, so nothing would be trained: add one")
+    assert not parse({"phases": [], "model": {"head": {"init": "probe"}}}).phases, "the head is fitted"
 
 
 @pytest.mark.parametrize(
