@@ -152,7 +152,7 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
     if is_other_data and options.split == "test" and "data.source" in changed and "data.test_fraction" not in changed:
         # None of it was used for training: without a test split of its own, all of it is one.
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, test_fraction=1.0))
-    if is_other_data:
+    if is_other_data and "data.source" in changed:
         recipe = dataclasses.replace(recipe, refit_steps=0)  # its validation images were not trained on
     data = prepared_data.load(entry, recipe, context.device)
     images: ImageDataset = getattr(data, options.split)

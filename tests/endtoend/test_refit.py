@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from metric_rows import rows_of
+from PIL import Image
 from starting import assert_same_run, interrupt, train
 
 from resnet_cifar.cli import compare, evaluate
@@ -137,6 +139,12 @@ def test_a_refit_trains_the_selected_updates_of_the_run_on_all_of_its_images(
     assert "temperature: none" in shown
     with pytest.raises(UserError, match=rf"the model was trained on its images \(refit_steps {selected}\)"):
         evaluate.main(["run-refit", "--split", "validation"])
+    for number, name in itertools.product(range(10), ("disc", "ring")):  # of other images, a split is held out
+        Path("other", name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (20 * number, 90, 9)).save(Path("other", name, f"{number}.png"))
+    evaluate.main(["run-refit", "--split", "validation", "--data.source", "other", "--data.validation_fraction", "0.2"])
+    [file] = Path("run-refit").glob("eval-validation-other-*.json")
+    assert json.loads(file.read_text())["images"] == 4
 
     # A finished refit is reported, and its recipe alone gives the same run.
     train(options, recipe)
