@@ -70,25 +70,27 @@ def train(
     processes: int = 1,
     restart: bool = False,
     extend_epochs: float = 0.0,
+    refit: str | os.PathLike[str] | None = None,
     **overrides: Any,
 ) -> Run:
     """Trains like `train.py --recipe RECIPE` and shows the progress; a finished run is returned immediately.
 
     `run`: the run directory [runs/RECIPE-<8 hex digits of the recipe>]. `processes`: one per GPU. `restart`,
-    `extend_epochs`: as on the command line. `overrides`: fields of the recipe, as `**{"data.limit": 2000}` or as
-    `seed=1, data={"limit": 2000}`.
+    `extend_epochs`, `refit` (instead of a recipe): as on the command line. `overrides`: fields of the recipe, as
+    `**{"data.limit": 2000}` or as `seed=1, data={"limit": 2000}`.
 
     The interrupt button saves and stops; call again to resume. Raises UserError, `run_monitor.Interrupted` (a
     KeyboardInterrupt) or `run_monitor.Failed`.
     """
     escape_what_the_console_lacks()
-    words = [f"--recipe={os.fspath(recipe)}", *_words(overrides)]
+    words = [f"--refit={os.fspath(refit)}" if refit else f"--recipe={os.fspath(recipe)}", *_words(overrides)]
     words += ["--restart"] if restart else []
     words += [f"--extend-epochs={extend_epochs}"] if extend_epochs else []
     options, base = parse_arguments(words)  # raises UserError before anything is started
     if not (isinstance(processes, int) and processes > 0):
         raise UserError(f"processes cannot be {processes!r}: it should be a whole number above 0")
-    folder = Path(run).expanduser() if run else _default_run_path(options.recipe, base)
+    chosen = run or options.run
+    folder = Path(chosen).expanduser() if chosen else _default_run_path(options.recipe, base)
     wanted = extended(base, options.extend_epochs)
     if restart or not launcher.finished(RunDir(folder), wanted, extends=bool(extend_epochs)):
         process = launcher.start([*words, f"--run={folder}"], processes, quiet=is_notebook())

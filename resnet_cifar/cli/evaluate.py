@@ -152,10 +152,14 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
     if is_other_data and options.split == "test" and "data.source" in changed and "data.test_fraction" not in changed:
         # None of it was used for training: without a test split of its own, all of it is one.
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, test_fraction=1.0))
+    if is_other_data and "data.source" in changed:
+        recipe = dataclasses.replace(recipe, refit_steps=0)  # its validation images were not trained on
     data = prepared_data.load(entry, recipe, context.device)
     images: ImageDataset = getattr(data, options.split)
     if not len(images):
         why = {"validation": "no images were held out (data.validation_fraction 0)", "train": "data.test_fraction is 1"}
+        if recipe.refit_steps:
+            why["validation"] = f"the model was trained on its images (refit_steps {recipe.refit_steps})"
         raise UserError(f"--split {options.split} is empty, {why[options.split]}: use --split test")
     indices = class_indices(data.classes, model.classes, recipe.data.source)
     images = dataclasses.replace(images, labels=torch.tensor(indices, device=context.device)[images.labels])

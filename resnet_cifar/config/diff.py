@@ -12,7 +12,7 @@ from typing import Any
 from resnet_cifar.config.schema import Recipe
 
 # These may differ between two attempts at one run; with early stopping, evaluations may not.
-_NOT_DECISIVE = ("track.", "checkpoint.", "rank_timeout", "data.storage", "evaluate.every_epochs")
+_NOT_DECISIVE = ("track.", "checkpoint.", "rank_timeout", "refit_of", "data.storage", "evaluate.every_epochs")
 _NO_DEFAULT = object()
 
 

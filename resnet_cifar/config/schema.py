@@ -417,8 +417,8 @@ class Track:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A run. All fields decide its result, except `track`, `checkpoint`, `evaluate.every_epochs`, `rank_timeout` and
-    `data.storage`."""
+    """A run. All fields decide its result, except `track`, `checkpoint`, `evaluate.every_epochs`, `rank_timeout`,
+    `data.storage` and `refit_of`."""
 
     __pydantic_config__ = _STRICT
 
@@ -441,7 +441,18 @@ class Recipe:
     loss: Loss = field(default_factory=Loss)
     phases: tuple[Phase, ...] = (Phase(epochs=20.0, lr=0.02),)
     """Trained one after another; none: the model is evaluated and exported as model.head.init probe leaves it."""
+    refit_steps: Annotated[Whole, Field(ge=0)] = 0
+    """N > 0: train on training and validation images together for N updates of the phases; `--refit RUN` sets it."""
+    refit_of: str = ""
+    """The run whose validation split selected `refit_steps`, for the report."""
     evaluate: Evaluate = field(default_factory=Evaluate)
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     track: Track = field(default_factory=Track)
+
+    @property
+    def refit_remark(self) -> str:
+        """On which images and how long a refit trains, for the plan and reports; empty for other runs."""
+        updates = f"{self.refit_steps:,} update{'s' * (self.refit_steps > 1)}"
+        selected = f", as selected in {self.refit_of}" * bool(self.refit_of)
+        return f"on training and validation images together for {updates}{selected}" if self.refit_steps else ""

@@ -210,7 +210,7 @@ _ANSWERS = {
 }
 # Targets that are options of a command, not fields of a recipe.
 OPTIONS = ("recipe", "run", "out", "max-minutes", "extend-epochs", "profile-steps", "compile", "images", "split")
-OPTIONS += ("restart", "dry-run", "download-only", "tta", "verify-export")
+OPTIONS += ("restart", "refit", "dry-run", "download-only", "tta", "verify-export")
 # A positional argument of a command: what others call it.
 _POSITIONALS = {
     "target": """target run model checkpoint ckpt weights checkpoint_path ckpt_path model_path model_name model_dir

@@ -26,6 +26,9 @@ class TrainOptions:
     """Start from scratch; an existing run directory is moved aside."""
     extend_epochs: float = 0.0
     """Append a phase of this many epochs, like the last one without its warm-up, and continue the run."""
+    refit: str = ""
+    """Train the recipe of this finished run again, on its training and validation images together and for as many
+    updates as its validation split selected; in RUN-refit unless --run names another directory."""
     max_minutes: float = 0.0
     """Save and exit after this many minutes, as if interrupted [default: never]."""
     profile_steps: int = 0
@@ -35,10 +38,15 @@ class TrainOptions:
 
 
 def extended(recipe: Recipe, epochs: float) -> Recipe:
-    """The recipe with one more phase, of `epochs`: like its last one, without a warm-up. 0 epochs: unchanged."""
+    """The recipe with one more phase, of `epochs`: like its last one, without a warm-up. 0 epochs: unchanged.
+
+    Raises UserError for a refit, which ends where its run's validation split said.
+    """
     if not epochs:
         return recipe
     if not recipe.phases:
         raise UserError("--extend-epochs has no phase to continue: this recipe has none; train with another one")
+    if recipe.refit_steps:
+        raise UserError(f"--extend-epochs: refit_steps {recipe.refit_steps} ends the run there: remove one of them")
     phase = dataclasses.replace(recipe.phases[-1], epochs=epochs, warmup_epochs=0.0)
     return dataclasses.replace(recipe, phases=(*recipe.phases, phase))

@@ -50,8 +50,15 @@ def check_across(recipe: Recipe) -> None:
     elif recipe.micro_batch > batch:
         raise UserError(f"micro_batch {recipe.micro_batch} is larger than batch_size {batch}: lower it, or set 0")
     data = recipe.data
-    if not (data.validation_fraction or data.splits.validation or data.overfit_images):
+    if recipe.refit_steps and data.overfit_images:
+        raise UserError(
+            f"refit_steps {recipe.refit_steps} trains on the validation images too, and data.overfit_images "
+            f"{data.overfit_images} validates on the images it trains on: set one of them to 0"
+        )
+    if recipe.refit_steps or not (data.validation_fraction or data.splits.validation or data.overfit_images):
         needed = "needs a validation split: set data.validation_fraction or data.splits.validation, or"
+        if recipe.refit_steps:
+            needed = f"needs a validation split, which refit_steps {recipe.refit_steps} trains on: set"
         if recipe.early_stopping.patience:
             raise UserError(f"early_stopping.patience {recipe.early_stopping.patience} {needed} patience to 0")
         if recipe.evaluate.select_by != "accuracy":

@@ -27,25 +27,33 @@ ALL = slice(None)
 
 
 class MmapImages:
-    """Rows `rows` (int64 [n]) of a uint8 .npy file [m, height, width, 3], read by a thread and sent to `device`.
+    """Rows of uint8 .npy files [m, height, width, 3], read by a thread and sent to `device`.
 
+    `parts`: files and the rows (int64 [n]) of each, which are counted through: the first file's are 0 to n - 1.
     `seconds_waited`: total time that callers have waited for the thread.
     """
 
-    def __init__(self, file: Path, rows: np.ndarray, device: torch.device) -> None:
-        self._whole, self._rows, self._device = np.load(file, mmap_mode="r"), rows, device
+    def __init__(self, parts: Sequence[tuple[Path, np.ndarray]], device: torch.device) -> None:
+        self._files, self._device = [np.load(file, mmap_mode="r") for file, _ in parts], device
+        self._file_of = np.repeat(np.arange(len(parts)), [len(rows) for _, rows in parts])
+        self._rows = np.concatenate([rows for _, rows in parts])
         self.seconds_waited = 0.0
-        self.shape = (len(rows), *self._whole.shape[1:])
+        self.shape = (len(self._rows), *self._files[0].shape[1:])
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="images")
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def prefetch(self, rows: np.ndarray) -> Callable[[slice], Tensor]:
         """Starts reading images; the returned function waits until they are read, but not for the device."""
-        return _PendingImages(self, self._reader.submit(self._read, self._rows[rows]))
+        return _PendingImages(self, self._reader.submit(self._read, rows))
 
     def _read(self, rows: np.ndarray) -> tuple[Tensor, torch.cuda.Event | None]:
         images = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8, pin_memory=self._stream is not None)
-        np.take(self._whole, rows, axis=0, out=images.numpy(), mode="clip")  # "raise" would go through a copy
+        if len(self._files) == 1:  # "raise" would go through a copy
+            np.take(self._files[0], self._rows[rows], axis=0, out=images.numpy(), mode="clip")
+        else:
+            for number, file in enumerate(self._files):
+                here = self._file_of[rows] == number
+                images.numpy()[here] = file[self._rows[rows[here]]]
         if self._stream is None:
             return images, None
         with torch.cuda.stream(self._stream):
@@ -89,8 +97,8 @@ class PendingBatch:
 class ImageDataset:
     """Images, uint8 [n, height, width, 3], on a device or mapped, and their labels, int64 [n], on the device.
 
-    `indices` (int64 [n], on the host) holds their positions in the split of the source; `file_names` their files,
-    relative to the source, or "" if unknown; empty if all are.
+    `indices` (int64 [n], on the host) holds their positions in the split of the source, those in a second split counted
+    on from the first; `file_names` their files, relative to the source, or "" if unknown; empty if all are.
     """
 
     images: Tensor | MmapImages

@@ -21,6 +21,8 @@ from resnet_cifar.data.sources.base import check_fields, shorten
 from resnet_cifar.data.sources.image_io import AS_IS, Decoding
 from resnet_cifar.data.sources.registry import find_source
 
+_Part = dict[str, np.ndarray]  # the source's split of this name -> the images of it, sorted
+
 
 @dataclass(frozen=True)
 class ImageData:
@@ -28,6 +30,7 @@ class ImageData:
 
     `place` describes where the images are stored and why, `origins` the splits of the source that they come from;
     `remarks` are sentences on how they were decoded and on what is not used; `decoding` gives other images their form.
+    `joined`: how many of the training images a refit has taken from the validation split.
     """
 
     train: ImageDataset
@@ -39,6 +42,12 @@ class ImageData:
     origins: str = ""
     remarks: tuple[str, ...] = ()
     decoding: Decoding = AS_IS
+    joined: int = 0
+
+    @property
+    def epoch_images(self) -> int:
+        """The number of images in an epoch of the schedule: a refit keeps that of the run before it."""
+        return len(self.train) - self.joined
 
     def class_counts(self) -> dict[str, dict[str, int]]:
         """Split -> class -> number of images, without empty splits."""
@@ -118,33 +127,56 @@ def load(entry: Path, recipe: Recipe, device: torch.device) -> ImageData:
     labels = {role: np.load(entry / f"{role}-labels.npy") for role in meta["images"]}
     chosen = splits.split_indices(labels, meta["classes"], recipe)
     own = {"validation"} if recipe.data.overfit_images else set()  # what is cut off the training split regardless
-    parts = {
-        name: (name if name in labels.keys() - own else "train", getattr(chosen, name))
+    parts: dict[str, _Part] = {
+        name: {name if name in labels.keys() - own else "train": getattr(chosen, name)}
         for name in ("train", "validation", "test")
     }
-    nbytes = sum(len(rows) for _, rows in parts.values()) * int(np.prod(meta["size"])) * 3
+    if recipe.refit_steps:
+        parts |= {"train": _union(parts["train"], parts["validation"]), "validation": {"train": chosen.train[:0]}}
+    nbytes = sum(len(rows) for part in parts.values() for rows in part.values()) * int(np.prod(meta["size"])) * 3
     place, description = choose_storage(recipe.data.storage, nbytes, device)
 
-    def images(role: str, rows: np.ndarray) -> ImageDataset:
-        file, everything = entry / f"{role}-images.npy", len(rows) == len(labels[role])
+    def images(part: _Part) -> ImageDataset:
+        files = [(entry / f"{role}-images.npy", rows) for role, rows in part.items()]
         if place == "host":
-            stored = MmapImages(file, rows, device)
+            stored = MmapImages(files, device)
         else:
-            stored = torch.from_numpy(np.load(file) if everything else np.load(file, mmap_mode="r")[rows]).to(device)
-        left_out = meta["left_out"].get(role, [])
-        indices = np.delete(np.arange(len(labels[role]) + len(left_out)), left_out)
-        files = [names[role][row] for row in rows] if role in names else []
-        return ImageDataset(stored, torch.from_numpy(labels[role][rows]).to(device), indices[rows], files)
+            arrays = [_read(file, rows) for file, rows in files]
+            stored = torch.from_numpy(arrays[0] if len(arrays) == 1 else np.concatenate(arrays)).to(device)
+        indices, before = [], 0
+        for role, rows in part.items():
+            left_out = meta["left_out"].get(role, [])
+            count = len(labels[role]) + len(left_out)
+            indices.append(before + np.delete(np.arange(count), left_out)[rows])
+            before += count
+        named = [names[role][row] for role, rows in part.items() if role in names for row in rows]
+        return ImageDataset(stored, torch.from_numpy(_labels(part, labels)).to(device), np.concatenate(indices), named)
 
     return ImageData(
-        **{name: images(*part) for name, part in parts.items()},
+        **{name: images(part) for name, part in parts.items()},
         classes=tuple(meta["classes"]),
         fingerprint=meta["fingerprint"],
         place=description,
-        origins=_describe_origins(parts, meta["names"], labels, recipe.data),
+        origins=_describe_origins(parts, meta["names"], labels, recipe),
         remarks=(*meta["remarks"], *_lacking_classes(parts, labels, meta["classes"])),
         decoding=_decoding(meta),
+        joined=len(chosen.validation) if recipe.refit_steps else 0,
     )
+
+
+def _union(train: _Part, held_out: _Part) -> _Part:
+    """The images of both, in the order of the source's split, or of its two splits."""
+    both = {**train, **held_out}
+    return both if len(both) == 2 else {role: np.union1d(train[role], held_out[role]) for role in both}
+
+
+def _read(file: Path, rows: np.ndarray) -> np.ndarray:
+    whole = np.load(file, mmap_mode="r")
+    return np.load(file) if len(rows) == len(whole) else whole[rows]
+
+
+def _labels(part: _Part, labels: dict[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([labels[role][rows] for role, rows in part.items()])
 
 
 def _meta(entry: Path) -> dict[str, Any]:
@@ -156,30 +188,33 @@ def _decoding(meta: dict[str, Any]) -> Decoding:
 
 
 def _describe_origins(
-    parts: dict[str, tuple[str, np.ndarray]], names: dict[str, str], labels: dict[str, np.ndarray], data: Data
+    parts: dict[str, _Part], names: dict[str, str], labels: dict[str, np.ndarray], recipe: Recipe
 ) -> str:
     """The split of the source behind each part of the data, and how much of it: `train: 36 of 40 images of 'train'`."""
+    data = recipe.data
     why = {"validation": f"data.validation_fraction {data.validation_fraction:g}"}
     why["validation"] = f"data.overfit_images {data.overfit_images}" if data.overfit_images else why["validation"]
+    why["validation"] = f"refit_steps {recipe.refit_steps}" if recipe.refit_steps else why["validation"]
     why["test"] = f"data.test_fraction {data.test_fraction:g}"
     said = []
-    for part, (role, rows) in parts.items():
-        text = (
-            f"{part}: {len(rows):,} of {len(labels[role]):,} images of {names[role]!r}" if len(rows) else f"no {part}"
-        )
-        said.append(text + (f" ({why[part]})" if role != part else ""))
-    unused = [repr(names[role]) for role in names if role not in {role for role, _ in parts.values()}]
+    for name, part in parts.items():
+        counts = [
+            f"{len(rows):,} of {len(labels[role]):,} images of {names[role]!r}"
+            for role, rows in part.items()
+            if len(rows)
+        ]
+        text = f"{name}: {' and '.join(counts)}" if counts else f"no {name}"
+        said.append(text if name in part else f"{text} ({why[name]})")
+    unused = [repr(names[role]) for role in names if not any(role in part for part in parts.values())]
     return "; ".join([*said, *(f"not used: {name}" for name in unused)])
 
 
-def _lacking_classes(
-    parts: dict[str, tuple[str, np.ndarray]], labels: dict[str, np.ndarray], classes: list[str]
-) -> list[str]:
+def _lacking_classes(parts: dict[str, _Part], labels: dict[str, np.ndarray], classes: list[str]) -> list[str]:
     """Remarks on splits without images of some of the classes that are trained."""
-    trained = np.unique(labels["train"][parts["train"][1]])
-    said = []
-    for part, (role, rows) in parts.items():
-        lost = np.setdiff1d(trained, labels[role][rows])
-        if len(rows) and len(lost):
-            said.append(f"the {part} split has no images of {shorten(repr(classes[label]) for label in lost)}")
+    said, trained = [], _labels(parts["train"], labels)
+    for name, part in parts.items():
+        present = _labels(part, labels)
+        lost = np.setdiff1d(trained, present)
+        if len(present) and len(lost):
+            said.append(f"the {name} split has no images of {shorten(repr(classes[label]) for label in lost)}")
     return said

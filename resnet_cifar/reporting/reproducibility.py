@@ -28,9 +28,9 @@ class Difference(NamedTuple):
 
 
 def named_recipe(environment: dict[str, Any]) -> str | None:
-    """The shipped recipe in the command of the last attempt; None if it names a file or is unknown."""
+    """The shipped recipe in the command of the last attempt; None if it names a file or a run, or is unknown."""
     words = str(environment.get("command", "")).replace("=", " ").split()
-    if not words:
+    if not words or "--refit" in words:
         return None
     given = [value for word, value in pairwise(words) if word == "--recipe"]
     name = given[-1] if given else _DEFAULT

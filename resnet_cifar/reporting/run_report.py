@@ -15,7 +15,7 @@ import numpy as np
 
 from resnet_cifar.atomic_io import read_json
 from resnet_cifar.config.loading import read_recipe
-from resnet_cifar.config.schema import METRIC_NAMES
+from resnet_cifar.config.schema import METRIC_NAMES, Recipe
 from resnet_cifar.reporting import (
     class_balance,
     curves,
@@ -64,7 +64,7 @@ def _write(run: Path, older_than: float) -> Path:
         "report.html",
         title=run.resolve().name,
         back=None,
-        what=_what_was_run(recipe.model.name, recipe.data.source, status, result),
+        what=_what_was_run(recipe, status, result),
         missing=_missing(run, status, result, drawn, own),
         tiles=[*(evaluation_summary.tiles(own.metrics) if own else ()), *_run_tiles(result, status, attempts, drawn)],
         curves=_curves(drawn) if drawn else None,
@@ -167,9 +167,10 @@ def _run_tiles(
     return tiles
 
 
-def _what_was_run(model: str, source: str, status: dict[str, Any], result: dict[str, Any] | None) -> str:
-    checkpoint = f", {result['checkpoint']}" if result else ""
-    return f"{model} on {source}{checkpoint}" + ("" if result else f", {status.get('state', 'claimed')}")
+def _what_was_run(recipe: Recipe, status: dict[str, Any], result: dict[str, Any] | None) -> str:
+    state = result["checkpoint"] if result else status.get("state", "claimed")
+    refit = f"; trained {recipe.refit_remark}" if recipe.refit_steps else ""
+    return f"{recipe.model.name} on {recipe.data.source}, {state}{refit}"
 
 
 def _missing(

@@ -50,6 +50,8 @@ def _check(space: SearchSpace) -> None:
     recipe = space.recipe
     if not space.ranges:
         raise UserError("tune needs a range: --phases.0.lr 1e-4..1e-1, or choices, --optimizer.name sgd,adamw,lamb")
+    if recipe.refit_steps:
+        raise UserError(f"refit_steps {recipe.refit_steps} leaves no images to compare trials on: set it to 0")
     if recipe.data.overfit_images:
         raise UserError(
             f"data.overfit_images {recipe.data.overfit_images} validates on the images it trains on: set it to 0"

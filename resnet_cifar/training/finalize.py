@@ -11,7 +11,7 @@ from typing import Any
 from resnet_cifar.atomic_io import write_json
 from resnet_cifar.checkpoints import checkpoint
 from resnet_cifar.checkpoints.run_dir import RunDir
-from resnet_cifar.config.schema import METRIC_NAMES
+from resnet_cifar.config.schema import METRIC_NAMES, Recipe
 from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.evaluation import calibration, metrics, results_io
 from resnet_cifar.evaluation.predict import Predictions, predict, predict_held_out
@@ -85,6 +85,7 @@ def test_and_export(
         "step": step,
         "steps": writer.done,
         "stopped_early": outcome.stopped_early,
+        **({"refit_of": recipe.refit_of} if recipe.refit_steps else {}),
         "seconds": time.perf_counter() - outcome.began,
         "world_size": context.size,
         **writer.costs(),
@@ -103,7 +104,7 @@ def test_and_export(
             page = _report(predictions, validated, temperature, data, writer)
     writer.summary(_summary(result), with_figures=page is not None)
     writer.report_timings()
-    closing_table(writer.screen, folder, result, writer.tracker.commands)
+    closing_table(writer.screen, folder, recipe, result, writer.tracker.commands)
 
 
 def _write_results(
@@ -153,18 +154,21 @@ def _reached(result: dict[str, Any], split: str) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in found.items() if value is not None)
 
 
-def closing_table(screen: Screen, folder: RunDir, result: dict[str, Any], curves: list[tuple[str, str]]) -> None:
+def closing_table(
+    screen: Screen, folder: RunDir, recipe: Recipe, result: dict[str, Any], curves: list[tuple[str, str]]
+) -> None:
     """What a finished run reached, where everything is, and what to do with it."""
     validation, test = (_reached(result, split) for split in ("val", "test"))
     early = f", stopped early at step {result['steps']}" if result["stopped_early"] else ""
     top5 = f"top-5 {result['test/top5']:.4f}, " if "test/top5" in result else ""
+    unselected = f"none: trained {recipe.refit_remark}" if recipe.refit_steps else "none held out"
     page = folder.path / "report" / "index.html"
     suspects = suspect_list.list_file(page)
     costs = [f"{result[name]:.3g} {unit}" for name, unit in _COSTS.items() if name in result]
     screen.table(
         f"Finished in {duration(result['seconds'])}{early}",
         [
-            ("validation", validation or "none held out; the last model counts"),
+            ("validation", validation or f"{unselected}; the last model counts"),
             ("test", f"{test}, {top5}evaluated once"),
             *([("compute", ", ".join(costs))] if costs else []),
             ("load model", f'timm.create_model("local-dir:{folder.model}", pretrained=True)'),

@@ -19,7 +19,7 @@ _NO_PHASE = Phase(epochs=1.0, lr=1.0, trainable="head")  # what a recipe without
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole run as a function of the step. `images` is the number of training images, `world_size` of processes.
+    """The whole run as a function of the step. `images` is the number of images in an epoch, `world_size` of processes.
 
     `fitted_micro_batch`: the size found where the recipe says `auto`; 0: the per-rank batch, until another is found.
     `class_counts`: the number of training images of each class, by name; only loss.class_weights needs them.
@@ -37,6 +37,9 @@ class Plan:
                 f"data.test_fraction {self.recipe.data.test_fraction:g} leaves no training images: lower it"
             )
         check_batch_size(self.recipe, self.world_size)
+        steps, most = self.recipe.refit_steps, (self._schedule_ends or [0])[-1]
+        if steps > most:
+            raise UserError(f"refit_steps {steps} is more than the {most} updates of the phases: lower it to {most}")
         weights, names = self.recipe.loss.class_weights, list(self.class_counts)
         if isinstance(weights, tuple) and len(weights) != len(names):
             listed = ", ".join(names[:10]) + ", ..." * (len(names) > 10)
@@ -90,8 +93,8 @@ class Plan:
         return next((rows for rows in range(half - half % unit, 0, -unit) if self.per_rank_batch % rows == 0), None)
 
     @cached_property
-    def phase_ends(self) -> list[int]:
-        """The step at which each phase ends; every phase has at least one step."""
+    def _schedule_ends(self) -> list[int]:
+        """The step at which each phase ends, every phase having at least one, wherever `refit_steps` stops training."""
         ends: list[int] = []
         epochs = 0.0
         for phase in self.recipe.phases:
@@ -102,7 +105,13 @@ class Plan:
     @cached_property
     def steps(self) -> int:
         """The number of updates of the whole run."""
-        return self.phase_ends[-1] if self.phase_ends else 0
+        return self.recipe.refit_steps or (self._schedule_ends or [0])[-1]
+
+    @cached_property
+    def phase_ends(self) -> list[int]:
+        """The step at which each phase ends, without the phases that a refit stops before."""
+        ends = self._schedule_ends
+        return [min(end, self.steps) for start, end in zip([0, *ends], ends, strict=False) if start < self.steps]
 
     def step_at(self, epochs: float) -> int:
         """The number of updates that is nearest to `epochs`."""
@@ -115,17 +124,17 @@ class Plan:
     def lr(self, step: int) -> float:
         """The learning rate of update `step` (the first is 0)."""
         start = 0
-        for phase, end in zip(self.recipe.phases, self.phase_ends, strict=True):
+        for phase, end in zip(self.recipe.phases, self._schedule_ends, strict=True):
             if step < end:
                 return phase_lr(phase, step - start, end - start, self.images / self.recipe.batch_size)
             start = end
         raise IndexError(f"step {step} of {self.steps}")
 
     def phase_at(self, step: int) -> Phase:
-        """The phase of update `step`; the last phase for steps beyond the end."""
+        """The phase of update `step`; that of the last update for steps beyond the end."""
         if not self.recipe.phases:
             return _NO_PHASE
-        return self.recipe.phases[min(bisect_right(self.phase_ends, step), len(self.phase_ends) - 1)]
+        return self.recipe.phases[bisect_right(self._schedule_ends, min(step, self.steps - 1))]
 
     def image_size(self, step: int) -> int:
         """The image size of update `step`, pixels."""

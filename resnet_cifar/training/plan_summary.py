@@ -59,8 +59,10 @@ def describe(plan: Plan, context: DistributedContext, data: ImageData, run: Path
         facts.append(
             ("selection", f"the checkpoint with the best validation {METRIC_NAMES[recipe.evaluate.select_by]}")
         )
+    if recipe.refit_steps:
+        facts.append(("refit", f"trained {recipe.refit_remark}; an epoch is {plan.images:,} images, as before"))
     start = 0
-    for number, (phase, end) in enumerate(zip(recipe.phases, plan.phase_ends, strict=True)):
+    for number, (phase, end) in enumerate(zip(recipe.phases, plan.phase_ends, strict=False)):
         lrs = " -> ".join(f"{plan.lr(step):.3g}" for step in sorted({start, (start + end) // 2, end - 1}))
         facts.append(
             (
@@ -122,7 +124,8 @@ def small_batch_warning(plan: Plan) -> str | None:
 def few_steps_warning(plan: Plan) -> str | None:
     """A warning where a whole data set is trained for fewer than 50 updates, with a batch size that gives as many."""
     recipe, unit = plan.recipe, row_unit(plan.recipe) * plan.world_size
-    if plan.steps >= _FEW_STEPS or not plan.steps or recipe.data.limit or recipe.data.overfit_images:
+    few = 0 < plan.steps < _FEW_STEPS
+    if not few or recipe.data.limit or recipe.data.overfit_images or recipe.refit_steps:
         return None
 
     def suffices(rows: int) -> bool:
@@ -199,7 +202,7 @@ def estimate(state: TrainState, data: ImageData) -> list[tuple[str, str]]:
     """Memory per device, and training time as extrapolated from a few images."""
     plan, speeds, total, start = state.plan, {}, 0.0, 0
     images = min(plan.micro_batch, _PROBE[state.context.device.type])
-    for phase, end in zip(plan.recipe.phases, plan.phase_ends, strict=True):
+    for phase, end in zip(plan.recipe.phases, plan.phase_ends, strict=False):
         kind = phase.trainable, phase.image_size or plan.recipe.data.image_size
         if kind not in speeds:
             state.start_stage(phase.trainable)

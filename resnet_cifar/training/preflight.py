@@ -6,11 +6,13 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import timm
 import torch
 from torch import nn
 
+from resnet_cifar.atomic_io import read_json
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Head, Model, Recipe
 from resnet_cifar.data import prepared_data
@@ -99,6 +101,16 @@ def check_init_from(recipe: Recipe) -> None:
     """Raises UserError where the weights of `model.init_from` do not exist or do not fit. Only rank 0 reads them."""
     if recipe.model.init_from:
         check_init_weights(meta_model(recipe), find_init_weights(recipe.model.init_from))
+
+
+def check_refit_images(run: Path, source: str, fingerprint: str) -> None:
+    """Raises UserError where the images are not those that the run to refit was trained on. Only rank 0 reads it."""
+    before = (read_json(run / "environment.json") or {}).get("data", fingerprint)
+    if before != fingerprint:
+        raise UserError(
+            f"--refit {run}: data.source {source!r} is not what the run was trained on (its fingerprint is "
+            f"{fingerprint}, not {before}): bring the images back, or train the run again with --restart"
+        )
 
 
 def _check_input(recipe: Recipe) -> None:

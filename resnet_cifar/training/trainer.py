@@ -70,7 +70,11 @@ def _set_up(
     with timings.part("data"):
         entry = context.run_on_main(lambda: str(prepared_data.prepare(recipe.data)), per_node=True)
         data = prepared_data.load(Path(entry), recipe, context.device)
-    plan = Plan(recipe, len(data.train), context.size, class_counts=data.class_counts().get("train", {}))
+    if options.refit:
+        context.run_on_main(
+            lambda: preflight.check_refit_images(Path(options.refit), recipe.data.source, data.fingerprint) or ""
+        )
+    plan = Plan(recipe, data.epoch_images, context.size, class_counts=data.class_counts().get("train", {}))
     check_crop_padding(recipe, data.train)
     try:
         with timings.part("model"):
@@ -116,8 +120,9 @@ def _existing_run(folder: RunDir, options: TrainOptions, recipe: Recipe, screen:
     except OSError as error:
         raise UserError(f"--run {folder.path} cannot be used ({error.strerror}): name another folder") from None
     again = f"--recipe {folder.path / 'recipe.yaml'} --run {folder.path} " if options.extend_epochs else ""
-    screen.say(f"this run is finished (--restart starts it over, {again}--extend-epochs EPOCHS continues it)")
-    finalize.closing_table(screen, folder, result, [])
+    longer = "" if recipe.refit_steps else f", {again}--extend-epochs EPOCHS continues it"
+    screen.say(f"this run is finished (--restart starts it over{longer})")
+    finalize.closing_table(screen, folder, recipe, result, [])
     return "finished"
 
 

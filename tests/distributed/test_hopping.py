@@ -28,9 +28,9 @@ def long_form(value: object):
 HOPS = [(4, ("update", 10), 11), (1, ("update", 32), 33), (2, ("evaluation", 2), 42)]
 
 
-def assert_equal_runs(run: Path, alone: Path) -> None:
+def assert_equal_runs(run: Path, alone: Path, steps: int = STEPS) -> None:
     assert run.name == alone.name, "the folder is named after the recipe, not the machines"
-    last = f"checkpoints/step-{STEPS:08d}"
+    last = f"checkpoints/step-{steps:08d}"
     for file in ("model", "average", "optimizer"):
         ours, theirs = (load_file(folder / last / f"{file}.safetensors") for folder in (run, alone))
         assert ours.keys() == theirs.keys()
@@ -45,8 +45,8 @@ def assert_equal_runs(run: Path, alone: Path) -> None:
     for a, b in zip(ours, theirs, strict=True):
         assert a == pytest.approx(b, abs=1e-9, rel=0), a["step"]
     result, other = (json.loads((folder / "result.json").read_text()) for folder in (run, alone))
-    for name in ("checkpoint", "selected_by"):
-        assert result.pop(name) == other.pop(name)
+    for name in ("checkpoint", "selected_by", "refit_of"):
+        assert result.pop(name, None) == other.pop(name, None)
     for values in (result, other):
         del values["seconds"], values["world_size"]
     assert result == pytest.approx(other, abs=1e-9, rel=0)
@@ -80,3 +80,17 @@ def test_a_run_that_hops_from_4_to_1_to_2_to_3_processes_is_the_same_run(whole, 
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert f"resuming at step {step}, epoch 1.4" in finished.stdout
     assert_equal_runs(run, alone)
+
+
+@pytest.mark.parametrize("processes", [long_form(2), long_form(3)])  # test_world_sizes has the short form
+def test_several_processes_make_one_refit_equal_to_that_of_one(whole, launch, tmp_path, processes):
+    first, folders = whole(MODELS[0], 1), [tmp_path / "alone", tmp_path / "several"]
+    for folder, count in zip(folders, (1, processes), strict=True):
+        folder.mkdir()
+        words = (STOPPING.parents[2] / "train.py", "--refit", first, "--run", "refit")
+        done = launch(folder, *words, config="cpu" if count == 1 else "cpu_ddp", processes=count)
+        assert done.returncode == 0, done.stderr[-3000:]
+    alone, several = (folder / "refit" for folder in folders)
+    result = json.loads((several / "result.json").read_text())
+    assert (result["world_size"], result["refit_of"]) == (processes, first.name)
+    assert_equal_runs(several, alone, result["steps"])

@@ -55,6 +55,8 @@ CLIPPED = {
     "optimizer": {"name": "adamw", "weight_decay": 0.05, "clip_grad_norm": 0.5},
     "phases": [{"epochs": STEPS * BATCH / IMAGES, "lr": 0.002, "warmup_epochs": 1, "schedule": "linear"}],
 }
+REFIT = {"refit_steps": 4}
+JOINED = 12  # of the images, those that a refit has from the validation split
 CASES = {
     "resnet": {**PLAIN, **RESNET},
     "resnet frozen probe": {**PLAIN, **FROZEN},
@@ -63,10 +65,19 @@ CASES = {
     "resnet mixed micro-loader clipped": {**PLAIN, **RESNET, **MIXED, **MICRO, **CLIPPED},
     "deep head micro-loader": {**PLAIN, **DEEP, **MICRO},
     "vit": {**PLAIN, **VIT},
-    "vit balanced mixed micro-loader clipped": {**PLAIN, **BALANCED, **VIT, **MIXED, **MICRO, **CLIPPED, **WEIGHTED},
+    "vit balanced mixed micro-loader clipped refit": {
+        **PLAIN,
+        **BALANCED,
+        **VIT,
+        **MIXED,
+        **MICRO,
+        **CLIPPED,
+        **WEIGHTED,
+        **REFIT,
+    },
 }
 # Everything is on in one of these.
-COMBINED = ("resnet frozen probe", "resnet mixed micro-loader clipped", "vit balanced mixed micro-loader clipped")
+COMBINED = ("resnet frozen probe", "resnet mixed micro-loader clipped", "vit balanced mixed micro-loader clipped refit")
 SCORED = ("test_resnet", "test_vit")
 # Of the splits that are scored: every remainder of a batch of 32 and of the world's sizes, and around more loader;
 # from 2,048 images on a batch is of 64.
@@ -91,7 +102,8 @@ def train(
     context.precision = precision  # a process has one world, and without autocast it takes either
     training, validation = images(IMAGES, 0, unbalanced=True), images(70, 1)
     counts = {str(label): count for label, count in enumerate(training.labels.bincount().tolist())}
-    plan = Plan(recipe, IMAGES, context.size, class_counts=counts)
+    epoch_images = IMAGES - JOINED if recipe.refit_steps else IMAGES
+    plan = Plan(recipe, epoch_images, context.size, class_counts=counts)
     state = TrainState(plan, context, tuple(counts))
     if recipe.model.head.init == "probe":
         state.fit_probe(training, bn_indices(recipe.seed, IMAGES), lambda: None)

@@ -257,7 +257,7 @@ def test_images_on_disk_make_the_same_batches_and_nobody_waits(tmp_path: Path) -
     everything = resident.images
     device = everything.device
     np.save(tmp_path / "images.npy", everything.images.cpu().numpy())
-    mapped = MmapImages(tmp_path / "images.npy", np.arange(IMAGES), device)
+    mapped = MmapImages([(tmp_path / "images.npy", np.arange(IMAGES))], device)
     host = ImageDataset(mapped, everything.labels, everything.indices)
     on_disk = Loader(state.plan.recipe, host, 10, state.preprocess, state.plan.rows(0))
     busy = torch.rand(4096, 4096, device=device)

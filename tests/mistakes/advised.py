@@ -297,6 +297,7 @@ def longer(home: Path, trained: Path) -> None:
 
 OLD_FILE = "starts" + ".json"  # of an earlier version
 RUN = f"{TRAIN} --micro_batch 8 --run RUN"
+REFIT, VAL = "--refit RUN --dry-run", "val/accuracy"
 OTHER, RESTART = f"{TRAIN} --micro_batch 8 --run other", f"{RUN} --restart"
 
 
@@ -325,6 +326,17 @@ def garbled_search(home: Path, trained: Path) -> None:
 
 def second_run(home: Path, trained: Path) -> None:
     shutil.copytree(trained, home / "B")
+
+
+def result_restored(home: Path, trained: Path) -> None:
+    shutil.copy(trained / "result.json", home / "RUN")
+
+
+def recipe_changed(run: str, **fields: str) -> Prepare:
+    def change(home: Path, trained: Path) -> None:
+        write_recipe(read_recipe(str(home / run / "recipe.yaml"), fields), home / run / "recipe.yaml")
+
+    return change
 
 
 def checkpoints_restored(home: Path, trained: Path) -> None:
@@ -400,6 +412,42 @@ RUNS = [
             "none/a.html": [(lambda home, trained: (home / "none").mkdir(), page("none/a.html"))],
         }.items()
     ),
+]
+# fmt: on
+# fmt: off
+REFITS = [
+    advice("patience of a refit", f"{TRAIN} --refit_steps 4 --early_stopping.patience 2",
+        f"{TRAIN} --refit_steps 4 --early_stopping.patience 0 --dry-run"),
+    advice("selection in a refit", f"{TRAIN} --refit_steps 4 --evaluate.select_by loss",
+        f"{TRAIN} --refit_steps 4 --evaluate.select_by accuracy --dry-run"),
+    advice("refit of few images", f"{TRAIN} --refit_steps 4 --data.overfit_images 8",
+        f"{TRAIN} --refit_steps 0 --data.overfit_images 8 --dry-run",
+        f"{TRAIN} --refit_steps 4 --data.overfit_images 0 --dry-run"),
+    advice("refit beyond the phases", f"{TRAIN} --refit_steps 900 --dry-run",
+        numbered(r"lower it to (\d+)", f"{TRAIN} --refit_steps {{}} --dry-run")),
+    advice("refit that goes on", f"{TRAIN} --refit_steps 4 --extend-epochs 1",
+        f"{TRAIN} --refit_steps 4 --dry-run", f"{TRAIN} --extend-epochs 1 --dry-run"),
+    advice("refit and a recipe", "--refit RUN --recipe debug", "--refit RUN --dry-run", prepare=prepared.run()),
+    advice("refit and more epochs", "--refit RUN --extend-epochs 1", REFIT, prepare=prepared.run()),
+    advice("refit and a rate", "--refit RUN --phases.0.lr 1", REFIT, prepare=prepared.run()),
+    advice("refit in place", "--refit RUN --run RUN --restart", "--refit RUN --run R --dry-run",
+        prepare=prepared.run()),
+    advice("refit of no run", "--refit R", REFIT, prepare=prepared.run()),
+    advice("refit of an unfinished run", REFIT, (result_restored, REFIT),
+        prepare=both(prepared.run(), removed("RUN/result.json"))),
+    advice("refit of a refit", "--refit B", REFIT,
+        prepare=both(prepared.run(), both(second_run, recipe_changed("B", refit_steps="4")))),
+    advice("refit of an overfitted run", "--refit B", REFIT,
+        prepare=both(prepared.run(), both(second_run, recipe_changed("B", **{"data.overfit_images": "8"})))),
+    advice("refit without validation", "--refit B", REFIT,
+        prepare=both(prepared.run(), both(second_run, edited("B/result.json", lambda result: result.pop(VAL))))),
+    advice("refit of a probe", "--refit B", REFIT,
+        prepare=both(prepared.run(), both(second_run, edited("B/result.json", lambda result: result.update(step=0))))),
+    advice("refit of other images", REFIT, (edited("RUN/environment.json", lambda facts: facts.pop("data")), REFIT),
+        f"{RUN} --restart",
+        prepare=both(prepared.run(), edited("RUN/environment.json", lambda facts: facts.update(data="0")))),
+    advice("search of a refit", space("phases.0.lr", "1..2", refit_steps="4"),
+        space("phases.0.lr", "1..2", refit_steps="0")),
 ]
 # fmt: on
 # fmt: off
@@ -548,4 +596,4 @@ EVALUATIONS = [
 ]
 # fmt: on
 
-ADVISED = [*VARIABLES, *RECIPE, *MODEL, *SOURCES, *PICKLES, *ARCHIVES, *RUNS, *RULES, *EVALUATIONS]
+ADVISED = [*VARIABLES, *RECIPE, *MODEL, *SOURCES, *PICKLES, *ARCHIVES, *RUNS, *REFITS, *RULES, *EVALUATIONS]

@@ -27,6 +27,7 @@ FIELDS = field_paths()
 NOT_DECISIVE = [
     "data.storage",
     "rank_timeout",
+    "refit_of",
     *(path for path in FIELDS if path.startswith(("evaluate.every_epochs", "checkpoint.", "track."))),
 ]
 DECISIVE = [path for path in FIELDS if path not in NOT_DECISIVE]

@@ -37,12 +37,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resident")
     noise = np.random.default_rng(0)
     arrays = {f"x_{name}": noise.integers(0, 256, (n, 9, 9, 3), np.uint8) for name, n in (("train", 90), ("test", 30))}
-    np.savez(folder / "a.npz", **arrays, y_train=np.arange(90) % 3, y_test=np.arange(30) % 3)
+    arrays |= {"y_train": np.arange(90) % 3, "y_test": np.arange(30) % 3}
+    np.savez(folder / "a.npz", **arrays)
+    held_out = {"x_val": noise.integers(0, 256, (20, 9, 9, 3), np.uint8), "y_val": np.arange(20) % 3}
+    np.savez(folder / "with_validation.npz", **arrays, **held_out)
     return folder
 
 
 def load(folder: Path, storage: str, **values: Any) -> tuple[Recipe, ImageData]:
-    data = {"source": str(folder / "a.npz"), "image_size": 12, "storage": storage, **values.pop("data", {})}
+    data = {"source": "a.npz", "image_size": 12, "storage": storage, **values.pop("data", {})}
+    data["source"] = str(folder / data["source"])
     recipe = parse(
         {
             "batch_size": 16,
@@ -63,16 +67,23 @@ def loader_of(folder: Path, storage: str, world_size: int = 1, rank: int = 0, **
 
 
 @pytest.mark.parametrize(
-    "data",
-    [{}, {"limit": 60, "validation_fraction": 0.2}, {"overfit_images": 12}, {"validation_fraction": 0}],
-    ids=["cut", "limit", "overfit", "all"],
+    "values",
+    [
+        {},
+        {"data": {"limit": 60, "validation_fraction": 0.2}},
+        {"data": {"overfit_images": 12}},
+        {"data": {"validation_fraction": 0}},
+        {"refit_steps": 9},
+        {"data": {"source": "with_validation.npz"}, "refit_steps": 9},
+    ],
+    ids=["cut", "limit", "overfit", "all", "refit", "refit with its own validation split"],
 )
 @pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 0), (1, 4), (2, 4), (4, 0)])
 def test_batches_are_the_same_bit_for_bit(
-    folder: Path, world_size: int, micro_batch: int, data: dict[str, Any]
+    folder: Path, world_size: int, micro_batch: int, values: dict[str, Any]
 ) -> None:
     for rank in range(world_size):
-        ours, theirs = (loader_of(folder, storage, world_size, rank, data=data) for storage in ("host", "device"))
+        ours, theirs = (loader_of(folder, storage, world_size, rank, **values) for storage in ("host", "device"))
         assert isinstance(ours.images.images, MmapImages)
         assert isinstance(theirs.images.images, torch.Tensor)
         steps = Plan(ours.recipe, len(ours.images), world_size).steps

@@ -109,9 +109,12 @@ def test_a_finished_run_is_returned_and_one_of_more_phases_is_not(run: Path, mon
     assert started == []
     resnet_cifar.train("debug", run=run, extend_epochs=1.5)
     resnet_cifar.train("debug", run=run, restart=True)
+    write_json(run / "result.json", {"step": 5, "val/accuracy": 0.25})
+    assert resnet_cifar.train(refit=run).path == run.with_name(f"{run.name}-refit")
     assert started == [
         ["--recipe=debug", "--extend-epochs=1.5", f"--run={run}"],
         ["--recipe=debug", "--restart", f"--run={run}"],
+        [f"--refit={run}", f"--run={run}-refit"],
     ]
 
 

@@ -499,6 +499,31 @@ def test_a_phase_has_its_own_image_size() -> None:
     assert [plan.phase_at(step).image_size for step in (9, 10, 20)] == [16, None, None]
 
 
+# A refit, which stops after `refit_steps`
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20, 23, 60])
+def test_a_refit_has_the_rates_and_sizes_of_the_run_before_it_and_stops(steps: int) -> None:
+    values = {"warmup_epochs": 0.5, "schedule": "linear"}
+    phases = [{"epochs": 2, "lr": 1, "trainable": "head", "image_size": 16, **values}, {"epochs": 4, "lr": 3, **values}]
+    recipe = recipe_of(10, phases=phases, data={"image_size": 32})
+    before, plan = Plan(recipe, 100, 1), Plan(replace(recipe, refit_steps=steps), 100, 1)
+    assert rates(plan) == rates(before)[:steps]
+    for step in range(steps):
+        assert (plan.image_size(step), plan.epoch(step)) == (before.image_size(step), before.epoch(step))
+        assert plan.begins_stage(step) == before.begins_stage(step)
+    assert not plan.begins_stage(steps)
+    assert plan.phase_at(steps) == plan.phase_at(steps - 1), "a run killed at its end resumes in its last stage"
+    assert plan.phase_ends == ([20, steps] if steps > 20 else [steps])
+    assert taken(plan.should_eval, plan) == sorted({*range(10, steps, 10), steps})
+
+
+def test_a_refit_longer_than_its_phases_is_refused() -> None:
+    recipe = recipe_of(10, phases=[{"epochs": 2, "lr": 1}], refit_steps=21)
+    with pytest.raises(UserError, match="refit_steps 21 is more than the 20 updates of the phases: lower it to 20"):
+        Plan(recipe, 100, 1)
+
+
 @many
 @given(shares)
 def test_micro_batches_halve_down_to_a_ghost_batch(case: tuple[Recipe, int]) -> None:

@@ -278,6 +278,20 @@ def test_a_validation_split_is_kept_apart_and_reported(source: FakeSource) -> No
     assert "not used: 'val'" in overfit.origins
 
 
+@pytest.mark.parametrize("storage", ["device", "host"])
+def test_a_refit_trains_on_the_validation_split_too(source: FakeSource, storage: str) -> None:
+    recipe = parse({"data": {"source": "synthetic", "validation_fraction": 0.25, "storage": storage}, "refit_steps": 3})
+    loaded = prepared_data.load(prepared_data.prepare(XY), recipe, CPU)
+    assert [len(part) for part in (loaded.train, loaded.validation, loaded.test)] == [40, 0, 20]
+    assert loaded.epoch_images == 30
+    np.testing.assert_array_equal(loaded.train.indices, np.arange(40))
+    np.testing.assert_array_equal(loaded.train.gather(np.arange(40)), source.images["train"])
+    np.testing.assert_array_equal(loaded.train.labels, source.labels["train"])
+    assert loaded.origins == (
+        "train: 40 of 40 images of 'train'; no validation (refit_steps 3); test: 20 of 20 images of 'test'"
+    )
+
+
 def test_large_images_are_stored_at_the_size_that_the_network_sees(
     source: FakeSource, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -387,6 +401,31 @@ def test_every_image_keeps_the_name_of_its_file(cache: Path, tmp_path: Path) -> 
             assert part.file_name(row) == f"{word}/{names[n]}"
             seen.add(part.file_name(row))
     assert len(seen) == len(loaded.train) + len(loaded.validation) + len(loaded.test)
+
+
+@pytest.mark.parametrize("storage", ["device", "host"])
+def test_a_refit_trains_on_the_sources_own_validation_split_too(cache: Path, tmp_path: Path, storage: str) -> None:
+    words = [f"{split}/{name}" for split in ("train", "val", "test") for name in ("cat", "dog")]
+    folder = write_folder(tmp_path / "mine", {word: [b"%d.png" % n for n in range(6)] for word in words})
+    (folder / "train" / "cat" / "5.png").write_bytes(b"broken")
+    data = {"source": str(folder), "limit": 6, "storage": storage, "skip_broken": True}
+    recipe = parse({"data": data, "refit_steps": 3})
+    entry = prepared_data.prepare(recipe.data)
+    loaded, first = (prepared_data.load(entry, each, CPU) for each in (recipe, replace(recipe, refit_steps=0)))
+    both, every = (first.train, first.validation), np.arange(12)
+    assert [len(part) for part in both] == [loaded.epoch_images, 6] == [6, 6]
+    assert len(loaded.validation) == 0
+    pixels = torch.cat([part.gather(np.arange(6)) for part in both])
+    for rows in (every, np.array([9, 2, 11, 2, 0])):
+        assert torch.equal(loaded.train.gather(rows), pixels[rows])
+        for row, pixel in zip(rows.tolist(), pixels[rows, 0, 0, 0].tolist(), strict=True):
+            assert loaded.train.file_name(row) == f"{words[pixel // 50]}/{pixel % 50}.png"
+    assert torch.equal(loaded.train.labels, torch.cat([part.labels for part in both]))
+    np.testing.assert_array_equal(loaded.train.indices, [*first.train.indices, *(12 + first.validation.indices)])
+    assert loaded.origins == (
+        "train: 6 of 11 images of 'train' and 6 of 12 images of 'val'; no validation (refit_steps 3); "
+        "test: 6 of 12 images of 'test'"
+    )
 
 
 def test_renamed_files_are_the_same_images_under_their_new_names(cache: Path, tmp_path: Path) -> None:

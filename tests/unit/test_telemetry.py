@@ -100,7 +100,7 @@ def test_waits_for_images_on_disk_count_and_reads_that_are_done_do_not(
     clock: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.save(tmp_path / "images.npy", np.zeros((320, 8, 8, 3), dtype=np.uint8))
-    train = images(MmapImages(tmp_path / "images.npy", np.arange(320), CPU))
+    train = images(MmapImages([(tmp_path / "images.npy", np.arange(320))], CPU))
     measured = start(context(), train)
     asked = train.prefetch(np.arange(4))
     image_dataset.wait([asked.images._reading])
@@ -257,7 +257,7 @@ class TestCosts:
         self, costs: dict[str, float], line: str | None, tmp_path: Path, capsys: pytest.CaptureFixture
     ) -> None:
         result = {"test/accuracy": 0.9, "test/top5": 1.0, "seconds": 3.0, "stopped_early": False, **costs}
-        finalize.closing_table(Screen(shown=True), RunDir(tmp_path), result, [])
+        finalize.closing_table(Screen(shown=True), RunDir(tmp_path), RECIPE, result, [])
         said = capsys.readouterr().out.splitlines()
         assert [each for each in said if each.startswith("compute")] == ([line] if line else [])
 
