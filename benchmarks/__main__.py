@@ -1,4 +1,4 @@
-"""Runs the named benchmarks, or all but `checkpoints`; writes one JSON file and prints it as a table."""
+"""Runs the named benchmarks, or all but `checkpoints` and `finetune`; writes one JSON file and prints it as a table."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import jobs, pipeline, results, startup, training
+from benchmarks import finetune, jobs, pipeline, results, startup, training
 from benchmarks.step import Configuration
 from resnet_cifar.atomic_io import read_json
 from resnet_cifar.cli.entry import escape_what_the_console_lacks
 
-NAMES = ("training", "jobs", "pipeline", "startup", "checkpoints")
+NAMES = ("training", "jobs", "pipeline", "startup", "checkpoints", "finetune")
 BY_DEFAULT = NAMES[:4]
 REHEARSAL = [Configuration("scratch", "imagenet", 32, 64, "no", model="test_resnet", rounds=1, seconds=0.0)]
 TINY = jobs.Job(model="test_resnet", images=320, epochs=2, batch_size=32)
@@ -31,6 +31,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--source", default="synthetic", help="the images, as in data.source [synthetic]")
     parser.add_argument("--out", type=Path, default=results.FOLDER, help="results directory [benchmarks/results]")
     parser.add_argument("--minutes", type=float, default=60, help="start no configuration of training after this [60]")
+    parser.add_argument("--model", default="resnet50.a1_in1k", help="of finetune [resnet50.a1_in1k]")
+    parser.add_argument("--weights", default="", help="of finetune, as in model.init_from [timm's]")
     parser.add_argument("--rehearse", action="store_true", help="a tiny model, one round; writes no results")
     asked = parser.parse_args(arguments)
     if unknown := [name for name in asked.names if name not in NAMES]:
@@ -40,7 +42,7 @@ def main(arguments: list[str]) -> int:
         file = Path(folder) / "rehearsal.json" if asked.rehearse else results.file(asked.out)
         for name in asked.names or BY_DEFAULT:
             print(f"{name} ...", flush=True)
-            for found in _measured(name, asked.source, deadline, asked.rehearse):
+            for found in _measured(name, asked, deadline):
                 results.keep(file, name, asked.source, found)
         kept = read_json(file) or {}
     results.show(kept, Console(width=160))
@@ -53,8 +55,9 @@ def main(arguments: list[str]) -> int:
     return int(bool(failed))
 
 
-def _measured(name: str, source: str, deadline: float, rehearse: bool) -> Iterator[dict[str, Any]]:
+def _measured(name: str, asked: argparse.Namespace, deadline: float) -> Iterator[dict[str, Any]]:
     """Yields the results of one benchmark so far, each time there are new ones."""
+    source, rehearse = asked.source, asked.rehearse
     if name == "training":
         done = []
         for found in training.measure(source, deadline, REHEARSAL if rehearse else training.configurations()):
@@ -66,6 +69,9 @@ def _measured(name: str, source: str, deadline: float, rehearse: bool) -> Iterat
         yield pipeline.measure(source, {32: 64}, 1, 2, (0, 1)) if rehearse else pipeline.measure(source)
     elif name == "startup":
         yield startup.measure(source, 1, 1, "test_resnet") if rehearse else startup.measure(source)
+    elif name == "finetune":
+        model = {"model.name": asked.model, "model.init_from": asked.weights}
+        yield from finetune.measure(source, model, finetune.settings(), finetune.CANDIDATES)
     else:
         from benchmarks import checkpoints  # starts an Accelerator
 

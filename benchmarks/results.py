@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -41,6 +42,12 @@ def show(results: dict[str, Any], console: Console) -> None:
     if jobs := results.get("jobs"):
         for table in _of_jobs(jobs):
             console.print(table)
+    for setting in results.get("finetune", {}).get("settings", ()):
+        console.print(
+            f"Fine-tuning, {setting['images']:,} images, {setting['image_size']} px, {setting['updates']:,} updates of "
+            f"{setting['batch_size']}: accuracy on {setting['validation_images']:,} validation images"
+        )
+        console.print(_of_finetune(setting))
     others = Table(title="Pipeline and start", title_justify="left", show_header=False)
     for size, found in results.get("pipeline", {}).items():
         if isinstance(found, dict):
@@ -55,6 +62,14 @@ def show(results: dict[str, Any], console: Console) -> None:
         others.add_row("first step after", f"{cold:.1f} s with an empty cache, {warm:.1f} s with a warm one")
     if others.rows:
         console.print(others)
+
+
+def _of_finetune(setting: dict[str, Any]) -> Table:
+    table = Table("recipe", "mean", "lowest", "highest", "seeds")
+    for name, found in {"the probe alone": setting["probe"], **setting["scores"]}.items():
+        if found:
+            table.add_row(name, *(f"{value:.4f}" for value in (mean(found), min(found), max(found))), str(len(found)))
+    return table
 
 
 def _of_training(configurations: list[dict[str, Any]]) -> Table:

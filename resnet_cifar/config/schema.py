@@ -347,6 +347,8 @@ class Phase:
     """Epochs; rounded to whole steps, which are printed."""
     lr: Annotated[Number, Field(gt=0)]
     """Peak learning rate."""
+    min_steps: Annotated[Whole, Field(ge=0)] = 0
+    """Fewest updates of the phase: a small dataset is repeated beyond `epochs` until there are as many."""
     warmup_epochs: Annotated[Number, Field(ge=0)] = 0.0
     """Epochs of linear warm-up from 0 to the peak."""
     schedule: Literal["cosine", "linear", "polynomial", "step", "one-cycle", "constant"] = "cosine"

@@ -6,6 +6,7 @@ The same panels are drawn for the page (separate, so that a phone stacks them) a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -46,8 +47,8 @@ class Curves:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Updates in one epoch."""
-        return self.rows[-1]["step"] / (self.rows[-1]["epoch"] or 1)
+        """Updates in one epoch; infinite before the first one."""
+        return self.rows[-1]["step"] / self.rows[-1]["epoch"] if self.rows[-1]["step"] else math.inf
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
@@ -71,7 +72,7 @@ def read_curves(run: Path, recipe: Recipe, attempts: Sequence[dict[str, Any]]) -
         return None
     curves = Curves(rows)
     per_epoch, last = curves.steps_per_epoch, rows[-1]["epoch"]
-    ends = list(accumulate(phase.epochs for phase in recipe.phases))[:-1]
+    ends = list(accumulate(max(phase.epochs, phase.min_steps / per_epoch) for phase in recipe.phases))[:-1]
     # Extending a finished run is no interruption.
     stops = sorted({after["from_step"] for before, after in pairwise(attempts) if before.get("state") != "finished"})
     select_by = recipe.evaluate.select_by

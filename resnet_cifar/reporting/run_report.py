@@ -49,8 +49,9 @@ def _write(run: Path, older_than: float) -> Path:
     status, result = read_json(run / "status.json") or {}, read_json(run / "result.json")
     attempts = reproducibility.read_attempts(run)
     drawn = curves.read_curves(run, recipe, attempts)
+    has_updates = drawn is not None and drawn.rows[-1]["step"] > 0
     own = evaluation_summary.read_evaluation(run, _FINAL) if result else None
-    if drawn and style.is_outdated(folder / "figures", "curves", older_than):
+    if has_updates and style.is_outdated(folder / "figures", "curves", older_than):
         style.save(curves.figure(drawn), folder / "figures", "curves")
     named = reproducibility.named_recipe(environment)
     about = {
@@ -67,7 +68,7 @@ def _write(run: Path, older_than: float) -> Path:
         what=_what_was_run(recipe, status, result),
         missing=_missing(run, status, result, drawn, own),
         tiles=[*(evaluation_summary.tiles(own.metrics) if own else ()), *_run_tiles(result, status, attempts, drawn)],
-        curves=_curves(drawn) if drawn else None,
+        curves=_curves(drawn) if has_updates else None,
         about=about,
         balance=_class_balance(environment),
         train_command=f"python eval.py {shlex.quote(str(run))} --split train",

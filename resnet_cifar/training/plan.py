@@ -96,10 +96,11 @@ class Plan:
     def _schedule_ends(self) -> list[int]:
         """The step at which each phase ends, every phase having at least one, wherever `refit_steps` stops training."""
         ends: list[int] = []
-        epochs = 0.0
+        epochs, repeated = 0.0, 0  # `repeated`: the updates that min_steps has added so far
         for phase in self.recipe.phases:
-            epochs += phase.epochs
-            ends.append(max(self.step_at(epochs), (ends[-1] if ends else 0) + 1))
+            start, epochs = ends[-1] if ends else 0, epochs + phase.epochs
+            repeated += max(0, start + phase.min_steps - self.step_at(epochs) - repeated)
+            ends.append(max(self.step_at(epochs) + repeated, start + 1))
         return ends
 
     @cached_property

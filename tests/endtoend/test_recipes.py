@@ -23,7 +23,7 @@ TRAINING_IMAGES = 45_000  # of CIFAR-10, after the validation cut
 
 # steps of an epoch, of the run, and the rates at the start, after the warm-up, in the middle and at the end
 SHIPPED = {
-    "finetune": (176, 3516, {0: 0.0, 176: 0.02, 1846: 0.01, 3515: 0.0}),
+    "finetune": (176, 3516, {0: 0.0, 88: 5e-4, 1802: 2.5e-4, 3515: 0.0}),
     "scratch": (176, 17578, {0: 0.0, 176: 0.01, 8877: 0.005, 17577: 0.0}),
     "keras_upsample": (1406, 14062, {0: 2e-5, 14061: 2e-5}),
     "keras_transfer": (1406, 21094, {0: 1e-3, 7030: 1e-3, 7031: 1e-5, 21093: 1e-5}),
@@ -49,6 +49,8 @@ def tiny(name: str, **overrides: str) -> Recipe:
         "model.ghost_batch_size": "8",
         "phases.0.epochs": "0.3",
         "phases.0.warmup_epochs": "0",
+        "phases.0.min_steps": "0",
+        "data.decode_size": "0",
         "track.trackers": "none",
         "track.report": "False",
         **overrides,

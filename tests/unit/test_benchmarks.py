@@ -21,12 +21,14 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import timm
 import torch
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import save_file
 
 import benchmarks.__main__ as command
-from benchmarks import gpu, gpu_stages, jobs, results, training, usage
+from benchmarks import finetune, gpu, gpu_stages, jobs, results, training, usage
 from benchmarks.step import Configuration
 from resnet_cifar.cli.train import parse_arguments
 
@@ -339,3 +341,20 @@ def test_packing_fetches_nothing_that_the_machine_has(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (out / "images" / "train.parquet").read_bytes() == b"some" and not list((out / "wheels").iterdir())
     assert f"python3 -m benchmarks.gpu --source {out}/images --minutes 9" in done.stdout
+
+
+def test_recipes_are_compared_on_images_that_none_trains_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    weights = timm.create_model("test_resnet", num_classes=7).state_dict()
+    save_file(weights, tmp_path / "a.safetensors")
+    monkeypatch.setattr(finetune, "VALIDATION", 100)
+    model = {"model.name": "test_resnet", "model.init_from": str(tmp_path / "a.safetensors")}
+    candidates = {"finetune": {}, "probe only": {"phases.0.lr": "1e-12"}}
+    *_, found = finetune.measure("synthetic", model, [finetune.Setting(60, 32, 1, 20)], candidates)
+    (setting,) = found["settings"]
+    assert (setting["updates"], setting["validation_images"]) == (3, 100)
+    assert setting["scores"]["probe only"] == setting["probe"] != setting["scores"]["finetune"]
+    console = Console(width=160)
+    with console.capture() as printed:
+        results.show({"finetune": found}, console)
+    assert "60 images, 32 px, 3 updates of 20: accuracy on 100 validation images" in printed.get()

@@ -172,6 +172,12 @@ def test_phases_lie_end_to_end_each_with_a_step_and_rounding_does_not_add_up(len
         assert abs(ends[-1] * 10 - sum(lengths) * images) <= 5 + 1e-6
 
 
+def test_a_phase_of_few_images_is_repeated_and_later_phases_keep_their_length() -> None:
+    phases = [{"epochs": 1, "lr": 1}, {"epochs": 2, "lr": 1, "min_steps": 50}, {"epochs": 3, "lr": 1}]
+    assert Plan(recipe_of(10, phases=phases), 100, 1).phase_ends == [10, 60, 90]
+    assert Plan(recipe_of(10, phases=phases), 1000, 1).phase_ends == [100, 300, 600], "large enough"
+
+
 def test_each_phase_has_its_own_rate_from_its_own_first_step() -> None:
     phases = [
         {"epochs": 1, "lr": 0.3, "schedule": "constant"},
