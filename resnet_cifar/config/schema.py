@@ -229,6 +229,10 @@ class Augment:
     """Horizontal flip: at random, or alternating from epoch to epoch (airbench)."""
     trivial_augment: bool = False
     """TrivialAugment Wide (Mueller & Hutter 2021): one random operation per image."""
+    color_jitter: Annotated[Number, Field(ge=0)] = 0.0
+    """Strength s of random brightness, contrast and saturation: factors of 1-s to 1+s (0.4); 0: off."""
+    grayscale: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    """Probability of converting an image to gray; 0: off."""
     cutout: Annotated[Whole, Field(ge=0)] = 0
     """Side of the square that is blanked, pixels at the stored size (DeVries & Taylor 2017); 0: off."""
     random_erasing: Annotated[Number, Field(ge=0, le=1)] = 0.0

@@ -39,6 +39,8 @@ _FIELDS = {
     "data.interpolation": "train_interpolation resample",
     "augment.crop_padding": "random_crop pad padding",
     "augment.random_resized_crop": "rrc rrc_scale min_crop_area train_crop_area",
+    "augment.color_jitter": "jitter brightness contrast saturation",
+    "augment.grayscale": "grayscale_prob random_grayscale gray",
     "augment.flip": "hflip fliplr horizontal_flip random_flip hflip_prob train_hflip",
     "augment.random_erasing": "reprob erasing random_erase erase_prob",
     "augment.mixup_alpha": "mixup",
@@ -190,11 +192,11 @@ _ANSWERS = {
     "choose a `micro_batch` that fits the memory instead, or `auto`": """grad_checkpointing gradient_checkpointing
         activation_checkpointing""",
     "set the fields of `augment` to 0, `none` or False instead": "no_aug no_augment no_augmentation",
-    "choose among the fields of `augment` instead: this augmentation is not offered": """color_jitter jitter
-        vflip flipud vertical_flip rotation degrees hsv_h hsv_s hsv_v translate shear perspective mosaic copy_paste
-        blur gaussian_blur crop_pct scale ratio remode recount resplit aug_repeats aug_splits jsd_loss ra_sampler
-        ra_magnitude mixup_prob mixup_switch_prob mixup_mode mixup_off_epoch cutmix_minmax augment augmentation
-        augmentations grayscale drop_block""",
+    "choose among the fields of `augment` instead: this augmentation is not offered": """vflip flipud vertical_flip
+        rotation degrees hsv_h hsv_s hsv_v translate shear perspective mosaic copy_paste hue blur gaussian_blur
+        crop_pct scale ratio remode recount resplit aug_repeats aug_splits jsd_loss ra_sampler ra_magnitude
+        mixup_prob mixup_switch_prob mixup_mode mixup_off_epoch cutmix_minmax augment augmentation augmentations
+        drop_block""",
     "remove it; the loss is cross-entropy, see the fields of `loss`": """loss_fn criterion bce_loss loss_function
         bce_target_thresh focal_loss loss loss_type""",
     "remove it; batches of evaluations are chosen to fit, and do not change the result": """val_batch_size

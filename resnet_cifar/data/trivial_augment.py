@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from resnet_cifar.data.color import add_scaled, gray_levels, mean_level
+
 OPERATIONS = (
     "Identity",
     "ShearX",
@@ -32,7 +34,6 @@ OPERATIONS = (
 MAGNITUDES = 31
 _AUTOCONTRAST, _EQUALIZE, _COLOR = (OPERATIONS.index(name) for name in ("AutoContrast", "Equalize", "Color"))
 _LEVELS = 256
-_LUMA = torch.tensor([0.2989, 0.587, 0.114]).tolist()  # rounded to float32
 
 
 class _Settings(NamedTuple):
@@ -61,7 +62,7 @@ def trivial_augment(images: Tensor, u: Tensor) -> Tensor:
     row = (operation * MAGNITUDES + (u[:, 1] * MAGNITUDES).long()) * 2 + (u[:, 2] < 0.5)
     settings = _Settings(*_table(*images.shape[1:3], images.device)[row].unbind(1))
     images = _move(images, settings)
-    gray = _gray(images)
+    gray = gray_levels(images)
     images = _map_levels(images, gray, settings, operation)
     return _blend(images, gray, settings, operation)
 
@@ -132,18 +133,12 @@ def _nearest(position: Tensor, side: int) -> Tensor:
     return ((position + 1) * (side / 2) - 0.5).round().long()
 
 
-def _gray(images: Tensor) -> Tensor:
-    """torchvision's gray in integer levels: float32 [n, height, width]."""
-    red, green, blue = images.float().unbind(-1)
-    return _add(_add(red * _LUMA[0], green, _LUMA[1]), blue, _LUMA[2]).floor()
-
-
 def _map_levels(images: Tensor, gray: Tensor, settings: _Settings, operation: Tensor) -> Tensor:
     """Brightness, Contrast, Posterize, Solarize, AutoContrast and Equalize: one lookup table per channel."""
-    n, height, width, channels = images.shape
+    n, channels = len(images), images.shape[3]
     levels = torch.arange(_LEVELS, dtype=torch.float32, device=images.device)
-    mean = (gray.sum((1, 2), dtype=torch.float64) / (height * width)).float()
-    table = _add(levels * settings.level[:, None], mean[:, None], settings.mean[:, None]).clamp(0, 255).to(torch.uint8)
+    mean = mean_level(gray)[:, 0]
+    table = add_scaled(levels * settings.level[:, None], mean, settings.mean[:, None]).clamp(0, 255).to(torch.uint8)
     table = torch.where(table >= settings.invert[:, None], 255 - table, table) & settings.mask[:, None].to(torch.uint8)
 
     tables = torch.arange(n * channels, device=images.device).view(n, 1, 1, channels)
@@ -188,9 +183,4 @@ def _blend(images: Tensor, gray: Tensor, settings: _Settings, operation: Tensor)
     away[:, 1:-1, 1:-1] = (2 * (box + 4 * center) + 13) // 26 - center  # (box + 4 center) / 13, rounded
     is_color = (operation == _COLOR)[:, None, None, None]
     added = torch.where(is_color, gray[..., None], away)
-    return _add(images * pixel, added, other).clamp(0, 255).to(torch.uint8)
-
-
-def _add(base: Tensor, added: Tensor, factor: Tensor | float) -> Tensor:
-    """base + added * factor in float32, rounded once: what torch's `add(alpha=...)` does with a fused multiply-add."""
-    return (added.double() * factor + base).float()
+    return add_scaled(images * pixel, added, other).clamp(0, 255).to(torch.uint8)

@@ -15,6 +15,7 @@ from resnet_cifar import rng
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.validation import parse
 from resnet_cifar.data import transforms
+from resnet_cifar.data.color import color_jitter, grayscale
 from resnet_cifar.data.image_dataset import ImageDataset
 from resnet_cifar.data.loader import Loader
 from resnet_cifar.data.preprocess import Preprocess
@@ -97,7 +98,7 @@ def test_every_augmentation_changes_the_batch(images: Tensor) -> None:
 def test_augmentation_order_and_columns_of_random_numbers(images: Tensor) -> None:
     """A new augmentation takes columns of its own: if these moved, every run would change."""
     settings = {"crop_padding": 2, "flip": "random", "trivial_augment": True, "cutout": 3, "random_erasing": 0.5}
-    settings |= {"random_resized_crop": 0.3}
+    settings |= {"random_resized_crop": 0.3, "color_jitter": 0.4, "grayscale": 0.3}
     recipe = recipe_of(settings)
     ours = loader_of(recipe, images)
     indices, _ = indices_of(ours, 1)
@@ -105,6 +106,8 @@ def test_augmentation_order_and_columns_of_random_numbers(images: Tensor) -> Non
     fill = (255 * ours.preprocess.mean).round().to(torch.uint8)
     expected = transforms.crop_and_flip(images[indices], u[:, 0:2], u[:, 2] < 0.5, 2)
     expected = trivial_augment(expected, u[:, 14:17])
+    expected = color_jitter(expected, u[:, 21:25], 0.4)
+    expected = grayscale(expected, u[:, 25:26], 0.3)
     expected = transforms.cutout(expected, u[:, 3:5], 3, fill)
     expected = transforms.random_erasing(expected, u[:, 5:10], 0.5, fill)
     expected = ours.preprocess(expected, boxes=random_boxes(u[:, 17:21], (0.3, 1.0), ASPECTS, 9, 9))
