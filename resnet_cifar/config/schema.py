@@ -229,6 +229,8 @@ class Augment:
     """Horizontal flip: at random, or alternating from epoch to epoch (airbench)."""
     trivial_augment: bool = False
     """TrivialAugment Wide (Mueller & Hutter 2021): one random operation per image."""
+    rand_augment: Annotated[Whole, Field(ge=0, le=30)] = 0
+    """RandAugment (Cubuk et al. 2020): two random operations per image of this magnitude, 1 to 30 (9); 0: off."""
     color_jitter: Annotated[Number, Field(ge=0)] = 0.0
     """Strength s of random brightness, contrast and saturation: factors of 1-s to 1+s (0.4); 0: off."""
     grayscale: Annotated[Number, Field(ge=0, le=1)] = 0.0

@@ -1,9 +1,10 @@
-"""TrivialAugment (Mueller & Hutter 2021), the wide space: one random operation per image, at one of 31 magnitudes.
+"""TrivialAugment (Mueller & Hutter 2021), the wide space: one random operation per image, at one of 31 magnitudes; and
+RandAugment (Cubuk et al. 2020): two random operations, with smaller ranges, at a given magnitude.
 
 All images of a batch go through the same three stages: an affine matrix, a lookup table of 256 levels, and a blend;
-stages that are not part of an image's operation get neutral parameters. Equal to torchvision's `TrivialAugmentWide` on
-CPU tensors (nearest, black fill), including its truncations, and the same on every device: sines are computed on the
-host; the rest is integer arithmetic, or rounded after each operation.
+stages that are not part of an image's operation get neutral parameters. Equal to torchvision's `TrivialAugmentWide` and
+`RandAugment` on CPU tensors (nearest, black fill), including their truncations, and the same on every device: sines are
+computed on the host; the rest is integer arithmetic, or rounded after each operation.
 """
 
 import math
@@ -36,6 +37,23 @@ _AUTOCONTRAST, _EQUALIZE, _COLOR = (OPERATIONS.index(name) for name in ("AutoCon
 _LEVELS = 256
 
 
+class _Ranges(NamedTuple):
+    """The largest magnitudes of a space: shear, shift (pixels, or shares of the width and height), angle (degrees),
+    change of color, contrast, brightness and sharpness, and removed bits.
+    """
+
+    shear: float
+    shift: float
+    relative_shift: bool
+    angle: float
+    change: float
+    bits: int
+
+
+_TRIVIAL = _Ranges(shear=0.99, shift=32.0, relative_shift=False, angle=135.0, change=0.99, bits=6)
+_RAND = _Ranges(shear=0.3, shift=150.0 / 331.0, relative_shift=True, angle=30.0, change=0.9, bits=4)
+
+
 class _Settings(NamedTuple):
     """Parameters of one operation and magnitude, or tensors [n], one value per image; the defaults change nothing."""
 
@@ -58,9 +76,21 @@ class _Settings(NamedTuple):
 
 def trivial_augment(images: Tensor, u: Tensor) -> Tensor:
     """Each image's random operation. images: uint8 [n, height, width, 3]; u: [n, 3]: operation, magnitude, sign."""
-    operation = (u[:, 0] * len(OPERATIONS)).long()
-    row = (operation * MAGNITUDES + (u[:, 1] * MAGNITUDES).long()) * 2 + (u[:, 2] < 0.5)
-    settings = _Settings(*_table(*images.shape[1:3], images.device)[row].unbind(1))
+    return _apply(images, _TRIVIAL, u[:, 0], (u[:, 1] * MAGNITUDES).long(), u[:, 2])
+
+
+def rand_augment(images: Tensor, u: Tensor, magnitude: int) -> Tensor:
+    """Two random operations per image, both of the same magnitude, 0 to 30. u: [n, 4]: operation and sign, twice."""
+    for kind, sign in (u[:, 0:2].unbind(1), u[:, 2:4].unbind(1)):
+        images = _apply(images, _RAND, kind, magnitude, sign)
+    return images
+
+
+def _apply(images: Tensor, ranges: _Ranges, kind: Tensor, number: Tensor | int, sign: Tensor) -> Tensor:
+    """One operation per image. `kind`, `sign`: uniforms [n]; `number`: of the magnitude."""
+    operation = (kind * len(OPERATIONS)).long()
+    row = (operation * MAGNITUDES + number) * 2 + (sign < 0.5)
+    settings = _Settings(*_table(ranges, *images.shape[1:3], images.device)[row].unbind(1))
     images = _move(images, settings)
     gray = gray_levels(images)
     images = _map_levels(images, gray, settings, operation)
@@ -68,11 +98,11 @@ def trivial_augment(images: Tensor, u: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _table(height: int, width: int, device: torch.device) -> Tensor:
+def _table(ranges: _Ranges, height: int, width: int, device: torch.device) -> Tensor:
     """The settings of every operation, magnitude and sign: float32 [14 * 31 * 2, settings]."""
     table = torch.tensor(
         [
-            _settings(operation, number, sign, height, width)
+            _settings(ranges, operation, number, sign, height, width)
             for operation in OPERATIONS
             for number in range(MAGNITUDES)
             for sign in (1, -1)
@@ -85,22 +115,24 @@ def _table(height: int, width: int, device: torch.device) -> Tensor:
     return table.to(device)
 
 
-def _settings(operation: str, number: int, sign: int, height: int, width: int) -> _Settings:
+def _settings(ranges: _Ranges, operation: str, number: int, sign: int, height: int, width: int) -> _Settings:
     """`number`: of the magnitude, 0 to 30; `sign`: 1 or -1, for the operations that have two directions."""
-    strength = sign * _magnitude(0.0, 0.99, number)
-    shift = int(sign * _magnitude(0.0, 32.0, number))
-    angle = math.radians(sign * _magnitude(0.0, 135.0, number))
+    shear = sign * _magnitude(0.0, ranges.shear, number)
+    units = (width, height) if ranges.relative_shift else (1, 1)
+    right, down = (int(sign * _magnitude(0.0, ranges.shift * unit, number)) for unit in units)
+    angle = math.radians(sign * _magnitude(0.0, ranges.angle, number))
     sine, cosine = math.sin(angle), math.cos(angle)
-    scale, rest = 1 + strength, -strength
+    change = sign * _magnitude(0.0, ranges.change, number)
+    scale, rest = 1 + change, -change
     return {
-        "ShearX": _Settings(xy=strength, x0=strength * height / 2),
-        "ShearY": _Settings(yx=strength, y0=strength * width / 2),
-        "TranslateX": _Settings(x0=-shift),
-        "TranslateY": _Settings(y0=-shift),
+        "ShearX": _Settings(xy=shear, x0=shear * height / 2),
+        "ShearY": _Settings(yx=shear, y0=shear * width / 2),
+        "TranslateX": _Settings(x0=-right),
+        "TranslateY": _Settings(y0=-down),
         "Rotate": _Settings(xx=cosine, xy=-sine, yx=sine, yy=cosine),
         "Brightness": _Settings(level=scale),
         "Contrast": _Settings(level=scale, mean=rest),
-        "Posterize": _Settings(mask=_LEVELS - 2 ** round(number / ((MAGNITUDES - 1) / 6))),
+        "Posterize": _Settings(mask=_LEVELS - 2 ** round(number / ((MAGNITUDES - 1) / ranges.bits))),
         "Solarize": _Settings(invert=255 * _magnitude(1.0, 0.0, number)),
         "Color": _Settings(pixel=scale, other=rest),
         "Sharpness": _Settings(other=rest),

@@ -21,7 +21,7 @@ from resnet_cifar.data.loader import Loader
 from resnet_cifar.data.preprocess import Preprocess
 from resnet_cifar.data.resized_crop import ASPECTS, random_boxes
 from resnet_cifar.data.sampling import sample_indices
-from resnet_cifar.data.trivial_augment import trivial_augment
+from resnet_cifar.data.trivial_augment import rand_augment, trivial_augment
 from resnet_cifar.training.plan import Plan
 
 CLASSES = 10
@@ -98,7 +98,7 @@ def test_every_augmentation_changes_the_batch(images: Tensor) -> None:
 def test_augmentation_order_and_columns_of_random_numbers(images: Tensor) -> None:
     """A new augmentation takes columns of its own: if these moved, every run would change."""
     settings = {"crop_padding": 2, "flip": "random", "trivial_augment": True, "cutout": 3, "random_erasing": 0.5}
-    settings |= {"random_resized_crop": 0.3, "color_jitter": 0.4, "grayscale": 0.3}
+    settings |= {"random_resized_crop": 0.3, "color_jitter": 0.4, "grayscale": 0.3, "rand_augment": 9}
     recipe = recipe_of(settings)
     ours = loader_of(recipe, images)
     indices, _ = indices_of(ours, 1)
@@ -106,6 +106,7 @@ def test_augmentation_order_and_columns_of_random_numbers(images: Tensor) -> Non
     fill = (255 * ours.preprocess.mean).round().to(torch.uint8)
     expected = transforms.crop_and_flip(images[indices], u[:, 0:2], u[:, 2] < 0.5, 2)
     expected = trivial_augment(expected, u[:, 14:17])
+    expected = rand_augment(expected, u[:, 26:30], 9)
     expected = color_jitter(expected, u[:, 21:25], 0.4)
     expected = grayscale(expected, u[:, 25:26], 0.3)
     expected = transforms.cutout(expected, u[:, 3:5], 3, fill)
