@@ -192,6 +192,8 @@ class Data:
     decode_size: Annotated[Whole, Field(ge=0, le=1024)] = 0
     """Side of the stored images, pixels; 0: their own if all have one size, at most four times the pixels that the
     network sees, else image_size (resized, cropped)."""
+    decode_mode: Literal["crop", "pad"] = "crop"
+    """How stored images become square: `crop` their center, or `pad` the whole image with ImageNet's mean color."""
     value_range: Annotated[tuple[float, ...], PlainValidator(_value_range)] = ()
     """Values that become black and white in images with more than 8 bits, such as 0,4095 [the training images' own]."""
     storage: Literal["auto", "device", "host"] = "auto"

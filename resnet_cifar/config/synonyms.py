@@ -37,6 +37,7 @@ _FIELDS = {
     "data.image_size": """img_size imgsz imsz input_size image_dim im_size resolution size img_dim crop_size
         train_crop_size val_crop_size val_resize_size resize target_size image_resolution input_resolution""",
     "data.interpolation": "train_interpolation resample",
+    "data.decode_mode": "crop_mode",
     "augment.crop_padding": "random_crop pad padding",
     "augment.random_resized_crop": "rrc rrc_scale min_crop_area train_crop_area",
     "augment.rand_augment": "ra_magnitude",
@@ -104,6 +105,7 @@ _SWITCHES: dict[tuple[str, Any], str] = {
     ("precision", "no"): "fp32 float32 no_amp full_precision",
     ("data.source", "synthetic"): "fake_data dummy",
     ("data.skip_broken", True): "skip_bad skip_errors ignore_errors",
+    ("data.decode_mode", "pad"): "letterbox pad_to_square",
     ("data.sampling", "balanced"): "weighted_sampler balanced_sampler weighted_sampling balanced_sampling oversample",
     ("augment.trivial_augment", True): "aa auto_augment augmix auto_augment_policy ta_wide",
     ("augment.rand_augment", 9): "rand_augment randaug",
@@ -152,7 +154,7 @@ _OTHER_VALUES = """gradient_accumulation_steps accumulate_grad_batches grad_accu
     evaluation_strategy val_check_interval head_lr classifier_lr lr_head max_time time time_limit max_hours hflip fliplr
     horizontal_flip random_flip hflip_prob train_hflip random_crop early_stop save_strategy save_freq
     train_val_split monitor checkpoint_metric cls_pw eval_metric metric_for_best_model best_metric torch_compile timeout
-    ddp_timeout"""
+    ddp_timeout crop_mode"""
 # What has no field, and what to do instead.
 _ANSWERS = {
     "rerun the same command: it resumes from the latest checkpoint of its run directory (--run)": """resume
