@@ -129,6 +129,21 @@ def _betas(value: Any) -> Any:
         raise ValueError("it should be numbers from 0 to below 1, such as `0.9,0.95`, or none") from None
 
 
+def _normalize(value: Any) -> Any:
+    """`model`, `none`, or six numbers of a YAML list or a command-line word."""
+    if value in ("model", "none"):
+        return value
+    with contextlib.suppress(ValidationError):
+        numbers = _NUMBERS.validate_python(_words(value))
+        if len(numbers) == _MEAN_AND_STD and min(numbers[3:]) > 0:
+            return numbers
+    raise ValueError(
+        "it should be model, none, or mean and std of red, green and blue: six numbers, such as 0.5,0.5,"
+        "0.5,0.25,0.25,0.25"
+    )
+
+
+_MEAN_AND_STD = 6
 _NUMBERS = TypeAdapter(tuple[Number, ...])
 _BETAS = TypeAdapter(tuple[Annotated[Number, Field(ge=0, lt=1)], ...])
 _DIMS = TypeAdapter(tuple[Annotated[Whole, Field(ge=1, le=65536)], ...])
@@ -213,8 +228,8 @@ class Data:
     """Side of the square that the network sees, pixels; images are resized on the device."""
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bicubic"
     """Interpolation for resizing."""
-    normalize: Literal["model", "none"] = "model"
-    """`model`: mean and standard deviation of the model's pretraining; `none`: pixels stay in 0..1."""
+    normalize: Annotated[Literal["model", "none"] | tuple[float, ...], PlainValidator(_normalize)] = "model"
+    """`model`: mean and std of the model's pretraining; `none`: pixels stay in 0..1; or six numbers, three of each."""
 
 
 @dataclass(frozen=True)
@@ -277,7 +292,7 @@ class Model:
     __pydantic_config__ = _STRICT
 
     name: Name = "resnet50.a1_in1k"
-    """Any timm classifier, with or without a weight tag (`timm.list_models()`)."""
+    """Any timm classifier, with or without a weight tag (`timm.list_models()`); hf-hub:OWNER/NAME or local-dir:PATH."""
     pretrained: bool = True
     """Start from timm's pretrained weights, with a new zero-initialized head."""
     init_from: str = ""

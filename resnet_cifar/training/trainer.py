@@ -59,7 +59,8 @@ def _set_up(
 ) -> Trainer | None:
     """Everything before training; None where the run is finished, or only planned. Raises UserError."""
     screen = Screen(shown=context.is_main)
-    base = preflight.resolve(dataclasses.replace(recipe, precision=context.precision), screen.warn)
+    asked = dataclasses.replace(recipe, precision=context.precision)
+    base = preflight.resolve(asked, screen.warn, context.run_on_main)
     recipe = extended(base, options.extend_epochs)
     path = Path(options.run) if options.run else run_dir.default_run_path(options.recipe, base)
     folder = RunDir(wandb_env.trial_path(path))
