@@ -434,7 +434,8 @@ class Recipe:
     batch_size: Annotated[Whole, Field(ge=2)] = 256
     """The global batch: images per optimizer step, on any number of devices."""
     micro_batch: Annotated[int | Literal["auto"], PlainValidator(_rows_or_auto)] = 0
-    """Images per backward pass on one device; 0: the whole share of a device; `auto`: the most that fit its memory."""
+    """Images per backward pass on one device; 0: the whole share of a device; `auto`: the most that fit a GPU's memory,
+    and about 32 on CPUs."""
     deterministic: bool = False
     """Use only operations that repeat bit for bit, on GPUs too (slower; others are refused)."""
     rank_timeout: Annotated[Number, Field(ge=2)] = 300.0

@@ -51,8 +51,10 @@ def describe(plan: Plan, context: DistributedContext, data: ImageData, run: Path
         ("precision", context.describe_precision()),
         (
             "batch",
-            f"{recipe.batch_size} = {context.size} x {plan.per_rank_batch}, in micro-batches of {plan.micro_batch}; "
-            "BatchNorm over " + (f"{norm} rows" if norm else "the micro-batch (the result depends on the hardware)"),
+            f"{recipe.batch_size} = {context.size} x {plan.per_rank_batch}, in micro-batches of {plan.micro_batch}"
+            + " (auto)" * (recipe.micro_batch == "auto")
+            + "; BatchNorm over "
+            + (f"{norm} rows" if norm else "the micro-batch (the result depends on the hardware)"),
         ),
     ]
     facts += describe_balance(plan)

@@ -72,6 +72,7 @@ def _set_up(
         entry = context.run_on_main(lambda: str(prepared_data.prepare(recipe.data)), per_node=True)
         data = prepared_data.load(Path(entry), recipe, context.device)
     plan = Plan(recipe, len(data.train), context.size, class_counts=data.class_counts().get("train", {}))
+    plan = auto_micro_batch.first_try(plan, context.device)
     check_crop_padding(recipe, data.train)
     try:
         with timings.part("model"):
