@@ -83,8 +83,8 @@ def test_an_operation_is_torchvisions_bit_for_bit(name: str, size: tuple[int, in
         torch.testing.assert_close(ours, expected, rtol=0, atol=0, msg=f"{name} {settings}")
 
 
-@pytest.mark.parametrize("size", [*SIZES, (50, 20)], ids=str)
-@pytest.mark.parametrize("magnitude", [1, 9, 17, 30])
+@pytest.mark.parametrize("size", [(33, 47), (12, 8), (50, 20)], ids=str)
+@pytest.mark.parametrize("magnitude", [9, 30])
 def test_rand_augment_is_two_of_torchvisions_operations_bit_for_bit(magnitude: int, size: tuple[int, int]) -> None:
     """Every operation and sign is drawn, as the first and as the second of two."""
     images = pictures(*size)
