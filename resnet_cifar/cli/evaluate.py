@@ -144,7 +144,7 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
     screen = Screen(shown=context.is_main)
     model = loaded_model.load_model(target, recipe, context)
     # Other images take the form of the model's, which a third party's model does not record.
-    known = model.fingerprint and "data.decode_size" not in changed and "data.value_range" not in changed
+    known = model.fingerprint and not changed.keys() & {"data.decode_size", "data.decode_mode", "data.value_range"}
     how = model.preprocess.decoding if known else None
     prepare = partial(prepared_data.prepare, recipe.data, how, one_class=True)
     entry = Path(context.run_on_main(lambda: str(prepare()), per_node=True))

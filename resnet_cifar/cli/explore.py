@@ -97,7 +97,9 @@ def _analyze(recipe: Recipe) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     from resnet_cifar.data import prepared_data
     from resnet_cifar.reporting.dataset_report import charts, near_duplicates, page_context, pixel_stats, samples
     from resnet_cifar.reporting.dataset_report.augmentation_preview import Training
+    from resnet_cifar.training import preflight
 
+    recipe = preflight.named(recipe)
     data = prepared_data.load(prepared_data.prepare(recipe.data), recipe, torch.device("cpu"))
     training = Training(data, recipe)  # early, for what it may refuse
     parts = page_context.parts(data, recipe)

@@ -129,6 +129,21 @@ def _betas(value: Any) -> Any:
         raise ValueError("it should be numbers from 0 to below 1, such as `0.9,0.95`, or none") from None
 
 
+def _normalize(value: Any) -> Any:
+    """`model`, `none`, or six numbers of a YAML list or a command-line word."""
+    if value in ("model", "none"):
+        return value
+    with contextlib.suppress(ValidationError):
+        numbers = _NUMBERS.validate_python(_words(value))
+        if len(numbers) == _MEAN_AND_STD and min(numbers[3:]) > 0:
+            return numbers
+    raise ValueError(
+        "it should be model, none, or mean and std of red, green and blue: six numbers, such as 0.5,0.5,"
+        "0.5,0.25,0.25,0.25"
+    )
+
+
+_MEAN_AND_STD = 6
 _NUMBERS = TypeAdapter(tuple[Number, ...])
 _BETAS = TypeAdapter(tuple[Annotated[Number, Field(ge=0, lt=1)], ...])
 _DIMS = TypeAdapter(tuple[Annotated[Whole, Field(ge=1, le=65536)], ...])
@@ -192,6 +207,8 @@ class Data:
     decode_size: Annotated[Whole, Field(ge=0, le=1024)] = 0
     """Side of the stored images, pixels; 0: their own if all have one size, at most four times the pixels that the
     network sees, else image_size (resized, cropped)."""
+    decode_mode: Literal["crop", "pad"] = "crop"
+    """How stored images become square: `crop` their center, or `pad` the whole image with ImageNet's mean color."""
     value_range: Annotated[tuple[float, ...], PlainValidator(_value_range)] = ()
     """Values that become black and white in images with more than 8 bits, such as 0,4095 [the training images' own]."""
     storage: Literal["auto", "device", "host"] = "auto"
@@ -211,8 +228,8 @@ class Data:
     """Side of the square that the network sees, pixels; images are resized on the device."""
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bicubic"
     """Interpolation for resizing."""
-    normalize: Literal["model", "none"] = "model"
-    """`model`: mean and standard deviation of the model's pretraining; `none`: pixels stay in 0..1."""
+    normalize: Annotated[Literal["model", "none"] | tuple[float, ...], PlainValidator(_normalize)] = "model"
+    """`model`: mean and std of the model's pretraining; `none`: pixels stay in 0..1; or six numbers, three of each."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +246,12 @@ class Augment:
     """Horizontal flip: at random, or alternating from epoch to epoch (airbench)."""
     trivial_augment: bool = False
     """TrivialAugment Wide (Mueller & Hutter 2021): one random operation per image."""
+    rand_augment: Annotated[Whole, Field(ge=0, le=30)] = 0
+    """RandAugment (Cubuk et al. 2020): two random operations per image of this magnitude, 1 to 30 (9); 0: off."""
+    color_jitter: Annotated[Number, Field(ge=0)] = 0.0
+    """Strength s of random brightness, contrast and saturation: factors of 1-s to 1+s (0.4); 0: off."""
+    grayscale: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    """Probability of converting an image to gray; 0: off."""
     cutout: Annotated[Whole, Field(ge=0)] = 0
     """Side of the square that is blanked, pixels at the stored size (DeVries & Taylor 2017); 0: off."""
     random_erasing: Annotated[Number, Field(ge=0, le=1)] = 0.0
@@ -275,7 +298,7 @@ class Model:
     __pydantic_config__ = _STRICT
 
     name: Name = "resnet50.a1_in1k"
-    """Any timm classifier, with or without a weight tag (`timm.list_models()`)."""
+    """Any timm classifier, with or without a weight tag (`timm.list_models()`); hf-hub:OWNER/NAME or local-dir:PATH."""
     pretrained: bool = True
     """Start from timm's pretrained weights, with a new zero-initialized head."""
     init_from: str = ""
@@ -431,7 +454,8 @@ class Recipe:
     batch_size: Annotated[Whole, Field(ge=2)] = 256
     """The global batch: images per optimizer step, on any number of devices."""
     micro_batch: Annotated[int | Literal["auto"], PlainValidator(_rows_or_auto)] = 0
-    """Images per backward pass on one device; 0: the whole share of a device; `auto`: the most that fit its memory."""
+    """Images per backward pass on one device; 0: the whole share of a device; `auto`: the most that fit a GPU's memory,
+    and about 32 on CPUs."""
     deterministic: bool = False
     """Use only operations that repeat bit for bit, on GPUs too (slower; others are refused)."""
     rank_timeout: Annotated[Number, Field(ge=2)] = 300.0

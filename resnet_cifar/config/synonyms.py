@@ -37,8 +37,12 @@ _FIELDS = {
     "data.image_size": """img_size imgsz imsz input_size image_dim im_size resolution size img_dim crop_size
         train_crop_size val_crop_size val_resize_size resize target_size image_resolution input_resolution""",
     "data.interpolation": "train_interpolation resample",
+    "data.decode_mode": "crop_mode",
     "augment.crop_padding": "random_crop pad padding",
     "augment.random_resized_crop": "rrc rrc_scale min_crop_area train_crop_area",
+    "augment.rand_augment": "ra_magnitude",
+    "augment.color_jitter": "jitter brightness contrast saturation",
+    "augment.grayscale": "grayscale_prob random_grayscale gray",
     "augment.flip": "hflip fliplr horizontal_flip random_flip hflip_prob train_hflip",
     "augment.random_erasing": "reprob erasing random_erase erase_prob",
     "augment.mixup_alpha": "mixup",
@@ -101,9 +105,10 @@ _SWITCHES: dict[tuple[str, Any], str] = {
     ("precision", "no"): "fp32 float32 no_amp full_precision",
     ("data.source", "synthetic"): "fake_data dummy",
     ("data.skip_broken", True): "skip_bad skip_errors ignore_errors",
+    ("data.decode_mode", "pad"): "letterbox pad_to_square",
     ("data.sampling", "balanced"): "weighted_sampler balanced_sampler weighted_sampling balanced_sampling oversample",
-    ("augment.trivial_augment", True): """aa auto_augment rand_augment randaug augmix
-        auto_augment_policy ta_wide""",
+    ("augment.trivial_augment", True): "aa auto_augment augmix auto_augment_policy ta_wide",
+    ("augment.rand_augment", 9): "rand_augment randaug",
     ("augment.flip", "none"): "no_hflip no_flip",
     ("model.ema_decay", 0.9998): "model_ema ema use_ema",
     ("model.pretrained", False): "no_pretrained from_scratch scratch random_init",
@@ -142,7 +147,7 @@ _NOTES = {
     "evaluate.every_epochs": {", in epochs": "eval_steps eval_strategy evaluation_strategy val_check_interval"},
     "optimizer.head_lr_multiplier": {", a multiple of phases.0.lr": "head_lr classifier_lr lr_head"},
     "max-minutes": {", in minutes": "max_time time time_limit max_hours"},
-    "augment.trivial_augment": {", which needs no policy": "aa auto_augment rand_augment"},
+    "augment.trivial_augment": {", which needs no policy": "aa auto_augment"},
 }
 # Names whose values mean something else here, so that they are not repeated.
 _OTHER_VALUES = """gradient_accumulation_steps accumulate_grad_batches grad_accum_steps grad_accum accumulation_steps
@@ -151,7 +156,7 @@ _OTHER_VALUES = """gradient_accumulation_steps accumulate_grad_batches grad_accu
     evaluation_strategy val_check_interval head_lr classifier_lr lr_head max_time time time_limit max_hours hflip fliplr
     horizontal_flip random_flip hflip_prob train_hflip random_crop early_stop save_strategy save_freq
     train_val_split monitor checkpoint_metric cls_pw eval_metric metric_for_best_model best_metric torch_compile timeout
-    ddp_timeout"""
+    ddp_timeout crop_mode"""
 # What has no field, and what to do instead.
 _ANSWERS = {
     "rerun the same command: it resumes from the latest checkpoint of its run directory (--run)": """resume
@@ -192,11 +197,11 @@ _ANSWERS = {
     "choose a `micro_batch` that fits the memory instead, or `auto`": """grad_checkpointing gradient_checkpointing
         activation_checkpointing""",
     "set the fields of `augment` to 0, `none` or False instead": "no_aug no_augment no_augmentation",
-    "choose among the fields of `augment` instead: this augmentation is not offered": """color_jitter jitter
-        vflip flipud vertical_flip rotation degrees hsv_h hsv_s hsv_v translate shear perspective mosaic copy_paste
-        blur gaussian_blur crop_pct scale ratio remode recount resplit aug_repeats aug_splits jsd_loss ra_sampler
-        ra_magnitude mixup_prob mixup_switch_prob mixup_mode mixup_off_epoch cutmix_minmax augment augmentation
-        augmentations grayscale drop_block""",
+    "choose among the fields of `augment` instead: this augmentation is not offered": """vflip flipud vertical_flip
+        rotation degrees hsv_h hsv_s hsv_v translate shear perspective mosaic copy_paste hue blur gaussian_blur
+        crop_pct scale ratio remode recount resplit aug_repeats aug_splits jsd_loss ra_sampler
+        mixup_prob mixup_switch_prob mixup_mode mixup_off_epoch cutmix_minmax augment augmentation augmentations
+        drop_block""",
     "remove it; the loss is cross-entropy, see the fields of `loss`": """loss_fn criterion bce_loss loss_function
         bce_target_thresh focal_loss loss loss_type""",
     "remove it; batches of evaluations are chosen to fit, and do not change the result": """val_batch_size

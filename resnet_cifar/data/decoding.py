@@ -33,7 +33,7 @@ Files = dict[int, str]  # index of an image -> its file, or "" if unknown
 @dataclass(frozen=True)
 class Decoded:
     """`images`: number of images in each file, all of `size` (height, width); `names`: of the splits in the source;
-    `side`: what large images or images of several sizes were resized to, or 0; `value_range`: see `Decoding`;
+    `side`: what large images or images of several sizes were resized to, or 0; `value_range`, `mode`: see `Decoding`;
     `left_out`: indices of each split's images that were skipped; `remarks`: shown to the user.
     """
 
@@ -42,6 +42,7 @@ class Decoded:
     size: tuple[int, int]
     side: int
     value_range: tuple[float, float] | None
+    mode: str
     left_out: dict[str, list[int]]
     remarks: tuple[str, ...]
 
@@ -67,7 +68,9 @@ def decode(contents: SourceData, data: Data, folder: Path, how: Decoding | None 
     named = contents.has_columns
     unlabeled = {role: dict.fromkeys(_unlabeled(split, classes, data, named), "") for role, split in splits.items()}
     side, sizes, scaled, allow_deep = 0, "", "", how is not None or bool(data.value_range)
-    how = how or Decoding((data.decode_size,) * 2 if data.decode_size else None, data.value_range or None)
+    how = how or Decoding(
+        (data.decode_size,) * 2 if data.decode_size else None, data.value_range or None, data.decode_mode
+    )
     while True:
         try:
             broken, size, files = _write_images(splits, unlabeled, how, allow_deep, folder, data)
@@ -75,6 +78,8 @@ def decode(contents: SourceData, data: Data, folder: Path, how: Decoding | None 
         except _MustResize as reason:
             side = data.image_size
             sizes = f"{reason}: the shortest side is resized to {side} and the center cropped (data.decode_size)"
+            if how.mode == "pad":
+                sizes = f"{reason}: the longest side is resized to {side} and the rest padded (data.decode_mode)"
             how = replace(how, size=(side, side))
         except image_io.DeepImage:
             found, scaled = value_range.measure(contents.train.images, data)
@@ -113,7 +118,7 @@ def decode(contents: SourceData, data: Data, folder: Path, how: Decoding | None 
     remarks = (*contents.remarks, twins, sizes, scaled, skipped if problems else "")
     left_out = {role: rows for role, rows in left_out.items() if rows}
     names = {role: split.name for role, split in splits.items()}
-    return Decoded(images, names, size, side, how.value_range, left_out, tuple(filter(None, remarks)))
+    return Decoded(images, names, size, side, how.value_range, how.mode, left_out, tuple(filter(None, remarks)))
 
 
 class ArrayFile:
@@ -213,10 +218,12 @@ def _write_images(
 
 
 def _check_shapes(shapes: set[tuple[int, ...]], how: Decoding, data: Data) -> None:
-    """Raises _MustResize if images are stored at their own size and are large, or of several sizes."""
+    """Raises _MustResize if images are stored at their own size and are large, of several sizes, or to be padded."""
     if len(shapes) > 1:
         raise _MustResize("images of several sizes")
     for height, width, _ in shapes:
+        if how.size is None and how.mode == "pad" and height != width:
+            raise _MustResize(f"images of {width}x{height} pixels")
         if how.size is None and is_large(height, width, data):
             raise _MustResize(
                 f"images of {width}x{height} pixels, more than {_LARGE} times those of data.image_size "

@@ -16,8 +16,9 @@ from resnet_cifar.config.schema import Augment, Recipe
 from resnet_cifar.data import mixing, transforms
 from resnet_cifar.data.image_dataset import ImageDataset, PendingBatch, to_device
 from resnet_cifar.data.preprocess import Preprocess
-from resnet_cifar.data.resized_crop import ASPECTS, random_boxes
+from resnet_cifar.data.resized_crop import ASPECTS, content_boxes, random_boxes
 from resnet_cifar.data.sampling import balanced_order, sample_indices
+from resnet_cifar.data.sources.image_io import BORDER
 
 # Columns of a row's random numbers (transforms.AUGMENTATIONS has the others). Pairs use the numbers of their first row.
 _CROP, _FLIP = slice(0, 2), 2
@@ -56,6 +57,8 @@ class Loader:
         self._balanced = balanced_order(recipe, images.labels.cpu().numpy())
         self._coins = rng.bits(recipe.seed, "flip", len(images))
         self._fill = (255 * preprocess.mean).round().to(torch.uint8)
+        is_padded = preprocess.decoding.mode == "pad"
+        self._border = torch.tensor(BORDER, dtype=torch.uint8, device=images.device) if is_padded else None
         self._augmentations = [each for each in transforms.AUGMENTATIONS if getattr(self.settings, each.field)]
         self._ahead: tuple[int, _Rows] | None = None
 
@@ -94,17 +97,24 @@ class Loader:
         settings, u = self.settings, rows.uniforms[part]
         images = rows.pending.images(part)
         images = transforms.crop_and_flip(images, u[:, _CROP], rows.flips[part], settings.crop_padding)
+        boxes = self._crop_boxes(images, u) if settings.random_resized_crop else None
         for each in self._augmentations:
             images = each.apply(images, u[:, each.columns], getattr(settings, each.field), self._fill)
-        boxes, smallest = None, settings.random_resized_crop
-        if smallest:
-            boxes = random_boxes(u[:, _RESIZED_CROP], (smallest, 1.0), ASPECTS, *images.shape[1:3])
         inputs = self.preprocess(images, image_size, boxes)
         targets = F.one_hot(rows.pending.labels(part), self.classes).to(inputs.dtype)
         if settings.mixes:
             lambdas = rows.lambdas[part.start // 2 : part.stop // 2].to(inputs.dtype)
             inputs, targets = mixing.mix(inputs, targets, self._shares(lambdas, u[::2], inputs.shape[-1]))
         return inputs, targets
+
+    def _crop_boxes(self, images: Tensor, u: Tensor) -> Tensor:
+        """Random boxes in images that have no other augmentation yet; not in the border of those that are padded."""
+        areas, u = (self.settings.random_resized_crop, 1.0), u[:, _RESIZED_CROP]
+        if self._border is None:
+            return random_boxes(u, areas, ASPECTS, *images.shape[1:3])
+        content = content_boxes(images, self._border)
+        boxes = random_boxes(u, areas, ASPECTS, content[:, 2], content[:, 3])
+        return torch.cat([boxes[:, :2] + content[:, :2], boxes[:, 2:]], dim=1)
 
     def _shares(self, lambdas: Tensor, u: Tensor, size: int) -> Tensor:
         """The share that each pixel of each pair keeps, for `mix`. lambdas [pairs], u [pairs, COLUMNS]."""

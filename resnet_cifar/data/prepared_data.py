@@ -78,7 +78,7 @@ def _find_or_decode(data: Data, how: Decoding | None) -> Path:
     kind = find_source(data.source)
     check_fields(data, kind.FIELDS)
     described = f"{kind.identity(data)} {data.config_name} {data.splits} {data.columns}"
-    described += f" {data.decode_size} {data.value_range}"
+    described += f" {data.decode_size} {data.value_range}" + (" pad" if data.decode_mode == "pad" else "")
     # The key depends on how the images were decoded, which is known only afterwards: one of these.
     sides: list[Any] = [0] if data.decode_size else [0, data.image_size]
     if how:  # what training has decoded by itself may be just that
@@ -184,7 +184,8 @@ def _meta(entry: Path) -> dict[str, Any]:
 
 
 def _decoding(meta: dict[str, Any]) -> Decoding:
-    return Decoding(tuple(meta["size"]), meta["value_range"] and tuple(meta["value_range"]))
+    value_range = meta["value_range"] and tuple(meta["value_range"])
+    return Decoding(tuple(meta["size"]), value_range, meta.get("mode", "crop"))  # older entries have no mode
 
 
 def _describe_origins(

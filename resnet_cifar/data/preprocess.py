@@ -11,7 +11,7 @@ from torch import Tensor
 from resnet_cifar.config.schema import Data
 from resnet_cifar.data import transforms
 from resnet_cifar.data.sources import image_io
-from resnet_cifar.data.sources.image_io import AS_IS, WHOLE_RANGE, Decoding
+from resnet_cifar.data.sources.image_io import AS_IS, BORDER, WHOLE_RANGE, Decoding
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,18 @@ class Preprocess:
     @property
     def is_exact_in_timm(self) -> bool:
         """Whether timm's transform of decoded images, built from `timm_config`, is this one up to rounding."""
-        return self.decoding.size == (self.data.image_size, self.data.image_size)
+        is_border_timms = self.decoding.mode == "crop" or tuple((255 * self.mean).round().tolist()) == BORDER
+        return self.decoding.size == (self.data.image_size, self.data.image_size) and is_border_timms
 
     @property
     def timm_config(self) -> dict[str, Any]:
         """The fields of timm's `pretrained_cfg` that describe the resizing, as closely as they can."""
-        # Images that are stored at the network's size have been resized by `cover`; others are again, by torch.
-        interpolation = "bicubic" if self.is_exact_in_timm else self.data.interpolation
+        # Images that are stored at the network's size have been resized by Pillow; others are again, by torch.
+        is_resized_once = self.decoding.size == (self.data.image_size, self.data.image_size)
+        interpolation = "bicubic" if is_resized_once else self.data.interpolation
         is_square = self.decoding.size is not None and len(set(self.decoding.size)) == 1
-        return {"interpolation": interpolation, "crop_pct": 1.0, "crop_mode": "center" if is_square else "squash"}
+        mode = {"crop": "center", "pad": "border"}[self.decoding.mode] if is_square else "squash"
+        return {"interpolation": interpolation, "crop_pct": 1.0, "crop_mode": mode}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -58,9 +61,14 @@ class Preprocess:
         deep = "values of more than 8 bits scaled from {:g}..{:g} to 0..255".format(*(value_range or WHOLE_RANGE))
         lacks = ["EXIF orientation", "transparency on white", deep]
         if size is not None and not self.is_exact_in_timm:
-            lacks.append(f"images resized to cover {size[0]} x {size[1]} and center-cropped before the final resizing")
+            covering = f"images resized to cover {size[0]} x {size[1]} and center-cropped"
+            fitting = f"images resized to fit {size[0]} x {size[1]} and padded with the color {BORDER}"
+            final = " before the final resizing" if size != (self.data.image_size, self.data.image_size) else ""
+            lacks.append((covering if self.decoding.mode == "crop" else fitting) + final)
         return {
             "stored_size": size and list(size),
+            "decode_mode": self.decoding.mode,
+            "exact_in_timm": self.is_exact_in_timm,
             "value_range": value_range and list(value_range),
             "interpolation": self.data.interpolation,
             "timm_transform_lacks": lacks,

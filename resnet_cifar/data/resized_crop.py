@@ -13,8 +13,8 @@ Range = tuple[float, float]
 ASPECTS = 4 / 3, 3 / 4  # of random resized crops
 
 
-def random_boxes(u: Tensor, areas: Range, aspects: Range, height: int, width: int) -> Tensor:
-    """Boxes (top, left, height, width), int64 [n, 4], inside images of the given size.
+def random_boxes(u: Tensor, areas: Range, aspects: Range, height: int | Tensor, width: int | Tensor) -> Tensor:
+    """Boxes (top, left, height, width), int64 [n, 4], inside images of the given size, or int64 [n] of each.
 
     Their share of the image is uniform in `areas`, their height over width log-uniform in `aspects`. One attempt,
     clamped to the image (torchvision makes ten). u: [n, 4]: area, aspect, down, right.
@@ -22,10 +22,24 @@ def random_boxes(u: Tensor, areas: Range, aspects: Range, height: int, width: in
     area = height * width * (areas[0] + u[:, 0] * (areas[1] - areas[0]))
     low, high = torch.log(torch.tensor(aspects, dtype=u.dtype)).tolist()
     aspect = torch.exp(low + u[:, 1] * (high - low))
-    tall = (area * aspect).sqrt().round().clamp(1, height).long()
-    wide = (area / aspect).sqrt().round().clamp(1, width).long()
+    tall = (area * aspect).sqrt().round().clamp(min=1).clamp(max=height).long()
+    wide = (area / aspect).sqrt().round().clamp(min=1).clamp(max=width).long()
     top = (u[:, 2] * (height - tall + 1)).long()
     left = (u[:, 3] * (width - wide + 1)).long()
+    return torch.stack([top, left, tall, wide], dim=1)
+
+
+def content_boxes(images: Tensor, border: Tensor) -> Tensor:
+    """The smallest box (top, left, height, width) around the pixels that are not of the color `border`: int64 [n, 4].
+
+    The whole image if all are. images: uint8 [n, height, width, 3]; border: uint8 [3].
+    """
+    inside = (images != border).any(3)
+    edges = []
+    for lines in (inside.any(2).byte(), inside.any(1).byte()):
+        first = lines.argmax(1)
+        edges.append((first, lines.shape[1] - lines.flip(1).argmax(1) - first))
+    (top, tall), (left, wide) = edges
     return torch.stack([top, left, tall, wide], dim=1)
 
 

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resnet_cifar.data.color import color_jitter, grayscale
 from resnet_cifar.data.resized_crop import crop_and_resize, random_boxes, weighted_rows
-from resnet_cifar.data.trivial_augment import trivial_augment
+from resnet_cifar.data.trivial_augment import rand_augment, trivial_augment
 
 
 def crop_and_flip(images: Tensor, u: Tensor, flips: Tensor, padding: int) -> Tensor:
@@ -63,9 +64,12 @@ class Augmentation(NamedTuple):
     apply: Callable[[Tensor, Tensor, Any, Tensor], Tensor]
 
 
-# Applied in this order. A new one takes the next free columns of 32 (0 to 20 are taken), so that others keep theirs.
+# Applied in this order. A new one takes the next free columns of 32 (0 to 29 are taken), so that others keep theirs.
 AUGMENTATIONS = (
     Augmentation("trivial_augment", slice(14, 17), lambda images, u, value, fill: trivial_augment(images, u)),
+    Augmentation("rand_augment", slice(26, 30), lambda images, u, value, fill: rand_augment(images, u, value)),
+    Augmentation("color_jitter", slice(21, 25), lambda images, u, value, fill: color_jitter(images, u, value)),
+    Augmentation("grayscale", slice(25, 26), lambda images, u, value, fill: grayscale(images, u, value)),
     Augmentation("cutout", slice(3, 5), cutout),
     Augmentation("random_erasing", slice(5, 10), random_erasing),
 )

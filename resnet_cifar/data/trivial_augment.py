@@ -1,9 +1,10 @@
-"""TrivialAugment (Mueller & Hutter 2021), the wide space: one random operation per image, at one of 31 magnitudes.
+"""TrivialAugment (Mueller & Hutter 2021), the wide space: one random operation per image, at one of 31 magnitudes; and
+RandAugment (Cubuk et al. 2020): two random operations, with smaller ranges, at a given magnitude.
 
 All images of a batch go through the same three stages: an affine matrix, a lookup table of 256 levels, and a blend;
-stages that are not part of an image's operation get neutral parameters. Equal to torchvision's `TrivialAugmentWide` on
-CPU tensors (nearest, black fill), including its truncations, and the same on every device: sines are computed on the
-host; the rest is integer arithmetic, or rounded after each operation.
+stages that are not part of an image's operation get neutral parameters. Equal to torchvision's `TrivialAugmentWide` and
+`RandAugment` on CPU tensors (nearest, black fill), including their truncations, and the same on every device: sines are
+computed on the host; the rest is integer arithmetic, or rounded after each operation.
 """
 
 import math
@@ -12,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from resnet_cifar.data.color import add_scaled, gray_levels, mean_level
 
 OPERATIONS = (
     "Identity",
@@ -32,7 +35,23 @@ OPERATIONS = (
 MAGNITUDES = 31
 _AUTOCONTRAST, _EQUALIZE, _COLOR = (OPERATIONS.index(name) for name in ("AutoContrast", "Equalize", "Color"))
 _LEVELS = 256
-_LUMA = torch.tensor([0.2989, 0.587, 0.114]).tolist()  # rounded to float32
+
+
+class _Ranges(NamedTuple):
+    """The largest magnitudes of a space: shear, shift (pixels, or shares of the width and height), angle (degrees),
+    change of color, contrast, brightness and sharpness, and removed bits.
+    """
+
+    shear: float
+    shift: float
+    relative_shift: bool
+    angle: float
+    change: float
+    bits: int
+
+
+_TRIVIAL = _Ranges(shear=0.99, shift=32.0, relative_shift=False, angle=135.0, change=0.99, bits=6)
+_RAND = _Ranges(shear=0.3, shift=150.0 / 331.0, relative_shift=True, angle=30.0, change=0.9, bits=4)
 
 
 class _Settings(NamedTuple):
@@ -57,21 +76,33 @@ class _Settings(NamedTuple):
 
 def trivial_augment(images: Tensor, u: Tensor) -> Tensor:
     """Each image's random operation. images: uint8 [n, height, width, 3]; u: [n, 3]: operation, magnitude, sign."""
-    operation = (u[:, 0] * len(OPERATIONS)).long()
-    row = (operation * MAGNITUDES + (u[:, 1] * MAGNITUDES).long()) * 2 + (u[:, 2] < 0.5)
-    settings = _Settings(*_table(*images.shape[1:3], images.device)[row].unbind(1))
+    return _apply(images, _TRIVIAL, u[:, 0], (u[:, 1] * MAGNITUDES).long(), u[:, 2])
+
+
+def rand_augment(images: Tensor, u: Tensor, magnitude: int) -> Tensor:
+    """Two random operations per image, both of the same magnitude, 0 to 30. u: [n, 4]: operation and sign, twice."""
+    for kind, sign in (u[:, 0:2].unbind(1), u[:, 2:4].unbind(1)):
+        images = _apply(images, _RAND, kind, magnitude, sign)
+    return images
+
+
+def _apply(images: Tensor, ranges: _Ranges, kind: Tensor, number: Tensor | int, sign: Tensor) -> Tensor:
+    """One operation per image. `kind`, `sign`: uniforms [n]; `number`: of the magnitude."""
+    operation = (kind * len(OPERATIONS)).long()
+    row = (operation * MAGNITUDES + number) * 2 + (sign < 0.5)
+    settings = _Settings(*_table(ranges, *images.shape[1:3], images.device)[row].unbind(1))
     images = _move(images, settings)
-    gray = _gray(images)
+    gray = gray_levels(images)
     images = _map_levels(images, gray, settings, operation)
     return _blend(images, gray, settings, operation)
 
 
 @lru_cache(maxsize=8)
-def _table(height: int, width: int, device: torch.device) -> Tensor:
+def _table(ranges: _Ranges, height: int, width: int, device: torch.device) -> Tensor:
     """The settings of every operation, magnitude and sign: float32 [14 * 31 * 2, settings]."""
     table = torch.tensor(
         [
-            _settings(operation, number, sign, height, width)
+            _settings(ranges, operation, number, sign, height, width)
             for operation in OPERATIONS
             for number in range(MAGNITUDES)
             for sign in (1, -1)
@@ -84,22 +115,24 @@ def _table(height: int, width: int, device: torch.device) -> Tensor:
     return table.to(device)
 
 
-def _settings(operation: str, number: int, sign: int, height: int, width: int) -> _Settings:
+def _settings(ranges: _Ranges, operation: str, number: int, sign: int, height: int, width: int) -> _Settings:
     """`number`: of the magnitude, 0 to 30; `sign`: 1 or -1, for the operations that have two directions."""
-    strength = sign * _magnitude(0.0, 0.99, number)
-    shift = int(sign * _magnitude(0.0, 32.0, number))
-    angle = math.radians(sign * _magnitude(0.0, 135.0, number))
+    shear = sign * _magnitude(0.0, ranges.shear, number)
+    units = (width, height) if ranges.relative_shift else (1, 1)
+    right, down = (int(sign * _magnitude(0.0, ranges.shift * unit, number)) for unit in units)
+    angle = math.radians(sign * _magnitude(0.0, ranges.angle, number))
     sine, cosine = math.sin(angle), math.cos(angle)
-    scale, rest = 1 + strength, -strength
+    change = sign * _magnitude(0.0, ranges.change, number)
+    scale, rest = 1 + change, -change
     return {
-        "ShearX": _Settings(xy=strength, x0=strength * height / 2),
-        "ShearY": _Settings(yx=strength, y0=strength * width / 2),
-        "TranslateX": _Settings(x0=-shift),
-        "TranslateY": _Settings(y0=-shift),
+        "ShearX": _Settings(xy=shear, x0=shear * height / 2),
+        "ShearY": _Settings(yx=shear, y0=shear * width / 2),
+        "TranslateX": _Settings(x0=-right),
+        "TranslateY": _Settings(y0=-down),
         "Rotate": _Settings(xx=cosine, xy=-sine, yx=sine, yy=cosine),
         "Brightness": _Settings(level=scale),
         "Contrast": _Settings(level=scale, mean=rest),
-        "Posterize": _Settings(mask=_LEVELS - 2 ** round(number / ((MAGNITUDES - 1) / 6))),
+        "Posterize": _Settings(mask=_LEVELS - 2 ** round(number / ((MAGNITUDES - 1) / ranges.bits))),
         "Solarize": _Settings(invert=255 * _magnitude(1.0, 0.0, number)),
         "Color": _Settings(pixel=scale, other=rest),
         "Sharpness": _Settings(other=rest),
@@ -132,18 +165,12 @@ def _nearest(position: Tensor, side: int) -> Tensor:
     return ((position + 1) * (side / 2) - 0.5).round().long()
 
 
-def _gray(images: Tensor) -> Tensor:
-    """torchvision's gray in integer levels: float32 [n, height, width]."""
-    red, green, blue = images.float().unbind(-1)
-    return _add(_add(red * _LUMA[0], green, _LUMA[1]), blue, _LUMA[2]).floor()
-
-
 def _map_levels(images: Tensor, gray: Tensor, settings: _Settings, operation: Tensor) -> Tensor:
     """Brightness, Contrast, Posterize, Solarize, AutoContrast and Equalize: one lookup table per channel."""
-    n, height, width, channels = images.shape
+    n, channels = len(images), images.shape[3]
     levels = torch.arange(_LEVELS, dtype=torch.float32, device=images.device)
-    mean = (gray.sum((1, 2), dtype=torch.float64) / (height * width)).float()
-    table = _add(levels * settings.level[:, None], mean[:, None], settings.mean[:, None]).clamp(0, 255).to(torch.uint8)
+    mean = mean_level(gray)[:, 0]
+    table = add_scaled(levels * settings.level[:, None], mean, settings.mean[:, None]).clamp(0, 255).to(torch.uint8)
     table = torch.where(table >= settings.invert[:, None], 255 - table, table) & settings.mask[:, None].to(torch.uint8)
 
     tables = torch.arange(n * channels, device=images.device).view(n, 1, 1, channels)
@@ -188,9 +215,4 @@ def _blend(images: Tensor, gray: Tensor, settings: _Settings, operation: Tensor)
     away[:, 1:-1, 1:-1] = (2 * (box + 4 * center) + 13) // 26 - center  # (box + 4 center) / 13, rounded
     is_color = (operation == _COLOR)[:, None, None, None]
     added = torch.where(is_color, gray[..., None], away)
-    return _add(images * pixel, added, other).clamp(0, 255).to(torch.uint8)
-
-
-def _add(base: Tensor, added: Tensor, factor: Tensor | float) -> Tensor:
-    """base + added * factor in float32, rounded once: what torch's `add(alpha=...)` does with a fused multiply-add."""
-    return (added.double() * factor + base).float()
+    return add_scaled(images * pixel, added, other).clamp(0, 255).to(torch.uint8)

@@ -109,7 +109,7 @@ def _exported(target: Target, recipe: Recipe) -> tuple[nn.Module, Decoding, dict
     if not export.is_ours:
         config = {**timm.data.resolve_model_data_config(model), "input_size": (3, size, size)}
         facts["timm_transform"] = timm.data.create_transform(**config, normalize=False)
-    return model, Decoding(export.stored_size, export.value_range), facts
+    return model, Decoding(export.stored_size, export.value_range, export.decode_mode), facts
 
 
 def _saved(target: Target, recipe: Recipe, dtype: torch.dtype) -> tuple[nn.Module, Decoding, dict[str, Any]]:
@@ -123,7 +123,8 @@ def _saved(target: Target, recipe: Recipe, dtype: torch.dtype) -> tuple[nn.Modul
     has_norms = not all(isinstance(module, FrozenStatistics) for module in norms)
     facts |= {"temperature": _saved_temperature(target, name), "is_fresh": state["bn_stats_current"] or not has_norms}
     facts["remark"] = "this run is not finished: this is its best checkpoint so far" if is_early else None
-    return model, Decoding(**{name: value and tuple(value) for name, value in state["decoding"].items()}), facts
+    decoding = {name: tuple(value) if isinstance(value, list) else value for name, value in state["decoding"].items()}
+    return model, Decoding(**decoding), facts
 
 
 def _chosen_checkpoint(target: Target) -> tuple[Path, dict[str, Any]]:

@@ -67,7 +67,7 @@ def checkpoint_recipe(path: Path) -> dict[str, Any]:
 class Export:
     """The config.json of a model written by train.py or timm's `save_for_hf`, except its mean and std.
 
-    `is_ours`: whether train.py wrote it. `stored_size` and `value_range`: see `Decoding`; None if unknown.
+    `is_ours`: whether train.py wrote it. `stored_size`, `value_range`, `decode_mode`: see `Decoding`; None if unknown.
     """
 
     architecture: str
@@ -79,6 +79,7 @@ class Export:
     is_ours: bool
     stored_size: tuple[int, int] | None
     value_range: tuple[float, float] | None
+    decode_mode: str
     fingerprint: str | None
 
 
@@ -105,6 +106,7 @@ def read_export_config(path: Path) -> Export:
             is_ours=bool(own),
             stored_size=own.get("stored_size") and tuple(own["stored_size"]),
             value_range=own.get("value_range") and tuple(own["value_range"]),
+            decode_mode=own.get("decode_mode", "crop"),
             fingerprint=config.get("fingerprint"),
         )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -134,7 +136,7 @@ def recipe(target: Target, overrides: dict[str, str] | None = None) -> Recipe:
     if target.kind == "model":
         exported = read_export_config(target.path)
         size = {"image_size": exported.image_size, "interpolation": exported.interpolation}
-        values["data"] = {**values.get("data", {}), **size}
+        values["data"] = {**values.get("data", {}), **size, "decode_mode": exported.decode_mode}
         if target.run is None:
             values["model"] = {"name": exported.architecture, "pretrained": False}
     return with_overrides(values, overrides)

@@ -162,5 +162,7 @@ def normalization(model: nn.Module, recipe: Recipe) -> tuple[tuple[float, ...], 
     """(mean, std) of the input channels, for pixels in 0..1."""
     if recipe.data.normalize == "none":
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if isinstance(recipe.data.normalize, tuple):
+        return recipe.data.normalize[:3], recipe.data.normalize[3:]
     config = timm.data.resolve_model_data_config(model)
     return tuple(config["mean"]), tuple(config["std"])

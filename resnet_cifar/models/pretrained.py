@@ -1,13 +1,18 @@
-"""Initial weights (`model.init_from`): of a run, an exported model, a folder or Hub repository of timm, or a file."""
+"""Initial weights (`model.init_from`): of a run, an exported model, a folder or Hub repository of timm, or a file.
+
+A folder or repository may be the `model.name` too, and then its config.json says what model that is.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
@@ -15,6 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import Data, Recipe
 from resnet_cifar.models import mlp_head
 from resnet_cifar.models.cifar_stem import SUFFIX
 from resnet_cifar.models.factory import DOWNLOAD_ERRORS, explain_download
@@ -24,6 +30,7 @@ _HUB, _FOLDER = "hf-hub:", "local-dir:"  # as in timm
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth", ".tar")
 _NAMED = 3  # weights that a refusal names
+_SET_BY_RECIPES = ("num_classes", "img_size", "in_chans", "drop_rate", "drop_path_rate")  # among timm's options
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -64,7 +71,7 @@ _FIX = "name a finished run, a folder with config.json and model.safetensors, a 
 def find_init_weights(start: str) -> InitialWeights:
     """The weights that `model.init_from` names, downloaded if they are on the Hub. Raises UserError."""
     if start.startswith(_HUB):
-        return _download(start)
+        return InitialWeights(start, _download(start, _WEIGHTS), _read_config(start, _download(start, _CONFIG)))
     path = Path(start.removeprefix(_FOLDER)).expanduser()
     if path.suffix in _PICKLES and path.is_file():
         raise UserError(
@@ -73,34 +80,104 @@ def find_init_weights(start: str) -> InitialWeights:
         )
     if path.is_file():
         return InitialWeights(start, path, {})
-    folder = path / "model" if (path / "recipe.yaml").is_file() or (path / "model").is_dir() else path
+    folder = _folder(path)
     if not (folder / _WEIGHTS).is_file():
         missing = (folder / _WEIGHTS).relative_to(path) if path.is_dir() else "file or folder of that name"
         raise UserError(f"model.init_from {start!r} has no {missing}: {_FIX}")
     return InitialWeights(start, folder / _WEIGHTS, _read_config(start, folder / _CONFIG))
 
 
-def _download(start: str) -> InitialWeights:
+def _folder(path: Path) -> Path:
+    """The folder of timm's files: that of the exported model, if `path` is a run."""
+    return path / "model" if (path / "recipe.yaml").is_file() or (path / "model").is_dir() else path
+
+
+def _download(start: str, name: str, field: str = "model.init_from") -> Path:
     repository, _, revision = start.removeprefix(_HUB).partition("@")
     try:
-        files = [Path(hf_hub_download(repository, name, revision=revision or None)) for name in (_WEIGHTS, _CONFIG)]
+        return Path(hf_hub_download(repository, name, revision=revision or None))
     except HFValidationError:
-        raise UserError(f"model.init_from {start!r} is no repository of the Hub: name hf-hub:OWNER/NAME") from None
+        raise UserError(f"{field} {start!r} is no repository of the Hub: name hf-hub:OWNER/NAME") from None
     except DOWNLOAD_ERRORS as error:
         failure = explain_download(error, repository)
         raise UserError(
-            f"model.init_from {start!r} cannot be loaded, because {failure.reason}: {failure.fix}, or name other "
-            "weights"
+            f"{field} {start!r} cannot be loaded, because {failure.reason}: {failure.fix}, or name other weights"
         ) from None
-    return InitialWeights(start, files[0], _read_config(start, files[1]))
 
 
-def _read_config(start: str, file: Path) -> dict[str, Any]:
+def _read_config(start: str, file: Path, field: str = "model.init_from") -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except (OSError, ValueError) as error:
-        raise UserError(f"model.init_from {start!r}: {file} cannot be read ({error}): {_FIX}") from None
+        raise UserError(f"{field} {start!r}: {file} cannot be read ({error}): {_FIX}") from None
     return config if isinstance(config, dict) else {}
+
+
+def is_place(name: str) -> bool:
+    """Whether this `model.name` is a place with timm's config.json instead of an architecture."""
+    return name.startswith((_HUB, _FOLDER))
+
+
+def read_place(name: str) -> dict[str, Any]:
+    """The config.json of a `model.name` that is a place. Raises UserError."""
+    if name.startswith(_HUB):
+        file = _download(name, _CONFIG, "model.name")
+    else:
+        file = _folder(Path(name.removeprefix(_FOLDER)).expanduser()) / _CONFIG
+    config = _read_config(name, file, "model.name")
+    architecture = config.get("architecture")
+    if not architecture:
+        raise UserError(
+            f"model.name {name!r} has no config.json that names an architecture: name a folder or repository that "
+            "timm's save_for_hf wrote"
+        )
+    if architecture == mlp_head.NAME:
+        raise UserError(
+            f"model.name {name!r} has dense layers before its classifier: set model.name and model.head to those of "
+            f"its recipe, and model.init_from to {name}"
+        )
+    if not timm.is_model(architecture):
+        raise UserError(
+            f"model.name {name!r} is a {architecture!r}, which this timm does not know: update timm, or name another "
+            "model"
+        )
+    options = {key: value for key, value in config.get("model_args", {}).items() if key not in _SET_BY_RECIPES}
+    stock = _form(architecture, {}) if options else None
+    if others := [key for key, value in options.items() if _form(architecture, {key: value}) != stock]:
+        raise UserError(
+            f"model.name {name!r} is made with options of timm that recipes do not have ({', '.join(others)}): name "
+            "another model"
+        )
+    return config
+
+
+def _form(architecture: str, options: dict[str, Any]) -> tuple[str, Shapes] | None:
+    """The layers of a timm model and the shapes of its weights; None if it does not take the options."""
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(architecture, **options)
+    except (TypeError, ValueError, RuntimeError, AssertionError):
+        return None
+    return repr(model), {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def at_place(recipe: Recipe, config: dict[str, Any]) -> Recipe:
+    """The recipe whose `model.name` is a place with this config.json, as the architecture and weights found there.
+
+    Images are normalized as its config says, and resized so, unless the recipe has another interpolation than by
+    default. Without `model.pretrained` the weights stay where they are, as in timm.
+    """
+    model, data, found = recipe.model, recipe.data, config.get("pretrained_cfg", config)
+    architecture = config["architecture"].removesuffix(SUFFIX)
+    stem = "cifar" if architecture != config["architecture"] else model.stem
+    start = model.init_from or (model.name if model.pretrained else "")
+    stock = timm.get_pretrained_cfg(architecture)
+    mean, std = (tuple(found.get(name, getattr(stock, name))) for name in ("mean", "std"))
+    if data.normalize == "model" and (mean, std) != (tuple(stock.mean), tuple(stock.std)):
+        data = replace(data, normalize=(*mean, *std))
+    if data.interpolation == Data().interpolation and found.get("interpolation") in ("bilinear", "nearest"):
+        data = replace(data, interpolation=found["interpolation"])
+    return replace(recipe, model=replace(model, name=architecture, stem=stem, init_from=start), data=data)
 
 
 def load_init_weights(model: nn.Module, found: InitialWeights, classes: tuple[str, ...]) -> str:

@@ -28,6 +28,7 @@ _LICENSES = (
 )  # whose names in timm and on the Hub agree
 _UNSEEN = (
     "data.decode_size",
+    "data.decode_mode",
     "data.image_size",
     "data.interpolation",
     "data.normalize",
@@ -76,12 +77,17 @@ def loading_code(folder: str, preprocess: Mapping[str, Any], needs_package: bool
     package = "\nimport resnet_cifar  # registers its models with timm\n" if needs_package else ""
     size, value_range = preprocess["stored_size"], preprocess["value_range"]
     decoded = f"decode(image, {', '.join(map(str, value_range))})" if value_range else "decode(image)"
-    functions = [image_io.decode, *([image_io.cover, image_io.crop_center] if size else [])]
+    is_padded = preprocess.get("decode_mode") == "pad"
+    resizing = [image_io.fit] if is_padded else [image_io.cover, image_io.crop_center]
+    functions = [image_io.decode, *(resizing if size else [])]
+    if size:
+        call, border = ("fit", f", {image_io.BORDER}") if is_padded else ("cover", "")
+        decoded = f"{call}({decoded}, {size[0]}, {size[1]}{border})"
     return _LOADING.format(
         package=package,
         address=json.dumps(f"local-dir:{folder}"),
         functions="\n\n".join(map(inspect.getsource, functions)),
-        decoded=f"cover({decoded}, {', '.join(map(str, size))})" if size else decoded,
+        decoded=decoded,
         interpolation=preprocess["interpolation"],
     )
 
@@ -109,7 +115,7 @@ def render_card(
         start=_start(recipe),
         dataset=dataset,
         recipe=recipe,
-        exact=result["preprocess"]["stored_size"] == [recipe.data.image_size] * 2,
+        exact=result["preprocess"]["exact_in_timm"],
         found=found,
         limited=f" (`data.limit` {recipe.data.limit})" if recipe.data.limit else "",
         result=result,

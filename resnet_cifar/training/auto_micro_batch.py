@@ -1,4 +1,5 @@
-"""`micro_batch: auto`: the largest micro-batch that fits the device, found by trial.
+"""`micro_batch: auto`: the largest micro-batch that fits the device, found by trial; on CPUs, which are no faster with
+large ones, at most that of `Plan.cpu_micro_batch`.
 
 RUN/micro_batch.json keeps the result, so that a resumed run sums gradients in the same order.
 """
@@ -17,8 +18,15 @@ from resnet_cifar.training.train_state import TrainState
 _FILE = "micro_batch.json"
 
 
+def first_try(plan: Plan, device: torch.device) -> Plan:
+    """`plan` with the micro-batch that `auto` tries first."""
+    if plan.recipe.micro_batch == "auto" and device.type == "cpu":
+        return plan.with_micro_batch(plan.cpu_micro_batch)
+    return plan
+
+
 def fit(plan: Plan, state: TrainState, context: DistributedContext, folder: RunDir) -> Plan:
-    """`plan` with the largest micro-batch that fits every rank, starting from an earlier result or the whole share.
+    """`plan` with the largest micro-batch that fits every rank, starting from an earlier result or the first try.
 
     Raises UserError where not even one ghost batch fits.
     """
@@ -26,12 +34,12 @@ def fit(plan: Plan, state: TrainState, context: DistributedContext, folder: RunD
     def known() -> str:
         found = read_json(folder.path / _FILE) or {}
         is_ours = found.items() >= {"share": plan.per_rank_batch, "device": context.describe()}.items()
-        return str(found["micro_batch"] if is_ours else plan.per_rank_batch)
+        return str(found["micro_batch"] if is_ours else plan.micro_batch)
 
     plan = plan.with_micro_batch(int(context.run_on_main(known)))
     size = max(plan.image_size(end - 1) for end in plan.phase_ends)
     # With BatchNorm groups that span processes, a pass would wait for ranks that ran out of memory.
-    while plan.recipe.model.ghost_batch_size <= plan.per_rank_batch and not _all_fit(
+    while (plan.recipe.model.norm_rows or 0) <= plan.per_rank_batch and not _all_fit(
         state, context, plan.micro_batch, size
     ):
         plan = smaller(plan)

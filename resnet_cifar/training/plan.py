@@ -13,6 +13,7 @@ from resnet_cifar.config.validation import nearest_multiples, row_unit
 from resnet_cifar.optim.schedules import phase_lr
 
 LOGS_PER_EPOCH = 20  # rows of metrics.jsonl
+CPU_MICRO_BATCH = 32  # images; CPUs are slower with more, whose activations leave their caches
 SMALL_PER_RANK_BATCH = 32  # images; with fewer, a device mostly waits
 _NO_PHASE = Phase(epochs=1.0, lr=1.0, trainable="head")  # what a recipe without phases would train
 
@@ -85,6 +86,13 @@ class Plan:
     def with_micro_batch(self, rows: int) -> Plan:
         """The same plan with micro-batches of `rows` images."""
         return replace(self, fitted_micro_batch=rows)
+
+    @property
+    def cpu_micro_batch(self) -> int:
+        """The smallest micro-batch of whole ghost batches that is fast on CPUs."""
+        unit, share = row_unit(self.recipe), self.per_rank_batch
+        sizes = (rows for rows in range(unit, share, unit) if rows >= CPU_MICRO_BATCH and share % rows == 0)
+        return next(sizes, share)
 
     @property
     def smaller_micro_batch(self) -> int | None:

@@ -50,8 +50,9 @@ def describe(plan: Plan, context: DistributedContext, data: ImageData, run: Path
         ("precision", context.describe_precision()),
         (
             "batch",
-            f"{recipe.batch_size} = {context.size} x {plan.per_rank_batch}, in micro-batches of {plan.micro_batch}; "
-            + _describe_norm(recipe),
+            f"{recipe.batch_size} = {context.size} x {plan.per_rank_batch}, in micro-batches of {plan.micro_batch}"
+            + " (auto)" * (recipe.micro_batch == "auto")
+            + f"; {_describe_norm(recipe)}",
         ),
     ]
     facts += describe_balance(plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ from resnet_cifar.data import prepared_data
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.models.factory import check_model_name, check_pretrained, create_model, resolve_stem
 from resnet_cifar.models.mlp_head import head_module
-from resnet_cifar.models.pretrained import check_init_weights, find_init_weights
+from resnet_cifar.models.pretrained import at_place, check_init_weights, find_init_weights, is_place, read_place
 from resnet_cifar.optim.factory import check_optimizer
 from resnet_cifar.tracking.multi import check_trackers
 from resnet_cifar.training.plan import check_batch_size
@@ -35,12 +36,27 @@ def check(recipe: Recipe, context: DistributedContext) -> None:
     _check_input(recipe)
 
 
-def resolve(recipe: Recipe, warn: Callable[[str], None] = lambda text: None) -> Recipe:
-    """The recipe with the stem that `auto` stands for, and an image size that the model accepts.
+def named(recipe: Recipe, once: Callable[[Callable[[], str]], str] = lambda read: read()) -> Recipe:
+    """The recipe with an architecture as `model.name`, if that is a place (`hf-hub:`, `local-dir:`): see `at_place`.
+
+    `once`: returns the result of a function that only one process calls (`DistributedContext.run_on_main`).
+    """
+    name = recipe.model.name
+    return at_place(recipe, json.loads(once(lambda: json.dumps(read_place(name))))) if is_place(name) else recipe
+
+
+def resolve(
+    recipe: Recipe,
+    warn: Callable[[str], None] = lambda text: None,
+    once: Callable[[Callable[[], str]], str] = lambda read: read(),
+) -> Recipe:
+    """The recipe with an architecture as `model.name` (see `named`), the stem that `auto` stands for, and an image size
+    that the model accepts.
 
     A size that is too small for the model is raised, up to that of its pretraining, with a warning. Raises UserError
     where timm has no such model.
     """
+    recipe = named(recipe, once)
     check_model_name(recipe.model.name)
     model = replace(recipe.model, stem=resolve_stem(recipe.model))
     recipe = replace(recipe, model=_suit_weights(model, bool(recipe.phases), warn))
@@ -92,6 +108,7 @@ def _smallest_size(recipe: Recipe) -> int:
 
 def check_names(recipe: Recipe) -> None:
     """Raises UserError where timm has no such model, weights or optimizer."""
+    recipe = named(recipe)
     check_model_name(recipe.model.name)
     check_pretrained(recipe.model)
     check_optimizer(recipe.optimizer)

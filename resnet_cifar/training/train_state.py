@@ -261,9 +261,10 @@ def _initial_model(
 
 def _with_ghost_batchnorm(model: torch.nn.Module, plan: Plan, context: DistributedContext) -> torch.nn.Module:
     rows = plan.recipe.model.norm_rows
-    if rows is None or rows == plan.micro_batch:
+    is_fixed = plan.recipe.micro_batch != "auto"  # otherwise an earlier attempt may have found a larger one
+    if rows is None or rows == plan.per_rank_batch or (is_fixed and rows == plan.micro_batch):
         return model  # one group per backward pass is what BatchNorm computes anyway
-    if rows < plan.micro_batch:
+    if rows <= plan.micro_batch:
         return apply_ghost_batchnorm(model, rows)
     trained = head_module(model) if plan.recipe.model.batchnorm == "frozen" else model  # an MLP head has norms, too
     groups = context.batchnorm_group(rows // plan.per_rank_batch), context.batchnorm_group(1)

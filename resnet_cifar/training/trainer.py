@@ -59,7 +59,8 @@ def _set_up(
 ) -> Trainer | None:
     """Everything before training; None where the run is finished, or only planned. Raises UserError."""
     screen = Screen(shown=context.is_main)
-    base = preflight.resolve(dataclasses.replace(recipe, precision=context.precision), screen.warn)
+    asked = dataclasses.replace(recipe, precision=context.precision)
+    base = preflight.resolve(asked, screen.warn, context.run_on_main)
     recipe = extended(base, options.extend_epochs)
     path = Path(options.run) if options.run else run_dir.default_run_path(options.recipe, base)
     folder = RunDir(wandb_env.trial_path(path))
@@ -75,6 +76,7 @@ def _set_up(
             lambda: preflight.check_refit_images(Path(options.refit), recipe.data.source, data.fingerprint) or ""
         )
     plan = Plan(recipe, data.epoch_images, context.size, class_counts=data.class_counts().get("train", {}))
+    plan = auto_micro_batch.first_try(plan, context.device)
     check_crop_padding(recipe, data.train)
     try:
         with timings.part("model"):

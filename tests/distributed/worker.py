@@ -44,7 +44,8 @@ MICRO = {"micro_batch": 8}
 DEEP = {"model": {**RESNET["model"], "head": {"pool": "flatten", "hidden_dims": "24,16", "norm": True, "dropout": 0.5}}}
 # Every augmentation: a new one fails here until it has a value.
 _VALUES = {"crop_padding": 4, "flip": "random", "trivial_augment": True, "cutout": 8, "random_erasing": 0.5}
-_VALUES |= {"random_resized_crop": 0.3, "mixup_alpha": 0.3, "cutmix_alpha": 1.0}
+_VALUES |= {"rand_augment": 9, "color_jitter": 0.4, "grayscale": 0.3, "random_resized_crop": 0.3}
+_VALUES |= {"mixup_alpha": 0.3, "cutmix_alpha": 1.0}
 MIXED = {
     "augment": {field.name: _VALUES[field.name] for field in dataclasses.fields(Augment)},
     "loss": {"label_smoothing": 0.1, "class_weights": "balanced"},

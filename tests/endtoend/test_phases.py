@@ -142,10 +142,23 @@ def automatic(**words: str) -> Recipe:
     return recipe(micro_batch="auto", **{"batch_size": "32", "model.ghost_batch_size": "4", **words})
 
 
-def by_hand(run: str, rows: int) -> str:
+def by_hand(run: str, rows: int, **words: str) -> str:
     """The run with the micro-batch in its recipe."""
-    train(dataclasses.replace(RUN, run=run), dataclasses.replace(automatic(), micro_batch=rows))
+    train(dataclasses.replace(RUN, run=run), dataclasses.replace(automatic(**words), micro_batch=rows))
     return run
+
+
+def test_cpus_take_small_micro_batches_at_once(capsys: pytest.CaptureFixture) -> None:
+    """And say so; the recipe keeps `auto`, which is the same run on a GPU."""
+    expected = by_hand("hand", 32, batch_size="64")
+    capsys.readouterr()
+    train(RUN, automatic(batch_size="64"))
+    assert "64 = 1 x 64, in micro-batches of 32 (auto); BatchNorm over 4 rows" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert json.loads(Path("run/micro_batch.json").read_text())["micro_batch"] == 32
+    assert read_recipe("run/recipe.yaml").micro_batch == "auto"
+    assert_same_run("run", expected)
 
 
 def test_a_micro_batch_that_fits_is_found_printed_kept_and_gives_the_same_run(

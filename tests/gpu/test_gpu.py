@@ -49,6 +49,9 @@ def start(precision: str, **values: object) -> tuple[TrainState, Loader]:
     AcceleratorState._reset_state(True)
     everything = {
         "trivial_augment": True,
+        "rand_augment": 9,
+        "color_jitter": 0.4,
+        "grayscale": 0.2,
         "cutout": 8,
         "random_erasing": 0.5,
         "mixup_alpha": 0.2,

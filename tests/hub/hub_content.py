@@ -9,7 +9,7 @@ import yaml
 
 
 def write(root: Path) -> None:
-    """uoft-cs/cifar10 (160 + 40 images), uoft-cs/cifar100 (200 + 100), owner/birds and timm/test_resnet."""
+    """uoft-cs/cifar10 (160 + 40 images), uoft-cs/cifar100 (200 + 100), owner/birds, timm/test_resnet, owner/own."""
     import timm
     import torch
 
@@ -23,6 +23,8 @@ def write(root: Path) -> None:
     torch.manual_seed(5)  # random weights, but not those that a run would start from
     model = timm.create_model("test_resnet.r160_in1k")
     timm.models.save_for_hf(model, root / "models/timm/test_resnet.r160_in1k", safe_serialization=True)
+    own = {"pretrained_cfg": {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}}
+    timm.models.save_for_hf(model, root / "models/owner/own", model_config=own, safe_serialization=True)
 
 
 def _write_data_set(folder: Path, config: str, names: dict[str, list[str]], sizes: dict[str, int]) -> None:

@@ -16,6 +16,8 @@ import torch
 from hub_server import HubServer
 from safetensors.torch import load_file
 
+from resnet_cifar.config.loading import read_recipe
+
 TRAIN = Path(__file__).parents[2] / "train.py"
 # A run of four steps whose rate is so small that the weights stay what they were.
 SMALL = shlex.split(
@@ -84,16 +86,38 @@ def test_a_run_starts_from_a_model_of_the_hub(hub: HubServer, hub_root: Path, co
     torch.testing.assert_close(ours["conv1.0.weight"], theirs["conv1.0.weight"], rtol=0, atol=1e-6)
 
 
+def test_a_model_of_the_hub_is_named_as_in_timm(hub: HubServer, hub_root: Path, copied: Path):
+    """And again without the hub, from the cache: the same command finds its run."""
+    place = "hf-hub:owner/own"
+    words = ("--model.name", place, "--run", "own")
+    succeeded(train(copied, hub.url, *words))
+    assert len(hub.requests_for("GET .*owner/own.*config.json")) == 1
+    recipe = read_recipe(str(copied / "own" / "recipe.yaml"))
+    assert (recipe.model.name, recipe.model.init_from) == ("test_resnet", place)
+    assert recipe.data.normalize == (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+    ours = load_file(copied / "own" / "model" / "model.safetensors")
+    theirs = load_file(hub_root / "models/owner/own/model.safetensors")
+    torch.testing.assert_close(ours["conv1.0.weight"], theirs["conv1.0.weight"], rtol=0, atol=1e-6)
+    config = json.loads((copied / "own" / "model" / "config.json").read_text())["pretrained_cfg"]
+    assert (*config["mean"], *config["std"]) == recipe.data.normalize
+    again = train(copied, CLOSED, *words)
+    succeeded(again)
+    assert "finished" in again.stdout
+
+
 @pytest.mark.parametrize(
-    ("start", "reason"),
+    ("field", "start", "reason"),
     [
-        ("hf-hub:nobody/nothing", "has nothing of that name that you can read: check the name"),
-        ("hf-hub:a b", "is no repository of the Hub: name hf-hub:OWNER/NAME"),
+        ("model.init_from", "hf-hub:nobody/nothing", "has nothing of that name that you can read: check the name"),
+        ("model.init_from", "hf-hub:a b", "is no repository of the Hub: name hf-hub:OWNER/NAME"),
+        ("model.name", "hf-hub:nobody/nothing", "has nothing of that name that you can read: check the name"),
     ],
 )
-def test_a_start_that_the_hub_does_not_have_is_one_sentence(hub: HubServer, copied: Path, start: str, reason: str):
-    said = sentence(train(copied, hub.url, "--model.init_from", start, "--run", "never"))
-    assert said.startswith(f"error: model.init_from {start!r}")
+def test_a_start_that_the_hub_does_not_have_is_one_sentence(
+    hub: HubServer, copied: Path, field: str, start: str, reason: str
+):
+    said = sentence(train(copied, hub.url, f"--{field}", start, "--run", "never"))
+    assert said.startswith(f"error: {field} {start!r}")
     assert reason in said
     assert not (copied / "never").exists()
 

@@ -33,6 +33,8 @@ from resnet_cifar.data import prepared_data
 from resnet_cifar.distributed.launcher_env import check_launcher
 from resnet_cifar.evaluation import model_location
 from resnet_cifar.evaluation.classify_files import image_files
+from resnet_cifar.models.export import export_model
+from resnet_cifar.models.factory import create_model
 from resnet_cifar.sweeps import search_space, tune
 from resnet_cifar.tracking.multi import check_trackers
 from resnet_cifar.tracking.wandb_env import check_variables as check_wandb
@@ -46,8 +48,8 @@ ELSEWHERE = {
     "hub_access.py": "tests/hub serves and refuses it",
     "data/sources/hf_hub.py": "tests/hub serves and refuses it",
     "models/factory.py: the pretrained weights": "tests/hub serves and refuses them",
-    "models/pretrained.py: model.init_from {} is no repository": "tests/hub refuses it",
-    "models/pretrained.py: model.init_from {} cannot be loaded": "tests/hub refuses it",
+    "models/pretrained.py: {} {} is no repository": "tests/hub refuses it",
+    "models/pretrained.py: {} {} cannot be loaded": "tests/hub refuses it",
     "plan_summary.py: training takes about": "tests/training/test_plan_summary.py follows it",
     "plan_summary.py: set batch_size to": "tests/unit/test_plan.py follows it",
     "plan_summary.py: raise phases.{}.epochs": "tests/unit/test_plan.py follows it",
@@ -173,6 +175,13 @@ def resaved(home: Path, trained: Path) -> None:
     save_file(torch.load(home / "a.pth", weights_only=True), home / "a.safetensors")
 
 
+def deep_export(home: Path, trained: Path) -> None:
+    """An exported model with a dense layer before its classifier, in `place`."""
+    recipe = read_recipe("debug", {"model.name": "test_resnet", "model.head.hidden_dims": "8"})
+    model = create_model(recipe, 10, pretrained=False)
+    export_model(model, home / "place", recipe, tuple("abcdefghij"), model.state_dict(), {}, {})
+
+
 # fmt: off
 RECIPE = [
     advice("recipe's folder", "--recipe RUN", "--recipe RUN/recipe.yaml --dry-run", prepare=prepared.run()),
@@ -247,6 +256,19 @@ MODEL = [
         f"{TRAIN} --precision bf16 --dry-run"),
     advice("init_from another model", f"{TRAIN} --model.name resnet18 --model.init_from RUN",
         f"{TRAIN} --model.init_from RUN --dry-run", prepare=prepared.run()),
+    *(
+        advice(f"model.name of {name}", f"{TRAIN} --model.name local-dir:place",
+            f"{TRAIN} --model.name local-dir:RUN/model --dry-run", f"{TRAIN} --model.name test_resnet --dry-run",
+            prepare=both(prepared.run(), prepared.file("place/config.json", config)))
+        for name, config in {
+            "nothing": "{}",
+            "another timm": '{"architecture": "resnet51"}',
+            "options": '{"architecture": "test_vit", "model_args": {"class_token": false, "num_classes": 3}}',
+        }.items()
+    ),
+    advice("model.name of a deep head", f"{TRAIN} --model.name local-dir:place",
+        f"{TRAIN} --model.name test_resnet --model.head.hidden_dims 8 --model.init_from place --dry-run",
+        prepare=deep_export),
     advice("init_from pickle", f"{TRAIN} --model.init_from a.pth",
         (resaved, f"{TRAIN} --model.init_from a.safetensors --dry-run"), prepare=pickled),
     advice("init_from file of another model", f"{TRAIN} --model.name resnet18 --model.init_from {FILE}",

@@ -409,6 +409,21 @@ def test_an_update_without_room_leaves_everything_as_it_was(start: Start) -> Non
     assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
 
 
+def test_ghost_batches_stay_if_auto_returns_to_larger_micro_batches(start: Start) -> None:
+    """An earlier attempt may have found a larger size than CPUs try first, which is one ghost batch here."""
+    weights = []
+    for size in ("auto", 0):
+        context = DistributedContext("fp64")
+        _, loader = start(context, micro_batch=size)
+        plan = Plan(loader.recipe, IMAGES, 1)
+        state = TrainState(plan.with_micro_batch(8) if size == "auto" else plan, context, classes=tuple("abcdefghij"))
+        state.plan = plan
+        assert state.plan.micro_batch == 32
+        update(state, loader, 0)
+        weights.append([p.detach() for p in state.model.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
+
+
 def test_whether_a_pass_fits_is_found_without_a_trace(start: Start) -> None:
     phases = [{"epochs": 20, "lr": 0.05, "trainable": "head"}]
     state, _ = start(DistributedContext("no"), micro_batch="auto", phases=phases)

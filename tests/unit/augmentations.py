@@ -8,7 +8,8 @@ from typing import Any, get_args, get_type_hints
 from resnet_cifar.config.schema import Augment
 
 _TYPES = get_type_hints(Augment)
-_INTEGERS = {"cutout": 10}  # values of a field of whole numbers; 5 by default, as test images have at least 5 pixels
+# The number of values of a field of whole numbers; 5 by default, as test images have at least 5 pixels.
+_INTEGERS = {"cutout": 10, "rand_augment": 31}
 
 
 def _values(name: str) -> list[Any]:

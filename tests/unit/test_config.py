@@ -115,6 +115,18 @@ def test_a_rate_without_a_point_is_a_number() -> None:
     assert parse(values).phases[0].lr == 0.00002
 
 
+@pytest.mark.parametrize("value", ["0,0,0,1,1,1", [0, 0, 0, 1.0, 1, 1], "[0, 0, 0, 1, 1, 1]"])
+def test_images_may_be_normalized_with_numbers_of_ones_own(value: Any) -> None:
+    assert parse({"data": {"normalize": value}}).data.normalize == (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("value", ["imagenet", "0,0,0,1,1", "0,0,0,1,0,1", None, [], "0,0,0,1,1,1,1", True])
+def test_other_normalizations_are_refused(value: Any) -> None:
+    assert sentence({"data": {"normalize": value}}).startswith(
+        f"data.normalize cannot be {value!r}: it should be model, none, or mean and std of red, green and blue: six"
+    )
+
+
 @pytest.mark.parametrize("word", ["no", "'no'"])
 def test_precision_no_means_float32(word: str) -> None:
     assert parse(yaml.safe_load(f"precision: {word}")).precision == "no"

@@ -15,7 +15,7 @@ from read_sources import arrays, encoded
 from torchvision.transforms import v2
 
 from resnet_cifar.data.sources import image_io
-from resnet_cifar.data.sources.image_io import Decoding, UndecodableImage, to_rgb
+from resnet_cifar.data.sources.image_io import BORDER, Decoding, UndecodableImage, to_rgb
 
 SQUARE = Decoding((32, 32))
 SIZES = [(96, 64), (64, 96), (70, 70), (20, 31), (32, 32), (33, 32), (32, 33), (31, 32), (900, 40), (7, 90), (1, 1)]
@@ -106,6 +106,23 @@ def test_cmyk_is_converted_to_rgb() -> None:
     red = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     found = to_rgb(saved(red, "JPEG", quality=100)).astype(int)
     assert np.abs(found - (255, 0, 0)).max() < 12
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (90, 40), (41, 97), (30, 20), (2, 9000), (33, 32)])
+def test_padding_keeps_the_whole_image_at_its_center(width: int, height: int) -> None:
+    """A gradient, so that a part that is missing would show at the edges."""
+    down, across = np.mgrid[:height, :width]
+    gradient = np.stack([down * 255 // (height - 1), across * 255 // (width - 1), down * 0], -1).astype(np.uint8)
+    found = to_rgb(gradient, Decoding((32, 32), mode="pad"))
+    wide, tall = (max(round(side * 32 / max(width, height)), 1) for side in (width, height))
+    top, left = (32 - tall) // 2, (32 - wide) // 2
+    inside = found[top : top + tall, left : left + wide]
+    expected = Image.fromarray(gradient).resize((wide, tall), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(inside, np.asarray(expected))
+    border = np.ones((32, 32), dtype=bool)
+    border[top : top + tall, left : left + wide] = False
+    assert (found[border] == BORDER).all()
+    assert border.sum() == 32 * 32 - tall * wide
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

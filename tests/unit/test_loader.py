@@ -15,12 +15,14 @@ from resnet_cifar import rng
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.validation import parse
 from resnet_cifar.data import transforms
+from resnet_cifar.data.color import color_jitter, grayscale
 from resnet_cifar.data.image_dataset import ImageDataset
 from resnet_cifar.data.loader import Loader
 from resnet_cifar.data.preprocess import Preprocess
 from resnet_cifar.data.resized_crop import ASPECTS, random_boxes
 from resnet_cifar.data.sampling import sample_indices
-from resnet_cifar.data.trivial_augment import trivial_augment
+from resnet_cifar.data.sources.image_io import BORDER, Decoding
+from resnet_cifar.data.trivial_augment import rand_augment, trivial_augment
 from resnet_cifar.training.plan import Plan
 
 CLASSES = 10
@@ -96,8 +98,8 @@ def test_every_augmentation_changes_the_batch(images: Tensor) -> None:
 
 def test_augmentation_order_and_columns_of_random_numbers(images: Tensor) -> None:
     """A new augmentation takes columns of its own: if these moved, every run would change."""
-    settings = {"crop_padding": 2, "flip": "random", "trivial_augment": True, "cutout": 3, "random_erasing": 0.5}
-    settings |= {"random_resized_crop": 0.3}
+    settings = {"crop_padding": 2, "trivial_augment": True, "cutout": 3, "random_erasing": 0.5}
+    settings |= {"random_resized_crop": 0.3, "color_jitter": 0.4, "grayscale": 0.3, "rand_augment": 9}
     recipe = recipe_of(settings)
     ours = loader_of(recipe, images)
     indices, _ = indices_of(ours, 1)
@@ -105,10 +107,26 @@ def test_augmentation_order_and_columns_of_random_numbers(images: Tensor) -> Non
     fill = (255 * ours.preprocess.mean).round().to(torch.uint8)
     expected = transforms.crop_and_flip(images[indices], u[:, 0:2], u[:, 2] < 0.5, 2)
     expected = trivial_augment(expected, u[:, 14:17])
+    expected = rand_augment(expected, u[:, 26:30], 9)
+    expected = color_jitter(expected, u[:, 21:25], 0.4)
+    expected = grayscale(expected, u[:, 25:26], 0.3)
     expected = transforms.cutout(expected, u[:, 3:5], 3, fill)
     expected = transforms.random_erasing(expected, u[:, 5:10], 0.5, fill)
     expected = ours.preprocess(expected, boxes=random_boxes(u[:, 17:21], (0.3, 1.0), ASPECTS, 9, 9))
     torch.testing.assert_close(joined(ours.batch(1))[0], expected, rtol=0, atol=0)
+
+
+def test_random_resized_crops_of_padded_images_leave_the_border_out(images: Tensor) -> None:
+    """They show gray pictures alone; the border, whose channels differ, is found before the jitter changes it."""
+    recipe = recipe_of({**NOTHING, "random_resized_crop": 0.2, "color_jitter": 0.5}, 16, 12, decode_mode="pad")
+    padded = torch.tensor(BORDER, dtype=torch.uint8).expand(len(images), 20, 20, 3).clone()
+    padded[:, 7:13] = 250
+    ours = loader_of(recipe, padded)
+    cropped = replace(ours.preprocess, decoding=Decoding((20, 20), mode="pad"))
+    padding = Loader(recipe, ours.images, CLASSES, cropped, ours.rows)
+    for loader, grayness in ((padding, True), (ours, False)):
+        inputs = joined(loader.batch(0))[0].movedim(1, -1) * cropped.std + cropped.mean
+        assert ((inputs.amax(-1) - inputs.amin(-1)).max() < 1e-5) == grayness
 
 
 def test_steps_in_sequence_equal_steps_on_their_own(images: Tensor) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
+from resnet_cifar.config.diff import to_dict
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.validation import parse
@@ -26,8 +28,9 @@ from resnet_cifar.models.export import export_model
 from resnet_cifar.models.factory import check_model_name, create_model, normalization
 from resnet_cifar.models.ghost_batchnorm import apply_ghost_batchnorm
 from resnet_cifar.models.precise_bn import estimate_bn_stats
-from resnet_cifar.models.pretrained import check_init_weights, find_init_weights, load_init_weights
+from resnet_cifar.models.pretrained import check_init_weights, find_init_weights, load_init_weights, read_place
 from resnet_cifar.optim.factory import create_optimizer, set_lr
+from resnet_cifar.training import preflight
 
 Run = Callable[..., subprocess.CompletedProcess]
 CLASSES = tuple("abcdefghij")
@@ -308,6 +311,50 @@ def test_every_form_of_a_start_gives_the_same_weights(finished: Path, tmp_path: 
         assert load_init_weights(model, find_init_weights(str(start)), CLASSES) == ""
         for name, tensor in model.state_dict().items():
             torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("start", "stem"), [("local-dir:{}", "imagenet"), ("local-dir:{}/model", "cifar")])
+def test_a_model_named_by_its_place_is_what_timm_makes_of_it(start: str, stem: str, tmp_path: Path) -> None:
+    """Architecture, weights, normalization and interpolation; ours is then a recipe that needs no config.json."""
+    recipe = parse(
+        {
+            "data": {"source": "synthetic", "image_size": 64, "normalize": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
+            | {"interpolation": "bilinear"},
+            "model": {"name": "resnet18", "pretrained": False, "stem": stem},
+        }
+    )
+    (tmp_path / "run").mkdir()
+    exported(create_model(recipe, 10, pretrained=False), recipe, tmp_path / "run" / "model")
+    place = start.format(tmp_path / "run")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True)
+    asked = parse({"data": {"source": "synthetic", "image_size": 64}, "model": {"name": place}})
+    found = preflight.resolve(asked)
+    assert (found.model.name, found.model.stem, found.model.init_from) == ("resnet18", stem, place)
+    assert parse(to_dict(found)) == preflight.resolve(found) == found
+    ours = create_model(found, 10, pretrained=True)
+    assert load_init_weights(ours, find_init_weights(found.model.init_from), CLASSES) == ""
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+    config = timm.data.resolve_model_data_config(theirs)
+    assert normalization(ours, found) == (tuple(config["mean"]), tuple(config["std"]))
+    assert found.data.interpolation == config["interpolation"] == "bilinear"
+
+    own = replace(asked, data=replace(asked.data, normalize="none", interpolation="nearest"))
+    found = preflight.resolve(replace(own, model=replace(asked.model, pretrained=False)))
+    assert (found.data, found.model.init_from) == (own.data, "")
+
+
+def test_a_place_with_the_normalization_of_its_architecture_leaves_it_to_the_model(finished: Path) -> None:
+    place = parse({"data": {"source": "synthetic"}, "model": {"name": f"local-dir:{finished}", "init_from": "other"}})
+    found = preflight.named(place)
+    assert (found.data, found.model.name, found.model.init_from) == (place.data, "test_resnet", "other")
+
+
+def test_only_one_process_reads_a_place(finished: Path) -> None:
+    place = parse({"data": {"source": "synthetic"}, "model": {"name": f"local-dir:{finished}"}})
+    answer = json.dumps(read_place(place.model.name))
+    elsewhere = replace(place, model=replace(place.model, name="hf-hub:nobody/nothing"))
+    found = preflight.resolve(elsewhere, once=lambda read: answer)
+    assert (found.model.name, found.model.init_from) == ("test_resnet", "hf-hub:nobody/nothing")
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "pytorch_model.bin", "last.ckpt"])

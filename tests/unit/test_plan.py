@@ -18,7 +18,8 @@ from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.validation import check_across, parse, row_unit
 from resnet_cifar.data.sampling import bn_indices, sample_indices
-from resnet_cifar.training.plan import Plan, check_batch_size
+from resnet_cifar.training.auto_micro_batch import first_try
+from resnet_cifar.training.plan import CPU_MICRO_BATCH, Plan, check_batch_size
 from resnet_cifar.training.plan_summary import few_steps_warning
 
 some = settings(deadline=None, derandomize=True, max_examples=60)
@@ -547,3 +548,38 @@ def test_micro_batches_halve_down_to_a_ghost_batch(case: tuple[Recipe, int]) -> 
         accept(replace(recipe, micro_batch=rows), world)
     unit = row_unit(recipe)
     assert plan.micro_batch == unit or plan.micro_batch == plan.per_rank_batch < 2 * unit
+
+
+@many
+@given(shares)
+def test_cpus_take_small_micro_batches_of_whole_ghost_batches(case: tuple[Recipe, int]) -> None:
+    recipe, world = case
+    recipe = replace(recipe, micro_batch="auto")
+    if recipe.model.ghost_batch_size is None or refusal(recipe, world):
+        return
+    plan = Plan(recipe, 1000, world)
+    rows, share, unit = plan.cpu_micro_batch, plan.per_rank_batch, row_unit(recipe)
+    accept(replace(recipe, micro_batch=rows), world)
+    smaller = [size for size in range(unit, rows, unit) if share % size == 0 and size >= CPU_MICRO_BATCH]
+    assert not smaller
+    assert rows == share or rows >= CPU_MICRO_BATCH
+
+
+@pytest.mark.parametrize(
+    ("batch", "ghost", "world", "rows"),
+    [
+        (256, 32, 1, 32),
+        (256, 64, 1, 64),
+        (256, 2, 1, 32),
+        (96, 32, 3, 32),
+        (48, 8, 2, 24),
+        (80, 8, 1, 40),
+        (64, 64, 2, 32),
+    ],
+)
+def test_the_micro_batch_of_cpus(batch: int, ghost: int, world: int, rows: int) -> None:
+    recipe = parse({"batch_size": batch, "micro_batch": "auto", "model": {"ghost_batch_size": ghost}})
+    cpu, cuda = (first_try(Plan(recipe, 1000, world), torch.device(kind)) for kind in ("cpu", "cuda"))
+    assert (cpu.micro_batch, cuda.micro_batch) == (rows, batch // world)
+    fixed = Plan(replace(recipe, micro_batch=0), 1000, world)
+    assert first_try(fixed, torch.device("cpu")) == fixed

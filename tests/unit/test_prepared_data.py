@@ -22,6 +22,7 @@ from resnet_cifar.config.validation import parse
 from resnet_cifar.data import decoding, prepared_data, splits
 from resnet_cifar.data.paths import cache_root
 from resnet_cifar.data.sources.base import SourceData, Split
+from resnet_cifar.data.sources.image_io import Decoding
 from resnet_cifar.data.sources.registry import find_source
 
 CPU = torch.device("cpu")
@@ -310,6 +311,28 @@ def test_large_images_are_stored_at_the_size_that_the_network_sees(
         "images of 40x48 pixels, more than 4 times those of data.image_size 21: the shortest side is resized to 21 and "
         "the center cropped (data.decode_size)",
     )
+
+
+def test_padding_has_an_entry_of_its_own_and_keeps_square_images_as_they_are(source: FakeSource) -> None:
+    """Images of one size that are not square are padded too: resizing them later would squash them."""
+    recipe = parse({"data": {"source": "synthetic"}})
+    crop, pad = (prepared_data.prepare(replace(XY, decode_mode=mode, image_size=24)) for mode in ("crop", "pad"))
+    assert pad != crop
+    assert prepared_data.prepare(replace(XY, decode_mode="pad", image_size=24)) == pad
+    loaded = prepared_data.load(pad, recipe, CPU)
+    assert loaded.decoding == Decoding((24, 24), mode="pad")
+    assert loaded.remarks == (
+        "images of 5x6 pixels: the longest side is resized to 24 and the rest padded (data.decode_mode)",
+    )
+    assert prepared_data.load(crop, recipe, CPU).decoding == Decoding((6, 5))
+    # An evaluation that names how the images are decoded finds, or makes, just those.
+    assert prepared_data.prepare(replace(XY, decode_mode="pad"), loaded.decoding) == pad
+    made = prepared_data.prepare(XY, loaded.decoding)
+    assert prepared_data.fingerprint(made) == prepared_data.fingerprint(pad) != prepared_data.fingerprint(crop)
+
+    source.name, source.images = "square", {name: array[:, :5] for name, array in source.images.items()}
+    square = prepared_data.load(prepared_data.prepare(replace(XY, decode_mode="pad")), recipe, CPU)
+    assert (square.train.size, square.decoding) == ((5, 5), Decoding((5, 5), mode="pad"))
 
 
 def test_indices_refer_to_the_source_if_images_were_skipped(source: FakeSource) -> None:

@@ -81,7 +81,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def exported(folder: Path, decoding: Decoding, data: dict[str, Any]) -> tuple[Preprocess, dict[str, Any]]:
     """The preprocessing of a model, and what the code of its card defines, executed."""
-    model_fields = {"name": "test_resnet", "pretrained": False}
+    model_fields = {"name": "test_efficientnet", "pretrained": False}  # has ImageNet's mean
     recipe = parse({"data": {"source": "synthetic", **data}, "model": model_fields})
     model = create_model(recipe, 3, pretrained=False)
     preprocess = Preprocess(recipe.data, *map(torch.tensor, normalization(model, recipe)), decoding)
@@ -95,6 +95,10 @@ def exported(folder: Path, decoding: Decoding, data: dict[str, Any]) -> tuple[Pr
 @pytest.mark.parametrize(
     ("size", "data", "exact"),
     [
+        ((40, 40), {"interpolation": "nearest", "decode_mode": "pad"}, True),
+        ((40, 40), {"decode_mode": "pad", "normalize": "none"}, False),  # timm's border would be black
+        ((64, 64), {"interpolation": "bilinear", "decode_mode": "pad"}, False),
+        ((30, 45), {"decode_mode": "pad"}, False),
         ((40, 40), {"interpolation": "nearest"}, True),  # images of several sizes, stored at the network's
         ((32, 32), {"interpolation": "bicubic"}, False),  # CIFAR
         ((64, 64), {"interpolation": "bilinear"}, False),  # data.decode_size
@@ -106,12 +110,14 @@ def exported(folder: Path, decoding: Decoding, data: dict[str, Any]) -> tuple[Pr
 def test_the_card_and_timm_see_what_prediction_sees(
     size: tuple[int, int] | None, data: dict[str, Any], exact: bool, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    preprocess, card = exported(tmp_path / "model", Decoding(size), {"image_size": 40, **data})
+    decoding = Decoding(size, mode=data.get("decode_mode", "crop"))
+    preprocess, card = exported(tmp_path / "model", decoding, {"image_size": 40, **data})
     timm_transform = timm.data.create_transform(**timm.data.resolve_model_data_config(card["model"]))
     assert preprocess.is_exact_in_timm is exact
-    assert any("before the final resizing" in step for step in preprocess.facts["timm_transform_lacks"]) == bool(
-        size and not exact
-    )
+    assert preprocess.facts["exact_in_timm"] is exact
+    lacks = " ".join(preprocess.facts["timm_transform_lacks"])
+    assert ("center-cropped" in lacks or "padded with the color" in lacks) == bool(size and not exact)
+    assert ("before the final resizing" in lacks) == (size not in (None, (40, 40)))
     for name, file in files.items():
         expected = preprocess(torch.from_numpy(preprocess.read(file))[None])[0]
         with Image.open(file) as image:

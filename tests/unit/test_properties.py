@@ -12,7 +12,8 @@ import torch
 from augmentations import NOTHING, VALUES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_trivial_augment import torchvision_operation
+from test_color import COLOR_FUNCTIONS, ORDERS
+from test_trivial_augment import RAND, torchvision_operation
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
@@ -169,6 +170,16 @@ def by_torchvision(recipe: Recipe, image: Tensor, u: np.ndarray, flip: bool) -> 
     if ours.trivial_augment:
         name, magnitude = OPERATIONS[math.floor(u[14] * 14)], math.floor(u[15] * MAGNITUDES)
         chw = torchvision_operation(chw.permute(1, 2, 0)[None], name, magnitude, u[16] < 0.5)[0].permute(2, 0, 1)
+    if magnitude := ours.rand_augment:
+        for kind, sign in (u[26:28], u[28:30]):
+            image, name = chw.permute(1, 2, 0)[None], OPERATIONS[math.floor(kind * 14)]
+            chw = torchvision_operation(image, name, magnitude, sign < 0.5, RAND)[0].permute(2, 0, 1)
+    if strength := ours.color_jitter:
+        factors = [max(0, 1 - strength) + x * (1 + strength - max(0, 1 - strength)) for x in u[21:24].tolist()]
+        for kind in ORDERS[math.floor(u[24] * 6)]:
+            chw = COLOR_FUNCTIONS[kind](chw, factors[kind])
+    if u[25] < ours.grayscale:
+        chw = tv.rgb_to_grayscale(chw, num_output_channels=3)
     if ours.cutout:
         top, left = math.floor(u[3] * height) - ours.cutout // 2, math.floor(u[4] * width) - ours.cutout // 2
         chw = blanked(chw, top, left, ours.cutout, ours.cutout)

@@ -19,7 +19,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from resnet_cifar.data import mixing, transforms
-from resnet_cifar.data.resized_crop import ASPECTS, random_boxes
+from resnet_cifar.data.resized_crop import ASPECTS, content_boxes, random_boxes
+from resnet_cifar.data.sources.image_io import BORDER
 
 FILL = torch.tensor([7, 130, 251], dtype=torch.uint8)
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -276,6 +277,23 @@ def test_a_random_resized_crop_is_torchvisions(height: int, width: int, size: in
         resized = tv.resized_crop(pixels, *box, [size, size], interpolation=MODES[mode], antialias=smooth)
         expected = tv.normalize(resized.clamp(0, 255) / 255, list(MEAN), list(STD))
         torch.testing.assert_close(found[row], expected, rtol=0, atol=2e-5)
+
+
+def test_crops_of_padded_images_lie_inside_the_picture() -> None:
+    """As drawn on the picture alone; a picture of the border's color counts as a whole."""
+    border = torch.tensor(BORDER, dtype=torch.uint8)
+    images, u = border.expand(6, 24, 24, 3).clone(), uniforms(6, 4)
+    contents = [(4, 0, 16, 24), (0, 9, 24, 5), (0, 0, 24, 24), (11, 0, 1, 24), (23, 23, 1, 1)]
+    for image, (top, left, tall, wide) in zip(images, contents, strict=False):
+        image[top : top + tall, left : left + wide] = pictures(1, tall, wide)[0]
+        image[top + tall // 2, left : left + wide] = border  # a line of that color does not cut it
+        image[top, left], image[top + tall - 1, left + wide - 1] = 0, 255
+    found = content_boxes(images, border)
+    assert found.tolist() == [*map(list, contents), [0, 0, 24, 24]]
+    boxes = random_boxes(u, (0.3, 1.0), ASPECTS, found[:, 2], found[:, 3])
+    for row, (_, _, tall, wide) in enumerate(found.tolist()):
+        alone = random_boxes(u[row : row + 1], (0.3, 1.0), ASPECTS, tall, wide)
+        torch.testing.assert_close(boxes[row : row + 1], alone, rtol=0, atol=0)
 
 
 def test_resized_crops_have_torchvisions_areas_and_aspects() -> None:

@@ -1,4 +1,4 @@
-"""data/trivial_augment.py against torchvision's own TrivialAugmentWide, every operation, magnitude and sign."""
+"""data/trivial_augment.py against torchvision's TrivialAugmentWide and RandAugment, every operation and sign."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import scipy.stats
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import TrivialAugmentWide
+from torchvision.transforms.v2 import RandAugment, TrivialAugmentWide
 
 from resnet_cifar import rng
-from resnet_cifar.data.trivial_augment import MAGNITUDES, OPERATIONS, trivial_augment
+from resnet_cifar.data.trivial_augment import MAGNITUDES, OPERATIONS, rand_augment, trivial_augment
 
 # Both sides even or both odd: a 32x33 image that is turned by 90 degrees takes its pixels from the edge between two,
 # and torchvision's own choice there depends on how the machine's matrix product rounds.
 SIZES = [(32, 32), (33, 47), (12, 8), (3, 9)]
-THEIRS = TrivialAugmentWide()
+TRIVIAL, RAND = TrivialAugmentWide(), RandAugment()
 
 
 def pictures(height: int, width: int) -> Tensor:
@@ -51,20 +51,24 @@ def uniforms_of(operation: int, magnitude: int, negative: bool) -> Tensor:
     return torch.tensor(parts, dtype=torch.float64)
 
 
-def torchvision_operation(images: Tensor, name: str, magnitude: int, negative: bool) -> Tensor:
+def torchvision_operation(
+    images: Tensor, name: str, magnitude: int, negative: bool, theirs: TrivialAugmentWide | RandAugment = TRIVIAL
+) -> Tensor:
     """torchvision's operation, as its class looks the magnitude up and applies it."""
     height, width = images.shape[1:3]
-    magnitudes, signed = THEIRS._AUGMENTATION_SPACE[name]
+    magnitudes, signed = theirs._AUGMENTATION_SPACE[name]
     table = magnitudes(MAGNITUDES, height, width)
     value = 0.0 if table is None else float(table[magnitude]) * (-1 if signed and negative else 1)
     chw = images.permute(0, 3, 1, 2).contiguous()
-    changed = THEIRS._apply_image_or_video_transform(chw, name, value, InterpolationMode.NEAREST, THEIRS._fill)
+    changed = theirs._apply_image_or_video_transform(chw, name, value, InterpolationMode.NEAREST, theirs._fill)
     return changed.permute(0, 2, 3, 1)
 
 
 def test_the_operations_and_the_number_of_magnitudes_are_torchvisions() -> None:
-    assert tuple(THEIRS._AUGMENTATION_SPACE) == OPERATIONS
-    assert THEIRS.num_magnitude_bins == MAGNITUDES
+    for theirs in (TRIVIAL, RAND):
+        assert tuple(theirs._AUGMENTATION_SPACE) == OPERATIONS
+        assert theirs.num_magnitude_bins == MAGNITUDES
+    assert RAND.num_ops == 2
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -77,6 +81,23 @@ def test_an_operation_is_torchvisions_bit_for_bit(name: str, size: tuple[int, in
     for settings, ours in zip(drawn, found.split(len(images)), strict=True):
         expected = torchvision_operation(images, name, *settings)
         torch.testing.assert_close(ours, expected, rtol=0, atol=0, msg=f"{name} {settings}")
+
+
+@pytest.mark.parametrize("size", [(33, 47), (12, 8), (50, 20)], ids=str)
+@pytest.mark.parametrize("magnitude", [9, 30])
+def test_rand_augment_is_two_of_torchvisions_operations_bit_for_bit(magnitude: int, size: tuple[int, int]) -> None:
+    """Every operation and sign is drawn, as the first and as the second of two."""
+    images = pictures(*size)
+    drawn = [(number, negative) for number in range(len(OPERATIONS)) for negative in (False, True)]
+    pairs = list(zip(drawn, [*drawn[9:], *drawn[:9]], strict=True))
+    rows = [[part for each in pair for part in uniforms_of(each[0], 0, each[1])[::2]] for pair in pairs]
+    u = torch.tensor(rows, dtype=torch.float64).repeat_interleave(len(images), 0)
+    found = rand_augment(images.repeat(len(pairs), 1, 1, 1), u, magnitude)
+    for pair, ours in zip(pairs, found.split(len(images)), strict=True):
+        expected = images
+        for number, negative in pair:
+            expected = torchvision_operation(expected, OPERATIONS[number], magnitude, negative, RAND)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=0, msg=str(pair))
 
 
 def test_images_of_one_batch_have_operations_of_their_own_and_micro_batches_change_nothing() -> None:

@@ -1,6 +1,6 @@
 """Decodes an image of any mode and size to RGB.
 
-The source of `decode`, `cover` and `crop_center` is part of every model card: they use nothing but NumPy and Pillow.
+The source of `decode`, `cover`, `crop_center` and `fit` is part of model cards: they use nothing but NumPy and Pillow.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ HEIC = (".heic", ".heif")
 HEIC_FIX = "needs `pip install pillow-heif`"
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 WHOLE_RANGE = (0, 65535)
+BORDER = (124, 116, 104)  # the mean of ImageNet, which most models normalize to 0
 
 
 class UndecodableImage(ValueError):
@@ -42,13 +43,15 @@ class DeepImage(Exception):
 class Decoding:
     """How the images of a data set are decoded.
 
-    `size`: (height, width) that they are resized to cover, and center-cropped to; None: each keeps its own.
+    `size`: (height, width) that they are resized to cover, and center-cropped to; None: each keeps its own. With `mode`
+    "pad" they are resized to fit, and centered on a background of the color BORDER.
     `value_range`: the values of images with more than 8 bits that become 0 and 255; None: 0 and 65535, which
     floating-point images do not have.
     """
 
     size: tuple[int, int] | None = None
     value_range: tuple[float, float] | None = None
+    mode: str = "crop"
 
 
 AS_IS = Decoding()
@@ -58,7 +61,7 @@ def to_rgb(image: Any, how: Decoding = AS_IS, allow_deep: bool = True) -> np.nda
     """An image as uint8 [height, width, 3]. Raises UndecodableImage; DeepImage unless `allow_deep`.
 
     `image`: a path, an image of `datasets` ({"bytes": ..., "path": ...}), or an array uint8 or uint16 [h, w] or
-    [h, w, c]. The first of several frames is used. See `decode` and `cover`.
+    [h, w, c]. The first of several frames is used. See `decode`, `cover` and `fit`.
     """
     black_white = how.value_range or WHOLE_RANGE
     with _opened(image) as opened:
@@ -67,7 +70,9 @@ def to_rgb(image: Any, how: Decoding = AS_IS, allow_deep: bool = True) -> np.nda
         picture = _color_to_uint8(opened, *black_white) if isinstance(opened, np.ndarray) else opened
         _check_values(picture, how.value_range)
         rgb = decode(picture, *black_white)
-        return np.array(cover(rgb, *how.size) if how.size else rgb)  # a copy: PIL's view is read-only
+        if how.size:
+            rgb = fit(rgb, *how.size, BORDER) if how.mode == "pad" else cover(rgb, *how.size)
+        return np.array(rgb)  # a copy: PIL's view is read-only
 
 
 def decode(image: Image.Image, black: float = 0, white: float = 65535) -> Image.Image:
@@ -101,6 +106,18 @@ def crop_center(image: Image.Image, height: int, width: int) -> Image.Image:
     """The center of an image, height x width pixels."""
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     return image.crop((left, top, left + width, top + height))
+
+
+def fit(image: Image.Image, height: int, width: int, border: tuple[int, int, int]) -> Image.Image:
+    """Resizes (bicubic) so that the image just fits into height x width, and centers it there on the color `border`.
+
+    The same pixels as timm's transform with crop_mode "border", whose color is the mean that it subtracts.
+    """
+    ratio = max(image.height / height, image.width / width)
+    wide, high = max(round(image.width / ratio), 1), max(round(image.height / ratio), 1)
+    padded = Image.new("RGB", (width, height), border)
+    padded.paste(image.resize((wide, high), Image.Resampling.BICUBIC), ((width - wide) // 2, (height - high) // 2))
+    return padded
 
 
 def deep_values(image: Any) -> np.ndarray | None:

@@ -59,8 +59,8 @@ def go_offline_if_unreachable(recipe: Recipe) -> None:
     source = recipe.data.source
     # The kind of a folder is not determined here: that takes a walk through all of it.
     from_hub = not Path(source).expanduser().is_dir() and find_source(source) is hf_hub
-    start = recipe.model.init_from
-    weights = start.startswith("hf-hub:") if start else recipe.model.pretrained
-    if from_hub or weights:
+    name, start = recipe.model.name, recipe.model.init_from
+    weights = start.startswith("hf-hub:") if start else recipe.model.pretrained and not name.startswith("local-dir:")
+    if from_hub or weights or name.startswith("hf-hub:"):
         hub_access.check_variables()
         hub_access.go_offline_if_unreachable()

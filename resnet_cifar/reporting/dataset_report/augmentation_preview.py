@@ -44,7 +44,7 @@ class Training:
         self.mean, self.std = normalization(model, recipe)
         self._recipe, self._data = recipe, data
         self._balanced = balanced_order(recipe, data.train.labels.cpu().numpy())
-        self._format = Preprocess(recipe.data, torch.tensor(self.mean), torch.tensor(self.std))
+        self._format = Preprocess(recipe.data, torch.tensor(self.mean), torch.tensor(self.std), data.decoding)
 
     def views(self, row: int, uses: int) -> list[View]:
         """The augmented versions of training image `row` the first `uses` times it is used: once per epoch, unless
