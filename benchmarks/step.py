@@ -73,6 +73,7 @@ class Configuration:
             "batch_size": str(self.batch),
             "model.name": self.model,
             "model.pretrained": "False",
+            "model.batchnorm": "batch",
             "model.stem": self.stem,
             "phases.0.epochs": "100000",
             "precision": self.precision,

@@ -158,6 +158,9 @@ def _run_tiles(
         where += f"; of {equal} equal evaluations the one with the lowest loss" if equal > 1 else ""
         shown = f"{value:.4f}" if drawn.select_by == "loss" else accuracy(value)
         tiles.append((f"best validation {name}", shown, where))
+        first = drawn.evaluations[0]
+        if first["step"] == 0 and best["step"] > 0:
+            tiles.append(("linear probe", accuracy(first["val/accuracy"]), "validation, before the first update"))
     if status:
         ended = [each.get("ended", status.get("time", each["began"])) - each["began"] for each in attempts]
         seconds = sum(ended) if ended else (result or {}).get("seconds")

@@ -15,7 +15,8 @@ import pytest
 from worker import CASES, CLASSES, COMBINED, SCORED, SPLITS
 
 WORKER = Path(__file__).with_name("worker.py")
-SEVERAL = (2, 3, pytest.param(4, marks=pytest.mark.proof_only))
+# Three processes are the hardest: DDP's buckets change the order of sums from three on, and shares are uneven.
+SEVERAL = (pytest.param(2, marks=pytest.mark.proof_only), 3, pytest.param(4, marks=pytest.mark.proof_only))
 # One thing at a time is left to the proof: it tells what is broken, and the combined cases that something is.
 EACH = [case if case in COMBINED else pytest.param(case, marks=pytest.mark.proof_only) for case in CASES]
 
