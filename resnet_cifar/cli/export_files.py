@@ -105,11 +105,15 @@ def _write(
         "fingerprint": model.fingerprint,
         "weights": model.name,
     }
-    program = export_formats.capture(Deployed(model))
-    if "pt2" in formats:
-        export_formats.write_pt2(program, folder / export_card.PT2, metadata)
-    if "onnx" in formats:
-        export_formats.write_onnx(program, folder / export_card.ONNX, metadata)
+    try:
+        program = export_formats.capture(Deployed(model))
+        if "pt2" in formats:
+            export_formats.write_pt2(program, folder / export_card.PT2, metadata)
+        if "onnx" in formats:
+            export_formats.write_onnx(program, folder / export_card.ONNX, metadata)
+    except (RuntimeError, ValueError) as error:  # the base of torch's own
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"torch cannot export {metadata['architecture']} ({reason}): use --to timm") from None
     if "int8" in formats:
         export_formats.write_int8(folder / export_card.ONNX, folder / export_card.INT8, calibration)
 

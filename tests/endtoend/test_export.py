@@ -212,3 +212,17 @@ def test_only_a_model_that_has_seen_these_images_is_exported(finished: Path, tmp
         UserError, match="is not known to be trained on the present images of 'synthetic': name its own"
     ):
         export.main([str(tmp_path / "model"), "--data.source", "synthetic", "--to", "pt2"])
+
+
+def test_a_model_that_torch_cannot_export_is_named(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(deployed: Deployed) -> None:
+        raise RuntimeError("a data-dependent\n   branch")
+
+    monkeypatch.setattr(export_formats, "capture", refuse)
+    with pytest.raises(UserError, match=r"torch cannot export mlp_head \(a data-dependent branch\): use --to timm"):
+        export.main([str(finished), "--to", "pt2", "--out", str(tmp_path)])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="export starts processes of its own: run it without a launcher"):
+        export_files.export(model_location.find_target(finished), read_recipe("debug"), {"pt2"}, tmp_path)
