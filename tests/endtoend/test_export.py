@@ -160,14 +160,19 @@ def test_a_graph_with_another_weight_is_found_and_not_published(
     assert f"{len(found['differing'])} classes differ (test images {shown}" in capsys.readouterr().err
 
 
-def test_logits_that_differ_by_more_than_rounding_are_found_where_all_classes_agree() -> None:
-    """Of the same images, with an offset of all classes."""
+def test_agreement_takes_equal_classes_and_equal_logits_up_to_rounding() -> None:
+    """An offset of all logits keeps the classes, and rounding may change one."""
     logits = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
     images = ImageDataset(torch.zeros(9, 1, 1, 3), torch.from_numpy(logits.argmax(1)), np.arange(9))
     shifted = export_files.compare(logits + 0.01, logits, images)
     assert not shifted["agrees"] and not shifted["differing"] and shifted["accuracy"] == 1
     assert export_files.compare(logits + 1e-6, logits, images)["agrees"]
     assert not export_files.compare(logits * np.nan, logits, images)["agrees"]
+    tie = logits.copy()
+    tie[4] = tie.max()
+    near = tie + np.float32([0, 0, 1e-6])  # rounding alone gives image 4 another class
+    found = export_files.compare(near, tie, images)
+    assert found["differing"] == [4] and found["largest_difference"] <= found["rounding"] and not found["agrees"]
 
 
 @pytest.mark.parametrize(
