@@ -77,6 +77,11 @@ def test_every_format_predicts_what_the_run_predicts(finished: Path) -> None:
         assert each["bytes"] == (finished / "export" / name).stat().st_size
     int8 = files["model-int8.onnx"]
     assert int8["largest_difference"] > 1e-4 and abs(int8["accuracy"] - found["accuracy"]) < 0.1
+    nodes = onnx.load(finished / "export" / "model-int8.onnx").graph.node
+    makers = {output: node.op_type for node in nodes for output in node.output}
+    assert {makers[node.input[0]] for node in nodes if node.op_type == "Relu"} <= {"Add"}, (
+        "ranges are those behind ReLU"
+    )
     assert int8["bytes"] < 0.6 * files["model.onnx"]["bytes"]
     assert not (finished / "export" / "unverified").exists()
     card = (finished / "export" / "README.md").read_text()
