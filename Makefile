@@ -46,5 +46,5 @@ gpu: $(READY)
 $(READY): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[trackers,tune,test,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[trackers,tune,onnx,test,dev]'
 	touch $(READY)

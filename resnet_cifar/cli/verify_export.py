@@ -35,8 +35,8 @@ from resnet_cifar.reporting.console import Screen
 DIFFERENT = 4  # the exit code if the exported model gives different logits
 # Tolerances relative to the largest logit: another order of sums, and the rounding of the precision that the run's own
 # evaluation was computed in (GPU convolutions round float32 to TF32's 10 bits, as few as fp16 has; bf16 has 7).
-_ROUNDING = 1e-4
-_TOLERANCES = {"fp64": _ROUNDING, "no": _ROUNDING, "fp16": 0.02, "bf16": 0.1}
+ROUNDING = 1e-4
+_TOLERANCES = {"fp64": ROUNDING, "no": ROUNDING, "fp16": 0.02, "bf16": 0.1}
 _GPU_TOLERANCE = 0.02
 
 # Appended to the model card's lines that load the model: reads the files that are named in a list, and writes logits
@@ -117,17 +117,15 @@ def verify_export(target: Target, recipe: Recipe, images: int) -> None:
     data = prepared_data.load(prepared_data.prepare(recipe.data), recipe, context.device)
     stored, precision, tolerance = _stored_logits(target, model.name, data)
     rows = np.linspace(0, len(data.test) - 1, min(images, len(data.test))).round().astype(np.int64)
-    with tempfile.TemporaryDirectory() as folder:
-        files, originals = _originals(recipe, data.test, rows, Path(folder))
-        exported = _exported_logits(target, files, Path(folder))
+    exported, originals = timm_logits(target.path / "model", recipe, data.test, rows)
     subset = ImageDataset(data.test.gather(rows), data.test.labels[rows], data.test.indices[rows])
     recomputed = predict(context, model.model, subset, model.preprocess).logits.numpy()
     largest = float(np.abs(recomputed).max())
     comparisons = {
-        f"{model.name}, evaluated here in float32": Comparison(exported["card"], recomputed, _ROUNDING * largest),
+        f"{model.name}, evaluated here in float32": Comparison(exported["card"], recomputed, ROUNDING * largest),
         f"predictions-test.parquet, {precision}": Comparison(exported["card"], stored[rows], tolerance * largest),
     }
-    timm = Comparison(exported["timm"], recomputed, _ROUNDING * largest)
+    timm = Comparison(exported["timm"], recomputed, ROUNDING * largest)
     if model.preprocess.is_exact_in_timm:
         comparisons[f"{model.name}, with timm's own transform of upright RGB images"] = timm
     context.close()
@@ -166,6 +164,19 @@ def _stored_logits(target: Target, weights: str, data: ImageData) -> tuple[np.nd
     return np.array(table["logits"].to_pylist()), where, tolerance
 
 
+def timm_logits(
+    model: Path, recipe: Recipe, images: ImageDataset, rows: np.ndarray
+) -> tuple[dict[str, np.ndarray], int]:
+    """Logits of the exported `model` with the `card`'s and `timm`'s transform, from a new process, and how many of the
+    images it has read from original files.
+
+    Raises UserError if timm cannot load it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        files, originals = _originals(recipe, images, rows, Path(folder))
+        return _exported_logits(model, files, Path(folder)), originals
+
+
 def _originals(recipe: Recipe, images: ImageDataset, rows: np.ndarray, folder: Path) -> tuple[list[str], int]:
     """The files of the images, and how many are original ones; stored images are written into `folder` for others."""
     contents = find_source(recipe.data.source).read(recipe.data)
@@ -186,12 +197,7 @@ def _originals(recipe: Recipe, images: ImageDataset, rows: np.ndarray, folder: P
     return files, originals
 
 
-def _exported_logits(target: Target, files: list[str], folder: Path) -> dict[str, np.ndarray]:
-    """Logits of the exported model with the `card`'s and `timm`'s transform, from a new process.
-
-    Raises UserError if timm cannot load it.
-    """
-    model = target.path / "model"
+def _exported_logits(model: Path, files: list[str], folder: Path) -> dict[str, np.ndarray]:
     package_needed = needs_package(model_location.read_export_config(model).architecture)
     package = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])}

@@ -57,14 +57,14 @@ def _linear(distance: Tensor) -> Tensor:
     return (1 - distance.abs()).clamp(min=0)
 
 
-def _cubic(distance: Tensor) -> Tensor:
+def cubic(distance: Tensor) -> Tensor:
     """Keys' kernel with a = -0.5, as in Pillow and torch's antialiased bicubic interpolation."""
     x, a = distance.abs(), -0.5
     near, far = ((a + 2) * x - (a + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * a
     return torch.where(x < 1, near, torch.where(x < 2, far, 0))
 
 
-_KERNELS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {"bilinear": (1, _linear), "bicubic": (2, _cubic)}
+_KERNELS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {"bilinear": (1, _linear), "bicubic": (2, cubic)}
 
 
 def _resample(pixels: Tensor, start: Tensor, length: Tensor, size: int, interpolation: str) -> Tensor:

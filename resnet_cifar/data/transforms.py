@@ -125,12 +125,21 @@ def _enlarge(pixels: Tensor, size: int, interpolation: str) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _taps(side: int, size: int, interpolation: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The input pixels of each output pixel and their weights, both [size, taps], obtained from torch's own kernel."""
-    unit = torch.eye(side, dtype=torch.float64)[None, None]  # its columns are enlarged, along the height only
-    align = None if interpolation == "nearest" else False
-    weights = F.interpolate(unit, size=(size, side), mode=interpolation, align_corners=align)[0, 0]
+    """The input pixels of each output pixel and their weights, both [size, taps]."""
+    weights = resize_weights(side, size, interpolation, antialias=False)
     places = weights.abs().topk(int((weights != 0).sum(1).max()), dim=1).indices.sort(dim=1).values
     return places.to(device), weights.gather(1, places).to(device, dtype)
+
+
+def resize_weights(side: int, size: int, interpolation: str, antialias: bool) -> Tensor:
+    """The weights of `side` input pixels in `size` output pixels, [size, side], as `to_input` uses them.
+
+    With antialiasing they are those that torch computes in float32; otherwise, for `_enlarge`, float64.
+    """
+    unit = torch.eye(side, dtype=torch.float32 if antialias else torch.float64)[None, None]
+    options = {} if interpolation == "nearest" else {"align_corners": False, "antialias": antialias}
+    # Its columns are resized, along the height only.
+    return F.interpolate(unit, (size, side), mode=interpolation, **options)[0, 0]
 
 
 def _reflect(position: Tensor, length: int) -> Tensor:

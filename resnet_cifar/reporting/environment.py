@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "wandb", "numpy", "safetensors", "resnet-cifar")
+_PACKAGES = (
+    *("torch", "torchvision", "timm", "accelerate", "datasets", "wandb", "numpy", "safetensors", "resnet-cifar"),
+    *("onnx", "onnxscript", "onnxruntime"),
+)
 
 
 def describe() -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
-from resnet_cifar.cli import evaluate, explore, report, seeds, train
+from resnet_cifar.cli import evaluate, explore, export, report, seeds, train
 from resnet_cifar.cli.evaluate import EvaluateOptions
 from resnet_cifar.cli.explore import ExploreOptions
 from resnet_cifar.cli.seeds import SeedsOptions, seed_numbers
@@ -173,6 +174,54 @@ def test_check_takes_a_number_or_none(run_dir: Path, words: list[str], images: i
 def test_check_refuses_other_numbers(run_dir: Path, number: str) -> None:
     with pytest.raises(UserError, match=f"--verify-export cannot be '{number}': it should be a whole number above 0"):
         evaluate.parse_arguments([str(run_dir), f"--verify-export={number}"])
+
+
+# export
+
+
+@pytest.mark.parametrize(
+    ("words", "formats"),
+    [
+        ([], {"onnx"}),
+        (["--to", "onnx,pt2,timm"], {"onnx", "pt2", "timm"}),
+        (["--to=timm"], {"timm"}),
+        (["--quantize", "int8"], {"onnx", "int8"}),
+    ],
+)
+def test_export_takes_a_list_of_formats(run_dir: Path, words: list[str], formats: set[str]) -> None:
+    (run_dir / "model").mkdir()
+    (run_dir / "model" / "config.json").write_text("")
+    options, recipe = export.parse_arguments([str(run_dir), *words, "--data.source", "a/b"])
+    assert (options.formats, recipe.data.source) == (formats, "a/b")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        ((), "RUN is missing: resnet-cifar export RUN"),
+        (("nowhere",), "nowhere is not a run directory"),
+        (("nowhere", "--to", "onnx,tflite"), "--to cannot be 'onnx,tflite': it should be a list of onnx, pt2, timm"),
+        (("nowhere", "--to", ""), "--to cannot be ''"),
+        (("nowhere", "--quantize", "int4"), "--quantize cannot be 'int4': it should be none or int8"),
+        (
+            ("nowhere", "--quantize", "int8", "--to", "pt2"),
+            "--quantize int8 makes a second ONNX model: add onnx to --to",
+        ),
+        (("nowhere", "--data.limit", "5"), "--data.limit cannot be changed here: only --data.source can"),
+    ],
+)
+def test_export_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
+    with pytest.raises(UserError, match=re.escape(start)):
+        export.parse_arguments(list(arguments))
+
+
+def test_export_says_which_package_is_missing(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run_dir / "model").mkdir()
+    (run_dir / "model" / "config.json").write_text("")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=re.escape("--to onnx needs the package onnx: pip install -e '.[onnx]'")):
+        export.parse_arguments([str(run_dir)])
+    assert export.parse_arguments([str(run_dir), "--to", "pt2,timm"])
 
 
 def test_another_source_is_not_cut_for_a_validation_split_that_nobody_asked_for(run_dir: Path) -> None:
