@@ -71,11 +71,12 @@ class Setting:
 def measure(
     source: str, model: dict[str, str], settings: list[Setting], candidates: dict[str, dict[str, str]]
 ) -> Iterator[dict[str, Any]]:
-    """After each run: {"candidates": ..., "settings": [{..., "scores": {candidate: [accuracy by seed]}}]}.
+    """After each run: {"model", "candidates", "settings": [{..., "scores": {candidate: [accuracy by seed]}}]}.
 
     `model`: the fields of a recipe that name the network and its weights.
     """
     found: list[dict[str, Any]] = []
+    facts = {"model": {field: Path(word).name for field, word in model.items()}, "candidates": candidates}
     for setting in settings:
         scores: dict[str, list[float]] = {}
         found.append({**vars(setting), "validation_images": VALIDATION, "updates": 0, "probe": [], "scores": scores})
@@ -88,7 +89,7 @@ def measure(
                 found[-1]["updates"] = updates
                 if name == "finetune":
                     found[-1]["probe"].append(before)
-                yield {"model": model, "candidates": candidates, "settings": found}
+                yield {**facts, "settings": found}
 
 
 def _recipe(source: str, words: dict[str, str], setting: Setting, seed: int) -> Recipe:
