@@ -51,6 +51,7 @@ def tiny(name: str, **overrides: str) -> Recipe:
         "phases.0.warmup_epochs": "0",
         "phases.0.min_steps": "0",
         "data.decode_size": "0",
+        "data.validation_fraction": "0.1",
         "track.trackers": "none",
         "track.report": "False",
         **overrides,
