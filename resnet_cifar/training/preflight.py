@@ -53,18 +53,25 @@ def resolve(
     """The recipe with an architecture as `model.name` (see `named`), the stem that `auto` stands for, and an image size
     that the model accepts.
 
-    A size that is too small for the model is raised, up to that of its pretraining, with a warning. Raises UserError
-    where timm has no such model.
+    A size that is too small for the model is raised, up to that of its pretraining (that of a phase to the recipe's),
+    with a warning. Raises UserError where timm has no such model.
     """
     recipe = named(recipe, once)
     check_model_name(recipe.model.name)
     model = replace(recipe.model, stem=resolve_stem(recipe.model))
     recipe = replace(recipe, model=_suit_weights(model, bool(recipe.phases), warn))
     size, least = recipe.data.image_size, _smallest_size(recipe)
-    if least == size:
-        return recipe
-    warn(f"data.image_size {size} is raised to {least}, the smallest that model.name {recipe.model.name!r} accepts")
-    return replace(recipe, data=replace(recipe.data, image_size=least))
+    if least > size:
+        warn(f"data.image_size {size} is raised to {least}, the smallest that model.name {recipe.model.name!r} accepts")
+        recipe = replace(recipe, data=replace(recipe.data, image_size=least))
+    phases = list(recipe.phases)
+    for number, phase in enumerate(phases):
+        small = phase.image_size is not None and phase.image_size < least and phase.image_size
+        if small and _refusal(recipe, small) is not None:
+            why = f"as model.name {recipe.model.name!r} does not accept it"
+            warn(f"phases.{number}.image_size {small} is raised to data.image_size, {least}, {why}")
+            phases[number] = replace(phase, image_size=None)
+    return replace(recipe, phases=tuple(phases))
 
 
 def _suit_weights(model: Model, is_trained: bool, warn: Callable[[str], None]) -> Model:

@@ -111,14 +111,16 @@ def test_the_head_is_trained_first_and_then_all_weights(name: str, head: dict) -
 def test_every_recipe_suits_every_family(name: str, recipe: str) -> None:
     """The stem and the size that it has; on paper, for these are large."""
     said: list[str] = []
-    asked = read_recipe(recipe, {"model.name": name, "model.pretrained": "False", "data.source": "synthetic"})
+    asked = read_recipe(recipe, {"model.name": name, "data.source": "synthetic"})
     found = preflight.resolve(asked, said.append)
     preflight._check_input(found)
     assert found.model.stem == "imagenet"
     size = asked.data.image_size
     assert found.data.image_size == (max(size, 75) if name == "inception_v3" else size)
     raised = f"data.image_size {size} is raised to 75, the smallest that model.name {name!r} accepts"
-    assert said == [raised] * (found.data != asked.data)
+    why = f"as model.name {name!r} does not accept it"
+    small = f"phases.0.image_size 24 is raised to data.image_size, {found.data.image_size}, {why}"
+    assert said == [raised] * (found.data != asked.data) + [small] * (found.phases != asked.phases)
     assert preflight.resolve(found, said.append) == found, "the resolved recipe is what it is"
 
 
