@@ -63,7 +63,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(TrainOptions(recipe="debug", run=str(run)), recipe)
     assert recipe.model.ghost_batch_size
     AcceleratorState._reset_state(True)
-    export.main([str(run), "--to", "onnx,pt2", "--quantize", "int8"])  # tests of --verify-export have timm
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")  # the command sets it: restored afterwards
+        export.main([str(run), "--to", "onnx,pt2", "--quantize", "int8"])  # tests of --verify-export have timm
     return run
 
 

@@ -34,14 +34,30 @@ def test_a_row_for_each_run_with_what_differs(tmp_path: Path, monkeypatch, capsy
         "seed",
         "phases.2.epochs",
         "phases.2.lr",
+        "phases.2.min_steps",
         "phases.2.warmup_epochs",
         "phases.2.schedule",
         "phases.2.power",
         "phases.2.trainable",
     ]
     assert heads.split() == ["run", *changes, "state", "step", "val/accuracy", "test/accuracy", "test/loss"]
-    assert first.split() == ["a", "1", "-", "-", "-", "-", "-", "-", "finished", "9/9", "0.5000", "0.2500", "1.5000"]
-    assert second.split() == ["b", "2", "3.0", "0.1", "0.0", "cosine", "1.0", "all", "failed", "2/12", "-", "-", "-"]
+    assert first.split() == ["a", "1", *"-------", "finished", "9/9", "0.5000", "0.2500", "1.5000"]
+    assert second.split() == [
+        "b",
+        "2",
+        "3.0",
+        "0.1",
+        "0",
+        "0.0",
+        "cosine",
+        "1.0",
+        "all",
+        "failed",
+        "2/12",
+        "-",
+        "-",
+        "-",
+    ]
     assert why == "b failed: it [bold]broke"
 
 
