@@ -186,6 +186,7 @@ class TestGpuRunner:
     def runner(self, tmp_path: Path) -> gpu.Runner:
         return gpu.Runner(tmp_path / "gpu-test", time.monotonic() + 600, 1.0, rehearse=True)
 
+    @pytest.mark.proof_only
     def test_a_rehearsal_goes_through_all_stages_and_writes_only_into_its_folder(self, tmp_path: Path) -> None:
         before = sorted(results.FOLDER.iterdir())
         command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--minutes", "9", "--out", str(tmp_path)]
