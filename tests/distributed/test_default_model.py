@@ -44,6 +44,7 @@ def tensors(run: Path) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.proof_only
 def test_resuming_is_exact_to_the_bit(train, tmp_path):
     for name in ("undisturbed", "interrupted"):
         (tmp_path / name).mkdir()
