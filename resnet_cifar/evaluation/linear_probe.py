@@ -44,7 +44,7 @@ def fit_head(
     images: ImageDataset,
     preprocess: Preprocess,
     seed: int,
-    class_weights: Tensor | None,
+    class_weights: np.ndarray | None,
     check_stop: Callable[[], None],
 ) -> None:
     """Sets the head of the unwrapped `model`, an nn.Linear, to a linear probe of at most `IMAGES` training images.
@@ -56,7 +56,7 @@ def fit_head(
     features, labels = predict(context, _Features(model), images, preprocess, check_stop, rows=rows)
     head = head_module(model)
     if context.is_main:
-        weights = None if class_weights is None else class_weights.cpu().double().numpy()[labels.numpy()]
+        weights = None if class_weights is None else class_weights[labels.numpy()]
         weight, bias = fit(features.double().numpy(), labels.numpy(), len(head.weight), seed, weights)
         with torch.no_grad():
             head.weight.copy_(torch.from_numpy(weight))

@@ -58,6 +58,13 @@ class Plan:
         return {name: count / sum(counts.values()) for name, count in counts.items()}
 
     @cached_property
+    def image_uses(self) -> dict[str, float]:
+        """How often an epoch uses an image of each class that has some, by name: once, unless data.sampling differs."""
+        return {
+            name: self.class_shares[name] * self.images / count for name, count in self.class_counts.items() if count
+        }
+
+    @cached_property
     def class_weights(self) -> dict[str, float] | None:
         """The weight of each class in the loss, by name; their mean over the images of an epoch is 1. None: no weights.
 

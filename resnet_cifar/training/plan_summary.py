@@ -92,7 +92,7 @@ def describe_balance(plan: Plan) -> list[tuple[str, str]]:
     named = {name: f"{name!r} ({count:,} image{'s' * (count > 1)})" for name, count in counts.items()}
     if plan.recipe.data.sampling == "balanced":
         small, large = min(counts, key=counts.get), max(counts, key=counts.get)
-        uses = {name: f"{plan.class_shares[name] * plan.images / counts[name]:.3g} times" for name in (small, large)}
+        uses = {name: f"{plan.image_uses[name]:.3g} times" for name in (small, large)}
         text = f"an image of {named[small]} is used {uses[small]}, of {named[large]} {uses[large]}"
         facts.append(("sampling", f"balanced: per epoch, {text}"))
     if weights := plan.class_weights:

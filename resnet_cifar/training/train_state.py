@@ -88,11 +88,12 @@ class TrainState:
     def fit_probe(self, images: ImageDataset, bn_rows: np.ndarray, check_stop: Callable[[], None]) -> None:
         """Makes the head a linear probe of the untrained features, with BatchNorm as evaluations have it."""
         precise_bn(self.context, self.model, images, self.preprocess, bn_rows, check_stop)
-        weights, seed = self.class_weights, self.plan.recipe.seed
-        if self.plan.recipe.data.sampling == "balanced":
-            counts = images.labels.bincount(minlength=self.model.num_classes)
-            weights = len(images) / counts.clamp(min=1)
-        fit_head(self.context, self.model, images, self.preprocess, seed, weights, check_stop)
+        plan, weights = self.plan, None
+        if plan.class_weights or plan.recipe.data.sampling == "balanced":  # an image weighs as much as in training
+            losses = plan.class_weights or dict.fromkeys(plan.class_counts, 1.0)
+            weights = np.array([losses[name] * plan.image_uses.get(name, 0.0) for name in plan.class_counts])
+            weights *= len(images) / plan.images  # their mean is 1 in a refit, too
+        fit_head(self.context, self.model, images, self.preprocess, plan.recipe.seed, weights, check_stop)
         if self.average is not None:
             self.average.load_state_dict(self.model.state_dict())
 

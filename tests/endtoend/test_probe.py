@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from metric_rows import rows_of
@@ -15,8 +16,13 @@ from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.train_options import TrainOptions
+from resnet_cifar.data.image_dataset import ImageDataset
+from resnet_cifar.distributed.context import DistributedContext
+from resnet_cifar.evaluation import linear_probe
 from resnet_cifar.models.factory import create_model
 from resnet_cifar.training import preflight
+from resnet_cifar.training.plan import Plan
+from resnet_cifar.training.train_state import TrainState
 
 RUN = TrainOptions(recipe="probe", run="run")
 SMALL = {
@@ -108,3 +114,30 @@ def test_without_pretrained_features_a_probe_is_no_start(capsys: pytest.CaptureF
         preflight.resolve(read_recipe("probe", {**SMALL, **words}))
     with pytest.raises(UserError, match="phases is empty"):
         read_recipe("probe", {**SMALL, "model.head.init": "auto"})
+
+
+@pytest.mark.parametrize(
+    ("words", "weights"),
+    [
+        ({}, None),
+        ({"loss.class_weights": "balanced"}, (0.625, 2.5)),
+        ({"data.sampling": "balanced"}, (0.625, 2.5)),
+        ({"loss.class_weights": "1,3"}, (1 / 1.4, 3 / 1.4)),
+        ({"loss.class_weights": "1,3", "data.sampling": "balanced"}, (0.3125, 3.75)),
+    ],
+)
+def test_an_image_weighs_in_the_probe_what_it_weighs_in_training(
+    words: dict[str, str], weights: tuple[float, float] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """80 images of one class and 20 of the other: by how often an epoch uses them, times their weight in the loss."""
+    given: list[np.ndarray | None] = []
+    fit = linear_probe.fit
+    monkeypatch.setattr(linear_probe, "fit", lambda *rest: given.append(rest[-1]) or fit(*rest))
+    recipe = preflight.resolve(finetune(**{"micro_batch": "0", **words}))
+    labels = (torch.arange(100) >= 80).long()
+    images = ImageDataset(torch.randint(0, 256, (100, 32, 32, 3), dtype=torch.uint8), labels, np.arange(100))
+    plan = Plan(recipe, 100, 1, class_counts={"a": 80, "b": 20})
+    state = TrainState(plan, DistributedContext("no"), ("a", "b"))
+    state.fit_probe(images, np.arange(100), lambda: None)
+    (found,) = given
+    assert found is None if weights is None else found.tolist() == pytest.approx(np.array(weights)[labels].tolist())
