@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import shlex
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -86,3 +88,32 @@ def zipped(name: str, folder: str, method: int = zipfile.ZIP_STORED) -> Prepare:
                 archive.write(file, file.relative_to(home / folder))
 
     return change
+
+
+def parsed(command: str, words: str) -> Callable[[Path], object]:
+    """The words of a command, checked."""
+    return lambda home: importlib.import_module(f"resnet_cifar.cli.{command}").parse_arguments(shlex.split(words))
+
+
+def checkpoints(edit: Callable[[Path], object]) -> Prepare:
+    """Something done to every checkpoint of RUN."""
+
+    def change(home: Path, trained: Path) -> None:
+        for folder in (home / "RUN/checkpoints").iterdir():
+            edit(folder)
+
+    return change
+
+
+def checkpoints_restored(home: Path, trained: Path) -> None:
+    shutil.copytree(trained / "checkpoints", home / "RUN/checkpoints", dirs_exist_ok=True)
+
+
+def exported(name: str = "M", **changed: Any) -> Prepare:
+    """M, the exported model of the finished run away from it, with fields of config.json changed."""
+
+    def prepare(home: Path, trained: Path) -> None:
+        shutil.copytree(trained / "model", home / name, dirs_exist_ok=True)
+        edited(f"{name}/config.json", lambda config: config.update(changed))(home, trained)
+
+    return prepare
