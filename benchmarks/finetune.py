@@ -100,11 +100,10 @@ def _recipe(source: str, words: dict[str, str], setting: Setting, seed: int) -> 
         "data.validation_fraction": str(VALIDATION / images),
         "data.image_size": str(setting.image_size),
         "batch_size": str(setting.batch_size),
+        "phases.0.epochs": str(setting.epochs),
         "seed": str(seed),
     }
-    recipe = read_recipe("finetune", {**fixed, **words})
-    last = len(recipe.phases) - 1
-    return read_recipe("finetune", {**fixed, f"phases.{last}.epochs": str(setting.epochs), **words})
+    return read_recipe("finetune", {**fixed, **words})
 
 
 def _train(recipe: Recipe) -> tuple[int, float, float]:

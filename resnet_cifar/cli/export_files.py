@@ -131,10 +131,8 @@ def _run_all(folder: Path, recipe: Recipe, images: ImageDataset, expected: np.nd
     files = {}
     for name in [name for name in export_card.FILES if (folder / name).is_file()]:
         if name == export_card.TIMM:
-            logits, rate = (
-                timm_logits(folder, recipe, images, np.arange(len(images)))[0]["card"],
-                None,
-            )  # it reads files
+            found, _ = timm_logits(folder, recipe, images, np.arange(len(images)))
+            logits, rate = found["card"], None  # its process reads files
         else:
             logits, rate = _run(folder / name, images, **costs)
         size = (folder / name).stat().st_size

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_cifar.data.sources import image_io
-from resnet_cifar.reporting import html_page
+from resnet_cifar.reporting import html_page, model_card
 
 ONNX, INT8, PT2, TIMM = "model.onnx", "model-int8.onnx", "model.pt2", "model.safetensors"
 FILES = {ONNX: "ONNX", INT8: "ONNX, int8", PT2: "torch.export", TIMM: "timm"}
@@ -40,13 +40,13 @@ def render(model: Path, facts: Mapping[str, Any]) -> str:
     """
     card = model / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    value_range = json.loads((model / "config.json").read_text())["preprocess"]["value_range"]
+    preprocess = json.loads((model / "config.json").read_text())["preprocess"]
     section = html_page.render(
         "export_card.md",
         heading=_HEADING,
         rows=[[f"`{name}` ({FILES[name]})", *_values(each, facts["images"])] for name, each in facts["files"].items()],
         facts=facts,
         decode=inspect.getsource(image_io.decode),
-        decoded=f"decode(image, {', '.join(map(str, value_range))})" if value_range else "decode(image)",
+        decoded=model_card.decoding_call(preprocess),
     )
     return f"{text.partition(_HEADING)[0].rstrip()}\n\n{section}".lstrip()

@@ -68,6 +68,12 @@ def to_input(image):
 '''
 
 
+def decoding_call(preprocess: Mapping[str, Any]) -> str:
+    """The call of `image_io.decode` on `image` that decodes like training; `preprocess`: see `loading_code`."""
+    value_range = preprocess["value_range"]
+    return f"decode(image, {', '.join(map(str, value_range))})" if value_range else "decode(image)"
+
+
 def loading_code(folder: str, preprocess: Mapping[str, Any], needs_package: bool) -> str:
     """Python code that loads the model in `folder` with timm as `model` and defines its `to_input`.
 
@@ -75,8 +81,7 @@ def loading_code(folder: str, preprocess: Mapping[str, Any], needs_package: bool
     has to register the architecture first.
     """
     package = "\nimport resnet_cifar  # registers its models with timm\n" if needs_package else ""
-    size, value_range = preprocess["stored_size"], preprocess["value_range"]
-    decoded = f"decode(image, {', '.join(map(str, value_range))})" if value_range else "decode(image)"
+    size, decoded = preprocess["stored_size"], decoding_call(preprocess)
     is_padded = preprocess.get("decode_mode") == "pad"
     resizing = [image_io.fit] if is_padded else [image_io.cover, image_io.crop_center]
     functions = [image_io.decode, *(resizing if size else [])]

@@ -66,10 +66,10 @@ def resolve(
         recipe = replace(recipe, data=replace(recipe.data, image_size=least))
     phases = list(recipe.phases)
     for number, phase in enumerate(phases):
-        small = phase.image_size is not None and phase.image_size < least and phase.image_size
-        if small and _refusal(recipe, small) is not None:
+        size = phase.image_size or least
+        if size < least and _refusal(recipe, size) is not None:
             why = f"as model.name {recipe.model.name!r} does not accept it"
-            warn(f"phases.{number}.image_size {small} is raised to data.image_size, {least}, {why}")
+            warn(f"phases.{number}.image_size {size} is raised to data.image_size, {least}, {why}")
             phases[number] = replace(phase, image_size=None)
     return replace(recipe, phases=tuple(phases))
 
@@ -175,8 +175,8 @@ def download(recipe: Recipe) -> None:
 
     Useful before many processes start at once. Raises UserError.
     """
-    check_names(recipe)
     recipe = resolve(recipe)
+    check_names(recipe)
     entry = prepared_data.prepare(recipe.data)
     print(f"images are in {entry}", flush=True)
     if recipe.model.init_from:
