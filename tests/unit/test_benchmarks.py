@@ -222,7 +222,10 @@ class TestGpuRunner:
         assert found["quick"].problem("quick") == ["quick ended with 3: done"]
         (child,) = found["slow"].lines
         with contextlib.suppress(psutil.NoSuchProcess):
-            assert psutil.Process(int(child)).status() == psutil.STATUS_ZOMBIE
+            killed = psutil.Process(int(child))
+            while (state := killed.status()) in (psutil.STATUS_RUNNING, psutil.STATUS_WAKING):  # until it is scheduled
+                os.sched_yield()
+            assert state == psutil.STATUS_ZOMBIE
         (row,) = map(json.loads, runner.file.read_text().splitlines())
         assert row["kind"] == "x" and row["value"] == 1
         assert "quick | done" in runner.log.read_text()
