@@ -45,8 +45,7 @@ def export(target: Target, recipe: Recipe, formats: Collection[str], out: Path) 
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("export starts processes of its own: run it without a launcher, resnet-cifar export RUN")
-    os.environ["ACCELERATE_USE_CPU"] = "true"  # a GPU rounds differently
-    context, screen = DistributedContext("no"), Screen(shown=True)
+    context, screen = DistributedContext("no", cpu=True), Screen(shown=True)  # a GPU rounds differently
     recipe = dataclasses.replace(recipe, precision=context.precision)
     model = loaded_model.load_model(target, recipe, context)
     how = model.preprocess.decoding if model.fingerprint else None

@@ -109,8 +109,7 @@ def verify_export(target: Target, recipe: Recipe, images: int) -> None:
         raise UserError(
             "--verify-export starts a process of its own: run it without a launcher, python eval.py RUN --verify-export"
         )
-    os.environ["ACCELERATE_USE_CPU"] = "true"  # a GPU rounds differently
-    context = DistributedContext("no")
+    context = DistributedContext("no", cpu=True)  # a GPU rounds differently
     screen = Screen(shown=True)
     recipe = dataclasses.replace(recipe, precision=context.precision)
     model = loaded_model.load_model(target, recipe, context)

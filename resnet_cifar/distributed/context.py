@@ -57,17 +57,18 @@ class DistributedContext:
     """This process's rank, device and precision, and Accelerate behind a few methods.
 
     `precision` is the recipe's; `auto` is resolved (`launcher_env.resolve_precision`). `compile_mode` overrides the
-    launcher's torch.compile mode unless it is "". Raises UserError where the launcher or the hardware does not match.
+    launcher's torch.compile mode unless it is ""; `cpu` keeps it off the GPUs. Raises UserError where the launcher or
+    the hardware does not match.
     """
 
-    def __init__(self, precision: str, deterministic: bool = False, compile_mode: str = "") -> None:
+    def __init__(self, precision: str, deterministic: bool = False, compile_mode: str = "", cpu: bool = False) -> None:
         self.waiting = False
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is initialized
             torch.use_deterministic_algorithms(True)
         launcher_env.check_launcher()
         self.precision, self.precision_reason = launcher_env.resolve_precision(precision)
-        on_cpu = launcher_env.on_cpu()
+        on_cpu = cpu or launcher_env.on_cpu()
         launcher_env.check_devices(on_cpu)
         if on_cpu and self.precision == "fp16":
             raise NodeError("precision fp16 needs a GPU, and none was found: use no or bf16")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -63,9 +64,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(TrainOptions(recipe="debug", run=str(run)), recipe)
     assert recipe.model.ghost_batch_size
     AcceleratorState._reset_state(True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")  # the command sets it: restored afterwards
-        export.main([str(run), "--to", "onnx,pt2", "--quantize", "int8"])  # tests of --verify-export have timm
+    before = os.environ.get("ACCELERATE_USE_CPU")
+    export.main([str(run), "--to", "onnx,pt2", "--quantize", "int8"])  # tests of --verify-export have timm
+    assert os.environ.get("ACCELERATE_USE_CPU") == before, "another run of this process may use a GPU"
     return run
 
 
