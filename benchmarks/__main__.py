@@ -21,6 +21,8 @@ NAMES = ("training", "jobs", "pipeline", "startup", "checkpoints", "finetune")
 BY_DEFAULT = NAMES[:4]
 REHEARSAL = [Configuration("scratch", "imagenet", 32, 64, "no", model="test_resnet", rounds=1, seconds=0.0)]
 TINY = jobs.Job(model="test_resnet", images=320, epochs=2, batch_size=32)
+TINY_MODEL = {"model.name": "test_resnet", "model.pretrained": "False"}
+TINY_SETTING = finetune.Setting(96, 32, 1, 32, validation_images=100)
 
 
 def main(arguments: list[str]) -> int:
@@ -33,6 +35,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--minutes", type=float, default=60, help="start no configuration of training after this [60]")
     parser.add_argument("--model", default="resnet50.a1_in1k", help="of finetune [resnet50.a1_in1k]")
     parser.add_argument("--weights", default="", help="of finetune, as in model.init_from [timm's]")
+    parser.add_argument("--images", type=int, help="of finetune: only the settings with that many training images")
     parser.add_argument("--rehearse", action="store_true", help="a tiny model, one round; writes no results")
     asked = parser.parse_args(arguments)
     if unknown := [name for name in asked.names if name not in NAMES]:
@@ -70,8 +73,10 @@ def _measured(name: str, asked: argparse.Namespace, deadline: float) -> Iterator
     elif name == "startup":
         yield startup.measure(source, 1, 1, "test_resnet") if rehearse else startup.measure(source)
     elif name == "finetune":
-        model = {"model.name": asked.model, "model.init_from": asked.weights}
-        yield from finetune.measure(source, model, finetune.settings(), finetune.CANDIDATES)
+        model = TINY_MODEL if rehearse else {"model.name": asked.model, "model.init_from": asked.weights}
+        settings = [TINY_SETTING] if rehearse else finetune.settings()
+        settings = [setting for setting in settings if asked.images in (None, setting.images)]
+        yield from finetune.measure(source, model, settings, finetune.CANDIDATES)
     else:
         from benchmarks import checkpoints  # starts an Accelerator
 

@@ -26,7 +26,6 @@ from resnet_cifar.training.plan import Plan
 from resnet_cifar.training.train_state import TrainState
 from resnet_cifar.training.train_step import train_step
 
-VALIDATION = 3000  # images, whatever the number of training images
 BEFORE = {  # the default until 2026-11
     "model.batchnorm": "batch",
     "model.head.init": "auto",
@@ -63,6 +62,7 @@ class Setting:
     epochs: float
     batch_size: int = 64
     seeds: int = 1
+    validation_images: int = 3000
 
     def __str__(self) -> str:
         return f"{self.images:,} images, {self.image_size} px, {self.epochs:g} epochs of batches of {self.batch_size}"
@@ -79,7 +79,7 @@ def measure(
     facts = {"model": {field: Path(word).name for field, word in model.items()}, "candidates": candidates}
     for setting in settings:
         scores: dict[str, list[float]] = {}
-        found.append({**vars(setting), "validation_images": VALIDATION, "updates": 0, "probe": [], "scores": scores})
+        found.append({**vars(setting), "updates": 0, "probe": [], "scores": scores})
         for seed in range(setting.seeds):
             for name, overrides in candidates.items():
                 recipe = _recipe(source, {**model, **overrides}, setting, seed)
@@ -93,11 +93,11 @@ def measure(
 
 
 def _recipe(source: str, words: dict[str, str], setting: Setting, seed: int) -> Recipe:
-    images = setting.images + VALIDATION
+    images = setting.images + setting.validation_images
     fixed = {
         "data.source": source,
         "data.limit": str(images),
-        "data.validation_fraction": str(VALIDATION / images),
+        "data.validation_fraction": str(setting.validation_images / images),
         "data.image_size": str(setting.image_size),
         "batch_size": str(setting.batch_size),
         "phases.0.epochs": str(setting.epochs),
@@ -135,4 +135,4 @@ def settings() -> list[Setting]:
     """Those for this device."""
     if torch.cuda.is_available():
         return [Setting(45_000, size, 10, 256, seeds=5) for size in (128, 224)]
-    return [Setting(2700, 96, 3), Setting(500, 96, 12)]
+    return [Setting(2700, 96, 3), Setting(500, 96, 12, seeds=3)]

@@ -39,9 +39,10 @@ CONFIGURATION = Configuration("scratch", "cifar", 32, 64, "no", model="test_resn
 def test_a_rehearsal_measures_everything_and_keeps_nothing(capsys: pytest.CaptureFixture) -> None:
     """What training measures is left out here: the other rehearsal, below, does that."""
     before = {file: file.read_bytes() for file in results.FOLDER.iterdir()}
-    assert command.main(["--rehearse", "--minutes", "0", "training", "jobs", "pipeline", "startup"]) == 0
+    assert command.main(["--rehearse", "--minutes", "0", "training", "jobs", "pipeline", "startup", "finetune"]) == 0
     said = capsys.readouterr().out
-    for words in ("no time was left", "train.py over the better one", "images/s resident", "with an empty cache"):
+    jobs_and_pipeline = ("train.py over the better one", "images/s resident", "with an empty cache")
+    for words in ("no time was left", *jobs_and_pipeline, "3 updates of 32"):
         assert words in said
     assert {file: file.read_bytes() for file in results.FOLDER.iterdir()} == before
 
@@ -347,14 +348,14 @@ def test_packing_fetches_nothing_that_the_machine_has(tmp_path: Path) -> None:
     assert f"python3 -m benchmarks.gpu --source {out}/images --minutes 9" in done.stdout
 
 
-def test_recipes_are_compared_on_images_that_none_trains_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipes_are_compared_on_images_that_none_trains_on(tmp_path: Path) -> None:
     torch.manual_seed(0)
     weights = timm.create_model("test_resnet", num_classes=7).state_dict()
     save_file(weights, tmp_path / "a.safetensors")
-    monkeypatch.setattr(finetune, "VALIDATION", 100)
     model = {"model.name": "test_resnet", "model.init_from": str(tmp_path / "a.safetensors")}
     candidates = {"finetune": {}, "probe only": {"phases.0.lr": "1e-12"}}
-    *_, found = finetune.measure("synthetic", model, [finetune.Setting(60, 32, 1, 20)], candidates)
+    settings = [finetune.Setting(60, 32, 1, 20, validation_images=100)]
+    *_, found = finetune.measure("synthetic", model, settings, candidates)
     (setting,) = found["settings"]
     assert (setting["updates"], setting["validation_images"]) == (3, 100)
     assert setting["scores"]["probe only"] == setting["probe"] != setting["scores"]["finetune"]
