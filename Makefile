@@ -24,6 +24,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/shellcheck --external-sources slurm/*.sh benchmarks/*.sh
+	$(BIN)/hadolint containers/*.Dockerfile
 
 # The long form of the tests that kill, interrupt and move runs, and those that run jobs of SLURM: 75 minutes or more; then
 # what is left out of `make test`. Figures go to benchmarks/results/.

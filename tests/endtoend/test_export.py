@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.datasets
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
@@ -119,6 +120,12 @@ def test_the_cards_code_labels_photographs_like_predict_without_this_project(
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(draw.integers(0, 256, (60, 90, 3), dtype=np.uint8)).save(tmp_path / "4.jpg", exif=exif)
+    photographs = [*(Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg")]
+    assert len(photographs) >= 2, "a temple and a flower, 640 x 427"
+    for photograph in photographs:
+        shutil.copy(photograph, tmp_path)
+        upright = Image.open(photograph)
+        upright.rotate(90, expand=True).convert("CMYK").save(tmp_path / f"turned-{photograph.name}", exif=exif)
     files = sorted(tmp_path.iterdir())
     predict.main([str(finished), str(tmp_path), "--json", "--precision", "no"])  # the run was in bfloat16
     expected = list(map(json.loads, capsys.readouterr().out.splitlines()))
