@@ -98,9 +98,11 @@ def _write(
         "class_names": json.dumps(model.classes),
         "temperature": str(model.temperature or ""),
         "stored_size": json.dumps(size),
+        "decode_mode": model.preprocess.decoding.mode,
+        "value_range": json.dumps(model.preprocess.decoding.value_range),
         "image_size": str(data.image_size),
         "interpolation": data.interpolation,
-        "architecture": model.plain.pretrained_cfg["architecture"],
+        "architecture": model.architecture,
         "fingerprint": model.fingerprint,
         "weights": model.name,
     }
