@@ -19,7 +19,7 @@ SCRIPT = "<img src=x onerror=document.title='hacked'>.png"  # a file name
 
 @pytest.fixture(scope="module")
 def served(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    with Serving(write_model(tmp_path_factory.mktemp("served"), onnx=False) / "model") as serving:
+    with Serving(write_model(tmp_path_factory.mktemp("served"), ()) / "model") as serving:
         yield serving
         assert serving.errors() == ""
 
