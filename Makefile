@@ -47,5 +47,5 @@ gpu: $(READY)
 $(READY): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[trackers,tune,onnx,test,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[trackers,tune,onnx,serve,test,dev]'
 	touch $(READY)

@@ -1,4 +1,4 @@
-"""Runs the named benchmarks, or all but `checkpoints` and `finetune`; writes one JSON file and prints it as a table."""
+"""Runs the named benchmarks, or training, jobs, pipeline and startup; writes one JSON file and prints it as a table."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import finetune, jobs, pipeline, results, startup, training
+from benchmarks import finetune, jobs, pipeline, results, serving, startup, training
 from benchmarks.step import Configuration
 from resnet_cifar.atomic_io import read_json
 from resnet_cifar.cli.entry import escape_what_the_console_lacks
 
-NAMES = ("training", "jobs", "pipeline", "startup", "checkpoints", "finetune")
+NAMES = ("training", "jobs", "pipeline", "startup", "checkpoints", "finetune", "serve")
 BY_DEFAULT = NAMES[:4]
 REHEARSAL = [Configuration("scratch", "imagenet", 32, 64, "no", model="test_resnet", rounds=1, seconds=0.0)]
 TINY = jobs.Job(model="test_resnet", images=320, epochs=2, batch_size=32)
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--source", default="synthetic", help="the images, as in data.source [synthetic]")
     parser.add_argument("--out", type=Path, default=results.FOLDER, help="results directory [benchmarks/results]")
     parser.add_argument("--minutes", type=float, default=60, help="start no configuration of training after this [60]")
-    parser.add_argument("--model", default="resnet50.a1_in1k", help="of finetune [resnet50.a1_in1k]")
+    parser.add_argument("--model", default="resnet50.a1_in1k", help="of finetune and serve [resnet50.a1_in1k]")
     parser.add_argument("--weights", default="", help="of finetune, as in model.init_from [timm's]")
     parser.add_argument("--images", type=int, help="of finetune: only the settings with that many training images")
     parser.add_argument("--rehearse", action="store_true", help="a tiny model, one round; writes no results")
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
         parser.error(f"there is no benchmark {unknown[0]!r}: choose from {', '.join(NAMES)}")
     deadline = time.monotonic() + 60 * asked.minutes
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "rehearsal.json" if asked.rehearse else results.file(asked.out)
+        file = Path(folder) / "rehearsal.json" if asked.rehearse else results.file(asked.out, asked.names)
         for name in asked.names or BY_DEFAULT:
             print(f"{name} ...", flush=True)
             for found in _measured(name, asked, deadline):
@@ -77,6 +77,9 @@ def _measured(name: str, asked: argparse.Namespace, deadline: float) -> Iterator
         settings = [TINY_SETTING] if rehearse else finetune.settings()
         settings = [setting for setting in settings if asked.images in (None, setting.images)]
         yield from finetune.measure(source, model, settings, finetune.CANDIDATES)
+    elif name == "serve":
+        model = "test_resnet" if rehearse else asked.model
+        yield serving.measure(source, model, count=16) if rehearse else serving.measure(source, model)
     else:
         from benchmarks import checkpoints  # starts an Accelerator
 

@@ -35,7 +35,7 @@ def measure(
     """Images/s of both, the medians of interleaved rounds; of the DataLoader the best number of workers."""
     workers = workers or tuple(sorted({0, 1, 2, 4, os.cpu_count() or 1}))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = _encoded(source)
+    dataset = encoded(source)
     return {
         f"{size} px": _compare(source, dataset, size, sizes[size], device, rounds, batches, workers) for size in sizes
     }
@@ -100,7 +100,7 @@ def _resident(source: str, size: int, batch: int, device: torch.device) -> Itera
         yield from loader.batch(step)
 
 
-def _encoded(source: str) -> datasets.Dataset:
+def encoded(source: str) -> datasets.Dataset:
     """The training images as `datasets` holds them, encoded and decoded at each access: columns `image` and `label`."""
     train = encoded_synthetic("train") if source == "synthetic" else datasets.load_dataset(source)["train"]
     image = next(name for name, feature in train.features.items() if isinstance(feature, datasets.Image))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -18,9 +18,10 @@ FOLDER = Path(__file__).parent / "results"
 _OF_A_RUN = ("time", "commit", "command", "job")  # of the environment; the rest is the machine
 
 
-def file(folder: Path) -> Path:
-    """Of this machine's kind, in `folder`."""
-    return folder / f"bench-{'gpu' if torch.cuda.is_available() else 'cpu'}.json"
+def file(folder: Path, names: Sequence[str]) -> Path:
+    """Of this machine's kind, in `folder`; `serve`, measured alone, has one of its own."""
+    about = "serve-" if list(names) == ["serve"] else ""
+    return folder / f"bench-{about}{'gpu' if torch.cuda.is_available() else 'cpu'}.json"
 
 
 def keep(path: Path, name: str, source: str, measured: dict[str, Any]) -> None:
@@ -62,6 +63,18 @@ def show(results: dict[str, Any], console: Console) -> None:
         others.add_row("first step after", f"{cold:.1f} s with an empty cache, {warm:.1f} s with a warm one")
     if others.rows:
         console.print(others)
+    if serve := results.get("serve"):
+        console.print(_of_serve(serve))
+
+
+def _of_serve(serve: dict[str, Any]) -> Table:
+    about = f"{serve['requests']} requests of {serve['clients']} clients, {serve['model']}, {serve['image_size']} px"
+    table = Table("backend", "failed", "requests/s", "p50 ms", "p95 ms", "p99 ms", "mean batch", title=about)
+    for backend in ("torch", "onnx"):
+        found = serve[backend]
+        values = (found["failed"], found["requests_per_second"], *found["milliseconds"].values(), found["mean_batch"])
+        table.add_row(backend, *map(str, values))
+    return table
 
 
 def _of_finetune(setting: dict[str, Any]) -> Table:

@@ -63,7 +63,7 @@ def export(target: Target, recipe: Recipe, formats: Collection[str], out: Path) 
         raise UserError(f"--out {out} cannot be written ({error.strerror}): name another directory") from None
     expected = predict(context, model.model, data.test, model.preprocess).logits.numpy()
     context.close()
-    _write(formats, model, target, aside, _calibration_images(recipe, data.train))
+    write_formats(formats, model, target, aside, _calibration_images(recipe, data.train))
     facts = _run_all(aside, recipe, data.test, expected)
     write_json(aside / "export.json", facts)
     title = f"{len(expected):,} test images, accuracy {facts['accuracy']:.4f} in this project"
@@ -84,23 +84,28 @@ def _model_folder(target: Target) -> Path:
     return target.path / "model" if target.kind == "run" else target.path
 
 
-def _write(
+def write_formats(
     formats: Collection[str], model: LoadedModel, target: Target, folder: Path, calibration: Iterator[np.ndarray]
 ) -> None:
-    """Writes the files into `folder`."""
+    """Writes the files of the `formats` (onnx, int8, pt2, timm) into `folder`, unverified. Raises UserError.
+
+    `calibration`: batches of training images, for int8.
+    """
     if "timm" in formats:
         for name in ("config.json", "model.safetensors"):
             shutil.copy(_model_folder(target) / name, folder)
-    if set(formats) == {"timm"}:
+    if set(formats) <= {"timm"}:
         return
     data, size = model.preprocess.data, model.preprocess.decoding.size
     metadata = {
         "class_names": json.dumps(model.classes),
         "temperature": str(model.temperature or ""),
         "stored_size": json.dumps(size),
+        "decode_mode": model.preprocess.decoding.mode,
+        "value_range": json.dumps(model.preprocess.decoding.value_range),
         "image_size": str(data.image_size),
         "interpolation": data.interpolation,
-        "architecture": model.plain.pretrained_cfg["architecture"],
+        "architecture": model.architecture,
         "fingerprint": model.fingerprint,
         "weights": model.name,
     }

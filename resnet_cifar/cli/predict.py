@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resnet_cifar.cli.parser import parse
 from resnet_cifar.config.errors import UserError
@@ -56,9 +56,10 @@ def main(arguments: list[str]) -> None:
 
 def classify_images(options: PredictOptions, recipe: Recipe) -> None:
     """Prints classes and probabilities of every image. Raises UserError, or SystemExit (3) if some cannot be read."""
+    from resnet_cifar.data.sources.image_io import unreadable_reason
     from resnet_cifar.distributed.context import DistributedContext
     from resnet_cifar.evaluation import loaded_model
-    from resnet_cifar.evaluation.classify_files import class_probabilities, image_files, unreadable_reason
+    from resnet_cifar.evaluation.classify_files import class_probabilities, image_files
     from resnet_cifar.reporting.console import Screen, track
 
     target = model_location.find_target(Path(options.target))
@@ -86,16 +87,18 @@ def classify_images(options: PredictOptions, recipe: Recipe) -> None:
 
 
 def _print_json(files: Sequence[str], found: Sequence[Tensor | None], classes: tuple[str, ...]) -> None:
-    from resnet_cifar.evaluation.classify_files import unreadable_reason
+    from resnet_cifar.data.sources.image_io import unreadable_reason
 
     for file, row in zip(files, found, strict=True):
-        if row is None:
-            print(json.dumps({"file": file, "error": unreadable_reason(file)}))
-            continue
-        probabilities = dict(zip(classes, (round(value, 6) for value in row.tolist()), strict=True))
-        best = classes[int(row.argmax())]
-        entry = {"file": file, "label": best, "probability": probabilities[best], "probabilities": probabilities}
-        print(json.dumps(entry))
+        found_in = {"error": unreadable_reason(file)} if row is None else as_json(row.tolist(), classes)
+        print(json.dumps({"file": file, **found_in}))
+
+
+def as_json(row: Sequence[float], classes: Sequence[str]) -> dict[str, Any]:
+    """An image's class probabilities [classes] as `predict --json` and `serve` answer them."""
+    probabilities = dict(zip(classes, (round(value, 6) for value in row), strict=True))
+    best = classes[max(range(len(row)), key=row.__getitem__)]
+    return {"label": best, "probability": probabilities[best], "probabilities": probabilities}
 
 
 def _top(row: Tensor | None, classes: tuple[str, ...]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from resnet_cifar.config.schema import Data
 from resnet_cifar.data import transforms
 from resnet_cifar.data.sources import image_io
-from resnet_cifar.data.sources.image_io import AS_IS, BORDER, WHOLE_RANGE, Decoding
+from resnet_cifar.data.sources.image_io import AS_IS, BORDER, NO_LIMITS, WHOLE_RANGE, Decoding, Limits
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Preprocess:
     std: Tensor
     decoding: Decoding = AS_IS
 
-    def read(self, image: Any) -> np.ndarray:
+    def read(self, image: Any, limits: Limits = NO_LIMITS) -> np.ndarray:
         """An image as uint8 [h, w, 3], decoded like the training images (see `to_rgb`). Raises UndecodableImage."""
-        return image_io.to_rgb(image, self.decoding)
+        return image_io.to_rgb(image, self.decoding, limits=limits)
 
     def __call__(self, images: Tensor, size: int = 0, boxes: Tensor | None = None) -> Tensor:
         """uint8 [n, h, w, 3] -> normalized [n, 3, size, size], channels_last; `size` 0 is data.image_size.

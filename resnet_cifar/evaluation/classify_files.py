@@ -45,14 +45,6 @@ def image_files(paths: Sequence[str]) -> list[str]:
     return files
 
 
-def unreadable_reason(file: str) -> str:
-    """Why a file that cannot be read as an image is not."""
-    if image_io.is_heic(file) and not image_io.READS_HEIC:
-        return f"a HEIC image ({image_io.HEIC_FIX})"
-    return "it cannot be read as an image"
-
-
-@torch.no_grad()
 def class_probabilities(
     context: DistributedContext,
     model: LoadedModel,
@@ -61,7 +53,7 @@ def class_probabilities(
 ) -> list[Tensor | None]:
     """The class probabilities of each file, float64 [classes] on the CPU, or None if it cannot be read.
 
-    softmax(logits / temperature), if the model has one. Each rank classifies one block of files; all get all results.
+    Each rank classifies one block of files; all get all results.
     `track` shows the progress through batches, of which there are `total`.
     """
     each = -(-len(files) // context.size)
@@ -81,10 +73,8 @@ def class_probabilities(
             decoded = list(threads.map(read, mine[start : start + _BATCH]))
             rows = [start + offset for offset, pixels in enumerate(decoded) if pixels is not None]
             if rows:
-                images = (pixels[None].to(context.device) for pixels in decoded if pixels is not None)
-                inputs = torch.cat([model.preprocess(image) for image in images])
-                logits[rows] = model.model(inputs.contiguous(memory_format=torch.channels_last)).double()
+                logits[rows] = model.logits([pixels for pixels in decoded if pixels is not None])
                 is_read[rows] = 1
-    probabilities = (context.gather(logits)[: len(files)].cpu() / (model.temperature or 1.0)).softmax(1)
+    probabilities = model.probabilities(context.gather(logits)[: len(files)].cpu())
     is_read = context.gather(is_read).tolist()
     return [row if ok else None for row, ok in zip(probabilities, is_read, strict=False)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.data.preprocess import Preprocess
-from resnet_cifar.data.sources.image_io import Decoding
+from resnet_cifar.data.sources.image_io import NO_LIMITS, Decoding, Limits
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.evaluation import model_location
 from resnet_cifar.evaluation.model_location import Target
@@ -50,12 +50,28 @@ class LoadedModel:
     is_fresh: bool
     timm_transform: Callable[[Image.Image], Tensor] | None = None
 
-    def read(self, file: str) -> Tensor:
-        """An image file as uint8 [h, w, 3], as in the model's training. Raises UndecodableImage."""
-        pixels = self.preprocess.read(file)
+    @property
+    def architecture(self) -> str:
+        """The name that timm knows the model by."""
+        return self.plain.pretrained_cfg["architecture"]
+
+    def read(self, image: Any, limits: Limits = NO_LIMITS) -> Tensor:
+        """An image (see `to_rgb`) as uint8 [h, w, 3], as in the model's training. Raises UndecodableImage."""
+        pixels = self.preprocess.read(image, limits)
         if self.timm_transform is None:
             return torch.from_numpy(pixels)
         return self.timm_transform(Image.fromarray(pixels)).permute(1, 2, 0)
+
+    @torch.no_grad()
+    def logits(self, images: Sequence[Tensor]) -> Tensor:
+        """Of images as `read` gives them, in one batch: float64 [n, classes] on the device."""
+        device = self.preprocess.mean.device
+        inputs = torch.cat([self.preprocess(image[None].to(device)) for image in images])
+        return self.model(inputs.contiguous(memory_format=torch.channels_last)).double()
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """softmax(logits / temperature), if the model has one."""
+        return (logits / (self.temperature or 1.0)).softmax(1)
 
     def check_fresh(self) -> None:
         """Raises UserError if the BatchNorm statistics do not belong to these weights and cannot be estimated here."""

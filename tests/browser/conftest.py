@@ -1,4 +1,4 @@
-"""Debian's chromium, driven by Playwright: pages are opened as a person opens them, from the disk."""
+"""Debian's chromium, driven by Playwright: pages are opened as a person opens them, from the disk or a server."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "-
 class Opened:
     """A page, what its console said, and every address that it asked for."""
 
-    def __init__(self, page: Any, file: Path) -> None:
-        self.page, self.file = page, file
+    def __init__(self, page: Any, address: str) -> None:
+        self.page, self.address = page, address
         self.errors: list[str] = []
         self.asked: list[str] = []
         page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", lambda request: self.asked.append(request.url))
-        page.goto(file.as_uri())
+        page.goto(address)
 
     def check_quiet(self) -> None:
-        """No error on the console, and no request but for the page itself."""
+        """No error on the console, and no request but for the page itself, and below its address."""
         assert self.errors == []
-        outside = [url for url in self.asked if url != self.file.as_uri() and not url.startswith("data:")]
+        outside = [url for url in self.asked if not url.startswith((self.address, "data:", f"blob:{self.address}"))]
         assert outside == []
         assert self.asked, "the page itself was asked for"
 
@@ -47,11 +47,11 @@ class Browser:
     def __init__(self, browser: Any) -> None:
         self._browser = browser
 
-    def open(self, file: Path, *, dark: bool = False, phone: bool = False) -> Opened:
-        """`file` on a screen of 1280 px or a phone's."""
+    def open(self, page: Path | str, *, dark: bool = False, phone: bool = False) -> Opened:
+        """A file or an address on a screen of 1280 px or a phone's."""
         screen = PHONE if phone else {"width": 1280, "height": 900}
         context = self._browser.new_context(viewport=screen, color_scheme="dark" if dark else "light")
-        return Opened(context.new_page(), file)
+        return Opened(context.new_page(), page if isinstance(page, str) else page.as_uri())
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Mistakes of evaluation, prediction and export whose sentences advise something, with the remedies."""
+"""Mistakes of evaluation, prediction, export and serving whose sentences advise something, with the remedies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from making import Prepare, Remedy
 from prepared import both
 
 from resnet_cifar.checkpoints import checkpoint
-from resnet_cifar.cli import verify_export
+from resnet_cifar.cli import serve, verify_export
+from resnet_cifar.cli.serve import ServeOptions
 from resnet_cifar.data import prepared_data
 from resnet_cifar.evaluation import model_location
 from resnet_cifar.evaluation.classify_files import image_files
@@ -83,6 +84,11 @@ def stored(name: str, weights: str = "") -> Callable[[Path], object]:
     return check
 
 
+def bound(host: str) -> Callable[[Path], object]:
+    """An address to serve at, and any free port."""
+    return lambda home: serve._bound(ServeOptions("RUN", host=host, port="0")).close()
+
+
 # fmt: off
 EVALUATIONS = [
     advice("evaluation of nothing", parsed("evaluate", "notes"),
@@ -116,6 +122,15 @@ EVALUATIONS = [
         prepare=both(prepared.run(), removed("RUN/model"))),
     advice("export into a file", "export RUN --out notes/a", parsed("export", "RUN --out other"),
         prepare=both(prepared.file("notes"), prepared.run())),
+    advice("ONNX with a precision", parsed("serve", "RUN/export --precision bf16"),
+        parsed("serve", "RUN/export"), parsed("serve", "RUN --precision bf16"),
+        prepare=both(prepared.run(), prepared.file("RUN/export/model.onnx"))),
+    advice("ONNX by torch", parsed("serve", "RUN/export/model.onnx --backend torch"),
+        parsed("serve", "RUN --backend torch"), parsed("serve", "RUN/export/model.onnx"),
+        prepare=both(prepared.run(), prepared.file("RUN/export/model.onnx"))),
+    advice("a run without ONNX", parsed("serve", "RUN --backend onnx"),
+        (prepared.file("RUN/export/model.onnx"), parsed("serve", "RUN --backend onnx")), prepare=prepared.run()),
+    advice("another machine's address", bound("192.0.2.1"), bound("127.0.0.1"), bound("0.0.0.0")),
     advice("nothing held out", "evaluate RUN --data.validation_fraction 0 --split validation",
         "evaluate RUN --split test", prepare=prepared.run()),
     advice("evaluation into a file", "evaluate RUN --out notes/a", "evaluate RUN --out other",

@@ -39,10 +39,17 @@ CONFIGURATION = Configuration("scratch", "cifar", 32, 64, "no", model="test_resn
 def test_a_rehearsal_measures_everything_and_keeps_nothing(capsys: pytest.CaptureFixture) -> None:
     """What training measures is left out here: the other rehearsal, below, does that."""
     before = {file: file.read_bytes() for file in results.FOLDER.iterdir()}
-    assert command.main(["--rehearse", "--minutes", "0", "training", "jobs", "pipeline", "startup", "finetune"]) == 0
+    names = ("training", "jobs", "pipeline", "startup", "finetune", "serve")
+    assert command.main(["--rehearse", "--minutes", "0", *names]) == 0
     said = capsys.readouterr().out
-    jobs_and_pipeline = ("train.py over the better one", "images/s resident", "with an empty cache")
-    for words in ("no time was left", *jobs_and_pipeline, "3 updates of 32"):
+    for words in (
+        "no time was left",
+        "train.py over the better one",
+        "images/s resident",
+        "with an empty cache",
+        "3 updates of 32",
+        "16 requests of 8",
+    ):
         assert words in said
     assert {file: file.read_bytes() for file in results.FOLDER.iterdir()} == before
 

@@ -1,4 +1,4 @@
-"""The arguments of seeds, explore, evaluate, predict, report and compare."""
+"""The arguments of seeds, explore, evaluate, predict, export, serve, report and compare."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_cifar.cli import evaluate, explore, export, report, seeds, train
+from resnet_cifar.cli import evaluate, explore, export, report, seeds, serve, train
 from resnet_cifar.cli.evaluate import EvaluateOptions
 from resnet_cifar.cli.explore import ExploreOptions
 from resnet_cifar.cli.seeds import SeedsOptions, seed_numbers
@@ -222,6 +222,45 @@ def test_export_says_which_package_is_missing(run_dir: Path, monkeypatch: pytest
     with pytest.raises(UserError, match=re.escape("--to onnx needs the package onnx: pip install -e '.[onnx]'")):
         export.parse_arguments([str(run_dir)])
     assert export.parse_arguments([str(run_dir), "--to", "pt2,timm"])
+
+
+# serve
+
+
+def test_serve_runs_a_run_with_torch_and_an_export_with_onnxruntime(run_dir: Path) -> None:
+    assert serve.parse_arguments([str(run_dir)])[1] == read_recipe("debug")
+    assert serve.parse_arguments([str(run_dir), "--precision", "bf16"])[1].precision == "bf16"
+    (run_dir / "export").mkdir()
+    (run_dir / "export" / "model.onnx").write_text("")
+    onnx = [[str(run_dir / "export")], [str(run_dir / "export" / "model.onnx")], [str(run_dir), "--backend", "onnx"]]
+    assert [serve.parse_arguments(words)[1] for words in onnx] == [None, None, None]
+    assert serve.parse_arguments([str(run_dir), "--port", "0"])[1] is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        ((), "RUN is missing: resnet-cifar serve RUN"),
+        (("nowhere",), "nowhere is not a run directory"),
+        (("nowhere", "--port", "http"), "--port cannot be 'http': it should be a number up to 65535"),
+        (("nowhere", "--port", "65536"), "--port cannot be '65536'"),
+        (("nowhere.onnx",), "nowhere.onnx: there is no such file"),
+        (("nowhere", "--backend", "tensorrt"), "--backend cannot be 'tensorrt': it should be auto or torch or onnx"),
+        (("nowhere", "--max-batch", "0"), "--max-batch cannot be '0'"),
+        (("nowhere", "--data.limit", "5"), "--data.limit cannot be changed here: only --precision can"),
+    ],
+)
+def test_serve_answers_mistakes(arguments: tuple[str, ...], start: str) -> None:
+    with pytest.raises(UserError, match=re.escape(start)):
+        serve.parse_arguments(list(arguments))
+
+
+def test_serve_says_which_package_is_missing(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "python_multipart" else name)
+    with pytest.raises(
+        UserError, match=re.escape("serve needs the package python-multipart: pip install -e '.[serve]'")
+    ):
+        serve.parse_arguments([str(run_dir)])
 
 
 def test_another_source_is_not_cut_for_a_validation_split_that_nobody_asked_for(run_dir: Path) -> None:

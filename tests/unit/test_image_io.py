@@ -15,7 +15,7 @@ from read_sources import arrays, encoded
 from torchvision.transforms import v2
 
 from resnet_cifar.data.sources import image_io
-from resnet_cifar.data.sources.image_io import BORDER, Decoding, UndecodableImage, to_rgb
+from resnet_cifar.data.sources.image_io import BORDER, Decoding, Limits, TooManyPixels, UndecodableImage, to_rgb
 
 SQUARE = Decoding((32, 32))
 SIZES = [(96, 64), (64, 96), (70, 70), (20, 31), (32, 32), (33, 32), (32, 33), (31, 32), (900, 40), (7, 90), (1, 1)]
@@ -182,3 +182,15 @@ def test_what_it_returns_is_plain_bytes() -> None:
     found = to_rgb(encoded(arrays(1)[0]))
     assert (found.dtype, found.shape) == (np.uint8, (6, 8, 3))
     assert torch.equal(torch.from_numpy(found.copy()), torch.from_numpy(arrays(1)[0]))
+
+
+def test_limits_are_checked_before_an_image_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = saved(Image.new("RGB", (40, 30)), "GIF")
+    assert to_rgb(picture, limits=Limits(("GIF", "PNG"), 1200)).shape == (30, 40, 3)
+    monkeypatch.setattr(image_io, "decode", lambda *arguments: pytest.fail("it is decoded"))
+    with pytest.raises(TooManyPixels, match=r"^40 x 30 pixels$"):
+        to_rgb(picture, limits=Limits(pixels=1199))
+    with pytest.raises(UndecodableImage):
+        to_rgb(picture, limits=Limits(("PNG",)))
+    with pytest.raises(TooManyPixels, match=r"^over 536,870,912 pixels$"):
+        to_rgb({"bytes": b"P5 99999 99999 255\n", "path": None})

@@ -35,6 +35,10 @@ class UndecodableImage(ValueError):
     """An image that cannot be decoded, and why."""
 
 
+class TooManyPixels(UndecodableImage):
+    """An image that would be too large once decoded."""
+
+
 class DeepImage(Exception):
     """An image with more than 8 bits per value: which values are black and white has to be known first."""
 
@@ -57,14 +61,28 @@ class Decoding:
 AS_IS = Decoding()
 
 
-def to_rgb(image: Any, how: Decoding = AS_IS, allow_deep: bool = True) -> np.ndarray:
+@dataclass(frozen=True)
+class Limits:
+    """Which image files are decoded: those of `formats` (Pillow's names; None: of any) of up to `pixels` (None: any).
+
+    Both are checked on a file's header, before pixels are decoded.
+    """
+
+    formats: tuple[str, ...] | None = None
+    pixels: int | None = None
+
+
+NO_LIMITS = Limits()
+
+
+def to_rgb(image: Any, how: Decoding = AS_IS, allow_deep: bool = True, limits: Limits = NO_LIMITS) -> np.ndarray:
     """An image as uint8 [height, width, 3]. Raises UndecodableImage; DeepImage unless `allow_deep`.
 
     `image`: a path, an image of `datasets` ({"bytes": ..., "path": ...}), or an array uint8 or uint16 [h, w] or
     [h, w, c]. The first of several frames is used. See `decode`, `cover` and `fit`.
     """
     black_white = how.value_range or WHOLE_RANGE
-    with _opened(image) as opened:
+    with _opened(image, limits) as opened:
         if not allow_deep and _is_deep(opened):
             raise DeepImage
         picture = _color_to_uint8(opened, *black_white) if isinstance(opened, np.ndarray) else opened
@@ -146,6 +164,13 @@ def is_heic(image: Any) -> bool:
     return False
 
 
+def unreadable_reason(image: Any) -> str:
+    """Why an image that cannot be decoded is not, in words for its owner."""
+    if is_heic(image) and not READS_HEIC:
+        return f"a HEIC image ({HEIC_FIX})"
+    return "it cannot be read as an image"
+
+
 def source_file(image: Any) -> str:
     """The file that an image is read from, or "" if unknown."""
     path = image.get("path") if isinstance(image, dict) else image if isinstance(image, str | Path) else None
@@ -153,7 +178,7 @@ def source_file(image: Any) -> str:
 
 
 @contextlib.contextmanager
-def _opened(image: Any) -> Iterator[Image.Image | np.ndarray]:
+def _opened(image: Any, limits: Limits = NO_LIMITS) -> Iterator[Image.Image | np.ndarray]:
     """The image, not decoded yet; an array where Pillow has no mode for it: uint16 [h, w, 2 to 4].
 
     Raises UndecodableImage for what goes wrong within the context too: Pillow raises nearly everything for broken
@@ -166,10 +191,14 @@ def _opened(image: Any) -> Iterator[Image.Image | np.ndarray]:
             return
         if isinstance(image, dict):
             image = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
-        with Image.open(image) as opened:
+        with Image.open(image, formats=limits.formats) as opened:
+            if limits.pixels is not None and opened.width * opened.height > limits.pixels:
+                raise TooManyPixels(f"{opened.width} x {opened.height} pixels")
             yield opened
     except (UndecodableImage, DeepImage):
         raise
+    except Image.DecompressionBombError:  # its header says so
+        raise TooManyPixels(f"over {2 * Image.MAX_IMAGE_PIXELS:,} pixels") from None
     except Exception as error:
         raise UndecodableImage(f"{type(error).__name__}: {error}") from None
 
