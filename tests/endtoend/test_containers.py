@@ -7,15 +7,17 @@ import os
 import shutil
 import signal
 import subprocess
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import sklearn.datasets
 
 ROOT = Path(__file__).parents[2]
 # A base image for builders that reach no registry, such as one imported from debootstrap with python3-venv.
 BASE = os.environ.get("CONTAINER_BASE", "python:3.12-slim-bookworm")
-ANOTHER_USER = "1234"  # whom the images do not know
+USER = "1234"  # whom the images do not know
 pytestmark = pytest.mark.proof_only
 
 
@@ -26,31 +28,47 @@ def run(*words: str | Path) -> str:
     return done.stdout
 
 
+def is_ready(builder: str) -> bool:
+    return (
+        bool(shutil.which(builder))
+        and not subprocess.run([builder, "info"], check=False, capture_output=True).returncode
+    )
+
+
 @pytest.fixture(scope="module")
 def inside() -> Callable[..., list[str]]:
     """`inside(NAME, VOLUMES, *WORDS)`: the command that runs WORDS in a container of containers/NAME.Dockerfile."""
-    builders = [name for name in ("buildah", "docker") if shutil.which(name)]
-    alive = [name for name in builders if subprocess.run([name, "info"], check=False, capture_output=True).returncode == 0]
-    if not alive:
+    builder = next(filter(is_ready, ("buildah", "docker")), None)
+    if builder is None:
         pytest.skip("there is neither buildah nor a running docker")
     for name in ("train", "serve"):
         words = ("--build-arg", f"BASE={BASE}", "--file", f"containers/{name}.Dockerfile")
-        run(alive[0], "build", *words, "--tag", f"resnet-cifar-test:{name}", ".")
+        run(builder, "build", *words, "--tag", f"resnet-cifar-test:{name}", ".")
 
-    def command(name: str, volumes: dict[Path, str], *words: str) -> list[str]:
-        options = [word for outer, inner in volumes.items() for word in ("--volume", f"{outer}:{inner}")]
-        options += ["--user", ANOTHER_USER]
-        if alive[0] == "docker":
-            return ["docker", "run", "--rm", "--init", "--network", "host", *options, "--entrypoint", "", f"resnet-cifar-test:{name}", *words]
-        container = run("buildah", "from", f"localhost/resnet-cifar-test:{name}").strip()
-        return ["buildah", "run", *options, container, "--", *words]
+    def command(name: str, volume: str, *words: str) -> list[str]:
+        options, image = ("--user", USER, "--volume", volume), f"localhost/resnet-cifar-test:{name}"
+        if builder == "buildah":
+            return ["buildah", "run", *options, run("buildah", "from", image).strip(), "--", *words]
+        image = image.removeprefix("localhost/")
+        return ["docker", "run", "--rm", "--init", "--network", "host", "--entrypoint", "", *options, image, *words]
 
     return command
 
 
 def test_a_run_is_trained_exported_and_served_in_containers(inside: Callable[..., list[str]], tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
-    words = ("--recipe", "debug", "--run", "runs/mine", "--track.trackers", "none")
-    run(*inside("train", {tmp_path: "/app/runs"}, "accelerate", "launch", "train.py", *words))
-    assert json.loads((tmp_path / "mine" / "result.json").read_text())["test"]["images"] == 200
-    run(*inside("train", {tmp_path: "/app/runs"}, "resnet-cifar", "export", "runs/mine", "--to", "onnx"))
+    runs, words = f"{tmp_path}:/app/runs", ("--recipe", "debug", "--run", "runs/mine", "--track.trackers", "none")
+    run(*inside("train", runs, "accelerate", "launch", "train.py", *words))
+    assert "test/accuracy" in json.loads((tmp_path / "mine" / "result.json").read_text())
+    run(*inside("train", runs, "resnet-cifar", "export", "runs/mine", "--to", "onnx"))
+    serve = ("resnet-cifar", "serve", "/model", "--host", "0.0.0.0", "--port", "0")
+    with subprocess.Popen(
+        inside("serve", f"{tmp_path}/mine/export:/model", *serve), stdout=subprocess.PIPE, text=True
+    ) as service:
+        address = next(word for line in service.stdout for word in line.split() if word.startswith("http://"))
+        photograph = (Path(sklearn.datasets.__file__).parent / "images" / "flower.jpg").read_bytes()
+        request = urllib.request.Request(f"{address}/predict", photograph, {"Content-Type": "image/jpeg"})
+        with urllib.request.urlopen(request) as answer:
+            (found,) = json.load(answer)["images"]
+        service.send_signal(signal.SIGTERM)
+    assert found["label"] in found["probabilities"] and len(found["probabilities"]) == 10
