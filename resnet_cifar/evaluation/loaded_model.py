@@ -50,9 +50,9 @@ class LoadedModel:
     is_fresh: bool
     timm_transform: Callable[[Image.Image], Tensor] | None = None
 
-    def read(self, file: str) -> Tensor:
-        """An image file as uint8 [h, w, 3], as in the model's training. Raises UndecodableImage."""
-        pixels = self.preprocess.read(file)
+    def read(self, image: Any) -> Tensor:
+        """An image, such as a path, as uint8 [h, w, 3], as in the model's training. Raises UndecodableImage."""
+        pixels = self.preprocess.read(image)
         if self.timm_transform is None:
             return torch.from_numpy(pixels)
         return self.timm_transform(Image.fromarray(pixels)).permute(1, 2, 0)
