@@ -108,7 +108,7 @@ def classify_images(options: PredictOptions, recipe: Recipe) -> None:
     recipe = dataclasses.replace(recipe, precision=context.precision)
     found = json.loads(context.run_on_main(lambda: json.dumps(find_images(options.paths))))
     images = ImageFiles([ImageFile(*each) for each in found])
-    pool = review_page.read_pool(options.paths, images.names) if options.review else None
+    pool = review_page.read_pool(options.paths, images.files) if options.review else None
     model = loaded_model.load_model(target, recipe, context)
     model.check_fresh()
     context.run_on_main(lambda: images.extract(range(len(images))) or "")  # checks all archives, for one sentence
@@ -191,12 +191,13 @@ def _write_review(
         model.preprocess.decoding,
         options.review_images,
     )
-    unpack = "" if pool.source == pool.folder else f"unpack {pool.folder} into {pool.source}, "
-    kept = f", and {len(pool.labeled)} labels of {pool.folder}/{review_page.LABELS}" if pool.labeled else ""
+    unpacked = "" if pool.source == pool.folder else f" of the unpacked {pool.folder}"
+    kept = f", and {len(pool.labeled)} labels of {Path(pool.folder) / review_page.LABELS}" if pool.labeled else ""
     lines = [
         f"page         {page} ({done.images} of {done.listed} images, {done.nbytes / 1e6:.1f} MB)",
         f"predictions  {labels} ({done.listed} images{kept})",
-        f"then         {unpack}save the corrected labels as {pool.source}/{review_page.LABELS}, and run {pool.command}",
+        f"corrected    {Path(pool.source) / review_page.LABELS}, beside the images{unpacked}",
+        f"train        {pool.command}",
     ]
     if done.left_out:
         lines.append(f"warning: not in the review, because training reads no files of such names: {done.left_out}")

@@ -23,14 +23,13 @@ import torch
 from torch import Tensor
 
 from resnet_cifar.atomic_io import atomic_write
-from resnet_cifar.config.errors import UserError, printable
+from resnet_cifar.config.errors import UserError, check_name, printable
 from resnet_cifar.data.sources import csv_table, image_io
-from resnet_cifar.data.sources.archive import ENDINGS
 from resnet_cifar.data.sources.base import shorten
 from resnet_cifar.data.sources.image_io import Decoding
 from resnet_cifar.data.sources.image_tree import is_image_file
 from resnet_cifar.data.sources.walk import is_hidden
-from resnet_cifar.evaluation.classify_files import ImageFiles
+from resnet_cifar.evaluation.classify_files import ImageFile, ImageFiles
 from resnet_cifar.reporting import html_page
 from resnet_cifar.reporting.dataset_report.samples import thumbnail
 
@@ -84,22 +83,29 @@ class Pool:
         return f"python train.py --data.source {shlex.quote(self.source)} --data.columns.label label"
 
 
-def read_pool(paths: Sequence[str], names: Sequence[str]) -> Pool:
-    """`paths`: what was named on the command line; `names`: of the images found. Raises UserError."""
+def read_pool(paths: Sequence[str], files: Sequence[ImageFile]) -> Pool:
+    """`paths`: what was named on the command line; `files`: the images found there. Raises UserError."""
+    archives = list(dict.fromkeys(file.path for file in files if file.member))
+    if archives and (len(archives) > 1 or not all(file.member for file in files)):
+        raise UserError(
+            f"--review: {archives[0]} and other images have no folder in common: unpack it, or review it alone"
+        )
     roots = [_root(word) for word in paths]
-    folder = str(roots[0]) if len(roots) == 1 else os.path.relpath(os.path.commonpath(map(os.path.abspath, roots)))
+    common = roots[0] if len(roots) == 1 else os.path.relpath(os.path.commonpath(map(os.path.abspath, roots)))
+    folder = archives[0] if archives else str(common)
+    check_name("--review: the folder", folder)
     start = os.path.abspath(folder)
-    below = [os.path.relpath(os.path.abspath(name), start) for name in names]
+    names = [os.path.relpath(os.path.abspath(file.name), start) for file in files]
     labeled = _read_labels(Path(folder) / LABELS)
-    if labeled.keys() >= set(below):
-        raise UserError(f"--review: {Path(folder) / LABELS} labels all {len(below)} images already: add images")
-    return Pool(folder, below, labeled)
+    if labeled.keys() >= set(names):
+        raise UserError(f"--review: {Path(folder) / LABELS} labels all {len(names)} images already: add images")
+    return Pool(folder, names, labeled)
 
 
 def _root(word: str) -> Path:
-    """The directory or archive that a word of the command line names, or the directory of its files."""
+    """The directory that a word of the command line names, or that holds its files."""
     path = Path(word)
-    if path.is_dir() or (path.is_file() and word.lower().endswith(ENDINGS)):
+    if path.is_dir():
         return path
     path = path.parent
     while glob.has_magic(str(path)) and not path.exists():
@@ -123,7 +129,7 @@ def _read_labels(file: Path) -> dict[str, str]:
 def _is_listable(name: str) -> bool:
     """Whether training finds an image by its name in a CSV: see `label_csv` and `image_tree`."""
     *folders, file = PurePosixPath(name).parts
-    is_text = "\\" not in name and printable(name) == name
+    is_text = "\\" not in name and name.encode(errors="ignore").decode() == name
     return is_text and is_image_file(file) and not any(map(is_hidden, folders))
 
 
