@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from resnet_cifar.cli.parser import parse
-from resnet_cifar.cli.predict import PredictOptions, classify_images
+from resnet_cifar.cli.predict import PredictOptions, check_paths, classify_images
 from resnet_cifar.config.diff import flatten
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
@@ -79,9 +79,7 @@ def _check(options: EvaluateOptions, given: list[str]) -> None:
         for name in ("split", "tta", "out"):
             if name in given:
                 raise UserError(f"--{name} is for evaluations, and --images classifies images: remove one of them")
-        for word in options.images:
-            if not Path(word).exists():
-                raise UserError(f"--images {word}: there is no such file or directory")
+        check_paths(options.images, "--images ")
     elif options.json:
         raise UserError("--json is for --images: evaluations are written as JSON anyway")
     if options.verify_export and (others := [name for name in given if name.replace("_", "-") != "verify-export"]):

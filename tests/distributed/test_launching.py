@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
+
+from resnet_cifar.cli import predict
+from resnet_cifar.data.sources import synthetic
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -42,6 +47,28 @@ def test_eval_gives_the_same_scores_on_several_processes(whole, tmp_path, launch
         after = pyarrow.parquet.read_table(run / "predictions-test.parquet").to_pydict()
         assert after["index"] == before["index"] and after["label"] == before["label"]
         np.testing.assert_allclose(np.array(after["logits"]), np.array(before["logits"]), rtol=0, atol=1e-9)
+
+
+def test_several_processes_predict_and_one_writes(whole, tmp_path, launch, monkeypatch, capsys, fresh_accelerator):
+    """Each process reads its own members of an archive; one process has the same results."""
+    run = whole("test_resnet", 2)
+    monkeypatch.chdir(tmp_path)
+    drawn, _ = synthetic.draw("test", 10)
+    with zipfile.ZipFile("photos.zip", "w") as archive:
+        for number, image in enumerate(drawn):
+            Image.fromarray(image).save(f"{number}.png")
+            archive.write(f"{number}.png", f"inner/{number}.png")
+    words = [run, "photos.zip", "--json", "--review"]
+    finished = launch(tmp_path, "-m", "resnet_cifar", "predict", *words, "several.html", processes=2)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    predict.main([*map(str, words), "one.html"])
+    several, one = (map(json.loads, text.splitlines()) for text in (finished.stdout, capsys.readouterr().out))
+    for found, expected in zip(several, one, strict=True):
+        assert (found["file"], found["label"]) == (expected["file"], expected["label"])
+        assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=2e-6)
+    tables = [Path(f"{name}-labels.csv").read_text().splitlines() for name in ("several", "one")]
+    assert len(tables[0]) == 11 and tables[0] == tables[1]
+    assert Path("several.html").is_file() and finished.stderr.count("page         several.html") == 1
 
 
 @pytest.mark.proof_only

@@ -18,6 +18,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,9 @@ class Workplace:
                 file = folder / word / "image.png" if word.endswith("/") else folder / word
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (32, 32), (200, 30, 30)).save(file)
+            elif command == "predict" and word.endswith(".zip"):
+                with zipfile.ZipFile(folder / word, "w") as archive:
+                    archive.write(folder / "folder" / "image.png", "image.png")
             elif arguments[number - 1] in SHORTER:
                 arguments[number] = SHORTER[arguments[number - 1]]
         recipe = folder / "runs" / "mine" / "recipe.yaml"

@@ -341,4 +341,4 @@ def test_the_table_names_every_picture(place: Path, capsys: pytest.CaptureFixtur
 def test_a_folder_without_pictures_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(UserError, match=r"contains no images"):
-        classify_files.image_files([str(tmp_path)])
+        classify_files.find_images([str(tmp_path)])

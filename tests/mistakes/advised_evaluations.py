@@ -18,6 +18,7 @@ from advice import (
     parsed,
     pictures,
     removed,
+    zipped,
 )
 from making import Prepare, Remedy
 from prepared import both
@@ -27,7 +28,8 @@ from resnet_cifar.cli import serve, verify_export
 from resnet_cifar.cli.serve import ServeOptions
 from resnet_cifar.data import prepared_data
 from resnet_cifar.evaluation import model_location
-from resnet_cifar.evaluation.classify_files import image_files
+from resnet_cifar.evaluation.classify_files import ImageFile, find_images
+from resnet_cifar.reporting.review_page import read_pool
 
 
 def copied(*names: str) -> Prepare:
@@ -89,6 +91,10 @@ def bound(host: str) -> Callable[[Path], object]:
     return lambda home: serve._bound(ServeOptions("RUN", host=host, port="0")).close()
 
 
+def review_of_one(home: Path) -> None:
+    read_pool(["a"], [ImageFile("a/0.png")])
+
+
 # fmt: off
 EVALUATIONS = [
     advice("evaluation of nothing", parsed("evaluate", "notes"),
@@ -145,8 +151,29 @@ EVALUATIONS = [
         prepare=both(prepared.run(), damaged_newest)),
     advice("checkpoint between evaluations", "predict C a.png", "predict RUN a.png",
         prepare=both(pictures("a.png"), both(prepared.run(), between))),
-    advice("no images to classify", lambda home: image_files(["notes"]), lambda home: image_files(["a"]),
-        lambda home: image_files(["a/cat/0.png"]), prepare=both(prepared.file("notes/a.txt"), classes("a"))),
+    advice("no images to classify", lambda home: find_images(["notes"]),
+        *(lambda home, word=word: find_images([word]) for word in ("a", "a.zip", "a/*/0.png", "a/cat/0.png")),
+        prepare=both(prepared.file("notes/a.txt"), both(classes("a"), zipped("a.zip", "a")))),
+    advice("two formats of predictions", parsed("predict", "RUN a.png --json --csv"),
+        *(parsed("predict", f"RUN a.png {format}") for format in ("--json", "--csv")),
+        prepare=both(pictures("a.png"), prepared.run())),
+    advice("review in no directory", parsed("predict", "RUN a.png --review b/p.html"),
+        (pictures("b/a.png"), parsed("predict", "RUN a.png --review b/p.html")),
+        parsed("predict", "RUN a.png --review p.html"), prepare=both(pictures("a.png"), prepared.run())),
+    advice("review over corrections", parsed("predict", "RUN a.png --review p.html"),
+        parsed("predict", "RUN a.png --review q.html"),
+        (removed("p-labels.csv"), parsed("predict", "RUN a.png --review p.html")),
+        prepare=both(both(pictures("a.png"), prepared.file("p-labels.csv")), prepared.run())),
+    advice("review of an archive and more", lambda home: read_pool(["a", "a.zip"], find_images(["a", "a.zip"])),
+        lambda home: read_pool(["a.zip"], find_images(["a.zip"])), lambda home: read_pool(["a"], find_images(["a"])),
+        prepare=both(classes("a"), zipped("a.zip", "a"))),
+    advice("review of labeled images", review_of_one,
+        lambda home: read_pool(["a"], [ImageFile("a/0.png"), ImageFile("a/1.png")]),
+        prepare=prepared.file("a/labels.csv", "file,label\n0.png,cat\n")),
+    advice("review beside other labels", review_of_one,
+        (prepared.file("a/labels.csv", "file,label\n1.png,cat\n"), review_of_one),
+        (removed("a/labels.csv"), review_of_one),
+        prepare=prepared.file("a/labels.csv", "image,class\n1.png,cat\n")),
     advice("checkpoint without a recipe", parsed("evaluate", "C"),
         Remedy(lambda home: model_location.find_target(next((home / "RUN/checkpoints").iterdir()))),
         prepare=both(prepared.file("C/state.json", "{}"), prepared.run())),

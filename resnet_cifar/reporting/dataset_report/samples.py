@@ -30,13 +30,13 @@ def rows(labels: np.ndarray, label: int, shown: int) -> np.ndarray:
     return inside[np.arange(count) * len(inside) // count]
 
 
-def thumbnail(image: np.ndarray, longest: int = LONGEST) -> str:
+def thumbnail(image: np.ndarray, longest: int = LONGEST, quality: int = 85, subsampling: int = 0) -> str:
     """A data: URL of uint8 [height, width, 3]: PNG if it is small, otherwise a reduced JPEG."""
     if image.shape[0] * image.shape[1] <= _LOSSLESS:
         return html_page.image_url(image)
     small = Image.fromarray(image)
     small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    return html_page.image_url(np.asarray(small), "jpeg", quality=85, subsampling=0)
+    return html_page.image_url(np.asarray(small), "jpeg", quality=quality, subsampling=subsampling)
 
 
 def pictures(images: ImageDataset, rows: np.ndarray) -> list[str]:

@@ -73,7 +73,13 @@ class Archive:
 def open_archive(path: Path, data: Data) -> Iterator[Archive]:
     """Opens an archive that is data.source or lies in it. Raises UserError."""
     source = Path(data.source).expanduser()
-    where = f"data.source {data.source!r}" + ("" if path == source else f": {path.name}")
+    with open_file(path, f"data.source {data.source!r}" + ("" if path == source else f": {path.name}")) as archive:
+        yield archive
+
+
+@contextlib.contextmanager
+def open_file(path: Path, where: str) -> Iterator[Archive]:
+    """Opens any archive; `where`: its name in messages. Raises UserError."""
     with user_errors(where):
         limit, file = max(_FREE, _RATIO * path.stat().st_size), path.open("rb")
     with file, _open(file, path.name, where, limit) as archive:
