@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "evaluate a trained model on a split of its dataset or of another one",
     "predict": "classify images with a trained model",
     "export": "export a trained model as ONNX, for torch.export or for timm",
+    "push": "upload a trained model and its card to the Hugging Face Hub",
     "report": "write the report of a run",
     "compare": "compare runs in a table and on a page",
     "explore": "write a page about the images of a data source",
