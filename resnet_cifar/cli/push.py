@@ -37,10 +37,10 @@ def parse_arguments(arguments: list[str]) -> tuple[PushOptions, Target, Recipe]:
     options, overrides = parse(PushOptions, usage, arguments, fields=("data.source",))
     _check_name(options.name)
     _check_environment()
-    run = model_location.find_target(Path(options.run)).run
-    if run is None or run.name == "checkpoints":
-        raise UserError(f"{options.run} does not lie in a run directory: name the run whose model is to be pushed")
-    target = Target(run, "run")
+    found = model_location.find_target(Path(options.run))
+    if found.kind == "checkpoint" or found.run is None:
+        raise UserError(f"{options.run} is not a run directory: push the run whose model it is, or name another one")
+    target, run = Target(found.run, "run"), found.run
     for file in _NEEDED:
         if not (run / file).is_file():
             raise UserError(f"{run} has no {file}: let train.py finish the run, or restore the file")

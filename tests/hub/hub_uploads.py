@@ -34,8 +34,6 @@ class Uploads:
         """The answer to `METHOD /path`; None to what is no upload. `root`: the folder of the models."""
         token = (headers.get("Authorization") or "").removeprefix("Bearer ")
         user = self.accounts.get(token)
-        if match := re.fullmatch(r"PUT /objects/([0-9a-f]{64})", request):  # a signed address: without token
-            return self._store(match[1], body)
         if self.accounts and token and user is None:
             return {"error": "Invalid credentials in Authorization header"}, 401, ""
         read = re.fullmatch(r"(?:GET|HEAD) (?:/api/models)?/([^/]+/[^/]+?)(?:/.*)?", request)
@@ -44,6 +42,11 @@ class Uploads:
         if request == "GET /api/whoami-v2":
             organizations = [{"name": name} for name in self.organizations.get(user or "", ())]
             return {"type": "user", "name": user, "orgs": organizations}, 200 if user else 401, ""
+        return self._upload(request, token, body, root, url)
+
+    def _upload(self, request: str, token: str, body: bytes, root: Path, url: str) -> Answer | None:
+        if match := re.fullmatch(r"PUT /objects/([0-9a-f]{64})", request):  # a signed address: without token
+            return self._store(match[1], body)
         if request == "POST /api/validate-yaml":
             return _validate(json.loads(body)["content"])
         if request == "POST /api/repos/create":

@@ -39,7 +39,7 @@ class NoStop:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`cifar`, with a CIFAR stem, and `plain`, with that of ImageNet, whose export is verified and has two large files."""
+    """`cifar`, with a CIFAR stem, and `plain`, with that of ImageNet, whose verified export has two large files."""
     folder = tmp_path_factory.mktemp("runs")
     for stem, name in {"imagenet": "plain", "cifar": "cifar"}.items():
         options, recipe = cli_train.parse_arguments([*TINY.split(), "--model.stem", stem, "--run", str(folder / name)])
@@ -360,6 +360,5 @@ print(type(model).__name__, model.config.id2label[3])
 def test_transformers_loads_it_with_equal_logits(name: str, server: HubServer, copied: Path, pushed: Push) -> None:
     assert pushed(name, f"alice/{name}")[0] == 0
     done = command("-c", TRANSFORMERS, name)
-    assert done.returncode == 0, done.stderr
     labels = json.loads((copied / name / "model/config.json").read_text())["label_names"]
-    assert done.stdout.split() == ["TimmWrapperForImageClassification", labels[3]]
+    assert done.stdout == f"TimmWrapperForImageClassification {labels[3]}\n", done.stderr
