@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: its address, whether downloads are allowed, and why one failed. Data and models both use it.
+"""The Hugging Face Hub: its address, whether it may be used, and why a download or an upload failed.
 
 The variables are read here as huggingface_hub and `datasets` read them, so that the one that is the reason is named.
 """
@@ -24,6 +24,7 @@ _SECONDS = 4  # `datasets` itself takes 24 s to notice that the hub is unreachab
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _DAMAGED = ("SafetensorError", "UnpicklingError", "EOFError")  # of weights, by name: nothing heavy is imported here
+_SHOWN = 200  # characters of what the hub says
 _gave_up = threading.Event()  # the hub did not answer, and this process set HF_HUB_OFFLINE
 
 
@@ -118,15 +119,60 @@ def explain(error: BaseException, for_datasets: bool, cached: Path) -> Failure:
     return _explain_answer(causes)
 
 
+def explain_upload(error: BaseException, command: str) -> Failure:
+    """Why huggingface_hub could not upload. `command`: the one to rerun."""
+    causes, rerun = list(_causes(error)), f"rerun `{command}`, which uploads only what is missing"
+    if unreadable := next((cause for cause in causes if isinstance(cause, OSError) and cause.filename), None):
+        return Failure(f"{unreadable.filename} cannot be used ({unreadable.strerror})", f"correct that, then {rerun}")
+    answered = next((cause for cause in causes if getattr(cause, "response", None) is not None), None)
+    if answered is not None:
+        said = " ".join(str(getattr(answered, "server_message", None) or "").split())[:_SHOWN]
+        return _explain_refusal(answered.response.status_code, f" ({said})" * bool(said), rerun)
+    said = " ".join(str(causes[-1]).split())[:_SHOWN]
+    if any(map(_is_of_the_network, causes)):
+        return Failure(f"the connection to {_where()} failed ({said})", rerun)
+    return Failure(f"huggingface_hub failed at {_where()} ({type(causes[-1]).__name__}: {said})", rerun)
+
+
+def _explain_refusal(status: int, said: str, rerun: str) -> Failure:
+    """By the status that the hub has answered an upload with. `said`: its reason, if it gave one."""
+    if status == 401:
+        name = _token_variable()
+        reason = f"{_where()} does not accept the token{f' of {name}' if name else ''}"
+        return Failure(reason, f"correct or unset {name}" if name else "run `hf auth login`")
+    if status in (403, 404):
+        fix = "use a token that may write there, or another OWNER/NAME"
+        return Failure(f"{_where()} does not let this token write there{said}", fix)
+    if status in (409, 412):
+        return Failure(f"somebody else has changed it at the same time{said}", rerun)
+    if 400 <= status < 500 and status not in (408, 429):
+        return Failure(f"{_where()} refuses the files with status {status}{said}", f"correct that, then {rerun}")
+    return Failure(f"{_where()} cannot be used now, it answers {status}{said}", f"later, {rerun}")
+
+
+def _is_of_the_network(error: BaseException) -> bool:
+    """Whether it is an error of the socket, of httpx or of hf_xet, which raises errors of Python's own kinds."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, ConnectionError | TimeoutError) or "TransportError" in names
+
+
+def _where() -> str:
+    return f"the hub ({endpoint()}{', from HF_ENDPOINT' * bool(os.environ.get('HF_ENDPOINT'))})"
+
+
+def _token_variable() -> str | None:
+    """The variable that holds the token, if one does."""
+    return next((name for name in _TOKENS if os.environ.get(name)), None)
+
+
 def _explain_answer(causes: list[BaseException]) -> Failure:
     """By what the hub has answered, if anything."""
-    is_named = bool(os.environ.get("HF_ENDPOINT"))
-    where = f"the hub ({endpoint()}{', from HF_ENDPOINT' * is_named})"
+    is_named, where = bool(os.environ.get("HF_ENDPOINT")), _where()
     names = {type(cause).__name__ for cause in causes}
     statuses = [cause.response.status_code for cause in causes if getattr(cause, "response", None) is not None]
     status = statuses[0] if statuses else None
     if status in (401, 403, 404) or names & {"RepositoryNotFoundError", "GatedRepoError", "DatasetNotFoundError"}:
-        token = next((name for name in _TOKENS if os.environ.get(name)), None)
+        token = _token_variable()
         if token and status != 404:
             return Failure(f"{where} refuses it to the token of {token}", f"correct or unset {token}")
         if "GatedRepoError" in names or status == 403:

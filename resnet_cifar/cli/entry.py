@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "evaluate a trained model on a split of its dataset or of another one",
     "predict": "classify images with a trained model",
     "export": "export a trained model as ONNX, for torch.export or for timm",
+    "push": "upload a trained model and its card to the Hugging Face Hub",
     "serve": "answer HTTP requests with a trained model",
     "report": "write the report of a run",
     "compare": "compare runs in a table and on a page",

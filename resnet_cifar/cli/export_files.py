@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from resnet_cifar.atomic_io import write_json
+from resnet_cifar.atomic_io import sha256, write_json
 from resnet_cifar.cli.verify_export import DIFFERENT, ROUNDING, Comparison, timm_logits
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
@@ -65,6 +65,7 @@ def export(target: Target, recipe: Recipe, formats: Collection[str], out: Path) 
     context.close()
     write_formats(formats, model, target, aside, _calibration_images(recipe, data.train))
     facts = _run_all(aside, recipe, data.test, expected)
+    facts["model"] = sha256(_model_folder(target) / export_card.TIMM)  # of these weights: push does not mix runs
     write_json(aside / "export.json", facts)
     title = f"{len(expected):,} test images, accuracy {facts['accuracy']:.4f} in this project"
     screen.table(title, export_card.lines(facts))
@@ -139,8 +140,8 @@ def _run_all(folder: Path, recipe: Recipe, images: ImageDataset, expected: np.nd
             logits, rate = found["card"], None  # its process reads files
         else:
             logits, rate = _run(folder / name, images, **costs)
-        size = (folder / name).stat().st_size
-        files[name] = {**compare(logits, expected, images), "images_per_second": rate, "bytes": size}
+        about = {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+        files[name] = {**compare(logits, expected, images), "images_per_second": rate, **about}
     accuracy = float((expected.argmax(1) == images.labels.numpy()).mean())
     about = {"opset": export_formats.OPSET, "environment": environment.describe()}
     return {"images": len(images), "accuracy": accuracy, "files": files, **costs, **about}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.models.factory import input_size_options, normalization
+from resnet_cifar.models.mlp_head import NAME as MLP_HEAD
 
 
 def needs_package(architecture: str) -> bool:
@@ -51,6 +53,10 @@ def export_model(
     shutil.rmtree(aside, ignore_errors=True)
     config = {"label_names": list(classes), **{name: fact for name, fact in facts.items() if fact is not None}}
     timm.models.save_for_hf(exported, aside, model_config=config, safe_serialization=True)
+    if name != MLP_HEAD:
+        saved = json.loads((aside / "config.json").read_text())
+        del saved["model_args"]["num_classes"]  # stated twice: transformers' TimmWrapper passes both to timm and fails
+        (aside / "config.json").write_text(json.dumps(saved, indent=2))
     if card:
         (aside / "README.md").write_text(card, encoding="utf-8")
     shutil.copymode(aside / "config.json", aside / "model.safetensors")  # safetensors writes for the owner alone

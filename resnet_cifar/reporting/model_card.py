@@ -18,6 +18,7 @@ from resnet_cifar.config.schema import METRIC_NAMES, Recipe
 from resnet_cifar.data.sources import image_io
 from resnet_cifar.reporting import html_page
 
+TAG = "resnet-cifar"  # of all models of this project on the Hub
 _METRICS = {"accuracy": "accuracy", "top5": "top-5 accuracy", "loss": "cross-entropy"}
 _LICENSES = (
     "apache-2.0",
@@ -138,6 +139,12 @@ def render_card(
     return str(ModelCard(f"---\n{_metadata(recipe, config, found, name)}\n---\n\n{body}"))
 
 
+def for_repository(card: str, repository: str) -> str:
+    """The card in the Hub's `repository` (OWNER/NAME), whose code loads the model from there."""
+    here = f"`FOLDER` is a download of this repository: `hf download {repository} --local-dir FOLDER`."
+    return card.replace("`FOLDER` is this directory.", here).replace('"local-dir:FOLDER"', f'"hf-hub:{repository}"')
+
+
 def _metadata(recipe: Recipe, config: Mapping[str, Any], found: Mapping[str, Any], name: str) -> ModelCardData:
     dataset, starts = _source(recipe), recipe.model.pretrained and not recipe.model.init_from
     base, license_name = config.get("hf_hub_id") if starts else None, config.get("license") if starts else None
@@ -158,7 +165,7 @@ def _metadata(recipe: Recipe, config: Mapping[str, Any], found: Mapping[str, Any
     return ModelCardData(
         library_name="timm",
         pipeline_tag="image-classification",
-        tags=["image-classification", "timm", "resnet-cifar"],
+        tags=["image-classification", "timm", TAG],
         license=license_name if license_name in _LICENSES else None,
         base_model=base or None,
         datasets=[dataset] if _is_on_hub(recipe) else None,

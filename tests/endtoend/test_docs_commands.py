@@ -30,7 +30,10 @@ from resnet_cifar.config.validation import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md")))]
-COMMANDS = ("train", "evaluate", "predict", "export", "serve", "report", "compare", "explore", "seeds", "tune", "cache")
+COMMANDS = (
+    *("train", "evaluate", "predict", "export", "push", "serve"),
+    *("report", "compare", "explore", "seeds", "tune", "cache"),
+)
 
 # Appended to a command that trains, so that it takes seconds and downloads nothing.
 SMALL = {
@@ -49,8 +52,8 @@ SMALL = {
     "track.report": "False",
 }
 # Not run: compiling takes minutes, and tests/training does it; tests/endtoend/test_export.py exports,
-# tests/endtoend/test_serve.py serves.
-PARSED_ONLY = {"--compile", "--to", "serve"}
+# tests/endtoend/test_serve.py serves, and tests/hub/test_push.py pushes.
+PARSED_ONLY = {"--compile", "--to", "push", "serve"}
 # Values of the pages that take long, and what replaces them.
 SHORTER = {"--seeds": "0", "--trials": "1", "--max-minutes": "1", "--profile-steps": "2"}
 

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub on loopback, so that tests run the real download code without a network."""
+"""A stand-in for the Hugging Face hub on loopback, so that tests run the real code without a network."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from hub_uploads import Uploads, blob_facts, card_facts
+
 
 @dataclass
 class _Refusal:
@@ -20,6 +22,7 @@ class _Refusal:
     status: int
     code: str
     times: float
+    after: int
 
 
 class HubServer(ThreadingHTTPServer):
@@ -28,6 +31,7 @@ class HubServer(ThreadingHTTPServer):
     `commit` is the newest commit of every repository; `requests` are "METHOD /path" in order; `connections` counts
     callers, those of whom a hub that is `gone` hangs up on included. `pushes` holds (commit, root) of pushes that each
     arrive just after somebody has asked what a data set's newest commit is; what is replaced can still be asked for.
+    `uploads` takes what owners of accounts push, into ROOT/models.
     """
 
     daemon_threads = True
@@ -41,6 +45,7 @@ class HubServer(ThreadingHTTPServer):
         self.connections = 0
         self.gone = False
         self.pushes: list[tuple[str, Path]] = []
+        self.uploads = Uploads()
         self._older: dict[str, Path] = {}
         self._refusals: list[_Refusal] = []
         self._lock = threading.Lock()
@@ -53,12 +58,13 @@ class HubServer(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
-    def refuse(self, path: str, status: int, code: str = "", times: float = float("inf")) -> None:
-        """Answers the next `times` requests whose path holds the regular expression with `status`; 0 hangs up on them.
+    def refuse(self, path: str, status: int, code: str = "", times: float = float("inf"), after: int = 0) -> None:
+        """Answers the next `times` requests whose path holds the regular expression with `status`; 0 hangs up on them,
+        `after` bytes of what they send.
 
         `code` is the hub's X-Error-Code, such as RepoNotFound or GatedRepo.
         """
-        self._refusals.append(_Refusal(path, status, code, times))
+        self._refusals.append(_Refusal(path, status, code, times, after))
 
     def requests_for(self, path: str) -> list[str]:
         """The requests so far whose path holds the regular expression."""
@@ -72,6 +78,10 @@ class HubServer(ThreadingHTTPServer):
                 self._older[self.commit] = self.root
                 self.commit, self.root = self.pushes.pop(0)
             return newest
+
+    def newest(self, model: str) -> str:
+        """The newest commit of a model."""
+        return self.uploads.commits.get(model, [self.commit])[-1]
 
     def root_of(self, revision: str | None) -> Path:
         """The files as they were at a commit, or as they are now."""
@@ -101,13 +111,18 @@ class _Handler(BaseHTTPRequestHandler):
     server: HubServer
 
     def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-        refusal = self.server.take_refusal(f"{self.command} {path}")
+        request, length = f"{self.command} {path}", int(self.headers.get("Content-Length") or 0)
+        refusal = self.server.take_refusal(request)
         if refusal is not None and refusal.status == 0:
+            self.rfile.read(min(refusal.after, length))
             self.close_connection = True
-        elif refusal is not None:
+            return
+        body, models = self.rfile.read(length), self.server.root / "models"
+        if refusal is not None:
             self._json({"error": "refused"}, refusal.status, refusal.code)
+        elif answer := self.server.uploads.answer(request, self.headers, body, models, self.server.url):
+            self._json(*answer)
         elif match := re.fullmatch(r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(\w[\w-]*)/([^/]+))?(?:/(.*))?", path):
             self._api(*match.groups(), body)
         elif match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
@@ -115,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._json({"error": "not served"}, 404)
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Requests are kept, not printed."""
@@ -131,13 +146,16 @@ class _Handler(BaseHTTPRequestHandler):
         elif what == "paths-info":
             wanted = json.loads(body)["paths"] if body[:1] == b"{" else urllib.parse.parse_qs(body.decode())["paths"]
             self._json([entry for entry in _tree(repository, "", recursive=True) if entry["path"] in wanted])
+        elif what not in (None, "revision"):
+            self._json({"error": "not served"}, 404)
         else:
             files = [entry["path"] for entry in _tree(repository, "", recursive=True) if entry["type"] == "file"]
-            facts = {"private": False, "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0}
-            siblings = [{"rfilename": file} for file in files]
-            commit = (
-                revision if _is_commit(revision) else self.server.look() if kind == "datasets" else self.server.commit
-            )
+            facts = {"private": name in self.server.uploads.private, "gated": False, "disabled": False, "tags": []}
+            facts |= {"downloads": 0, "likes": 0, **(card_facts(repository) if kind == "models" else {})}
+            blobs = {file: blob_facts(repository / file) if "blobs=" in self.path else {} for file in files}
+            siblings = [{"rfilename": file, **blobs[file]} for file in files]
+            newest = self.server.look() if kind == "datasets" else self.server.newest(name)
+            commit = revision if _is_commit(revision) else newest
             self._json({"id": name, "sha": commit, "siblings": siblings, **facts})
 
     def _file(self, revision: str, path: Path) -> None:
@@ -146,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"error": "Entry not found"}, 404, "EntryNotFound")
             return
         etag = hashlib.sha256(file.read_bytes()).hexdigest()
-        commit = revision if _is_commit(revision) else self.server.commit
+        commit = revision if _is_commit(revision) else self.server.newest("/".join(path.parts[1:3]))
         self._answer(file.read_bytes(), 200, {"ETag": f'"{etag}"', "X-Repo-Commit": commit})
 
     def _json(self, value: Any, status: int = 200, code: str = "") -> None:

@@ -78,6 +78,8 @@ ELSEWHERE = {
     "verify_export.py: --verify-export starts a process of its own": "a launcher; tests/endtoend/test_model_card.py",
     "export_files.py: exports are verified on test images": "other weights; tests/endtoend/test_export.py",
     "export_files.py: torch cannot export": "a model of timm's; tests/endtoend/test_export.py",
+    "cli/push.py: push runs in one process": "a launcher; tests/hub/test_push.py",
+    "push_files.py": "tests/hub/test_push.py serves what they are about",
     "export_files.py: export starts processes of its own": "a launcher; tests/endtoend/test_export.py",
     "cli/request_images.py": "clients of the service: tests/endtoend/test_serve.py",
     "cli/serve_app.py": "clients of the service: tests/endtoend/test_serve.py",
