@@ -66,4 +66,4 @@ def main(arguments: list[str]) -> None:
 
     registry.go_offline_if_unreachable(recipe)
     target = model_location.find_target(Path(options.run))
-    export_files.export(target, recipe, options.formats, Path(options.out or target.path / "export"))
+    export_files.export(target, recipe, options.formats, Path(options.out or (target.run or target.path) / "export"))
