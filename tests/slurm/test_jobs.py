@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from jobs import arguments, check_same, tracker_runs
 
 
@@ -20,7 +22,9 @@ def test_a_preempted_job_comes_back(cluster, submit, undisturbed):
     cluster.wait(job.preempt())
     job.wait()
     assert job.starts == 2
-    assert "interrupted by SIGTERM at step" in job.log
+    again = f"run `{job.resubmission}`, unless this job is requeued, to resume from step"
+    assert re.search(rf"interrupted by SIGTERM at step \d+, and saved: {re.escape(again)}", job.log), job.log
+    assert "same command" not in job.log
     assert "resuming at step" in job.log
     check_same(job.run, undisturbed())
     assert len(tracker_runs(job.run)) == 1
@@ -32,3 +36,5 @@ def test_a_wrong_recipe_ends_the_job(submit):
     assert "error: unknown field --optimizer.nmae; did you mean optimizer.name?" in job.log
     assert (job.starts, job.exit_code) == (1, 2)
     assert not list(job.project.glob("runs/*"))
+    again = "sbatch --partition=gpu --nodes=2 --cpus-per-gpu=1 slurm/train.sh --recipe debug"
+    assert f"When it is fixed: {again} --optimizer.nmae sgd --run runs/resnet-cifar-{job.id}" in job.log
