@@ -23,6 +23,7 @@ COMMANDS = {
     "predict": "classify images with a trained model",
     "export": "export a trained model as ONNX, for torch.export or for timm",
     "report": "write the report of a run",
+    "runs": "list runs with their state, progress and results",
     "compare": "compare runs in a table and on a page",
     "explore": "write a page about the images of a data source",
     "seeds": "train a recipe with several seeds and summarize the results",
