@@ -21,11 +21,11 @@ from rich.table import Table
 
 from resnet_cifar.atomic_io import read_json
 from resnet_cifar.checkpoints.lease import Lease
-from resnet_cifar.checkpoints.run_dir import check_version
+from resnet_cifar.checkpoints.run_dir import EARLIER_FILES, check_version
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.reporting.console import duration, seconds_left
 
-_MARKS = {"status.json", "lease.json", "owner.json"}  # files of a run directory; the last one is an earlier version's
+_MARKS = {"status.json", "lease.json", *EARLIER_FILES}  # files of a run directory
 _TAIL = 16 * 1024  # bytes at the end of metrics.jsonl, which hold its latest rows
 _SILENCE = 900.0  # seconds without a sign after which a run on another machine may have been killed
 _SLOW_ROWS = 4  # ... or as many times the interval of its rows

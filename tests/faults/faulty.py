@@ -59,29 +59,51 @@ def is_litter(path: Path) -> bool:
 
 def _accelerate(processes: int) -> tuple[list[object], dict[str, str]]:
     config = ROOT / "accelerate_configs" / "cpu_ddp.yaml"
-    return ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", processes], {}
+    return [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        config,
+        "--num_processes",
+        processes,
+        ROOT / "train.py",
+    ], {}
 
 
 def _torchrun(processes: int) -> tuple[list[object], dict[str, str]]:
     """Without `--`, torchrun would take --run for a beginning of its --run-path."""
-    return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, "--"], {}
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, "--", ROOT / "train.py"], {}
 
 
 def _by_hand(processes: int) -> tuple[list[object], dict[str, str]]:
     """A shell in which someone sets each rank's variables, and that ends with the code of the last one to fail."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     each = 'RANK=$rank LOCAL_RANK=$rank "$0" "$@" & pids+=($!)'
     shell = (
         f"for rank in {{0..{processes - 1}}}; do {each}; done; for pid in ${{pids[@]}}; do wait $pid || code=$?; done"
     )
-    place = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return ["bash", "-c", f"{shell}; exit ${{code:-0}}", sys.executable], place
+    place = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    return ["bash", "-c", f"{shell}; exit ${{code:-0}}", sys.executable, ROOT / "train.py"], place
 
 
-# What starts several processes: (words before train.py, variables) for a number of them.
-LAUNCHERS = {"accelerate": _accelerate, "torchrun": _torchrun, "by hand": _by_hand}
+def _container(processes: int) -> tuple[list[object], dict[str, str]]:
+    """With the variables that Kubeflow Trainer sets."""
+    place = {"NNODES": 1, "NODE_RANK": 0, "NPROC_PER_NODE": processes}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return ["bash", ROOT / "containers/train.sh"], {
+        "PATH": path,
+        **{f"PET_{name}": str(v) for name, v in place.items()},
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+# What starts several processes: (words before train.py's arguments, variables) for a number of them.
+LAUNCHERS = {"accelerate": _accelerate, "torchrun": _torchrun, "by hand": _by_hand, "container": _container}
 
 
 class Start:
@@ -202,12 +224,12 @@ class FaultyRun:
         by: str = "accelerate",
     ) -> Start:
         """Starts the command; one process starts without a launcher, several by one of LAUNCHERS."""
-        words = [ROOT / "train.py", *(word for pair in RECIPE.items() for word in pair)]
+        words = [word for pair in RECIPE.items() for word in pair]
         words += ["--track.trackers", self.track, "--run", self.folder, *options]
-        env = env or {}
-        if self.processes > 1:
-            launch, own = LAUNCHERS[by](self.processes)
-            words, env = [*launch, *launcher_options, *words], {**own, **env}
+        launch, own = LAUNCHERS[by](self.processes) if self.processes > 1 else ([ROOT / "train.py"], {})
+        env = {**own, **(env or {})}
+        *launch, script = launch
+        words = [*launch, *launcher_options, script, *words]
         command = [*(() if words[0] == "bash" else (sys.executable,)), *map(str, words)]
         self.starts.append(Start(command, self.home, f"start-{len(self.starts) + 1}", faults, env))
         return self.starts[-1]

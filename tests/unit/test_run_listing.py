@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_cifar.checkpoints.run_dir import RunDir
+from resnet_cifar.checkpoints.run_dir import EARLIER_FILES, RunDir
 from resnet_cifar.cli import runs
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
@@ -116,7 +116,7 @@ def test_a_run_that_calls_itself_running_and_is_not(make: Make, tmp_path: Path) 
         ),
         ("status.json", '{"time": 1}', "Status: state: Field required"),
         ("lease.json", "[]", "lease.json"),
-        ("owner.json", "{}", "written by an earlier version"),
+        (EARLIER_FILES[0], "{}", "written by an earlier version"),
     ],
 )
 def test_a_damaged_run_is_listed_with_the_reason(
