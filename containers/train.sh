@@ -32,7 +32,7 @@ tell() {
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100} # seconds to save, of the pod's 120
 asked='' launcher=''
 trap tell TERM INT
-python -m torch.distributed.run -- train.py "$@" & # without `--`, --run would be taken for a beginning of torchrun's --run-path
+python -m torch.distributed.run -- train.py "$@" & # without `--`, torchrun would read --run as the beginning of its --run-path
 launcher=$!
 [ -z "$asked" ] || tell
 while wait "$launcher"; code=$?; kill -0 "$launcher" 2>/dev/null; do :; done

@@ -71,7 +71,7 @@ def _accelerate(processes: int) -> tuple[list[object], dict[str, str]]:
 
 
 def _torchrun(processes: int) -> tuple[list[object], dict[str, str]]:
-    """Without `--`, torchrun would take --run for a beginning of its --run-path."""
+    """Without `--`, torchrun would read --run as the beginning of its --run-path."""
     return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, "--", ROOT / "train.py"], {}
 
 
