@@ -23,7 +23,7 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/shellcheck --external-sources slurm/*.sh benchmarks/*.sh
+	$(BIN)/shellcheck --external-sources slurm/*.sh containers/*.sh benchmarks/*.sh
 	$(BIN)/hadolint containers/*.Dockerfile
 
 # The long form of the tests that kill, interrupt and move runs, and those that run jobs of SLURM: 75 minutes or more; then

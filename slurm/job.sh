@@ -24,6 +24,7 @@ enter_project() {
     { [ -f train.py ] && [ -f slurm/site.sh ]; } || fail "$PWD is not the project's folder: cd there, then sbatch $0"
     # shellcheck source=slurm/site.sh
     . slurm/site.sh
+    unset RESNET_CIFAR_SUBMIT # of a job that has submitted this one
 }
 
 # The job's number, as SLURM takes it and as logs are named: in an array the bare number can mean every task.
@@ -38,6 +39,36 @@ job_number() {
 # The job's name and number, for its run directory.
 job_name() {
     echo "${SLURM_JOB_NAME//[^A-Za-z0-9._-]/-}-$(job_number)"
+}
+
+# The command that submits this job once more, to be pasted into a shell: SCRIPT and its ARGUMENTS, after those options of
+# sbatch that the script's own lines do not give.
+submission() {
+    local command=(sbatch) facts
+    facts=$(timeout 60 scontrol show job "$(job_number)" 2>/dev/null)
+    fact() { sed -n "s/.*\b$1=\([^ ]*\).*/\1/p" <<<"$facts" | head -n 1; }
+    add() { # OPTION VALUE DEFAULT
+        [[ -z $2 || $2 == "(null)" || $2 == "$3" ]] || command+=("--$1=$2")
+    }
+    [[ $SLURM_JOB_NAME == resnet-cifar* ]] || add job-name "$SLURM_JOB_NAME" ''
+    add account "${SLURM_JOB_ACCOUNT:-}" ''
+    add partition "${SLURM_JOB_PARTITION:-}" ''
+    add qos "${SLURM_JOB_QOS:-}" normal
+    add reservation "${SLURM_JOB_RESERVATION:-}" ''
+    add constraint "$(fact Features)" ''
+    add nodes "$SLURM_JOB_NUM_NODES" 1
+    add gpus-per-node "${SLURM_GPUS_PER_NODE:-}" 1
+    add gpus "${SLURM_GPUS:-}" ''
+    add cpus-per-gpu "${SLURM_CPUS_PER_GPU:-}" 8
+    add cpus-per-task "${SLURM_CPUS_PER_TASK:-}" ''
+    if [ -n "${SLURM_MEM_PER_GPU:-}" ]; then # only one of these options may be given
+        add mem-per-gpu "$SLURM_MEM_PER_GPU" ''
+    else
+        add mem "${SLURM_MEM_PER_NODE:-}" ''
+        add mem-per-cpu "${SLURM_MEM_PER_CPU:-}" ''
+    fi
+    add time "$(fact TimeLimit)" 04:00:00
+    printf '%s' "$(printf ' %q' "${command[@]}" "$@" | cut -c 2-)"
 }
 
 # GPUs that SLURM has given to this job on this node. Before 21.08 it said so in a list only.

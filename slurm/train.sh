@@ -32,6 +32,13 @@ if [ -z "$folder" ]; then
     folder=$RUNS/$(job_name)
     words+=(--run "$folder")
 fi
+again=()
+for word in "${words[@]}"; do
+    [ "$word" = --restart ] || again+=("$word")
+done
+RESNET_CIFAR_SUBMIT=$(submission slurm/train.sh "${again[@]}")
+export RESNET_CIFAR_SUBMIT # for the messages of train.py: the same sbatch command would start a new run
+echo "== resumes this run, should the job end early and not be requeued: $RESNET_CIFAR_SUBMIT"
 
 # The updates that the newest checkpoint has seen.
 saved() {
@@ -65,17 +72,18 @@ come_again() {
         timeout 60 scontrol requeue "$(job_number)" && exit 0
         sleep 10
     done
-    fail "job $(job_number) cannot be requeued; the same sbatch command with --run $folder goes on"
+    fail "job $(job_number) cannot be requeued; to resume: $RESNET_CIFAR_SUBMIT"
 }
 
 give_up() {
     fail "$STARTS_WITHOUT_PROGRESS starts of this job went no further than step $begun_at (STARTS_WITHOUT_PROGRESS of" \
-        "slurm/site.sh): it is not requeued. When the cause is fixed: the same sbatch command with --run $folder"
+        "slurm/site.sh): it is not requeued. When the cause is fixed: $RESNET_CIFAR_SUBMIT"
 }
 
 end_for_good() {
     [ "$1" -eq 0 ] ||
-        echo "== failed with exit code $1 and is not requeued; the reason is the first error after the last \`== job\`"
+        echo "== failed with exit code $1 and is not requeued; the reason is the first error after the last \`== job\`." \
+            "When it is fixed: $RESNET_CIFAR_SUBMIT"
     exit "$1"
 }
 
@@ -85,9 +93,7 @@ starts=logs/$(job_name).starts
 [ -s "$starts" ] || { mkdir -p logs && echo "folder $(inode)" >"$starts"; } || fail "$PWD/logs cannot be written"
 # A job starts over once: when --restart has made a new folder, its later starts go on in it.
 if [ "$(inode)" != none ] && [ "$(inode)" != "$(sed -n '1s/folder //p' "$starts")" ]; then
-    for i in "${!words[@]}"; do
-        [ "${words[i]}" != --restart ] || unset "words[i]"
-    done
+    words=("${again[@]}")
 fi
 begun_at=$(saved)
 echo "start ${SLURM_RESTART_COUNT:-0} at $begun_at" >>"$starts"
@@ -116,7 +122,8 @@ fi
 
 if [ -n "$ended" ]; then
     echo "ended ${SLURM_RESTART_COUNT:-0}" >>"$starts"
-    echo "== ended by SLURM at step $(saved), which starts this job again if it was preempted or requeued"
+    echo "== ended by SLURM at step $(saved), which starts this job again if it was preempted or requeued;" \
+        "otherwise, to resume: $RESNET_CIFAR_SUBMIT"
     exit 1
 fi
 case $(state) in

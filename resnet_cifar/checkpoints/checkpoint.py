@@ -27,6 +27,7 @@ from torch import Tensor
 from resnet_cifar.atomic_io import fsync_path, sha256
 from resnet_cifar.checkpoints.snapshot import Snapshot
 from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.rerun import how_to_resume
 
 FORMAT = 4
 _WEIGHTS, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -228,7 +229,7 @@ class Writer:
         except OSError as error:
             failure = UserError(
                 f"the checkpoint of step {step} could not be written to {self.folder} ({error.strerror}): make room, "
-                f"and rerun the same command to resume from step {last}"
+                f"and {how_to_resume()} to resume from step {last}"
             )
             with contextlib.suppress(OSError):
                 try:

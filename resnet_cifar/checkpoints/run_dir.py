@@ -21,6 +21,8 @@ from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe, write_recipe
 from resnet_cifar.config.schema import Recipe
 
+EARLIER_FILES = ("owner.json", "starts.json")  # of run directories that an earlier version of this package wrote
+
 
 def default_run_path(recipe_name: str, recipe: Recipe) -> Path:
     """runs/RECIPE-<fingerprint of the recipe>: the same command finds its run again."""
@@ -29,7 +31,7 @@ def default_run_path(recipe_name: str, recipe: Recipe) -> Path:
 
 def check_version(path: Path) -> None:
     """Raises UserError if an earlier version of this package wrote the run directory `path`."""
-    if any((path / name).exists() for name in ("owner.json", "starts.json")):
+    if any((path / name).exists() for name in EARLIER_FILES):
         raise UserError(
             f"{path} was written by an earlier version: use that version, name another directory, or train again with "
             "--restart"

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from resnet_cifar.config.errors import NodeError, RankError, UserError, did_you_mean
+from resnet_cifar.config.rerun import how_to_start_again
 from resnet_cifar.distributed.launcher_env import is_reported_elsewhere, unset_empty_variables
 
 COMMANDS = {
@@ -24,6 +25,7 @@ COMMANDS = {
     "push": "upload a trained model and its card to the Hugging Face Hub",
     "serve": "answer HTTP requests with a trained model",
     "report": "write the report of a run",
+    "runs": "list runs with their state, progress and results",
     "compare": "compare runs in a table and on a page",
     "explore": "write a page about the images of a data source",
     "seeds": "train a recipe with several seeds and summarize the results",
@@ -79,7 +81,7 @@ def run(main: Callable[[list[str]], None]) -> int:
     except UserError as error:
         return _report(error)
     except KeyboardInterrupt:
-        print_once("\nstopped: rerun the same command to start again", to_stderr=True)
+        print_once(f"\nstopped: {how_to_start_again()} to start again", to_stderr=True)
         return 130
     except BrokenPipeError:  # `train.py --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

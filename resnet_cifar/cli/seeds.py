@@ -15,6 +15,7 @@ from resnet_cifar.cli.parser import parse
 from resnet_cifar.config.diff import fingerprint
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.config.rerun import how_to_resume
 from resnet_cifar.config.schema import Recipe
 
 
@@ -83,11 +84,11 @@ def main(arguments: list[str]) -> None:
             write_json(home / "seeds.json", {"recipe": options.recipe, "changes": words, **summary})
         except OSError as error:
             raise UserError(
-                f"{home} cannot be written ({error.strerror}): free space, then rerun the same command"
+                f"{home} cannot be written ({error.strerror}): free space, then {how_to_resume()}"
             ) from None
         print(f"written to {home / 'seeds.json'}", flush=True)
     if {"interrupted", "not run"} & set(states.values()):
-        print("interrupted: rerun the same command to resume", file=sys.stderr, flush=True)
+        print(f"interrupted: {how_to_resume()} to resume", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_RESUBMIT)
     if failed := [str(seed) for seed, state in states.items() if state == "failed"]:
         print(f"error: seed {', '.join(failed)} failed, see the error above", file=sys.stderr, flush=True)

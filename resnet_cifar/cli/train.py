@@ -13,7 +13,7 @@ from resnet_cifar.config.diff import differences, to_dict
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe, recipe_names, recipe_summary, with_overrides
 from resnet_cifar.config.schema import EarlyStopping, Recipe
-from resnet_cifar.config.train_options import TrainOptions
+from resnet_cifar.config.train_options import TrainOptions, extended
 from resnet_cifar.distributed.launcher_env import check_launcher
 
 _USAGE = "resnet-cifar train [--recipe NAME|FILE] [OPTIONS] [--FIELD VALUE ...]"
@@ -79,6 +79,11 @@ def _refit_recipe(run: Path, overrides: dict[str, str]) -> Recipe:
 def main(arguments: list[str]) -> None:
     """Nothing heavy is imported before the options and the recipe are checked and signals are handled."""
     options, recipe = parse_arguments(arguments)
+    if options.check_for:
+        from resnet_cifar.training.preflight import check_job
+
+        check_job(extended(recipe, options.extend_epochs), options.check_for)
+        return
     check_launcher()
 
     from resnet_cifar.data.sources.registry import go_offline_if_unreachable

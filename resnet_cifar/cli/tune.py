@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from resnet_cifar.cli.parser import parse
 from resnet_cifar.cli.seeds import check_launcher
+from resnet_cifar.config.rerun import how_to_resume
 from resnet_cifar.sweeps import search_space
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> None:
     summary = tune.summarize(study, options.recipe)
     _print(study, summary)
     if end == "interrupted":
-        print("interrupted: rerun the same command to resume", file=sys.stderr, flush=True)
+        print(f"interrupted: {how_to_resume()} to resume", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_RESUBMIT)
     if end or summary["best"] is None:
         print(f"error: {end or 'no trial has finished: see the reasons above'}", file=sys.stderr, flush=True)

@@ -20,6 +20,8 @@ class TrainOptions:
     """The run directory [default: runs/RECIPE-<8 hex digits of the recipe>]."""
     dry_run: bool = False
     """Print the plan (steps, learning rates, shares, memory and time), then exit."""
+    check_for: int = 0
+    """Check the recipe for this many processes, without images, weights or GPUs, then exit [default: train]."""
     download_only: bool = False
     """Download and decode the dataset and weights, then exit."""
     restart: bool = False

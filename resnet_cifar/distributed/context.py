@@ -398,7 +398,8 @@ def _init_group(backend: str) -> None:
     place = launcher_env.place()
     if place is not None and not dist.is_initialized():
         store = rendezvous.meet(place)
-        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=_COLLECTIVE)
+        with rendezvous.connecting(place, backend):
+            dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=_COLLECTIVE)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

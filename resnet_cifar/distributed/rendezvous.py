@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from datetime import timedelta
 
@@ -89,6 +90,30 @@ def await_server(place: Place) -> None:
             waiting.pause(lambda: [0], reason)
         else:
             return
+
+
+@contextlib.contextmanager
+def connecting(place: Place, backend: str) -> Iterator[None]:
+    """Says every ten seconds, once per machine, that the processes, which have met, are still connecting to each other.
+
+    torch is silent until its time limit where a firewall leaves only MASTER_PORT open, or hosts share no network.
+    """
+    done = threading.Event()
+    sentence = (
+        f"rank {place.rank} is connecting to the others, which it has met at {place.address}: they must reach each "
+        f"other on any port, over one network ({backend.upper()}_SOCKET_IFNAME names its interface)"
+    )
+
+    def report() -> None:
+        while not done.wait(_REPORT):
+            print(sentence, file=sys.stderr, flush=True)
+
+    if not launcher_env.is_reported_elsewhere("LOCAL_RANK"):
+        threading.Thread(target=report, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 class _Waiting:

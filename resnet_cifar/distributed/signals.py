@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
+from resnet_cifar.config.rerun import how_to_start_again
 from resnet_cifar.distributed import launcher_env
 
 EXIT_RESUBMIT = 75  # EX_TEMPFAIL of sysexits.h
@@ -98,5 +99,5 @@ def exit_code() -> int:
 
 def _leave(reason: str) -> None:
     """Before training there is nothing to save. The code is not 0: other processes wait for this one."""
-    sentence = f"stopped by {reason} before training began: rerun the same command to start again"
+    sentence = f"stopped by {reason} before training began: {how_to_start_again()} to start again"
     end_process(EXIT_RESUBMIT, "" if launcher_env.is_reported_elsewhere() else sentence)

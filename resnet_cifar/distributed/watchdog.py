@@ -12,13 +12,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
+from resnet_cifar.config.rerun import how_to_resume
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.distributed.signals import Interrupted, StopSignals, end_process, exit_code
 
@@ -28,8 +28,7 @@ _FIRST = 1.5  # seconds that the first unit of work may take before it is abando
 _SILENCE = 3.0  # seconds without a heartbeat after which a disconnected process counts as dead
 _VERDICT = 10.0  # seconds to find out which process died
 _FINISHING = 15.0  # seconds for rank 0 to finish the trackers
-WITHOUT_RESTART = " without --restart" if "--restart" in sys.argv else ""
-RESUME_HINT = f"rerun the same command{WITHOUT_RESTART} to resume from the latest checkpoint, if there is one"
+RESUME_HINT = f"{how_to_resume()} to resume from the latest checkpoint, if there is one"
 
 
 class Watchdog:

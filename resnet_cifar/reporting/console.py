@@ -133,7 +133,13 @@ def speed(images_per_second: float) -> str:
 
 
 def time_left(steps: int, rows: Sequence[dict[str, Any]]) -> str:
-    """`3 min left` after the `rows` of metrics.jsonl, the latest last; nothing at the end, and before it is known.
+    """`3 min left` after the `rows` of metrics.jsonl, the latest last; nothing at the end, and before it is known."""
+    seconds = seconds_left(steps, rows)
+    return "" if seconds is None else f"{duration(seconds)} left"
+
+
+def seconds_left(steps: int, rows: Sequence[dict[str, Any]]) -> float | None:
+    """Seconds from the last of the `rows` of metrics.jsonl to update `steps`; None at the end, and before it is known.
 
     The first row includes warm-up and compilation, and so does that after an interruption: it is outvoted.
     """
@@ -141,8 +147,8 @@ def time_left(steps: int, rows: Sequence[dict[str, Any]]) -> str:
     typical = statistics.median(speeds if len(rows) > _ROWS else speeds[1:]) if len(rows) > 1 else 0
     last = rows[-1]
     if last["step"] >= steps or not typical:
-        return ""
-    return f"{duration((steps - last['step']) / last['step'] * last['images'] / typical)} left"
+        return None
+    return (steps - last["step"]) / last["step"] * last["images"] / typical
 
 
 def duration(seconds: float) -> str:

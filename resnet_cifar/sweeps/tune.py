@@ -21,6 +21,7 @@ from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.diff import fingerprint
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import write_recipe
+from resnet_cifar.config.rerun import how_to_resume
 from resnet_cifar.config.schema import METRIC_NAMES, metric_score
 from resnet_cifar.sweeps import search_space
 from resnet_cifar.sweeps.launcher import Launcher, finished
@@ -91,7 +92,7 @@ def run_trials(study: Study, trials: int, launcher: Launcher) -> str:
         reached = "" if value is None else f", validation {name} {value:.4f}"
         print(f"== trial {trial.number} {outcome.state}{reached}{outcome.why and f': {outcome.why}'}", flush=True)
         if failures == _MAX_FAILURES:
-            return f"{failures} trials in a row failed, see above: fix the cause, then rerun the same command to resume"
+            return f"{failures} trials in a row failed, see above: fix the cause, then {how_to_resume()} to resume"
     return "interrupted" if launcher.stopped else ""
 
 
@@ -190,7 +191,7 @@ def summarize(study: Study, recipe: str) -> dict[str, Any]:
                 write_recipe(study.space.recipe_of(trials[best]["values"]), study.home / "best.yaml")
         except OSError as error:
             raise UserError(
-                f"{study.home} cannot be written ({error.strerror}): free space, then rerun the same command"
+                f"{study.home} cannot be written ({error.strerror}): free space, then {how_to_resume()}"
             ) from None
     return summary
 

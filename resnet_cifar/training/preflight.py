@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import timm
 import torch
@@ -18,6 +19,7 @@ from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Head, Model, Recipe
 from resnet_cifar.data import prepared_data
 from resnet_cifar.distributed.context import DistributedContext
+from resnet_cifar.distributed.launcher_env import wants_cpu
 from resnet_cifar.models.factory import check_model_name, check_pretrained, create_model, resolve_stem
 from resnet_cifar.models.mlp_head import head_module
 from resnet_cifar.models.pretrained import at_place, check_init_weights, find_init_weights, is_place, read_place
@@ -27,8 +29,15 @@ from resnet_cifar.training.plan import check_batch_size
 from resnet_cifar.training.train_state import check_ghost_batch_size
 
 
-def check(recipe: Recipe, context: DistributedContext) -> None:
-    """Raises UserError, the same one on every process, where the recipe cannot be trained here."""
+class Processes(NamedTuple):
+    """Those of a job that is yet to be submitted."""
+
+    size: int
+    device: torch.device
+
+
+def check(recipe: Recipe, context: DistributedContext | Processes) -> None:
+    """Raises UserError, the same one on every process, where the recipe cannot be trained there."""
     check_names(recipe)
     check_trackers(recipe)
     check_batch_size(recipe, context.size)
@@ -168,6 +177,15 @@ def meta_model(recipe: Recipe) -> nn.Module:
     """The model on the meta device, without memory or computation."""
     with torch.device("meta"):
         return create_model(recipe, classes=2, pretrained=False).eval()
+
+
+def check_job(recipe: Recipe, processes: int) -> None:
+    """Checks the recipe for a job of this many processes, without images, weights or GPUs. Raises UserError."""
+    device = torch.device("cpu" if wants_cpu() else "cuda")
+    check(resolve(recipe), Processes(processes, device))
+    share = f"{recipe.batch_size // processes} of the {recipe.batch_size} images of a batch each"
+    print(f"the recipe is valid for {processes} process{'es' * (processes > 1)} ({device.type}), {share}", flush=True)
+    print("not checked here: the images, weights, memory and run directory, which --dry-run reads", flush=True)
 
 
 def download(recipe: Recipe) -> None:

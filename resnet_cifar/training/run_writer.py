@@ -15,9 +15,9 @@ from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.checkpoints.snapshot import Snapshot
 from resnet_cifar.config.diff import to_dict
 from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.rerun import how_to_resume
 from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.distributed.context import DistributedContext
-from resnet_cifar.distributed.watchdog import WITHOUT_RESTART
 from resnet_cifar.reporting import environment
 from resnet_cifar.reporting.console import Screen
 from resnet_cifar.tracking.multi import MultiTracker, start_trackers
@@ -159,7 +159,7 @@ class RunWriter:
         """Prints where the run was interrupted, and what the same command does: there may be no checkpoint yet."""
         resumes = "to start again" if not self.saved else f"to resume from step {self.saved}"
         at = f"at step {self.done}, {how}" if self.saved else "before the first checkpoint"
-        self.screen.say(f"interrupted by {why} {at}: rerun the same command{WITHOUT_RESTART} {resumes}")
+        self.screen.say(f"interrupted by {why} {at}: {how_to_resume()} {resumes}")
 
     def _check_best(self, state: dict[str, Any]) -> None:
         """Forgets the best checkpoint if it is damaged: only later ones count."""

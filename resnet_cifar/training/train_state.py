@@ -225,7 +225,10 @@ class TrainState:
 
 
 def check_ghost_batch_size(recipe: Recipe, context: DistributedContext) -> None:
-    """Raises UserError where a BatchNorm group spans processes on a device without SyncBatchNorm."""
+    """Raises UserError where a BatchNorm group spans processes on a device without SyncBatchNorm.
+
+    Only the context's size and device are read.
+    """
     rows, share = recipe.model.norm_rows, recipe.batch_size // context.size
     if rows and rows > share and context.device.type != "cuda":
         raise UserError(

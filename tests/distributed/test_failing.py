@@ -67,6 +67,24 @@ def test_ctrl_c_ends_the_wait_for_rank_0(monkeypatch: pytest.MonkeyPatch) -> Non
     assert said == [sentence, sentence]
 
 
+def test_processes_that_have_met_and_do_not_connect_say_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    said, twice = [], threading.Event()
+
+    def hear(sentence: str, **_: object) -> None:
+        said.append(sentence)
+        if len(said) == 2:
+            twice.set()
+
+    monkeypatch.setattr(rendezvous, "_REPORT", 0.01)
+    monkeypatch.setattr(rendezvous, "print", hear, raising=False)
+    with rendezvous.connecting(Place(1, 2, "head", 29500), "gloo"):
+        assert twice.wait(20)
+    assert set(said) == {
+        "rank 1 is connecting to the others, which it has met at head:29500 (WORLD_SIZE=2): they must reach each other "
+        "on any port, over one network (GLOO_SOCKET_IFNAME names its interface)"
+    }
+
+
 class TestTurns:
     """Two ranks in two threads, with the store and without Accelerate."""
 

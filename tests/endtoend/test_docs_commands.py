@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md")))]
 COMMANDS = (
     *("train", "evaluate", "predict", "export", "push", "serve"),
-    *("report", "compare", "explore", "seeds", "tune", "cache"),
+    *("report", "runs", "compare", "explore", "seeds", "tune", "cache"),
 )
 
 # Appended to a command that trains, so that it takes seconds and downloads nothing.
@@ -159,6 +159,8 @@ class Workplace:
 
     def stand_ins(self, command: str, arguments: list[str], folder: Path) -> list[str]:
         """The arguments, with the files and runs that they name in place."""
+        if command == "runs":
+            (folder / "runs").mkdir(exist_ok=True)
         for number, word in enumerate(arguments):
             if word.startswith("runs/") and arguments[number - 1] != "--run" and not word.endswith(".yaml"):
                 run = folder / "/".join(Path(word).parts[:2])

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -54,6 +55,55 @@ def fault(at: str, count: int, then: str, rank: int = 0, restart: int = 0) -> di
 def is_litter(path: Path) -> bool:
     """Whether it is what a start that was killed may leave for ever: a small file's copy, of a name of its own."""
     return re.search(r"\.(json|yaml|jsonl)\.writing-", path.name) is not None
+
+
+def _accelerate(processes: int) -> tuple[list[object], dict[str, str]]:
+    config = ROOT / "accelerate_configs" / "cpu_ddp.yaml"
+    return [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        config,
+        "--num_processes",
+        processes,
+        ROOT / "train.py",
+    ], {}
+
+
+def _torchrun(processes: int) -> tuple[list[object], dict[str, str]]:
+    """Without `--`, torchrun would read --run as the beginning of its --run-path."""
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, "--", ROOT / "train.py"], {}
+
+
+def _by_hand(processes: int) -> tuple[list[object], dict[str, str]]:
+    """A shell in which someone sets each rank's variables, and that ends with the code of the last one to fail."""
+    each = 'RANK=$rank LOCAL_RANK=$rank "$0" "$@" & pids+=($!)'
+    shell = (
+        f"for rank in {{0..{processes - 1}}}; do {each}; done; for pid in ${{pids[@]}}; do wait $pid || code=$?; done"
+    )
+    place = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    return ["bash", "-c", f"{shell}; exit ${{code:-0}}", sys.executable, ROOT / "train.py"], place
+
+
+def _container(processes: int) -> tuple[list[object], dict[str, str]]:
+    """With the variables that Kubeflow Trainer sets."""
+    place = {"NNODES": 1, "NODE_RANK": 0, "NPROC_PER_NODE": processes}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return ["bash", ROOT / "containers/train.sh"], {
+        "PATH": path,
+        **{f"PET_{name}": str(v) for name, v in place.items()},
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+# What starts several processes: (words before train.py's arguments, variables) for a number of them.
+LAUNCHERS = {"accelerate": _accelerate, "torchrun": _torchrun, "by hand": _by_hand, "container": _container}
 
 
 class Start:
@@ -171,16 +221,17 @@ class FaultyRun:
         options: tuple[object, ...] = (),
         launcher_options: tuple[object, ...] = (),
         env: dict[str, str] | None = None,
+        by: str = "accelerate",
     ) -> Start:
-        """Starts the command; one process starts without a launcher."""
-        words = [ROOT / "train.py", *(word for pair in RECIPE.items() for word in pair)]
+        """Starts the command; one process starts without a launcher, several by one of LAUNCHERS."""
+        words = [word for pair in RECIPE.items() for word in pair]
         words += ["--track.trackers", self.track, "--run", self.folder, *options]
-        if self.processes > 1:
-            config = ROOT / "accelerate_configs" / "cpu_ddp.yaml"
-            launch = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", self.processes]
-            words = [*launch, *launcher_options, *words]
-        command = [sys.executable, *map(str, words)]
-        self.starts.append(Start(command, self.home, f"start-{len(self.starts) + 1}", faults, env or {}))
+        launch, own = LAUNCHERS[by](self.processes) if self.processes > 1 else ([ROOT / "train.py"], {})
+        env = {**own, **(env or {})}
+        *launch, script = launch
+        words = [*launch, *launcher_options, script, *words]
+        command = [*(() if words[0] == "bash" else (sys.executable,)), *map(str, words)]
+        self.starts.append(Start(command, self.home, f"start-{len(self.starts) + 1}", faults, env))
         return self.starts[-1]
 
     def hurt(self, *faults: dict[str, Any], **more: Any) -> tuple[int, Start]:
@@ -190,9 +241,9 @@ class FaultyRun:
         start.check_fired()
         return code, start
 
-    def finish(self) -> None:
+    def finish(self, **more: Any) -> None:
         """A start that nothing happens to, up to the end of the run."""
-        start = self.start()
+        start = self.start(**more)
         assert start.wait() == 0, start.said
         assert self.result is not None
 

@@ -21,16 +21,14 @@ REACH = {"load": 1, "claim": 10, "update": 3, "evaluation": 5, "save": 30, "scor
 ON_RANK_0 = ("claim", "save")
 BEFORE_TRAINING = ("load", "claim")
 SHORT = [
-    fault("update", 3, "SIGTERM self", rank=1),
-    fault("evaluation", 2, "SIGUSR1 launcher"),
-    fault("save", 5, "SIGINT launcher"),
+    (fault("update", 3, "SIGTERM self", rank=1), "by hand"),
+    (fault("evaluation", 2, "SIGUSR1 launcher"), "accelerate"),
+    (fault("save", 5, "SIGTERM launcher"), "container"),
 ]
 
 
-def moments(number: int, proof: bool) -> list[dict]:
+def moments(number: int) -> list[dict]:
     """One signal for each start of a round; the round's last one comes in the last scoring."""
-    if not proof:
-        return SHORT
     seeded = random.Random(f"signals, round {number}")
     acts = ("SIGTERM self", "SIGTERM launcher", "SIGUSR1 launcher", "SIGINT launcher")
     faults = []
@@ -65,15 +63,18 @@ def tally():
 @pytest.mark.rounds(1, 6)
 def test_signals_lose_no_step(hurt_run, undisturbed, record, tally, proof, number):
     run = hurt_run(3 if proof else 2)
-    for planned in moments(number, proof):
+    planned_by = [(planned, "accelerate") for planned in moments(number)] if proof else SHORT
+    for planned, launcher in planned_by:
         before = run.status
-        code, start = run.hurt(planned)
+        code, start = run.hurt(planned, by=launcher)
         name, target = planned["then"].split()
         if planned["at"] == "scoring" and run.status["state"] == "finished":
             pass  # what is left then takes no longer than the ranks need to agree
         elif planned["at"] not in BEFORE_TRAINING:
             check_interrupted(run, start, REASONS[name])
-            assert target != "self" or code == 0, "torch's launcher would start another code over"
+            if target == "self":  # torch's launcher would start another code than 0 over
+                assert code == (TRY_AGAIN if launcher == "by hand" else 0)
+            assert launcher != "container" or code == TRY_AGAIN, "what makes Kubernetes start the pod again"
         elif run.status != before:
             check_interrupted(run, start, REASONS[name])
         tally["signals"][f"{name} to {'a rank' if target == 'self' else 'the launcher'}"] += 1
@@ -88,6 +89,24 @@ def test_signals_lose_no_step(hurt_run, undisturbed, record, tally, proof, numbe
         moments=dict(sorted(tally["moments"].items())),
         steps_lost=sum(tally["lost"]),
     )
+
+
+@pytest.mark.proof_only
+@pytest.mark.parametrize(
+    "launchers", [("torchrun", "by hand"), ("container", "accelerate", "torchrun")], ids=" then ".join
+)
+def test_a_run_saves_and_resumes_under_any_launcher(hurt_run, undisturbed, launchers: tuple[str, ...]):
+    """SIGTERM to what was started by hand is one to a rank: a shell passes none on."""
+    run = hurt_run(2)
+    for number, launcher in enumerate(launchers):
+        to_rank = launcher == "by hand"
+        planned = fault("update", 5, f"SIGTERM {'self' if to_rank else 'launcher'}", rank=number % 2)
+        code, start = run.hurt(planned, by=launcher)
+        check_interrupted(run, start, "SIGTERM")
+        assert code == (1 if launcher in ("accelerate", "torchrun") else TRY_AGAIN), start.said
+    run.finish(by=launchers[0])
+    undisturbed(2).check_equal(run)
+    assert set(run.lost()) == {0}
 
 
 def test_a_process_alone_ends_at_its_limit_and_at_a_second_signal(hurt_run, undisturbed):

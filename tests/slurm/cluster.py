@@ -134,12 +134,16 @@ class Cluster:
 
     def run(self, *command: object, check: bool = True, cwd: Path | None = None, **env: str) -> str:
         """What a command prints, on the controller's machine."""
-        words = [*self._inside("controller"), *map(str, command)]
-        done = subprocess.run(
-            words, check=False, cwd=cwd, env=self.environment | env, capture_output=True, text=True, timeout=60
-        )
+        done = self.attempt(*command, cwd=cwd, **env)
         assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
+
+    def attempt(self, *command: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+        """A command on the controller's machine, which may fail."""
+        words = [*self._inside("controller"), *map(str, command)]
+        return subprocess.run(
+            words, check=False, cwd=cwd, env=self.environment | env, capture_output=True, text=True, timeout=60
+        )
 
     def submit(self, project: Path, *words: object, **env: str) -> str:
         """The number of the job of `sbatch WORDS`."""

@@ -47,7 +47,7 @@ class Job:
     """A job of the project's scripts, its log and its run directory."""
 
     def __init__(self, cluster: Cluster, project: Path, *words: object, **env: str) -> None:
-        self.cluster, self.project = cluster, project
+        self.cluster, self.project, self.environment = cluster, project, env
         self.id = cluster.submit(project, *words, **env)
 
     @property
@@ -67,9 +67,20 @@ class Job:
         return 1 + int(self.cluster.fact(self.id, "Restarts"))
 
     @property
+    def resubmission(self) -> str:
+        """The `sbatch ...` that its log says resumes its run."""
+        (line,) = {line for line in self.log.splitlines() if line.startswith("== resumes this run")}
+        return line.split(": ", 1)[1]
+
+    @property
     def exit_code(self) -> int:
         """With which its script has ended."""
         return int(self.cluster.fact(self.id, "ExitCode").split(":")[0])
+
+    def submit_again(self) -> str:
+        """Pastes `resubmission` into a shell on the login node; the number of the new job."""
+        said = self.cluster.run("bash", "-c", self.resubmission, cwd=self.project, **self.environment)
+        return said.removeprefix("Submitted batch job ")
 
     @property
     def step(self) -> int:

@@ -57,6 +57,25 @@ def test_a_job_that_is_asked_to_stop_saves_and_comes_back(
     record(f"{disturb.__name__}", starts=job.starts, bit_for_bit=True)
 
 
+def test_the_command_in_the_log_resumes_a_canceled_job(cluster: Cluster, submit, undisturbed, record):
+    """With a name, a recipe and sbatch's options that a shell would take apart, and without --restart."""
+    words = (*arguments(checkpoint__every_steps=4), "--track.project", "a b's", "--restart")
+    job = submit("--nodes=2", "--job-name=my job", "--time=90", "--mem=1G", words=words)
+    job.wait_until_step(10)
+    cluster.run("scancel", job.id)
+    job.wait("CANCELLED")
+    assert job.log.count(job.resubmission) >= 3  # at the start, where it stopped, and at the end
+    again = job.submit_again()
+    assert cluster.wait(again) == "COMPLETED"
+    for name in ("JobName", "Partition", "TimeLimit", "NumNodes", "MinMemoryNode", "TresPerNode", "CpusPerTres"):
+        assert cluster.fact(again, name) == cluster.fact(job.id, name), name
+    (log,) = job.project.glob(f"logs/*-{again}.out")
+    assert "resuming at step" in log.read_text()
+    check_same(job.run, undisturbed(2, checkpoint__every_steps=4))
+    assert len(list(job.project.glob("runs/*"))) == 1
+    record("the printed sbatch command after scancel", bit_for_bit=True)
+
+
 @pytest.mark.parametrize(
     ("moment", "signal"),
     [

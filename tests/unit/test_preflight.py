@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from resnet_cifar.cli import train
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.validation import parse
@@ -61,6 +63,25 @@ def test_what_contradicts_itself_is_refused(context: DistributedContext, changes
     with pytest.raises(UserError) as caught:
         preflight.check(recipe_of("test_vit", 32, **changes), context)
     assert str(caught.value).startswith(start)
+
+
+def test_a_recipe_is_checked_for_a_job_of_any_number_of_processes(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`--check-for`, without images: this source does not exist. Ghost batches may span GPUs, and not CPUs."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--recipe", "debug", "--data.source", "/nowhere", "--model.name", "test_resnet", "--micro_batch", "0"]
+    train.main([*words, "--batch_size", "48", "--check-for", "6"])
+    said = capsys.readouterr().out
+    assert said.startswith("the recipe is valid for 6 processes (cuda), 8 of the 48 images of a batch each\n")
+    with pytest.raises(UserError, match=r"batch_size 40 does not divide over 6 processes.*: use 48"):
+        train.main([*words, "--batch_size", "40", "--check-for", "6"])
+    spanning = [*words, "--batch_size", "48", "--model.ghost_batch_size", "24", "--check-for", "4"]
+    train.main(spanning)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(UserError, match=r"model\.ghost_batch_size 24 is larger than the 12 rows of a process"):
+        train.main(spanning)
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_that_timm_does_not_have_are_refused_where_they_are_wanted() -> None:

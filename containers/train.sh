@@ -1,0 +1,48 @@
+#!/bin/bash
+# torchrun for schedulers that start a node again by its exit code: Kubernetes (trainjob.yaml), SkyPilot (skypilot.yaml).
+#
+#     containers/train.sh [ARGUMENTS OF train.py] --run DIRECTORY
+#
+# torchrun reads from PET_NNODES, PET_NODE_RANK, PET_NPROC_PER_NODE, PET_MASTER_ADDR and PET_MASTER_PORT what starts where; Kubeflow sets
+# them. Its own exit code is 0 for an interrupted run too, or 1 where it got the signal. Here every node ends with 0 when the run is
+# finished, with 75 when it is interrupted or has lost a rank, and so is to be started again, and otherwise with torchrun's code.
+set -u
+cd "$(dirname "$0")/.." || exit
+
+folder=''
+for ((i = 1; i <= $#; i++)); do
+    case ${!i} in
+    --run) folder=${*:i+1:1} ;;
+    --run=*) folder=${!i#--run=} ;;
+    esac
+done
+[ -n "$folder" ] || { echo "error: containers/train.sh needs --run: it reads from DIRECTORY/status.json how the run ended" >&2; exit 2; }
+before=$(cat "$folder/status.json" 2>/dev/null)
+
+# This shell is the container's first process, which gets its signals. They go to the ranks past torchrun: it would pass them on too,
+# but not end well, and for it the torchruns of other nodes would wait five minutes (torch 2.15).
+# shellcheck disable=SC2329  # called by the trap
+tell() {
+    asked=yes
+    [ -n "$launcher" ] || return
+    local ranks
+    read -ra ranks < <(cat "/proc/$launcher"/task/*/children 2>/dev/null | tr '\n' ' ')
+    kill -TERM "${ranks[@]:-$launcher}"
+}
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100} # seconds to save, of the pod's 120
+asked='' launcher=''
+trap tell TERM INT
+python -m torch.distributed.run -- train.py "$@" & # without `--`, torchrun would read --run as the beginning of its --run-path
+launcher=$!
+[ -z "$asked" ] || tell
+while wait "$launcher"; code=$?; kill -0 "$launcher" 2>/dev/null; do :; done
+
+after=$(cat "$folder/status.json" 2>/dev/null)
+state=$(sed -n 's/^ "state": "\([a-z]*\)".*/\1/p' <<<"$after")
+case $state in
+finished) [ "$code" -ne 0 ] || exit 0 ;;
+interrupted | lost) [ "$after" = "$before" ] || exit 75 ;; # otherwise it is an earlier start's: this one has failed before training
+esac
+# Asked to end before training: also to be started again.
+[ -z "$asked" ] || exit 75
+exit $((code > 0 ? code : 1))
