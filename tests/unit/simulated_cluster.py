@@ -98,7 +98,7 @@ class SimulatedCluster:
 
 def results(recipe: Recipe, worlds: Sequence[int], name: str = "fast network", price: float = 0.0) -> dict[str, Any]:
     """A scaling.json of a simulated cluster."""
-    cluster, found = SimulatedCluster(TRUTHS[name], 0.01, seed=0), None
-    for processes in worlds:
-        found = scaling_results.add(found, cluster.world(processes, recipe), recipe, price)
-    return found
+    cluster = SimulatedCluster(TRUTHS[name], 0.01, seed=0)
+    *earlier, last = (cluster.world(processes, recipe) for processes in worlds)
+    kept = {"worlds": {str(world["processes"]): world for world in earlier}}
+    return scaling_results.add(kept, last, recipe, price)

@@ -48,18 +48,18 @@ def test_exact_measurements_give_the_parameters(name: str) -> None:
 
 
 def test_held_back_steps_are_predicted_as_well_as_the_noise_allows() -> None:
-    truth, cluster = TRUTHS["slow network"], SimulatedCluster(TRUTHS["slow network"], 0.01, 3)
-    steps = [step for processes in MEASURED["slow network"] for step in cluster.steps(processes)]
-    transfers = [each for processes in MEASURED["slow network"] for each in cluster.transfers(processes)]
+    truth, cluster, worlds = TRUTHS["slow network"], SimulatedCluster(TRUTHS["slow network"], 0.01, 3), (1, 8, 16, 32)
+    steps = [step for processes in worlds for step in cluster.steps(processes)]
+    transfers = [each for processes in worlds for each in cluster.transfers(processes)]
     sizes = truth.gradient_bytes, truth.devices_per_machine
     found = scaling_model.held_back_errors(steps, transfers, *sizes)
     assert found["points"]["count"] == len(steps)
-    assert 0.002 < found["points"]["median"] < 0.02
+    assert 0.002 < found["points"]["median"] < 0.03
     assert found["largest_world"]["processes"] == 32
     assert found["largest_world"]["largest"] < 0.08
     # A step that no model of the others explains is an error that is stated.
-    odd = [replace(steps[-1], seconds=2 * steps[-1].seconds, local_seconds=2 * steps[-1].local_seconds), *steps[:-1]]
-    assert scaling_model.held_back_errors(odd, transfers, *sizes)["points"]["largest"] > 0.3
+    odd = [replace(steps[0], seconds=3 * steps[0].seconds, local_seconds=3 * steps[0].local_seconds), *steps[1:4]]
+    assert scaling_model.held_back_errors(odd, [], *sizes)["points"]["largest"] > 0.3
 
 
 def test_the_first_world_over_a_network_is_not_predicted_from_links_within_a_machine() -> None:
