@@ -1,4 +1,4 @@
-"""The watchdog's store under the heartbeats of many ranks: real watchdogs and a real store, as threads of one process."""
+"""The watchdog's store under the heartbeats of many ranks: real watchdogs and a store, as threads of one process."""
 
 from __future__ import annotations
 

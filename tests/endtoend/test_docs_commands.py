@@ -29,7 +29,7 @@ from resnet_cifar.config.validation import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md")))]
-COMMANDS = ("train", "evaluate", "predict", "export", "report", "compare", "explore", "seeds", "tune", "cache")
+COMMANDS = ("train", "evaluate", "predict", "export", "report", "compare", "explore", "seeds", "tune", "scale", "cache")
 
 # Appended to a command that trains, so that it takes seconds and downloads nothing.
 SMALL = {
@@ -47,8 +47,9 @@ SMALL = {
     "track.trackers": "none",
     "track.report": "False",
 }
-# Not run: compiling takes minutes, and tests/training does it; tests/endtoend/test_export.py exports.
-PARSED_ONLY = {"--compile", "--to"}
+# Not run: compiling takes minutes, and tests/training does it; tests/endtoend/test_export.py exports, and
+# tests/distributed/test_scaling.py measures scaling and plans with it.
+PARSED_ONLY = {"--compile", "--to", "--processes", "--scaling"}
 # Values of the pages that take long, and what replaces them.
 SHORTER = {"--seeds": "0", "--trials": "1", "--max-minutes": "1", "--profile-steps": "2"}
 
