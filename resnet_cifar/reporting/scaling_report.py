@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from resnet_cifar.reporting import html_page, style
 from resnet_cifar.reporting.console import duration, speed
-from resnet_cifar.reporting.per_class import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,16 +77,16 @@ def _tiles(scaling: dict[str, Any], worlds: list[dict[str, Any]]) -> list[tuple[
     for kind, name in (("strong", "strong scaling"), ("weak", "weak scaling")):
         row = scaling[kind][-1]
         remark = f"{row['images_per_device']} images per device, {speed(row['images_per_second'])}"
-        found.append((f"efficiency on {n}, {name}", percent(row["efficiency"]), remark))
+        found.append((f"efficiency on {n}, {name}", _percent(row["efficiency"]), remark))
     share = scaling["strong"][-1]["communication_share"]
-    found.append(("communication in the step", percent(share), f"of the time of {n} processes, strong scaling"))
+    found.append(("communication in the step", _percent(share), f"of the time of {n} processes, strong scaling"))
     if rates := [(each["bus_bytes_per_second"], each["bytes"]) for world in worlds for each in world["all_reduce"]]:
         best, size = max(rates)
         found.append(("best bus bandwidth", f"{best / 1e9:.2f} GB/s", f"all-reduce of {_bytes(size)}"))
     points = scaling["model"]["held_back"]["points"]
     if points["count"]:
-        remark = f"median of {points['count']} held-back steps; at most {percent(points['largest'], 1)}"
-        found.append(("prediction error", percent(points["median"], 1), remark))
+        remark = f"median of {points['count']} held-back steps; at most {_percent(points['largest'])}"
+        found.append(("prediction error", _percent(points["median"]), remark))
     return found
 
 
@@ -225,10 +224,10 @@ def _row(row: dict[str, Any]) -> dict[str, str]:
         "speed": f"{row['images_per_second']:,.0f}"
         if row["images_per_second"] >= 10
         else f"{row['images_per_second']:.2g}",
-        "efficiency": percent(row["efficiency"], 1),
+        "efficiency": _percent(row["efficiency"]),
         "step": f"{1000 * row['seconds']:,.1f}" if "seconds" in row else "",
-        "communication": percent(row.get("communication_share", 0), 1),
-        "spread": percent(row.get("spread", 0), 1),
+        "communication": _percent(row.get("communication_share", 0)),
+        "spread": _percent(row.get("spread", 0)),
         "epoch": duration(row["seconds_per_epoch"]),
         "hours": _significant(row["device_hours"]),
         "cost": "-" if row["cost"] is None else _significant(row["cost"]),
@@ -249,7 +248,7 @@ def _variants(worlds: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     found: dict[str, list[str]] = {}
     for world in worlds:
         for each in world["variants"]:
-            change = f"{100 * (each['seconds_ratio'] - 1):+.1f}\u00a0% (spread {percent(each['spread'], 0)})"
+            change = f"{100 * (each['seconds_ratio'] - 1):+.1f}\u00a0% (spread {_percent(each['spread'])})"
             found.setdefault(each["name"], []).append(change)
     return list(found.items())
 
@@ -258,7 +257,7 @@ def _parameters(model: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "time of a step that does not grow with its images", f"{1000 * model['fixed']:.2f} ms"
     yield "time per image", f"{1000 * model['per_image']:.3g} ms"
     yield "host, per step", f"{1000 * model['host']:.2f} ms" if model["host"] else "not told apart from the device"
-    yield "slowdown where every device of a machine works", percent(model["sharing"], 1)
+    yield "slowdown where every device of a machine works", _percent(model["sharing"])
     for name, words in (("machine", "within a machine"), ("network", "between machines")):
         if link := model[name]:
             hops = "the logarithm of the devices" if link["hops"] == "tree" else "the number of devices"
@@ -267,7 +266,7 @@ def _parameters(model: dict[str, Any]) -> Iterable[tuple[str, str]]:
                 f"{1e6 * link['latency']:,.0f} µs per message, times {hops}; {link['bandwidth'] / 1e9:.2f} GB/s",
             )
     if model["machine"] or model["network"]:
-        yield "share of a step behind which communication hides", percent(model["overlap"])
+        yield "share of a step behind which communication hides", _percent(model["overlap"])
         yield "communication inside a step, compared with alone", f"{model['slowdown']:.2f} times"
 
 
@@ -278,16 +277,21 @@ def _errors(held_back: dict[str, Any]) -> list[str]:
     if points["count"]:
         found.append(
             f"Each of the {points['count']} measured steps was predicted by a model of the others: the median error is "
-            f"{percent(points['median'], 1)}, the largest {percent(points['largest'], 1)}."
+            f"{_percent(points['median'])}, the largest {_percent(points['largest'])}."
         )
     if world:
         found.append(
             f"A model of the smaller numbers predicted the steps of {world['processes']} processes: the median error "
-            f"is {percent(world['median'], 1)}, the largest {percent(world['largest'], 1)}."
+            f"is {_percent(world['median'])}, the largest {_percent(world['largest'])}."
         )
     else:
         found.append("No number of processes was held back: that takes three of them, two above one.")
     return found
+
+
+def _percent(share: float) -> str:
+    """54.2 %; `per_class.percent` shows more digits near 0 and 1, and above."""
+    return f"{100 * share:.1f}\u00a0%"
 
 
 def _significant(value: float) -> str:

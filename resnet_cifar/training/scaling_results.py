@@ -20,6 +20,7 @@ from resnet_cifar.training.scaling_model import ScalingModel, Step, Transfer
 
 FILE = "scaling.json"
 TARGET = 0.9  # efficiency that a batch size should keep
+_STEADY = 0.25  # spread of a step's rounds, up to which a machine counts as undisturbed
 _FURTHEST = 64  # times the largest measured number of devices that is predicted
 # What the time of a step depends on, besides the batch.
 _FIELDS = ("model.name", "model.stem", "model.batchnorm", "model.ghost_batch_size", "data.image_size", "optimizer.name")
@@ -144,7 +145,12 @@ def _fitted(worlds: dict[str, Any]) -> tuple[ScalingModel, dict[str, Any], list[
     devices = several[0] if several else used[-1]["devices_per_machine"]
     model = scaling_model.fit(steps, transfers, gradients, devices)
     held_back = scaling_model.held_back_errors(steps, transfers, gradients, devices)
-    return model, held_back, list(_assumptions(model, steps, transfers, left_out))
+    spread = max(point["spread"] for world in used for point in world["points"])
+    disturbed = [
+        f"The rounds of a step differ by up to {spread:.0%} of their median: the machine was doing something else, or "
+        "--seconds is too short; measure again before you rely on these numbers."
+    ] * (spread > _STEADY)
+    return model, held_back, disturbed + list(_assumptions(model, steps, transfers, left_out))
 
 
 def _assumptions(
@@ -236,6 +242,8 @@ def describe(scaling: dict[str, Any], file: Path, plan: Plan, processes: int) ->
         return [("scaling", f"{devices}: BatchNorm's groups would span several of them, which was not measured")]
     error = scaling["model"]["held_back"]["points"]["largest"]
     trust = "" if error is None else f"; off by up to {error:.0%} for steps that the model had not seen"
+    open_points = len(scaling["model"]["assumptions"])
+    trust += f"; {open_points} reservation{'s' * (open_points > 1)} on the page beside {file.name}" * (open_points > 0)
     cost = "" if row["cost"] is None else f", which cost {row['cost']:.2f}"
     device = next(iter(scaling["worlds"].values()))["device"]
     brings = (

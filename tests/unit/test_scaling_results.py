@@ -87,6 +87,18 @@ def test_a_measured_network_leaves_nothing_open(scaling: dict) -> None:
     assert scaling["model"]["held_back"]["largest_world"]["processes"] == 32
 
 
+def test_measurements_that_scatter_are_marked_on_the_page_and_in_the_plan() -> None:
+    cluster = SimulatedCluster(TRUTHS["fast network"], 0.01, 0)
+    noisy = cluster.world(1, RECIPE)
+    noisy["points"][0]["spread"] = 0.6
+    found = scaling_results.add(None, noisy, RECIPE, 0.0)
+    assert found["model"]["assumptions"][0].startswith("The rounds of a step differ by up to 60% of their median")
+    assert "The rounds of a step differ by up to 60% of their median" in scaling_report.render(found)
+    assert "2 reservations on the page beside scaling.json" in str(
+        scaling_results.describe(found, FILE, Plan(RECIPE, 45_000, 1), 1)
+    )
+
+
 def test_worlds_that_share_cores_are_shown_and_not_fitted() -> None:
     truth, cluster = TRUTHS["one machine"], SimulatedCluster(TRUTHS["one machine"], 0.0, 1)
     kept = {"worlds": {str(processes): cluster.world(processes, RECIPE) for processes in (1, 2)}}
