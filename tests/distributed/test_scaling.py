@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 from resnet_cifar.cli import scale
 from resnet_cifar.cli import train as cli_train
 from resnet_cifar.training import trainer
+from resnet_cifar.training.scaling_model import ScalingModel
 
 RECIPE = ["--recipe", "debug", "--model.name", "test_resnet", "--data.image_size", "32", "--track.trackers", "none"]
 
@@ -113,6 +114,18 @@ def test_a_plan_of_more_devices_uses_the_measurements(
         re.MULTILINE,
     )
     assert not (folder / "r").exists()
+
+
+@pytest.mark.proof_only
+def test_the_step_without_synchronization_reduces_nothing(launch, tmp_path: Path) -> None:
+    """1.4 MiB of gradients: DDP's first bucket of 1 MiB and the rest, as the model counts them."""
+    done = launch(tmp_path, Path(__file__).with_name("reducing.py"))
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(re.search(r"^reductions (.*)$", done.stderr, re.MULTILINE)[1])
+    assert counts["step"] == ScalingModel(1_494_632, 2, 0.0, 0.0).buckets == 2
+    assert counts["local"] == 0
+    assert counts["buckets of 100 MiB"] == 1
+    assert counts["gradients in bf16"] == 2
 
 
 @pytest.mark.proof_only
