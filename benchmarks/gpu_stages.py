@@ -30,7 +30,6 @@ import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.step import whole_step
 from resnet_cifar.atomic_io import read_json
 from resnet_cifar.checkpoints import snapshot
 from resnet_cifar.config.loading import read_recipe
@@ -47,6 +46,7 @@ from resnet_cifar.models.ghost_batchnorm import apply_ghost_batchnorm
 from resnet_cifar.optim.factory import create_optimizer
 from resnet_cifar.training import flops, preflight
 from resnet_cifar.training.plan import Plan
+from resnet_cifar.training.scaling_measurement import whole_step
 from resnet_cifar.training.train_state import TrainState
 from resnet_cifar.training.train_step import train_step
 

@@ -12,7 +12,6 @@ A process of its own has clean peaks of memory and compiles nothing that another
 
 from __future__ import annotations
 
-import itertools
 import json
 import resource
 import statistics
@@ -38,8 +37,8 @@ from resnet_cifar.models.ghost_batchnorm import apply_ghost_batchnorm
 from resnet_cifar.optim.factory import create_optimizer
 from resnet_cifar.training import flops
 from resnet_cifar.training.plan import Plan
+from resnet_cifar.training.scaling_measurement import rotated, whole_step
 from resnet_cifar.training.train_state import TrainState
-from resnet_cifar.training.train_step import train_step
 
 _WARM_UP = 3  # steps
 
@@ -101,7 +100,7 @@ def measure(configuration: Configuration, source: str) -> dict[str, Any]:
     images = data.test if gpu else _first(data.test, 2 * configuration.batch)
     speeds: dict[str, list[float]] = {name: [] for name in (*compared, "evaluation")}
     for round_ in range(configuration.rounds + 1):
-        for name, step in _rotated(list(compared.items()), round_):
+        for name, step in rotated(list(compared.items()), round_):
             speed = configuration.batch * steps / _seconds(step, steps, gpu)
             if round_:  # the first one warms up
                 speeds[name].append(speed)
@@ -124,21 +123,6 @@ def measure(configuration: Configuration, source: str) -> dict[str, Any]:
         "gflops_an_image": round(an_image / 1e9, 3),
         "share_of_peak": round(medians["whole"] * an_image / peak, 4) if peak else None,
     }
-
-
-def whole_step(state: TrainState, loader: Loader) -> Callable[[], None]:
-    """One step of train.py; every tenth copies its metrics to the host."""
-    numbers = itertools.count()
-
-    def step() -> None:
-        number = next(numbers)
-        batch = loader.batch(number, state.plan.image_size(number), state.plan.micro_batch)
-        train_step(state, number, batch, state.plan.lr(number))
-        if number % 10 == 0:
-            state.metrics.flush_async(number + 1)
-            list(state.metrics.poll())
-
-    return step
 
 
 def _bare_steps(
@@ -189,11 +173,6 @@ def _bare_step(
         optimizer.zero_grad()
 
     return step
-
-
-def _rotated(steps: list[tuple[str, Callable[[], None]]], by: int) -> list[tuple[str, Callable[[], None]]]:
-    by %= len(steps)
-    return steps[by:] + steps[:by]
 
 
 def _seconds(step: Callable[[], None], count: int, gpu: bool) -> float:

@@ -30,6 +30,7 @@ COMMANDS = {
     "explore": "write a page about the images of a data source",
     "seeds": "train a recipe with several seeds and summarize the results",
     "tune": "search hyperparameters of a recipe",
+    "scale": "measure how training scales with devices, and predict larger numbers",
     "cache": "list and clear decoded datasets",
 }
 HELP = "\n".join(

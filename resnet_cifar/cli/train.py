@@ -22,6 +22,13 @@ _USAGE = "resnet-cifar train [--recipe NAME|FILE] [OPTIONS] [--FIELD VALUE ...]"
 def parse_arguments(arguments: list[str]) -> tuple[TrainOptions, Recipe]:
     """The options and the recipe. Exits after --help and --recipe list; raises UserError."""
     options, overrides = parse(TrainOptions, _USAGE, arguments, fields=("",))
+    if options.scaling and not options.dry_run:
+        raise UserError(f"--scaling {options.scaling} is for the plan: add --dry-run")
+    if options.scaling_devices and not options.scaling:
+        raise UserError(
+            f"--scaling-devices {options.scaling_devices} needs measurements: add --scaling DIR/scaling.json, which "
+            "resnet-cifar scale writes"
+        )
     if options.refit:
         first = Path(options.refit)
         for name in ("recipe", "extend-epochs"):

@@ -20,6 +20,10 @@ class TrainOptions:
     """The run directory [default: runs/RECIPE-<8 hex digits of the recipe>]."""
     dry_run: bool = False
     """Print the plan (steps, learning rates, shares, memory and time), then exit."""
+    scaling: str = ""
+    """With --dry-run: a scaling.json of `resnet-cifar scale`, from which the plan says what the devices will bring."""
+    scaling_devices: int = 0
+    """With --scaling: the number of devices to plan for [default: the processes of this launch]."""
     check_for: int = 0
     """Check the recipe for this many processes, without images, weights or GPUs, then exit [default: train]."""
     download_only: bool = False

@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import TorchDynamoPlugin
+from accelerate.utils import DDPCommunicationHookType, TorchDynamoPlugin
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
@@ -169,6 +169,12 @@ class DistributedContext:
         """The loss scaler of fp16; None in other precisions."""
         return self._accelerator.scaler
 
+    def set_gradient_reduction(self, bucket_mb: int, compress: bool) -> None:
+        """Models that are wrapped from now on reduce gradients in buckets of `bucket_mb` MiB (DDP's default is 25) and,
+        with `compress`, rounded to bfloat16."""
+        options, hooks = self._accelerator.ddp_handler, DDPCommunicationHookType
+        options.bucket_cap_mb, options.comm_hook = bucket_mb, hooks.BF16 if compress else hooks.NO
+
     @_may_wait
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """Wraps `model` in autocast, DDP and torch.compile instead of earlier wrappers, with rank 0's weights."""
@@ -225,6 +231,11 @@ class DistributedContext:
         if self.size > 1:
             dist.all_reduce(value, op=dist.ReduceOp.MIN)
         return value
+
+    def wait_for_device(self) -> None:
+        """Returns when the device has finished what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     @_may_wait
     def gather(self, value: Tensor) -> Tensor:

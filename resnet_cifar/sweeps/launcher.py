@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO
@@ -48,13 +48,17 @@ def finished(run: RunDir, recipe: Recipe, extends: bool = False) -> dict[str, An
     return run.finished(recipe)
 
 
-def start(words: Sequence[str], processes: int, quiet: bool) -> subprocess.Popen:
+def start(
+    words: Sequence[str], processes: int, quiet: bool, program: Sequence[str] = (), env: Mapping[str, str] | None = None
+) -> subprocess.Popen:
     """Starts training with `words` and this number of processes on this machine, in a new session.
+
+    `program`: what is started in place of `train_program`; `env`: more variables of its environment.
 
     Signals therefore reach it only from the caller; when the caller ends, the run saves and stops. Its standard error
     is a text pipe, and with `quiet` its standard output too.
     """
-    command = [sys.executable, *train_program(), *words]
+    command = [sys.executable, *(program or train_program()), *words]
     if processes > 1:
         import torch
 
@@ -66,7 +70,7 @@ def start(words: Sequence[str], processes: int, quiet: bool) -> subprocess.Popen
         command[1:1] = ["-m", "accelerate.commands.launch", *settings, "--num_processes", str(processes)]
     return subprocess.Popen(
         command,
-        env={**os.environ, **launcher_env.follower_env()},
+        env={**os.environ, **launcher_env.follower_env(), **(env or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if quiet else None,
         stderr=subprocess.PIPE,

@@ -97,6 +97,12 @@ def _set_up(
             screen.warn(warning)
     if options.dry_run:
         screen.facts(plan_summary.estimate(state, data))
+        if options.scaling:
+            from resnet_cifar.training import scaling_results  # imports scipy, which training does not need
+
+            measured = scaling_results.read(Path(options.scaling))
+            devices = options.scaling_devices or context.size
+            screen.facts(scaling_results.describe(measured, Path(options.scaling), plan, devices))
         return None
     writer = RunWriter(plan, context, data, folder, screen, timings)
     watchdog = Watchdog(context, stop, recipe.rank_timeout)

@@ -29,6 +29,7 @@ from advice import (
     removed,
 )
 from advised_evaluations import EVALUATIONS
+from advised_scaling import SCALING
 from advised_sources import ARCHIVES, PICKLES, SOURCES
 from making import Prepare, Remedy
 from prepared import both
@@ -109,6 +110,9 @@ ELSEWHERE = {
     "the loss of step": "training: tests/training/test_train_step.py",
     "set --micro_batch {} or auto": "memory that runs out: tests/distributed/test_memory.py",
     "lower model.ghost_batch_size": "memory that runs out: tests/distributed/test_memory.py",
+    "is more than the {} GPUs of this machine": "GPUs",
+    "scaling_measurement.py: {}, in micro-batches of": "memory that runs out",
+    "scaling_run.py: --out {} cannot be written": "a folder that changes after it was checked",
     "trials in a row failed": "tests/endtoend/test_tune.py",
     "not checked here: the images": "a remark of a check that passes",
     "retry with: resnet-cifar report": "a report that cannot be drawn",
@@ -497,4 +501,4 @@ RULES = [
 ]
 # fmt: on
 
-ADVISED = [*VARIABLES, *RECIPE, *MODEL, *SOURCES, *PICKLES, *ARCHIVES, *RUNS, *REFITS, *RULES, *EVALUATIONS]
+ADVISED = [*VARIABLES, *RECIPE, *MODEL, *SOURCES, *PICKLES, *ARCHIVES, *RUNS, *REFITS, *RULES, *EVALUATIONS, *SCALING]

@@ -186,3 +186,18 @@ def test_outside_the_project_a_job_says_where_to_go(cluster: Cluster, project: P
     assert cluster.wait(job) == "FAILED"
     (log,) = (tmp_path / "logs").iterdir()
     assert "is not the project's folder: cd there, then sbatch slurm/train.sh" in log.read_text()
+
+
+def test_a_job_measures_how_training_scales_over_nodes(submit, record):
+    small = {"model.name": "test_resnet", "data.limit": 100, "data.image_size": 32}
+    words = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+    job = submit("--nodes=2", script="scale.sh", words=("--recipe", "debug", "--seconds", "0.1", *words))
+    job.wait()
+    found = json.loads((job.run / "scaling.json").read_text())
+    assert {name: world["machines"] for name, world in found["worlds"].items()} == {"1": 1, "2": 2}
+    assert found["model"]["machine"] is None and found["model"]["network"]["bandwidth"] > 0
+    assert f"== {job.run.relative_to(job.project)}/index.html" in job.log
+    refused = submit(script="scale.sh", words=("--processes", "1,2"))
+    refused.wait("FAILED")
+    assert "error: --processes is for one machine: here sbatch --nodes and --gpus-per-node say how many" in refused.log
+    record("scaling", worlds=len(found["worlds"]), nodes=2)
