@@ -51,8 +51,8 @@ SMALL = {
     "track.trackers": "none",
     "track.report": "False",
 }
-# Not run: compiling takes minutes, and tests/training does it; tests/endtoend/test_export.py exports, test_serve.py serves,
-# tests/hub/test_push.py pushes, and tests/distributed/test_scaling.py measures scaling and plans with it.
+# Not run: compiling takes minutes, and tests/training does it; tests/endtoend/test_export.py exports and test_serve.py
+# serves, tests/hub/test_push.py pushes, tests/distributed/test_scaling.py measures scaling and plans with it.
 PARSED_ONLY = {"--compile", "--to", "push", "serve", "--processes", "--scaling"}
 # Values of the pages that take long, and what replaces them.
 SHORTER = {"--seeds": "0", "--trials": "1", "--max-minutes": "1", "--profile-steps": "2"}
