@@ -274,7 +274,7 @@ class DistributedContext:
         dist.all_gather(parts, value.contiguous())
         return torch.cat(parts)
 
-    @_collective("work of rank 0")
+    @_collective("work on rank 0")
     def run_on_main(self, work: Callable[[], str], per_node: bool = False) -> str:
         """Runs `work` on rank 0 (or on each node's first rank) and returns its result on every rank.
 

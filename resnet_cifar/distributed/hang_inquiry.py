@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,11 @@ class HangInquiry:
         if self._neighbors is None:
             self._meet_neighbors()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the machine's other processes have been met: until then, one that dies leaves nothing behind."""
+        return self._neighbors is not None
+
     def stand_down(self) -> None:
         """No heartbeat follows."""
         faulthandler.cancel_dump_traceback_later()
@@ -78,10 +83,10 @@ class HangInquiry:
         last = first + int(os.environ.get("LOCAL_WORLD_SIZE", self._size))
         others = [rank for rank in range(first, min(last, self._size)) if rank != self.rank]
         keys = [f"place {rank}" for rank in others]
-        if not keys or not self._store.check(keys):
+        if keys and not self._store.check(keys):
             return
         self._neighbors = {}
-        for rank, answer in zip(others, self._store.multi_get(keys), strict=True):
+        for rank, answer in zip(others, self._store.multi_get(keys) if keys else [], strict=True):
             host, pid, log, stacks = json.loads(answer)
             if host == socket.gethostname():
                 memory = None
@@ -180,7 +185,8 @@ class HangInquiry:
         own, seen = self._look()
         main = self._completed(seen.get(0), call)
         self._write(own, seen, self.folder(step), [0])
-        reports = {0: main, self.rank: own.report}
+        others = {rank: replace(report, responds=True) for rank, report in seen.items()}  # they speak as this one does
+        reports = dict(sorted({**others, 0: main, self.rank: own.report}.items()))
         return main, self.explain(reports, step)[1] if self.rank == 1 else hang_report.explain(reports)[1]
 
     def finish(self) -> None:

@@ -59,6 +59,7 @@ class Watchdog:
         self._frozen = self._stopped = self._broken = self._ended = self._done = self._training = False
         self._decided = 0.0  # when rank 0 decided where to stop
         self._failed: str | None = None
+        self._losing = threading.Lock()
         self._beats = 0
         self._board: dict[str, Any] = {"beats": 0, "step": 0, "asked": None, "stop": None, "leave": False}
         self._board |= {"failed": None, "over": False, "hang": None, "call": NO_CALL}
@@ -136,8 +137,9 @@ class Watchdog:
     def _beat_until_over(self) -> None:
         while True:
             with self._changed:
-                seeking = (self._request or self._frozen) and self._stop is None
-                self._changed.wait(_FAST_BEAT if seeking or self._broken or self._ended else _BEAT)
+                seeking = ((self._request or self._frozen) and self._stop is None) or self._broken or self._ended
+                is_new = self._store is not None and not self._hang.is_ready
+                self._changed.wait(_FAST_BEAT if seeking or is_new else _BEAT)
             if self._done:
                 return
             try:
@@ -270,6 +272,7 @@ class Watchdog:
         if self._ended:  # this process is done
             end_process(0 if self._stop is None else exit_code())
         if not self._failed:  # a failed process prints its own error
+            self._losing.acquire()  # for good: two threads may notice, and one of them explains it
             sentence = f"{self._fate_of_main(is_silent)}: {RESUME_HINT}"
             end_process(1, f"error: {sentence}" if self.rank == 1 else "")
 
