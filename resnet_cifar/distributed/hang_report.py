@@ -103,8 +103,12 @@ def find_mismatch(reports: Mapping[int, RankReport]) -> tuple[list[int], str] | 
             by_number[call.number][call].append(rank)
     for number in sorted(by_number):
         if len(groups := by_number[number]) > 1:
-            # The fewest ranks differ; among equals, those whose call never followed their previous one before.
-            order = sorted(groups, key=lambda call: (len(groups[call]), _has_followed(call, reports[groups[call][0]])))
+            # The fewest ranks differ; among equals, those whose call never followed their previous one before, or those
+            # that are ahead, since they have left something out.
+            def rareness(call: Call, groups: dict[Call, list[int]] = groups) -> tuple[int, bool, int]:
+                return len(groups[call]), _has_followed(call, reports[groups[call][0]]), -call.unit
+
+            order = sorted(groups, key=rareness)
             strays = [rank for call in order[:-1] for rank in groups[call]]
             parts = [f"{_names(groups[call])} entered {call}" for call in order[:-1]]
             others = "the others" if len(groups[order[-1]]) > 1 else _names(groups[order[-1]])

@@ -107,13 +107,13 @@ def _gpu(device: torch.device) -> dict[str, Any]:
     }
 
 
-def observe(pid: int, latest: tuple[Call, bool] | None, stacks: Path) -> RankReport:
+def observe(pid: int, latest: tuple[list[Call], bool] | None, stacks: Path) -> RankReport:
     """A process of this machine, from outside; `latest`: its shared memory; `stacks`: faulthandler's output, if any."""
     try:
         state = psutil.Process(pid).status()
     except psutil.Error:
         state = "ended"
-    calls, waiting = ([latest[0]], latest[1]) if latest else ([], False)
+    calls, waiting = latest or ([], False)
     report = RankReport(calls, waiting, "", "ended" if state == "zombie" else state, False, latest is not None)
     return replace(report, place=_innermost(_last_stack(_read(stacks))))
 

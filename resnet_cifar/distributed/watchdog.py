@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from resnet_cifar.distributed import hang_report
 from resnet_cifar.distributed.collective_log import NO_CALL
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.distributed.hang_inquiry import HangInquiry
@@ -56,7 +57,7 @@ class Watchdog:
         self._request: str | None = None
         self._reason: str | None = None
         self._stop: int | None = None
-        self._frozen = self._stopped = self._broken = self._ended = self._done = self._training = False
+        self._frozen = self._stopped = self._broken = self._differs = self._ended = self._done = self._training = False
         self._decided = 0.0  # when rank 0 decided where to stop
         self._failed: str | None = None
         self._losing = threading.Lock()
@@ -83,7 +84,7 @@ class Watchdog:
                 self._stopped = True
                 raise Interrupted(self._reason)
             self._begun += 1
-            self._world.collectives.phase = "the evaluation" if step is None else f"step {step}"
+            self._world.collectives.begin("the evaluation" if step is None else f"step {step}")
             if step is not None:
                 self._step, self._training = step, True
 
@@ -98,6 +99,10 @@ class Watchdog:
         """
         if self._store is None:
             return
+        if self._hang.neighbors_mismatch():  # whatever failed, it is a consequence: some values are nonsense
+            with self._changed:
+                self._differs = True
+            self._thread.join(_VERDICT)
         if everywhere and self.rank != 0:
             time.sleep(_SILENCE)
         with self._changed:
@@ -190,6 +195,7 @@ class Watchdog:
                 "frozen": self._frozen,
                 "stopped": self._stopped,
                 "broken": self._broken,
+                "differs": self._differs,
                 "failed": self._failed,
                 "ended": self._ended,
             }
@@ -219,7 +225,8 @@ class Watchdog:
             return self._explain(beats)
         is_broken = any(beat["broken"] for beat in beats)
         silent = self._silent(beats, now, _SILENCE if is_broken else self.timeout)
-        if self._hang.mismatch(beats) or (silent and (not is_broken or self._hang.neighbors_mismatch())):
+        differs = any(beat["differs"] for beat in beats) or self._hang.mismatch(beats)
+        if differs or (silent and (not is_broken or self._hang.neighbors_mismatch())):
             return self._inquire(beats, now)
         if silent:
             return "lost", f"{_named(silent, beats)} {DIED}: {RESUME_HINT}"
@@ -255,7 +262,7 @@ class Watchdog:
         if silent:
             fate = DIED if all(reports[rank].is_gone for rank in silent) else "no longer responds"
             sentence = f"{_named(silent, beats)} {fate}: {sentence}"
-        elif not self._hang.mismatch(beats):
+        elif not hang_report.find_mismatch(reports):
             stuck = f"made no progress for {self.timeout:g} s (rank_timeout)"
             sentence = f"{_named(culprits, beats)} {stuck}: {sentence}"
         return "lost", f"{sentence} (see {self._hang.folder(step)}): {RESUME_HINT}"
