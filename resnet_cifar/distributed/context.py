@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from resnet_cifar.config.errors import NodeError, RankError, UserError
 from resnet_cifar.distributed import launcher_env, rendezvous
+from resnet_cifar.distributed.collective_log import CollectiveLog
 
 _SPEAKING = 3.0  # seconds that the other ranks leave to the one that reports a mistake
 _READING = 30.0  # seconds that rank 0 waits for the other ranks to read a final message
@@ -37,20 +39,32 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _may_wait(
-    method: Callable[Concatenate[DistributedContext, P], T],
-) -> Callable[Concatenate[DistributedContext, P], T]:
-    """Sets `waiting` while a method may wait for other processes: the watchdog blames those that are not waiting."""
+def _collective(
+    kind: str, has_place: bool = True
+) -> Callable[[Callable[Concatenate[DistributedContext, P], T]], Callable[Concatenate[DistributedContext, P], T]]:
+    """For methods that every rank calls equally often: notes the call in `collectives`, and sets `waiting` during it.
 
-    @functools.wraps(method)
-    def wrapper(self: DistributedContext, *args: P.args, **kwargs: P.kwargs) -> T:
-        before, self.waiting = self.waiting, True
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            self.waiting = before  # one such method may call another
+    The watchdog blames the rank whose calls are behind, or, among equals, those that are not waiting. `has_place`:
+    whether the call happens at one place of the program.
+    """
 
-    return wrapper
+    def decorate(
+        method: Callable[Concatenate[DistributedContext, P], T],
+    ) -> Callable[Concatenate[DistributedContext, P], T]:
+        @functools.wraps(method)
+        def wrapper(self: DistributedContext, *args: P.args, **kwargs: P.kwargs) -> T:
+            if self.size == 1:
+                return method(self, *args, **kwargs)
+            self.collectives.enter(kind, sys._getframe(1) if has_place else None)
+            before, self.waiting = self.waiting, True
+            try:
+                return method(self, *args, **kwargs)
+            finally:
+                self.waiting = before  # one such method may call another
+
+        return wrapper
+
+    return decorate
 
 
 class DistributedContext:
@@ -62,7 +76,7 @@ class DistributedContext:
     """
 
     def __init__(self, precision: str, deterministic: bool = False, compile_mode: str = "", cpu: bool = False) -> None:
-        self.waiting = False
+        self.collectives = CollectiveLog()
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is initialized
             torch.use_deterministic_algorithms(True)
@@ -97,6 +111,7 @@ class DistributedContext:
         self._hosted, self._port = self._host_store() if self.size > 1 else (None, 0)
         self._store = self.connect()
         self._turns = 0
+        self._reduces_gradients = True
         if precision == "auto":
             with self.sharing_failures():
                 self._check_same_precision()
@@ -109,6 +124,15 @@ class DistributedContext:
                 f"precision auto is {first} on rank 0 and {self.precision} on this machine "
                 f"({self.precision_reason}): set --precision to one that all GPUs support"
             )
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the main thread may be waiting for other processes or for the device."""
+        return self.collectives.waiting
+
+    @waiting.setter
+    def waiting(self, value: bool) -> None:
+        self.collectives.waiting = value
 
     @property
     def dtype(self) -> torch.dtype:
@@ -175,7 +199,7 @@ class DistributedContext:
         options, hooks = self._accelerator.ddp_handler, DDPCommunicationHookType
         options.bucket_cap_mb, options.comm_hook = bucket_mb, hooks.BF16 if compress else hooks.NO
 
-    @_may_wait
+    @_collective("set-up of DDP")
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """Wraps `model` in autocast, DDP and torch.compile instead of earlier wrappers, with rank 0's weights."""
         self._accelerator.free_memory()
@@ -193,23 +217,38 @@ class DistributedContext:
         self.broadcast_(model)
         return self._accelerator.prepare_model(model, evaluation_mode=True)
 
-    @_may_wait
+    @_collective("broadcast")
     def broadcast_(self, model: nn.Module) -> None:
         """Broadcasts rank 0's weights and buffers to every rank."""
         if self.size > 1:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
-    @_may_wait
     def backward(self, loss: Tensor) -> None:
         """Backpropagates `loss`, scaled in fp16."""
+        if self._reduces_gradients:
+            self._backward_and_reduce(loss)
+        else:
+            self._accelerator.backward(loss)
+
+    @_collective("all-reduce", has_place=False)
+    def _backward_and_reduce(self, loss: Tensor) -> None:
         self._accelerator.backward(loss)
 
     def grad_sync(self, model: nn.Module, now: bool) -> AbstractContextManager[Any]:
         """A context for forward and backward passes that reduces gradients over ranks only if `now`."""
-        return nullcontext() if now else self._accelerator.no_sync(model)
+        return nullcontext() if now else self._without_reduction(model)
 
-    @_may_wait
+    @contextlib.contextmanager
+    def _without_reduction(self, model: nn.Module) -> Iterator[None]:
+        self._reduces_gradients = False
+        try:
+            with self._accelerator.no_sync(model):
+                yield
+        finally:
+            self._reduces_gradients = True
+
+    @_collective("all-reduce")
     def weighted_mean(self, value: Tensor, weight: float) -> Tensor:
         """The mean of all ranks' `value`, weighted by their `weight`; the same on every rank."""
         if self.size == 1:
@@ -218,14 +257,14 @@ class DistributedContext:
         dist.all_reduce(total)
         return (total[:-1] / total[-1]).view_as(value)
 
-    @_may_wait
+    @_collective("all-reduce")
     def all_reduce_sum_(self, value: Tensor) -> Tensor:
         """Sums over ranks, in place and without waiting for the device."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
 
-    @_may_wait
+    @_collective("all-reduce")
     def all_reduce_min_(self, value: Tensor) -> Tensor:
         """Takes the minimum over ranks, in place."""
         if self.size > 1:
@@ -237,7 +276,7 @@ class DistributedContext:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    @_may_wait
+    @_collective("gather")
     def gather(self, value: Tensor) -> Tensor:
         """All ranks' `value` (of equal shapes), concatenated: [size * n, ...]."""
         if self.size == 1:
@@ -246,7 +285,7 @@ class DistributedContext:
         dist.all_gather(parts, value.contiguous())
         return torch.cat(parts)
 
-    @_may_wait
+    @_collective("work on rank 0")
     def run_on_main(self, work: Callable[[], str], per_node: bool = False) -> str:
         """Runs `work` on rank 0 (or on each node's first rank) and returns its result on every rank.
 
@@ -354,7 +393,7 @@ class DistributedContext:
             time.sleep(0.02)
             count = self._store.add(f"{occasion} read", 0)
 
-    @_may_wait
+    @_collective("broadcast")
     def broadcast_tensors(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Rank 0's tensors, on the CPU of every rank; the other ranks pass None."""
         if self.size == 1:
@@ -369,6 +408,7 @@ class DistributedContext:
             shared[name] = here.to("cpu")
         return shared
 
+    @_collective("creation of process groups")
     def batchnorm_group(self, processes: int) -> Any:
         """The process group of this rank, out of groups of `processes` consecutive ranks."""
         groups = [dist.new_group(list(range(first, first + processes))) for first in range(0, self.size, processes)]
@@ -408,6 +448,8 @@ def _init_group(backend: str) -> None:
     """Creates the process group of several processes, for which Accelerate would wait in silence."""
     place = launcher_env.place()
     if place is not None and not dist.is_initialized():
+        if backend == "nccl":  # torch's flight recorder keeps the latest collectives, which some versions leave off
+            os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
         store = rendezvous.meet(place)
         with rendezvous.connecting(place, backend):
             dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=_COLLECTIVE)

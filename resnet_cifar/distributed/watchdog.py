@@ -1,10 +1,13 @@
-"""Agreement between processes outside of training: where to stop together, and which rank no longer responds.
+"""Agreement between processes outside of training: where to stop together, and which rank holds up the others.
 
 In each process a thread writes a heartbeat to rank 0's store and reads rank 0's board there. It uses no collective and
 never waits for the device, so it works while the main threads are blocked.
 
 To stop, rank 0 puts the request on the board; every process then freezes (its main thread begins no further unit of
 work: a step or an evaluation batch) and reports how many it has begun; all stop at the largest of these numbers.
+
+When a rank hangs, rank 0 puts that on the board, too: every process then reports its stack and its latest collectives
+(`hang_report`), and rank 0 names the rank and what it did not enter.
 """
 
 from __future__ import annotations
@@ -16,10 +19,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from resnet_cifar.config.rerun import how_to_resume
+from resnet_cifar.distributed import hang_report
+from resnet_cifar.distributed.collective_log import NO_CALL
 from resnet_cifar.distributed.context import DistributedContext
+from resnet_cifar.distributed.hang_inquiry import HangInquiry
 from resnet_cifar.distributed.signals import Interrupted, StopSignals, end_process, exit_code
 
 _BEAT = 0.5  # seconds between heartbeats
@@ -27,6 +34,7 @@ _FAST_BEAT = 0.05  # while an agreement is pending
 _FIRST = 1.5  # seconds that the first unit of work may take before it is abandoned
 _SILENCE = 3.0  # seconds without a heartbeat after which a disconnected process counts as dead
 _VERDICT = 10.0  # seconds to find out which process died
+DIED = "died or lost the network"
 _FINISHING = 15.0  # seconds for rank 0 to finish the trackers
 RESUME_HINT = f"{how_to_resume()} to resume from the latest checkpoint, if there is one"
 
@@ -34,12 +42,13 @@ RESUME_HINT = f"{how_to_resume()} to resume from the latest checkpoint, if there
 class Watchdog:
     """One process's part. The main thread calls `check_stop` before every unit of work, equally often on all ranks.
 
-    `leaving(state, reason)` is called on rank 0, in the watchdog's thread, before it ends the process.
+    `leaving(state, reason, **facts)` is called on rank 0, not in the main thread, before the process ends. `folder`:
+    the run directory, where reports on a hang are written.
     """
 
-    def __init__(self, context: DistributedContext, requests: StopSignals, timeout: float) -> None:
+    def __init__(self, context: DistributedContext, requests: StopSignals, timeout: float, folder: Path) -> None:
         self.rank, self.size, self.timeout = context.rank, context.size, timeout
-        self.leaving: Callable[[str, str], None] = lambda state, reason: None
+        self.leaving: Callable[..., None] = lambda state, reason, **facts: None
         self._world = context
         self._store = context.connect()
         self._changed = threading.Condition()
@@ -47,16 +56,18 @@ class Watchdog:
         self._request: str | None = None
         self._reason: str | None = None
         self._stop: int | None = None
-        self._frozen = self._stopped = self._broken = self._ended = self._done = self._training = False
+        self._frozen = self._stopped = self._broken = self._differs = self._ended = self._done = self._training = False
         self._decided = 0.0  # when rank 0 decided where to stop
         self._failed: str | None = None
+        self._losing = threading.Lock()
         self._beats = 0
         self._board: dict[str, Any] = {"beats": 0, "step": 0, "asked": None, "stop": None, "leave": False}
-        self._board |= {"failed": None, "over": False}
+        self._board |= {"failed": None, "over": False, "hang": None, "call": NO_CALL}
         now = time.monotonic()
         self._heard = [(-1, now)] * context.size  # per rank: number and time of the last heartbeat
         self._progress: tuple[list[int], float] = ([], now)
         if self._store is not None:
+            self._hang = HangInquiry(context, self._store, folder)
             self._store.set(f"beat {self.rank}", self._beat())
             context.run_on_main(lambda: self._store.set("board", json.dumps(self._board)) or "")
         self._thread = threading.Thread(target=self._serve, name="watchdog", daemon=True)
@@ -72,6 +83,7 @@ class Watchdog:
                 self._stopped = True
                 raise Interrupted(self._reason)
             self._begun += 1
+            self._world.collectives.begin("the evaluation" if step is None else f"step {step}")
             if step is not None:
                 self._step, self._training = step, True
 
@@ -86,6 +98,10 @@ class Watchdog:
         """
         if self._store is None:
             return
+        if self._hang.neighbors_mismatch():  # whatever failed, it is a consequence: some values are nonsense
+            with self._changed:
+                self._differs = True
+            self._thread.join(_VERDICT)
         if everywhere and self.rank != 0:
             time.sleep(_SILENCE)
         with self._changed:
@@ -116,10 +132,18 @@ class Watchdog:
     def _serve(self) -> None:
         if self.rank != 0:
             threading.Thread(target=self._guard, name="guard", daemon=True).start()
+        try:
+            self._beat_until_over()
+        finally:
+            if self._store is not None:
+                self._hang.stand_down()
+
+    def _beat_until_over(self) -> None:
         while True:
             with self._changed:
-                seeking = (self._request or self._frozen) and self._stop is None
-                self._changed.wait(_FAST_BEAT if seeking or self._broken or self._ended else _BEAT)
+                seeking = ((self._request or self._frozen) and self._stop is None) or self._broken or self._ended
+                is_new = self._store is not None and not self._hang.is_ready
+                self._changed.wait(_FAST_BEAT if seeking or is_new else _BEAT)
             if self._done:
                 return
             try:
@@ -140,6 +164,7 @@ class Watchdog:
         if self._store is None:
             board = self._judge([json.loads(beat)])
         else:
+            self._hang.stay_ready(self.timeout)
             self._store.set(f"beat {self.rank}", beat)
             if self.rank == 0:
                 keys = [f"beat {rank}" for rank in range(self.size)]
@@ -162,12 +187,14 @@ class Watchdog:
                 "number": self._beats,
                 "begun": self._begun,
                 "step": self._step,
+                "call": self._world.collectives.latest,
                 "waiting": self._world.waiting,
                 "training": self._training,
                 "request": self._request,
                 "frozen": self._frozen,
                 "stopped": self._stopped,
                 "broken": self._broken,
+                "differs": self._differs,
                 "failed": self._failed,
                 "ended": self._ended,
             }
@@ -176,7 +203,7 @@ class Watchdog:
     def _judge(self, beats: list[dict[str, Any]]) -> dict[str, Any]:
         """Rank 0's decisions, from the latest heartbeats of all ranks."""
         board, now = self._board, time.monotonic()
-        board["beats"], board["step"] = self._beats, self._step
+        board["beats"], board["step"], board["call"] = self._beats, self._step, self._world.collectives.latest
         board["over"] = all(beat["ended"] for beat in beats)
         board["asked"] = board["asked"] or next((beat["request"] for beat in beats if beat["request"]), None)
         if board["asked"] and board["stop"] is None and all(beat["frozen"] for beat in beats):
@@ -193,10 +220,15 @@ class Watchdog:
         for rank, beat in enumerate(beats):
             if beat["number"] != self._heard[rank][0]:
                 self._heard[rank] = (beat["number"], now)
-        patience = _SILENCE if any(beat["broken"] for beat in beats) else self.timeout
-        silent = [r for r, (_, heard) in enumerate(self._heard) if now - heard > patience and not beats[r]["ended"]]
+        if self._board["hang"]:
+            return self._explain(beats)
+        is_broken = any(beat["broken"] for beat in beats)
+        silent = self._silent(beats, now, _SILENCE if is_broken else self.timeout)
+        differs = any(beat["differs"] for beat in beats) or self._hang.mismatch(beats)
+        if differs or (silent and (not is_broken or self._hang.neighbors_mismatch())):
+            return self._inquire(beats, now)
         if silent:
-            return "lost", f"{_named(silent, beats)} died or lost the network: {RESUME_HINT}"
+            return "lost", f"{_named(silent, beats)} {DIED}: {RESUME_HINT}"
         for rank, beat in enumerate(beats):
             if beat["failed"]:
                 return "failed", f"rank {rank} failed at step {beat['step']}: {beat['failed']}"
@@ -205,28 +237,64 @@ class Watchdog:
         if begun != self._progress[0] or min(begun) < 2 or not all(beat["training"] for beat in beats):
             self._progress = (begun, now)
         elif now - self._progress[1] > self.timeout:
-            stuck = [r for r, beat in enumerate(beats) if not beat["waiting"]] or list(range(self.size))
-            return (
-                "lost",
-                f"{_named(stuck, beats)} made no progress for {self.timeout:g} s (rank_timeout): {RESUME_HINT}",
-            )
+            return self._inquire(beats, now)
         return None
+
+    def _silent(self, beats: list[dict[str, Any]], now: float, patience: float) -> list[int]:
+        """The ranks without a heartbeat for `patience` seconds."""
+        return [r for r, (_, heard) in enumerate(self._heard) if now - heard > patience and not beats[r]["ended"]]
+
+    def _inquire(self, beats: list[dict[str, Any]], now: float) -> None:
+        """Asks all ranks for reports; the beats after this one explain the hang from them."""
+        step = max(beat["step"] for beat in beats)
+        self._board["hang"] = {"step": step, "silent": self._silent(beats, now, min(_SILENCE, self.timeout))}
+        self._hang.begin()
+
+    def _explain(self, beats: list[dict[str, Any]]) -> tuple[str, str] | None:
+        """Why the run hangs; None until the reports are there."""
+        step, silent = self._board["hang"]["step"], self._board["hang"]["silent"]
+        reports = self._hang.gather(beats, silent)
+        if reports is None:
+            return None
+        culprits, sentence = self._hang.explain(reports, step)
+        silent = [rank for rank, report in reports.items() if not report.responds]
+        if silent:
+            fate = DIED if all(reports[rank].is_gone for rank in silent) else "no longer responds"
+            sentence = f"{_named(silent, beats)} {fate}: {sentence}"
+        elif not hang_report.find_mismatch(reports):
+            stuck = f"made no progress for {self.timeout:g} s (rank_timeout)"
+            sentence = f"{_named(culprits, beats)} {stuck}: {sentence}"
+        return "lost", f"{sentence} (see {self._hang.folder(step)}): {RESUME_HINT}"
 
     def _guard(self) -> None:
         """Gives up on rank 0 when its board no longer changes: a call to a frozen store never returns."""
         while self._thread.is_alive():
             time.sleep(_BEAT)
             if time.monotonic() - self._heard[0][1] > (_SILENCE if self._broken else self.timeout):
-                self._lose_main()
+                self._lose_main(is_silent=not self._broken)
 
-    def _lose_main(self) -> None:
+    def _lose_main(self, is_silent: bool = False) -> None:
+        """`is_silent`: its store does not respond; otherwise the connection is lost."""
         if self._ended:  # this process is done
             end_process(0 if self._stop is None else exit_code())
         if not self._failed:  # a failed process prints its own error
-            sentence = f"rank 0 (last heard of at step {self._board['step']}) died or lost the network: {RESUME_HINT}"
+            self._losing.acquire()  # for good: two threads may notice, and one of them explains it
+            sentence = f"{self._fate_of_main(is_silent)}: {RESUME_HINT}"
             end_process(1, f"error: {sentence}" if self.rank == 1 else "")
 
+    def _fate_of_main(self, is_silent: bool) -> str:
+        """What became of rank 0, without its help."""
+        lost = f"rank 0 (last heard of at step {self._board['step']})"
+        if not is_silent and not self._hang.neighbors_mismatch():
+            return f"{lost} {DIED}"
+        step = max(self._board["step"], self._step)
+        main, why = self._hang.explain_without_main(step, self._board["call"])
+        self._hang.finish()
+        return f"{lost} {DIED if main.is_gone else 'no longer responds'}: {why} (see {self._hang.folder(step)})"
+
     def _act_on(self, board: dict[str, Any]) -> None:
+        if board["hang"]:
+            self._hang.report(**board["hang"])
         if board["failed"]:
             self._give_up(*board["failed"])
         if board["leave"]:
@@ -262,8 +330,14 @@ class Watchdog:
 
         Its main thread may be in a collective with theirs, and their end would look like a failure to it.
         """
+        hang = self._board["hang"]
+        if hang:
+            self._hang.finish()
         if self.rank == 0:
-            self.leaving(state, why)
+            facts = {"hang": self._hang.folder(hang["step"]).name} if hang else {}
+            last = threading.Thread(target=self.leaving, args=(state, why), kwargs=facts, daemon=True)
+            last.start()
+            last.join(_FINISHING if hang else None)  # its file system may be what hangs
             time.sleep(2 * _BEAT * (self.size > 1))
             return
         end = time.monotonic() + _FINISHING

@@ -134,8 +134,11 @@ class RunWriter:
         with contextlib.suppress(UserError, OSError):
             self.status("finished", seconds_by_part=self.timings.seconds())
 
-    def end(self, state: str, why: str) -> None:
-        """Writes the final state to the run directory and the trackers; never hides the error that ends the run."""
+    def end(self, state: str, why: str, **facts: Any) -> None:
+        """Writes the final state to the run directory and the trackers; never hides the error that ends the run.
+
+        `facts` are added to status.json.
+        """
         with self._ending:
             if self._has_ended:
                 return
@@ -143,15 +146,15 @@ class RunWriter:
         self.screen.end()
         if self.context.is_main and state != "finished" and self.folder.lease:
             with contextlib.suppress(UserError, OSError):
-                self.status(state, why=why)
+                self.status(state, why=why, **facts)
         with contextlib.suppress(Exception):
             self.tracker.finish(state)
 
-    def leave(self, state: str, why: str) -> None:
+    def leave(self, state: str, why: str, **facts: Any) -> None:
         """The same, called from the watchdog's thread before it ends the process."""
         if state == "interrupted":
             self.done = self.saved
-        self.end(state, why)
+        self.end(state, why, **facts)
         if state == "interrupted":
             self.say_interrupted(why, "with nothing new to save")
 

@@ -105,7 +105,7 @@ def _set_up(
             screen.facts(scaling_results.describe(measured, Path(options.scaling), plan, devices))
         return None
     writer = RunWriter(plan, context, data, folder, screen, timings)
-    watchdog = Watchdog(context, stop, recipe.rank_timeout)
+    watchdog = Watchdog(context, stop, recipe.rank_timeout, folder.path)
     return Trainer(plan, context, data, state, writer, watchdog, options.profile_steps)
 
 

@@ -21,7 +21,8 @@ import torch.distributed as dist
 
 from resnet_cifar.config.errors import NodeError, RankError, UserError
 from resnet_cifar.distributed import rendezvous
-from resnet_cifar.distributed.context import DistributedContext, _may_wait
+from resnet_cifar.distributed.collective_log import CollectiveLog
+from resnet_cifar.distributed.context import DistributedContext, _collective
 from resnet_cifar.distributed.launcher_env import Place
 
 
@@ -97,7 +98,7 @@ class TestTurns:
 
     def context(self, rank: int) -> DistributedContext:
         context = object.__new__(DistributedContext)
-        context.rank, context.size, context.is_main, context.waiting = rank, 2, rank == 0, False
+        context.rank, context.size, context.is_main, context.collectives = rank, 2, rank == 0, CollectiveLog()
         context._store, context._turns = self.stores[rank], 0
         context._accelerator = SimpleNamespace(is_local_main_process=rank == 0)
         return context
@@ -184,7 +185,8 @@ class TestTurns:
             rank.run_on_main(work)
             seen[rank.rank] = rank.waiting
 
-        assert self.both(_may_wait(twice), _may_wait(twice)) == [None, None]
+        waits = _collective("test")(twice)
+        assert self.both(waits, waits) == [None, None]
         assert seen == {"at work": False, 0: True, 1: True}
         assert [rank.waiting for rank in self.ranks] == [False, False]
 

@@ -14,7 +14,8 @@ IMPATIENT = {
     "env": {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3"},  # seconds until torch's launcher kills who does not end
 }
 DIED = "died or lost the network"
-STUCK = "made no progress for 5 s"
+STUCK = "made no progress for 5 s (rank_timeout): rank 1 never entered the all-reduce of step "
+STOPPED = "no longer responds: rank 1 never entered the all-reduce of step "
 
 
 def check_sentence(run: FaultyRun, planned: dict, pattern: str, **more: Any) -> str:
@@ -42,8 +43,9 @@ def test_a_rank_that_dies_or_hangs_ends_the_start_and_not_the_run(hurt_run, undi
         check_sentence(run, fault("update", 2, "SIGKILL self", rank=0), heard + DIED)
     said = check_sentence(run, fault("update", 3, "block", rank=1), heard + re.escape(STUCK), **IMPATIENT)
     assert (run.status["state"], run.status["why"]) == ("lost", said)
+    assert f"{run.status['hang']})" in said and (run.folder / run.status["hang"] / "rank-1.txt").is_file()
     if proof:
-        said = check_sentence(run, fault("update", 3, "SIGSTOP self", rank=1), heard + DIED, **IMPATIENT)
+        said = check_sentence(run, fault("update", 3, "SIGSTOP self", rank=1), heard + STOPPED, **IMPATIENT)
         assert (run.status["state"], run.status["why"]) == ("lost", said)
     run.finish()
     undisturbed(run.processes).check_equal(run)
