@@ -76,8 +76,9 @@ def is_reported_elsewhere(variable: str = "RANK") -> bool:
 
     A RANK left over in a shell tells nothing: the launcher started the others, or they have met this one.
     """
-    distributed = sys.modules.get("torch.distributed")
-    have_met = distributed is not None and distributed.is_available() and distributed.is_initialized()
+    # A signal may come while another thread imports torch: until that is done, no processes have met.
+    is_initialized = getattr(sys.modules.get("torch.distributed"), "is_initialized", None)
+    have_met = is_initialized is not None and is_initialized()
     return os.environ.get(variable, "0") not in ("0", "") and (by_elastic() or have_met)
 
 

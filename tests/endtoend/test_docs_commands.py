@@ -114,6 +114,11 @@ def check_other(words: list[str]) -> None:
         files = ["benchmarks/__main__.py", "benchmarks/gpu.py"]
     elif program == "bash":
         files = rest[:1]
+    elif words[:2] == ["docker", "build"]:
+        files = [after for word, after in itertools.pairwise(rest) if word == "-f"]
+    elif words[:2] == ["docker", "run"]:
+        inside = rest[rest.index(next(word for word in rest if word.startswith("resnet-cifar:"))) + 1 :]
+        assert not inside or split_command(inside), words
     elif program not in ("wandb", "curl") and words[:2] != ["git", "clone"] and "pip" not in words:
         pytest.fail(f"a command of an unknown kind: {shlex.join(words)}")
     for file in files:

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from unittest import mock
 
 import psutil
@@ -236,6 +236,12 @@ class TestPrinting:
         assert not is_reported_elsewhere()
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
         assert is_reported_elsewhere()
+
+    def test_by_itself_while_torch_is_being_imported(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A signal may come then, and its thread must not fail on what is not there yet: the signal would be lost."""
+        os.environ.update(TWO)
+        monkeypatch.setitem(sys.modules, "torch.distributed", ModuleType("torch.distributed"))
+        assert not is_reported_elsewhere()
 
     def test_another_ranks_failure_by_one_process_of_each_machine(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.printed(capsys, RankError("rank 0 failed", is_told_here=True)) == "error: rank 0 failed\n"
