@@ -110,8 +110,7 @@ def test_an_eager_step_calls_as_many_operators_whatever_the_number_of_groups(mon
 @pytest.mark.parametrize(
     ("network", "image_size", "group_sizes"),
     [
-        ("test_resnet", 32, (32,)),
-        pytest.param("resnet18", 32, (32,), marks=pytest.mark.proof_only),
+        ("resnet18", 32, (32,)),
         pytest.param("resnet50", 32, (32, 16, 8), marks=pytest.mark.proof_only),
         pytest.param("resnet50", 224, (32,), marks=pytest.mark.proof_only),
     ],
