@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench gpu proof
+.PHONY: demo test lint bench gpu proof proof-faults proof-distributed proof-slurm proof-rest
 
 demo: $(READY)
 	$(BIN)/python train.py --recipe demo
@@ -26,11 +26,13 @@ lint: $(READY)
 	$(BIN)/shellcheck --external-sources slurm/*.sh containers/*.sh benchmarks/*.sh
 	$(BIN)/hadolint containers/*.Dockerfile
 
-# The long form of the tests that kill, interrupt and move runs, and those that run jobs of SLURM: 75 minutes or more; then
-# what is left out of `make test`. Figures go to benchmarks/results/.
-proof: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof tests/faults tests/mistakes tests/distributed tests/slurm
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof -m proof_only tests/unit tests/training tests/endtoend tests/browser
+# The long form of the tests that kill, interrupt and move runs, of those that run jobs of SLURM, and whatever else is left out
+# of `make test`: an hour each at most. Figures go to benchmarks/results/.
+proof: proof-faults proof-distributed proof-slurm proof-rest
+proof-faults proof-distributed proof-slurm: proof-%: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof tests/$*
+proof-rest: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof -m proof_only $(ALONE:%=--ignore %)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -55,7 +55,7 @@ CANDIDATES: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """Training images, pixels, epochs and batch size; `seeds` runs of each candidate."""
+    """Training images, pixels, epochs and batch size; `seeds` runs of each candidate, or of the `named` ones only."""
 
     images: int
     image_size: int
@@ -63,6 +63,7 @@ class Setting:
     batch_size: int = 64
     seeds: int = 1
     validation_images: int = 3000
+    named: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.images:,} images, {self.image_size} px, {self.epochs:g} epochs of batches of {self.batch_size}"
@@ -81,14 +82,13 @@ def measure(
         scores: dict[str, list[float]] = {}
         found.append({**vars(setting), "updates": 0, "probe": [], "scores": scores})
         for seed in range(setting.seeds):
-            for name, overrides in candidates.items():
-                recipe = _recipe(source, {**model, **overrides}, setting, seed)
-                updates, before, after = _train(recipe)
-                print(f"  {setting}: seed {seed}, {name}: {before:.4f} -> {after:.4f}", flush=True)
-                scores.setdefault(name, []).append(after)
+            for name in setting.named or candidates:
+                recipe = _recipe(source, {**model, **candidates[name]}, setting, seed)
+                updates, *accuracies = _train(recipe, from_probe=name == "finetune")
+                print(f"  {setting}: seed {seed}, {name}: {' -> '.join(f'{a:.4f}' for a in accuracies)}", flush=True)
+                found[-1]["probe"] += accuracies[:-1]
+                scores.setdefault(name, []).append(accuracies[-1])
                 found[-1]["updates"] = updates
-                if name == "finetune":
-                    found[-1]["probe"].append(before)
                 yield {**facts, "settings": found}
 
 
@@ -106,8 +106,8 @@ def _recipe(source: str, words: dict[str, str], setting: Setting, seed: int) -> 
     return read_recipe("finetune", {**fixed, **words})
 
 
-def _train(recipe: Recipe) -> tuple[int, float, float]:
-    """(updates, validation accuracy before the first one, and after the last one)."""
+def _train(recipe: Recipe, from_probe: bool) -> tuple[float, ...]:
+    """(updates, validation accuracy after the last one); with `from_probe`, that before the first one between them."""
     recipe = preflight.resolve(recipe)
     context = DistributedContext(recipe.precision)
     data = prepared_data.load(Path(prepared_data.prepare(recipe.data)), recipe, context.device)
@@ -122,17 +122,18 @@ def _train(recipe: Recipe) -> tuple[int, float, float]:
 
     if recipe.model.head.init == "probe":
         state.fit_probe(data.train, rows, lambda: None)
-    before = score()
+    before = (score(),) if from_probe else ()
     loader = Loader(recipe, data.train, len(data.classes), state.preprocess, plan.rows(context.rank))
     for step in range(plan.steps):
         if step and plan.begins_stage(step):
             state.start_stage(plan.phase_at(step).trainable)
         train_step(state, step, loader.batch(step, plan.image_size(step), plan.micro_batch), plan.lr(step))
-    return plan.steps, before, score()
+    return plan.steps, *before, score()
 
 
 def settings() -> list[Setting]:
     """Those for this device."""
     if torch.cuda.is_available():
         return [Setting(45_000, size, 10, 256, seeds=5) for size in (128, 224)]
-    return [Setting(2700, 96, 3), Setting(500, 96, 12, seeds=3)]
+    few = ("finetune", "zero head", "BatchNorm of batches", "the former default")
+    return [Setting(2700, 96, 3), Setting(500, 96, 12, seeds=3), Setting(10_000, 128, 1, named=few)]
