@@ -1,7 +1,7 @@
 """The run directory: where each file is, whose run it holds, and how its attempts ended.
 
-recipe.yaml  environment.json  lease.json  status.json  attempts.json  metrics.jsonl  result.json  (micro_batch.json)
-checkpoints/  model/  wandb/  eval-NAME.json  predictions-NAME.parquet  report/
+recipe.yaml  environment.json  (code.diff)  lease.json  status.json  attempts.json  metrics.jsonl  result.json
+(micro_batch.json)  checkpoints/  model/  wandb/  eval-NAME.json  predictions-NAME.parquet  report/
 """
 
 from __future__ import annotations
@@ -107,8 +107,11 @@ class RunDir:
             number += 1
         return self.path.rename(aside)
 
-    def acquire(self, recipe: Recipe, environment: dict[str, Any]) -> None:
-        """Starts a new attempt: acquires the lease and writes the recipe and the environment. Raises UserError."""
+    def acquire(self, recipe: Recipe, environment: dict[str, Any], code_diff: bytes = b"") -> None:
+        """Starts a new attempt: acquires the lease and writes the recipe and the environment. Raises UserError.
+
+        `code_diff`: what the code of this attempt adds to its commit, for code.diff.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lease = Lease.acquire(self.path)
@@ -117,6 +120,10 @@ class RunDir:
                     (self.path / "result.json").rename(self.path / f"result-step-{result['steps']}.json")
             write_recipe(recipe, self.path / "recipe.yaml")
             write_json(self.path / "environment.json", environment)
+            if code_diff:
+                (self.path / "code.diff").write_bytes(code_diff)
+            else:
+                (self.path / "code.diff").unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"--run {self.path} cannot be written ({error.strerror}): name another folder") from None
 

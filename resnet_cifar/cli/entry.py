@@ -28,6 +28,7 @@ COMMANDS = {
     "runs": "list runs with their state, progress and results",
     "compare": "compare runs in a table and on a page",
     "explore": "write a page about the images of a data source",
+    "reproduce": "train a finished run again and say whether the result is the same",
     "seeds": "train a recipe with several seeds and summarize the results",
     "tune": "search hyperparameters of a recipe",
     "scale": "measure how training scales with devices, and predict larger numbers",

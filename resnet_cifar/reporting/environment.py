@@ -18,6 +18,8 @@ _PACKAGES = (
     *("onnx", "onnxscript", "onnxruntime"),
 )
 
+_MAX_DIFF = 2**20  # bytes
+
 
 def describe() -> dict[str, Any]:
     """The content of environment.json."""
@@ -46,9 +48,21 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """The commit if the code runs from a git checkout, with `-dirty` if files were changed; otherwise None."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    found = _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    return None if found is None else found.decode().strip()
+
+
+def code_diff() -> bytes:
+    """The uncommitted changes of the checkout's tracked files, for `git apply`; empty without any or beyond 1 MiB."""
+    found = _git("diff", "HEAD", "--no-color", "--no-ext-diff") or b""
+    return found if len(found) <= _MAX_DIFF else b""
+
+
+def _git(*words: str) -> bytes | None:
+    """What git prints in the directory of this package; None if it fails or there is no git."""
+    command = ["git", "-C", str(Path(__file__).parent), *words]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+        return subprocess.run(command, capture_output=True, check=True, timeout=5).stdout
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -102,13 +102,10 @@ def attempt_rows(attempts: list[dict[str, Any]], status: dict[str, Any]) -> list
     return lines
 
 
-def commands(run: Path, environment: dict[str, Any]) -> list[tuple[str, str]]:
+def commands(run: Path) -> list[tuple[str, str]]:
     """(title, command) to train again, evaluate, predict, load the model and write the report."""
-    processes = environment.get("world_size") or 1
-    launch = f"accelerate launch --num_processes {processes} " if processes > 1 else "python "
     folder = shlex.quote(str(run))
-    again = f"{launch}train.py --recipe {shlex.quote(str(run / 'recipe.yaml'))} --run {shlex.quote(f'{run}-again')}"
-    found = [("Train again", again), ("Evaluate", f"python eval.py {folder}")]
+    found = [("Train again and compare", f"resnet-cifar reproduce {folder}"), ("Evaluate", f"python eval.py {folder}")]
     if (run / "model").is_dir():
         found.append(("Classify images", f"resnet-cifar predict {folder} PATH"))
         load = f"timm.create_model({'local-dir:' + str(run / 'model')!r}, pretrained=True)"

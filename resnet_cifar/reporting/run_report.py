@@ -59,7 +59,7 @@ def _write(run: Path, older_than: float) -> Path:
         "differences": reproducibility.differences(recipe, named),
         "environment": reproducibility.environment_rows(environment),
         "attempts": reproducibility.attempt_rows(attempts, status),
-        "commands": reproducibility.commands(run, environment),
+        "commands": reproducibility.commands(run),
     }
     text = html_page.render(
         "report.html",

@@ -48,6 +48,20 @@ def finished(run: RunDir, recipe: Recipe, extends: bool = False) -> dict[str, An
     return run.finished(recipe)
 
 
+def launch_words(processes: int) -> list[str]:
+    """The arguments of Python that start this number of processes of the program that follows, on this machine."""
+    if processes == 1:
+        return []
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    config = _ROOT / "accelerate_configs" / f"{'multi_gpu' if has_gpu else 'cpu_ddp'}.yaml"
+    # accelerate starts several processes on a CPU only if it is asked for GPUs, which are then hidden.
+    flags = ["--multi_gpu", "--mixed_precision", "bf16"] if has_gpu else ["--cpu", "--multi_gpu", "--gpu_ids", "-1"]
+    settings = ["--config_file", str(config)] if config.is_file() else flags
+    return ["-m", "accelerate.commands.launch", *settings, "--num_processes", str(processes)]
+
+
 def start(
     words: Sequence[str], processes: int, quiet: bool, program: Sequence[str] = (), env: Mapping[str, str] | None = None
 ) -> subprocess.Popen:
@@ -58,16 +72,7 @@ def start(
     Signals therefore reach it only from the caller; when the caller ends, the run saves and stops. Its standard error
     is a text pipe, and with `quiet` its standard output too.
     """
-    command = [sys.executable, *(program or train_program()), *words]
-    if processes > 1:
-        import torch
-
-        has_gpu = torch.cuda.is_available()
-        config = _ROOT / "accelerate_configs" / f"{'multi_gpu' if has_gpu else 'cpu_ddp'}.yaml"
-        # accelerate starts several processes on a CPU only if it is asked for GPUs, which are then hidden.
-        flags = ["--multi_gpu", "--mixed_precision", "bf16"] if has_gpu else ["--cpu", "--multi_gpu", "--gpu_ids", "-1"]
-        settings = ["--config_file", str(config)] if config.is_file() else flags
-        command[1:1] = ["-m", "accelerate.commands.launch", *settings, "--num_processes", str(processes)]
+    command = [sys.executable, *launch_words(processes), *(program or train_program()), *words]
     return subprocess.Popen(
         command,
         env={**os.environ, **launcher_env.follower_env(), **(env or {})},

@@ -136,12 +136,15 @@ def check_init_from(recipe: Recipe) -> None:
         check_init_weights(meta_model(recipe), find_init_weights(recipe.model.init_from))
 
 
-def check_refit_images(run: Path, source: str, fingerprint: str) -> None:
-    """Raises UserError where the images are not those that the run to refit was trained on. Only rank 0 reads it."""
+def check_images(run: Path, asked: str, source: str, fingerprint: str) -> None:
+    """Raises UserError where the images are not those that `run`, to refit or to reproduce, was trained on.
+
+    `asked`: the words before the run, for the message. Only rank 0 reads it.
+    """
     before = (read_json(run / "environment.json") or {}).get("data", fingerprint)
     if before != fingerprint:
         raise UserError(
-            f"--refit {run}: data.source {source!r} is not what the run was trained on (its fingerprint is "
+            f"{asked} {run}: data.source {source!r} is not what the run was trained on (its fingerprint is "
             f"{fingerprint}, not {before}): bring the images back, or train the run again with --restart"
         )
 

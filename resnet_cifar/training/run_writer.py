@@ -54,7 +54,8 @@ class RunWriter:
             facts = {**environment.describe(), "world_size": self.context.size, "data": self.data.fingerprint}
             if before := read_json(self.folder.path / "environment.json"):
                 self._check_data(before["data"])  # before anything is changed
-            self.folder.acquire(recipe, {**facts, "class_counts": self.data.class_counts()})
+            facts_of_data = {"class_counts": self.data.class_counts()}
+            self.folder.acquire(recipe, {**facts, **facts_of_data}, environment.code_diff())
             newest = checkpoint.newest(self.folder.checkpoints, self.screen.warn)
             tensors, state = checkpoint.read(newest) if newest else (None, None)
             if state:

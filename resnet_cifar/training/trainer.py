@@ -73,7 +73,7 @@ def _set_up(
         data = prepared_data.load(Path(entry), recipe, context.device)
     if options.refit:
         context.run_on_main(
-            lambda: preflight.check_refit_images(Path(options.refit), recipe.data.source, data.fingerprint) or ""
+            lambda: preflight.check_images(Path(options.refit), "--refit", recipe.data.source, data.fingerprint) or ""
         )
     plan = Plan(recipe, data.epoch_images, context.size, class_counts=data.class_counts().get("train", {}))
     plan = auto_micro_batch.first_try(plan, context.device)

@@ -83,6 +83,7 @@ ELSEWHERE = {
     "export_files.py: export starts processes of its own": "a launcher; tests/endtoend/test_export.py",
     "cli/request_images.py": "clients of the service: tests/endtoend/test_serve.py",
     "cli/serve_app.py": "clients of the service: tests/endtoend/test_serve.py",
+    "cli/reproduce.py": "a second training: tests/endtoend/test_reproduce.py",
     "serve.py: --port {} cannot be used": "another program: tests/endtoend/test_serve.py",
     "serve.py: serve is one process": "a launcher; tests/endtoend/test_serve.py",
     "serve.py: {} has the weights of": "an export that is older than its run: tests/endtoend/test_serve.py",

@@ -258,7 +258,7 @@ CASES = [
         ("every checkpoint in RUN/checkpoints is damaged", "restore one", "--restart"),
         "training",
         prepared.run(prepared.unfinished, prepared.garbled("checkpoints/*/state.json")),
-        leaves="RUN(/checkpoints|/status.json|/lease.json|/recipe.yaml|/environment.json|/result-step.*)?"
+        leaves="RUN(/checkpoints|/status.json|/lease.json|/recipe.yaml|/environment.json|/code.diff|/result-step.*)?"
         r"|RUN/checkpoints/step-\d+(\.damaged)?(/.*)?",
     ),
 ]

@@ -61,7 +61,7 @@ def test_the_page_says_what_was_run_and_how_to_run_it_again(whole: Path) -> None
     assert re.search(r"1 \S+ \S+ 0 to 14 <1 s interrupted \(SIGTERM\)", text)
     assert re.search(r"2 \S+ \S+ 14 to 20 <1 s killed", text)
     assert re.search(r"3 \S+ \S+ 20 to 40 (<1|\d+) s finished", text)
-    assert f"accelerate launch --num_processes 2 train.py --recipe {whole}/recipe.yaml --run {whole}-again" in text
+    assert f"resnet-cifar reproduce {whole}" in text
 
 
 def test_the_figures_stand_beside_it_twice(whole: Path) -> None:

@@ -1,0 +1,89 @@
+"""`resnet-cifar reproduce RUN`: trains a finished run again and says whether the result is the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from resnet_cifar.atomic_io import read_json, write_json
+from resnet_cifar.cli.parser import parse
+from resnet_cifar.cli.report import check_run
+from resnet_cifar.cli.seeds import check_launcher
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.config.rerun import how_to_resume
+from resnet_cifar.config.schema import Recipe
+
+EXIT_DIFFERENT = 5
+
+
+@dataclass(frozen=True)
+class ReproduceOptions:
+    """Train a finished run again, from its own recipe, and compare metrics, weights and scores. Exits with 0 if all are
+    equal and with 5 if not. Rerun the same command to resume."""
+
+    run: str
+    """The run directory."""
+    out: str = ""
+    """The directory of the second run [default: RUN-again]."""
+    launch: str = ""
+    """The launcher of train.py [default: as many processes as the run ended with, on this machine]."""
+
+
+def parse_arguments(arguments: list[str]) -> tuple[ReproduceOptions, Recipe]:
+    """The options and the run's recipe. Exits after --help; raises UserError."""
+    options, _ = parse(ReproduceOptions, "resnet-cifar reproduce RUN [--out DIR] [--launch COMMAND]", arguments)
+    run = Path(options.run)
+    check_run(run)
+    if options.launch:
+        check_launcher(options.launch)
+    if read_json(run / "result.json") is None:
+        raise UserError(f"{run} is not finished, so there is no result to reproduce: rerun its command first")
+    if options.out and Path(options.out).resolve() == run.resolve():
+        raise UserError(f"--out {options.out} is the run to reproduce: name another directory")
+    return options, read_recipe(str(run / "recipe.yaml"))
+
+
+def main(arguments: list[str]) -> None:
+    """Trains, compares, and writes OUT/reproduction.json. Exits with 5 if something differs, 75 if interrupted."""
+    options, recipe = parse_arguments(arguments)
+    run = Path(options.run)
+    again = Path(options.out or f"{run if run.name.strip('.') else run.resolve()}-again")
+    words = ["--recipe", str(run / "recipe.yaml"), "--track.report=False", "--track.trackers=none"]
+    if found := read_json(run / "micro_batch.json"):  # what `auto` found: the order of summation
+        recipe = dataclasses.replace(recipe, micro_batch=found["micro_batch"])
+        words.append(f"--micro_batch={recipe.micro_batch}")
+
+    from resnet_cifar.checkpoints.run_dir import RunDir
+    from resnet_cifar.data import prepared_data
+    from resnet_cifar.data.sources.registry import go_offline_if_unreachable
+    from resnet_cifar.distributed.signals import EXIT_RESUBMIT
+    from resnet_cifar.reporting import reproduction
+    from resnet_cifar.sweeps.launcher import Launcher, finished, launch_words
+    from resnet_cifar.training.preflight import check_images
+
+    folder = RunDir(again)
+    is_done = finished(folder, recipe) is not None
+    go_offline_if_unreachable(recipe)
+    fingerprint = prepared_data.fingerprint(prepared_data.prepare(recipe.data))
+    check_images(run, "reproduce", recipe.data.source, fingerprint)
+    processes = (read_json(run / "environment.json") or {}).get("world_size", 1)
+    launch = options.launch or shlex.join([sys.executable, *launch_words(processes)])
+    state = "finished" if is_done else Launcher(launch).run(folder, words)
+    if state == "interrupted":
+        print(f"interrupted: {how_to_resume()} to resume", file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_RESUBMIT)
+    if state == "failed":
+        print(f"error: training {again} failed, see the error above", file=sys.stderr, flush=True)
+        raise SystemExit(1)
+    compared = reproduction.compare(run, again)
+    print("\n".join(reproduction.sentences(run, again, compared)), flush=True)
+    try:
+        write_json(again / "reproduction.json", compared)
+    except OSError as error:
+        raise UserError(f"{again} cannot be written ({error.strerror}): make it writable") from None
+    if not compared["equal"]:
+        raise SystemExit(EXIT_DIFFERENT)
