@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -64,6 +65,17 @@ def _trackers(value: Any) -> str:
     if not names or ("none" in names and len(names) > 1):
         raise ValueError("name trackers, or none alone")
     return ",".join(names)
+
+
+def _notify(value: Any) -> str:
+    word = "" if value in (None, False) else str(value).strip()
+    kind, _, rest = word.partition(":")
+    address = urllib.parse.urlsplit(word)
+    if word in ("", "wandb") or (kind in ("env", "slack") and rest.isidentifier()):
+        return word
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise ValueError("it should be https://HOST/PATH, env:VARIABLE, slack:VARIABLE or wandb")
+    return word
 
 
 def _no_bool(value: Any) -> Any:
@@ -436,6 +448,11 @@ class Track:
     """`wandb` (offline in the run directory without an account), `trackio`, `tensorboard`, several, or `none`."""
     project: Name = "resnet-cifar"
     """The trackers' project."""
+    notify: Annotated[str, BeforeValidator(_notify)] = ""
+    """Who is told how each attempt ends: https://HOST/PATH (a POST of JSON), the address in env:VARIABLE or
+    slack:VARIABLE, or `wandb` (an alert)."""
+    notify_accuracy: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    """Tell track.notify, too, when the validation accuracy first reaches this; 0: never."""
     report: bool = True
     """Write RUN/report/index.html when training ends; `resnet-cifar report RUN` does so at any time."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from resnet_cifar.config import synonyms
 from resnet_cifar.config.diff import field_paths, flatten
 from resnet_cifar.config.errors import FILE_NAME, UserError, check_name, did_you_mean, renamed
-from resnet_cifar.config.schema import Phase, Recipe
+from resnet_cifar.config.schema import Phase, Recipe, Track
 
 _ADAPTER = TypeAdapter(Recipe)
 
@@ -68,6 +69,7 @@ def check_across(recipe: Recipe) -> None:
             "loss.class_weights balanced and data.sampling balanced both correct for class sizes: set one of them to "
             "its default (none, uniform)"
         )
+    _check_notify(recipe.track)
     if not recipe.phases and recipe.model.head.init != "probe":
         raise UserError(
             "phases is empty, so nothing would be trained: add one, such as --phases.0.epochs 20 --phases.0.lr 0.001, "
@@ -75,6 +77,21 @@ def check_across(recipe: Recipe) -> None:
         )
     for index, phase in enumerate(recipe.phases):
         _check_phase(f"phases.{index}", phase, recipe)
+
+
+def _check_notify(track: Track) -> None:
+    address = urllib.parse.urlsplit(track.notify)
+    if address.username or address.query or address.fragment or address.hostname == "hooks.slack.com":
+        raise UserError(  # without the value: this line ends up in a job's log
+            "track.notify holds a secret, which recipe.yaml would keep: set a variable to that address and name it, as "
+            "env:VARIABLE or slack:VARIABLE"
+        )
+    if track.notify == "wandb" and "wandb" not in track.trackers.split(","):
+        raise UserError(f"track.notify wandb needs W&B, and track.trackers is {track.trackers}: add wandb to it")
+    if track.notify_accuracy and not track.notify:
+        raise UserError(
+            f"track.notify_accuracy {track.notify_accuracy:g} has nobody to tell: set track.notify, such as wandb"
+        )
 
 
 def _check_phase(path: str, phase: Phase, recipe: Recipe) -> None:

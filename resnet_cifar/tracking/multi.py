@@ -17,8 +17,10 @@ from typing import Any
 from resnet_cifar.config import schema
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
+from resnet_cifar.tracking import notify
 from resnet_cifar.tracking.base import TrackedRun, Tracker, kept_rows
 
+_NOTIFY = "track.notify"
 _MAX_QUEUED = 10_000  # calls waiting for a tracker that hangs
 _FINISH_TIMEOUT = 12.0  # seconds for all trackers together: less than the 15 that an interrupted run allows
 
@@ -109,15 +111,20 @@ class _Worker:
         if not self._disabled.is_set():
             self._disabled.set()
             hint = self._tracker.recovery_hint
-            self._warn(
-                f"track.trackers {self._name} is disabled from here on ({why}): every row is in metrics.jsonl{hint}"
-            )
+            self._warn(f"{_field(self._name)} is disabled from here on ({why}): every row is in metrics.jsonl{hint}")
 
 
 def _tracker_classes(recipe: Recipe) -> dict[str, type[Tracker]]:
-    """Name -> class of each tracker in `track.trackers`, as registered in `config.schema.TRACKERS`."""
+    """Name -> class of each tracker in `track.trackers`, as registered in `config.schema.TRACKERS`; a notifier."""
     names = [name for name in recipe.track.trackers.split(",") if name != "none"]
-    return {name: pkgutil.resolve_name(schema.TRACKERS[name]) for name in names}
+    found = {name: pkgutil.resolve_name(schema.TRACKERS[name]) for name in names}
+    # W&B's alerts are sent by its own tracker.
+    return found | ({_NOTIFY: notify.Notifier} if recipe.track.notify not in ("", "wandb") else {})
+
+
+def _field(name: str) -> str:
+    """The field that has asked for a tracker, for messages."""
+    return name if name == _NOTIFY else f"track.trackers {name}"
 
 
 def check_trackers(recipe: Recipe) -> None:
@@ -128,6 +135,7 @@ def check_trackers(recipe: Recipe) -> None:
             f"track.trackers {recipe.track.trackers!r} sends no metric to the W&B sweep of this trial (WANDB_SWEEP_ID="
             f"{os.environ['WANDB_SWEEP_ID']}): add wandb, or unset WANDB_SWEEP_ID"
         )
+    notify.check(recipe.track.notify)
     for name, tracker in classes.items():
         if tracker.package and importlib.util.find_spec(tracker.package) is None:
             raise UserError(
@@ -157,5 +165,5 @@ def start_trackers(
             raise
         except Exception as error:
             reason = str(error) or type(error).__name__
-            warn(f"track.trackers {name} is disabled ({reason}): every row is in metrics.jsonl")
+            warn(f"{_field(name)} is disabled ({reason}): every row is in metrics.jsonl")
     return MultiTracker(trackers, run, step, warn)

@@ -19,10 +19,11 @@ import psutil
 from resnet_cifar.config.diff import to_dict
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Track
-from resnet_cifar.tracking import wandb_env
+from resnet_cifar.tracking import notify, wandb_env
 from resnet_cifar.tracking.base import TrackedRun, Tracker, kept_rows
 
 _SERVER_TIMEOUT = 2.0  # seconds
+_TITLE = 63  # characters of an alert's title
 _FINISH_TIMEOUT = 7.0  # seconds to upload the rest at the end; falling back to an offline run takes some more
 
 
@@ -66,6 +67,7 @@ class WandbTracker(Tracker):
         }
         self.recovery_hint = f", and `{self._upload('--include-online ')}` uploads the rows that W&B has stored"
         self._has_warned = self._has_fallen_back = self._has_given_up = False
+        self._events = notify.Events(run) if run.recipe.track.notify == "wandb" else None
         self._after = 0  # this attempt logs the rows after this step
         self._result: Callable[[], None] = lambda: None
         mode = wandb_env.mode() or ("online" if wandb_env.has_account() else "offline")
@@ -106,9 +108,14 @@ class WandbTracker(Tracker):
     def log(self, row: dict[str, Any]) -> None:
         """Logs a row of metrics.jsonl."""
         self._do(lambda: self._run.log(row), row["step"] - 1)
+        if self._events and (event := self._events.of_row(row)):
+            self._alert(event)
 
     def summary(self, step: int, values: dict[str, Any], figures: dict[str, Path], files: list[Path]) -> None:
         """Logs numbers for the runs table, a row with the figures, and the files as an artifact."""
+
+        if self._events:
+            self._events.of_results(values)
 
         def work() -> None:
             self._check_server()  # uploading an artifact blocks without a server
@@ -128,6 +135,8 @@ class WandbTracker(Tracker):
             self._check_server()
             if state == "interrupted":
                 self._run.mark_preempting()
+            if self._events:
+                self._alert(self._events.of_end(state))
             self._run.finish(exit_code=int(state != "finished"))
 
         self._do(work, sys.maxsize)
@@ -211,6 +220,10 @@ class WandbTracker(Tracker):
             raise ConnectionError(f"{server} does not answer: {type(error).__name__}") from None
         if status >= 500:
             raise ConnectionError(f"{server} answers {status}")
+
+    def _alert(self, event: dict[str, Any]) -> None:
+        title = f"{event['run']}: {event['event']}"
+        self._run.alert(title=title[:_TITLE], text=notify.text(event))
 
     def _end_core(self) -> None:
         """Kills W&B's service process; rows of the last second may be missing from its segment."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import starting
+from receiver import Receiver
 from safetensors.numpy import load_file, save_file
 
 from resnet_cifar.cli import reproduce
@@ -29,6 +30,7 @@ WORDS = {
     "phases.0.epochs": "1",
     "track.trackers": "tensorboard",
     "track.report": "False",
+    "track.notify": "env:HOOK",
 }
 
 
@@ -47,13 +49,15 @@ def reproduced(*words: str, **env: str) -> subprocess.CompletedProcess:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`run`, which was interrupted once, and `run-again`, its reproduction."""
     home = tmp_path_factory.mktemp("reproduce")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, Receiver() as receiver:
         patch.chdir(home)
+        patch.setenv("HOOK", receiver.url)
         recipe = read_recipe("debug", WORDS)
         options = TrainOptions(recipe="debug", run="run")
         starting.interrupt(options, recipe, "update", 3)
         starting.train(options, recipe)
         done = reproduced()
+        (home / "messages").write_text(json.dumps(receiver.messages))
     assert done.returncode == 0, done.stdout + done.stderr
     (home / "said").write_text(done.stdout)
     return home
@@ -76,6 +80,15 @@ def test_the_second_run_is_equal_and_not_tracked(finished: Path) -> None:
     assert (finished / "run/tensorboard").is_dir() and not (again / "tensorboard").exists()
     ours, theirs = (load_file(folder / "model/model.safetensors") for folder in (again, finished / "run"))
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_each_end_of_an_attempt_is_told_but_not_that_of_the_reproduction(finished: Path) -> None:
+    first, second = json.loads((finished / "messages").read_text())
+    result = json.loads((finished / "run/result.json").read_text())
+    assert (first["event"], first["run"], first["why"]) == ("interrupted", "run", "SIGTERM")
+    assert (second["event"], second["step"], second["why"]) == ("finished", result["steps"], None)
+    assert (second["val/accuracy"], second["test/accuracy"]) == (result["val/accuracy"], result["test/accuracy"])
+    assert "127.0.0.1" not in (finished / "run/recipe.yaml").read_text()
 
 
 def rows(change: Callable[[list[dict]], object]) -> None:

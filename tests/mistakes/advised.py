@@ -145,6 +145,13 @@ def sweeps_tracker() -> None:
     check_trackers(read_recipe("debug", {"track.trackers": os.environ["TRACKERS"]}))
 
 
+def notified() -> None:
+    """The checks of `track.notify`, as NOTIFY, TRACKERS and ACCURACY set it."""
+    words = {"notify": "NOTIFY", "trackers": "TRACKERS", "notify_accuracy": "ACCURACY"}
+    values = {f"track.{field}": os.environ[name] for field, name in words.items() if name in os.environ}
+    check_trackers(read_recipe("debug", values))
+
+
 def environment(check: Callable[[], object], words: str) -> Callable[[Path], object]:
     """Variables of the launcher or W&B (NAME=VALUE), checked."""
 
@@ -180,6 +187,15 @@ VARIABLES = [
         (check_wandb, "WANDB_API_KEY=short", f"WANDB_API_KEY={'0' * 40}", ""),
         (check_wandb, "WANDB_DIR=/dev/null/w", "WANDB_DIR=w", ""),
         (check_wandb, f"WANDB_NAME={LONG}", "WANDB_NAME=short", ""),
+        (notified, "NOTIFY=env:HOOK HOOK=example", "NOTIFY=env:HOOK HOOK=https://HOST/PATH"),
+        (
+            notified,
+            "NOTIFY=https://user:word@HOST",
+            "NOTIFY=env:HOOK HOOK=https://user:word@HOST",
+            "NOTIFY=slack:HOOK HOOK=https://user:word@HOST",
+        ),
+        (notified, "NOTIFY=wandb TRACKERS=none", "NOTIFY=wandb TRACKERS=wandb"),
+        (notified, "ACCURACY=0.9", "ACCURACY=0.9 NOTIFY=wandb"),
         (sweeps_tracker, "WANDB_SWEEP_ID=1 TRACKERS=none", "WANDB_SWEEP_ID=1 TRACKERS=wandb", "TRACKERS=none"),
     ]
 ]

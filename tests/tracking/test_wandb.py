@@ -20,6 +20,7 @@ from wandb_server import StoredRun, WandbServer
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 NOBODY = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}  # the discard port
+ALERTS = ("--track.notify", "wandb", "--track.notify_accuracy", "0.000001")
 # Nine steps: checkpoints after 4, 8 and 9, scores after 4 and 9, a row after each.
 RECIPE = """
 batch_size: 32
@@ -200,7 +201,7 @@ def online(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Iterator[t
     """Where a user with an account has trained, and the service."""
     home = tmp_path_factory.mktemp("online")
     with WandbServer() as server:
-        train(home, images, env=server.account())
+        train(home, images, *ALERTS, env=server.account())
         yield home, server
 
 
@@ -212,6 +213,14 @@ def test_online_run_is_whole(online: tuple[Path, WandbServer]):
     check_settings(home, run.settings())
     check_summary(home, run.summary)
     check_media(home, server)
+
+
+def test_alerts_tell_the_target_and_the_end(online: tuple[Path, WandbServer]):
+    home, server = online
+    result = json.loads((home / "RUN" / "result.json").read_text())
+    reached, ended = server.alerts
+    assert reached[0] == "RUN: accuracy" and reached[1].startswith("RUN has reached its target at step 4: validation ")
+    assert ended[0] == "RUN: finished" and f"test accuracy {result['test/accuracy']:.4f}" in ended[1]
 
 
 def test_finished_run_is_not_tracked_again(online: tuple[Path, WandbServer], images: Path):

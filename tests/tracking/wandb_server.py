@@ -66,6 +66,7 @@ class WandbServer(ThreadingHTTPServer):
         self.artifacts: dict[str, StoredArtifact] = {}
         self.sweep = ""  # the YAML of the sweep
         self.trials: list[tuple[str, dict[str, Any]]] = []  # (run id, values) that an agent is told to try
+        self.alerts: list[tuple[str, str]] = []  # title and text
         self.requests: list[str] = []
         self.status: int | None = None
         self.seconds, self.slow = 0.0, ""
@@ -125,6 +126,7 @@ class WandbServer(ThreadingHTTPServer):
             "SweepWithRuns": lambda _: {"project": {"sweep": {"config": self.sweep, "runs": {"edges": []}}}},
             "CreateAgent": lambda _: {"createAgent": {"agent": {"id": "agent"}}},
             "Heartbeat": self._heartbeat,
+            "NotifyScriptableRunAlert": self._alert,
         }
         return operations.get(operation, lambda _: {})(variables)
 
@@ -169,6 +171,10 @@ class WandbServer(ThreadingHTTPServer):
                 arguments = {key: {"value": value} for key, value in values.items()}
                 commands = [{"type": "run", "run_id": name, "program": program, "args": arguments}]
         return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(commands)}}
+
+    def _alert(self, variables: dict[str, Any]) -> dict[str, Any]:
+        self.alerts.append((variables["title"], variables["text"]))
+        return {"notifyScriptableRunAlert": {"success": True}}
 
     def _resume_status(self, variables: dict[str, Any]) -> dict[str, Any]:
         run = self.runs.get(f"{variables['project']}/{variables['name']}")

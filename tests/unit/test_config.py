@@ -37,7 +37,7 @@ def another_value(path: str) -> Any:
     """A valid value of the field that is not its default, whatever its type."""
     default = value_at(Recipe(), path)
     numbers = [8, 64, 0.5, 0.25, 2]
-    candidates = [not default] if isinstance(default, bool) else [*numbers, "none", "other", "resnet18", "0,9"]
+    candidates = [not default] if isinstance(default, bool) else [*numbers, "none", "other", "resnet18", "0,9", "wandb"]
     kind: Any = Recipe
     for part in path.removeprefix("phases.0.").split("."):
         kind = typing.get_type_hints(Phase if path.startswith("phases.") else kind, include_extras=True)[part]
@@ -56,6 +56,8 @@ def nested(path: str, value: Any) -> dict[str, Any]:
         field = path.removeprefix("phases.0.")
         schedule = {"schedule": "polynomial"} if field == "power" else {}  # which it belongs to
         return {"phases": [{"epochs": 20, "lr": 0.02, **schedule, field: value}]}
+    if path == "track.notify_accuracy":
+        return {"track": {"notify": "wandb", "notify_accuracy": value}}  # somebody to tell
     for part in reversed(path.split(".")):
         value = {part: value}
     return value
