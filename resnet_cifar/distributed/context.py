@@ -29,7 +29,6 @@ from resnet_cifar.distributed.collective_log import CollectiveLog
 _SPEAKING = 3.0  # seconds that the other ranks leave to the one that reports a mistake
 _READING = 30.0  # seconds that rank 0 waits for the other ranks to read a final message
 _FAILING = 3.0  # the same, if that is its own failure: others may be busy with something else
-_POLL = 0.05  # seconds between looks at the store
 _contexts = itertools.count()  # every process creates them in the same order
 _FOREVER = timedelta(days=30)
 _LOST = "it died or lost the network"
@@ -333,7 +332,7 @@ class DistributedContext:
         try:
             while not self._store.check([key]):
                 self._check_failed()
-                time.sleep(_POLL)
+                time.sleep(rendezvous.poll_interval(self.size))
             return self._store.get(key).decode()
         except RuntimeError:
             raise self._rank_error(0, _LOST) from None
@@ -384,7 +383,7 @@ class DistributedContext:
         with contextlib.suppress(RuntimeError):  # its store has ended with it
             while time.monotonic() < end:
                 self._store.check(["rank 0 has ended"])
-                time.sleep(_POLL)
+                time.sleep(rendezvous.poll_interval(self.size))
 
     def _await_readers(self, occasion: str, processes: int, seconds: float = _READING) -> None:
         """Rank 0, whose exit closes the store, waits until this many `processes` have read what they need."""

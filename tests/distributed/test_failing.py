@@ -197,20 +197,68 @@ class TestTurns:
 
 
 def test_processes_that_disagree_about_their_number_are_told(port: int) -> None:
-    with ThreadPoolExecutor(1) as pool:
-        meeting = pool.submit(rendezvous.meet, Place(0, 2, "127.0.0.1", port))
+    """Each of them, and nobody waits for who never comes."""
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(rendezvous.meet, Place(0, 3, "127.0.0.1", port))
         rendezvous.await_server(Place(1, 3, "127.0.0.1", port))
-        store = dist.PrefixStore("attempt 0", dist.TCPStore("127.0.0.1", port, None, False, wait_for_workers=False))
-        store.set("size of rank 1", "3")
-        with pytest.raises(NodeError, match=r"^rank 1 was started with WORLD_SIZE=3 and rank 0 with 2$"):
-            meeting.result(timeout=20)
+        _server(port).wait(["rank 0"])
+        second = pool.submit(rendezvous.meet, Place(1, 2, "127.0.0.1", port))
+        for meeting in (first, second):
+            with pytest.raises(NodeError, match=r"^rank 1 was started with WORLD_SIZE=2 and rank 0 with 3$"):
+                meeting.result(timeout=20)
 
 
 def test_a_process_that_waits_for_others_is_told_that_rank_0_has_ended(port: int) -> None:
     server = dist.TCPStore("127.0.0.1", port, None, True, wait_for_workers=False)
     with ThreadPoolExecutor(1) as pool:
         meeting = pool.submit(rendezvous.meet, Place(1, 3, "127.0.0.1", port))
-        dist.PrefixStore("attempt 0", server).wait(["size of rank 1"])
+        dist.PrefixStore("attempt 0", server).wait(["rank 1"])
         del server
         with pytest.raises(NodeError, match=rf"^rank 0 ended while rank 1 waited for others at 127.0.0.1:{port} \("):
             meeting.result(timeout=20)
+
+
+def _server(port: int) -> dist.Store:
+    """A connection of its own to the store at which processes meet."""
+    return dist.PrefixStore("attempt 0", dist.TCPStore("127.0.0.1", port, None, False, wait_for_workers=False))
+
+
+def test_a_wait_looks_at_one_key_whatever_the_number_of_processes(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but rank 9 come, rank 3 twice; every one of them names rank 9, which only one has looked for."""
+    size, speakers, looked = 12, set(), []
+    names = f"waiting for 1 of {size} processes at 127.0.0.1:{port} (WORLD_SIZE={size}): rank 9"
+    everyone = threading.Event()
+
+    def hear(sentence: str, **_: object) -> None:
+        if sentence == names:
+            speakers.add(threading.get_ident())
+        if len(speakers) == size:
+            everyone.set()
+
+    class Counted:
+        """The looks of one process, except for the first one's, at who is absent."""
+
+        def __init__(self, rank: int) -> None:
+            self._store, self._rank = _server(port), rank
+
+        def __getattr__(self, name: str) -> Callable[..., object]:
+            return getattr(self._store, name)
+
+        def check(self, keys: list[str]) -> bool:
+            looked.append((self._rank, *keys))
+            return self._store.check(keys)
+
+    monkeypatch.setattr(rendezvous, "_REPORT", 0.0)
+    monkeypatch.setattr(rendezvous, "print", hear, raising=False)
+    server = dist.TCPStore("127.0.0.1", port, None, True, wait_for_workers=False)
+    with ThreadPoolExecutor(size + 1) as pool:
+        early = [rank for rank in range(size) if rank != 9] + [3]
+        places = [Place(rank, size, "127.0.0.1", port) for rank in range(size)]
+        meetings = [pool.submit(rendezvous._announce, places[rank], Counted(rank)) for rank in early]
+        assert everyone.wait(20)
+        meetings.append(pool.submit(rendezvous._announce, places[9], Counted(9)))
+        assert {meeting.result(timeout=20) for meeting in meetings} == {""}
+    assert {len(keys) for _, *keys in looked} == {1}
+    assert len({rank for rank, key in looked if key == "rank 9"}) == 1
+    assert {key for _, key in looked} == {"met", "absent", *(f"rank {rank}" for rank in range(size))}
+    del server
