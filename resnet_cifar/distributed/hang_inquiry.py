@@ -24,6 +24,7 @@ from resnet_cifar.distributed import hang_report, process_snapshot
 from resnet_cifar.distributed.collective_log import Call, NeighborLog, anonymous_file
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.distributed.hang_report import RankReport
+from resnet_cifar.distributed.heartbeats import Beat
 from resnet_cifar.distributed.process_snapshot import OwnReport, write
 
 REPORT, ALL_REPORTS = "report.txt", "reports.json"  # in RUN/hang-STEP/: the sentence, and what it follows from
@@ -133,8 +134,8 @@ class HangInquiry:
         self._writers.append(threading.Thread(target=attempt, name="hang report", daemon=True))
         self._writers[-1].start()
 
-    def gather(self, beats: list[dict[str, Any]], silent: list[int]) -> dict[int, RankReport] | None:
-        """All ranks' reports, on rank 0; None while some may still come."""
+    def gather(self, beats: Callable[[list[int]], list[Beat]], silent: list[int]) -> dict[int, RankReport] | None:
+        """All ranks' reports, on rank 0; None while some may still come. `beats`: reads those of ranks."""
         keys = [f"hang {rank}" for rank in range(self._size) if rank not in silent]
         if time.monotonic() < self._end and not self._store.check(keys):
             return None
@@ -143,13 +144,11 @@ class HangInquiry:
             if self._store.check([f"hang {rank}"]):
                 told[rank] = json.loads(self._store.get(f"hang {rank}"))
         seen = {int(rank): report for answer in told.values() for rank, report in answer["seen"].items()}
-        found = {}
-        for rank, beat in enumerate(beats):
-            if rank in told:
-                found[rank] = RankReport.from_json(told[rank]["own"])
-            else:
-                found[rank] = self._completed(RankReport.from_json(seen[rank]) if rank in seen else None, beat["call"])
-        return found
+        missing = [rank for rank in range(self._size) if rank not in told]
+        found = {rank: RankReport.from_json(report["own"]) for rank, report in told.items()}
+        for rank, beat in zip(missing, beats(missing), strict=True):
+            found[rank] = self._completed(RankReport.from_json(seen[rank]) if rank in seen else None, beat["calls"][0])
+        return dict(sorted(found.items()))
 
     def _completed(self, seen: RankReport | None, call: list[Any]) -> RankReport:
         """What is known of a silent rank: what others saw of it, or its last heartbeat."""
@@ -157,13 +156,6 @@ class HangInquiry:
             return seen
         state, place = (seen.state, seen.place) if seen else ("", "")
         return RankReport([Call(*call)], False, place, state, responds=False, is_current=False)
-
-    def mismatch(self, beats: list[dict[str, Any]]) -> bool:
-        """Whether ranks have entered different collectives under one number, as far as heartbeats tell."""
-        return (
-            hang_report.find_mismatch({r: RankReport([Call(*b["call"])], False) for r, b in enumerate(beats)})
-            is not None
-        )
 
     def neighbors_mismatch(self) -> bool:
         """Whether this process and its neighbors, dead ones included, have entered different collectives."""

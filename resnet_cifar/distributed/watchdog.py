@@ -1,7 +1,7 @@
 """Agreement between processes outside of training: where to stop together, and which rank holds up the others.
 
-In each process a thread writes a heartbeat to rank 0's store and reads rank 0's board there. It uses no collective and
-never waits for the device, so it works while the main threads are blocked.
+In each process a thread writes a heartbeat to rank 0's store (`heartbeats`) and reads rank 0's board there. It uses no
+collective and never waits for the device, so it works while the main threads are blocked.
 
 To stop, rank 0 puts the request on the board; every process then freezes (its main thread begins no further unit of
 work: a step or an evaluation batch) and reports how many it has begun; all stop at the largest of these numbers.
@@ -23,16 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from resnet_cifar.config.rerun import how_to_resume
-from resnet_cifar.distributed import hang_report
+from resnet_cifar.distributed import hang_report, heartbeats, rendezvous
 from resnet_cifar.distributed.collective_log import NO_CALL
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.distributed.hang_inquiry import HangInquiry
+from resnet_cifar.distributed.heartbeats import Beat, Heartbeats
 from resnet_cifar.distributed.signals import Interrupted, StopSignals, end_process, exit_code
 
 _BEAT = 0.5  # seconds between heartbeats
-_FAST_BEAT = 0.05  # while an agreement is pending
 _FIRST = 1.5  # seconds that the first unit of work may take before it is abandoned
 _SILENCE = 3.0  # seconds without a heartbeat after which a disconnected process counts as dead
+_TOGETHER = 1.5  # seconds within which ranks are missed that died at one moment: three beats, of them and their blocks
 _VERDICT = 10.0  # seconds to find out which process died
 DIED = "died or lost the network"
 _FINISHING = 15.0  # seconds for rank 0 to finish the trackers
@@ -51,6 +52,7 @@ class Watchdog:
         self.leaving: Callable[..., None] = lambda state, reason, **facts: None
         self._world = context
         self._store = context.connect()
+        self._fast_beat = min(_BEAT, rendezvous.poll_interval(self.size))  # while an agreement is pending
         self._changed = threading.Condition()
         self._begun, self._step = 0, 0
         self._request: str | None = None
@@ -64,11 +66,11 @@ class Watchdog:
         self._board: dict[str, Any] = {"beats": 0, "step": 0, "asked": None, "stop": None, "leave": False}
         self._board |= {"failed": None, "over": False, "hang": None, "call": NO_CALL}
         now = time.monotonic()
-        self._heard = [(-1, now)] * context.size  # per rank: number and time of the last heartbeat
+        self._read_at = now  # when the board last changed
         self._progress: tuple[list[int], float] = ([], now)
         if self._store is not None:
             self._hang = HangInquiry(context, self._store, folder)
-            self._store.set(f"beat {self.rank}", self._beat())
+            self._pulse = Heartbeats(self._store, self.rank, self.size, self._beat())
             context.run_on_main(lambda: self._store.set("board", json.dumps(self._board)) or "")
         self._thread = threading.Thread(target=self._serve, name="watchdog", daemon=True)
         self._thread.start()
@@ -143,7 +145,7 @@ class Watchdog:
             with self._changed:
                 seeking = ((self._request or self._frozen) and self._stop is None) or self._broken or self._ended
                 is_new = self._store is not None and not self._hang.is_ready
-                self._changed.wait(_FAST_BEAT if seeking or is_new else _BEAT)
+                self._changed.wait(self._fast_beat if seeking or is_new else _BEAT)
             if self._done:
                 return
             try:
@@ -162,115 +164,111 @@ class Watchdog:
         """Writes the heartbeat and acts on the board; returns whether all processes are done."""
         beat = self._beat()
         if self._store is None:
-            board = self._judge([json.loads(beat)])
+            board = self._judge(beat, time.monotonic())
         else:
             self._hang.stay_ready(self.timeout)
-            self._store.set(f"beat {self.rank}", beat)
+            self._pulse.post(beat)
             if self.rank == 0:
-                keys = [f"beat {rank}" for rank in range(self.size)]
-                if not self._store.check(keys):  # some process has not started yet
+                now = time.monotonic()
+                world = self._pulse.gather(now)
+                if world is None:  # some process has not started yet
                     return False
-                board = self._judge([json.loads(beat) for beat in self._store.multi_get(keys)])
+                board = self._judge(world, now)
                 self._store.set("board", json.dumps(board))
             else:
                 board = json.loads(self._store.get("board"))
-                if board["beats"] != self._heard[0][0]:
-                    self._heard[0], self._board = (board["beats"], time.monotonic()), board
+                if board["beats"] != self._board["beats"]:
+                    self._read_at, self._board = time.monotonic(), board
         if not self._failed:
             self._act_on(board)
         return board["over"]
 
-    def _beat(self) -> str:
+    def _beat(self) -> Beat:
         self._beats += 1
         with self._changed:
-            beat = {
-                "number": self._beats,
-                "begun": self._begun,
+            return {
+                "numbers": [self._beats],
+                "begun": [self._begun] * 3,
                 "step": self._step,
-                "call": self._world.collectives.latest,
-                "waiting": self._world.waiting,
+                "calls": [self._world.collectives.latest],
                 "training": self._training,
                 "request": self._request,
                 "frozen": self._frozen,
                 "stopped": self._stopped,
                 "broken": self._broken,
                 "differs": self._differs,
-                "failed": self._failed,
-                "ended": self._ended,
+                "failed": self._failed and [self.rank, self._step, self._failed],
+                "ended": [self.rank] * self._ended,
             }
-        return json.dumps(beat)
 
-    def _judge(self, beats: list[dict[str, Any]]) -> dict[str, Any]:
+    def _judge(self, world: Beat, now: float) -> dict[str, Any]:
         """Rank 0's decisions, from the latest heartbeats of all ranks."""
-        board, now = self._board, time.monotonic()
+        board, (_, most, _) = self._board, world["begun"]
         board["beats"], board["step"], board["call"] = self._beats, self._step, self._world.collectives.latest
-        board["over"] = all(beat["ended"] for beat in beats)
-        board["asked"] = board["asked"] or next((beat["request"] for beat in beats if beat["request"]), None)
-        if board["asked"] and board["stop"] is None and all(beat["frozen"] for beat in beats):
-            board["stop"], self._decided = max(beat["begun"] for beat in beats), now
-        if board["stop"] in (0, 1) and not any(beat["stopped"] for beat in beats):
+        board["over"] = len(world["ended"]) == self.size
+        board["asked"] = board["asked"] or world["request"]
+        if board["asked"] and board["stop"] is None and world["frozen"]:
+            board["stop"], self._decided = most, now
+        if board["stop"] in (0, 1) and not world["stopped"]:
             # There is nothing to save yet, and the first unit may include a long compilation.
             board["leave"] = board["stop"] == 0 or now - self._decided > _FIRST
         if self.size > 1 and not board["failed"]:
-            board["failed"] = self._failure(beats, now)
+            board["failed"] = self._failure(world, now)
         return board
 
-    def _failure(self, beats: list[dict[str, Any]], now: float) -> tuple[str, str] | None:
+    def _failure(self, world: Beat, now: float) -> tuple[str, str] | None:
         """How the run ends, `failed` or `lost`, and the error message; None while all is well."""
-        for rank, beat in enumerate(beats):
-            if beat["number"] != self._heard[rank][0]:
-                self._heard[rank] = (beat["number"], now)
         if self._board["hang"]:
-            return self._explain(beats)
-        is_broken = any(beat["broken"] for beat in beats)
-        silent = self._silent(beats, now, _SILENCE if is_broken else self.timeout)
-        differs = any(beat["differs"] for beat in beats) or self._hang.mismatch(beats)
+            return self._explain()
+        is_broken = world["broken"]
+        patience = _SILENCE if is_broken else self.timeout
+        silent = self._silent(world, now, patience + _TOGETHER) and self._silent(world, now, patience)
+        differs = world["differs"] or heartbeats.disagree(world)
         if differs or (silent and (not is_broken or self._hang.neighbors_mismatch())):
-            return self._inquire(beats, now)
+            return self._inquire(world, now)
         if silent:
-            return "lost", f"{_named(silent, beats)} {DIED}: {RESUME_HINT}"
-        for rank, beat in enumerate(beats):
-            if beat["failed"]:
-                return "failed", f"rank {rank} failed at step {beat['step']}: {beat['failed']}"
-        begun = [beat["begun"] for beat in beats]
+            return "lost", f"{self._named(silent)} {DIED}: {RESUME_HINT}"
+        if world["failed"]:
+            rank, step, sentence = world["failed"]
+            return "failed", f"rank {rank} failed at step {step}: {sentence}"
         # The first unit may include a compilation.
-        if begun != self._progress[0] or min(begun) < 2 or not all(beat["training"] for beat in beats):
-            self._progress = (begun, now)
+        if world["begun"] != self._progress[0] or world["begun"][0] < 2 or not world["training"]:
+            self._progress = (world["begun"], now)
         elif now - self._progress[1] > self.timeout:
-            return self._inquire(beats, now)
+            return self._inquire(world, now)
         return None
 
-    def _silent(self, beats: list[dict[str, Any]], now: float, patience: float) -> list[int]:
+    def _silent(self, world: Beat, now: float, patience: float) -> list[int]:
         """The ranks without a heartbeat for `patience` seconds."""
-        return [r for r, (_, heard) in enumerate(self._heard) if now - heard > patience and not beats[r]["ended"]]
+        return [rank for rank in self._pulse.silent(now, patience) if rank not in world["ended"]]
 
-    def _inquire(self, beats: list[dict[str, Any]], now: float) -> None:
+    def _inquire(self, world: Beat, now: float) -> None:
         """Asks all ranks for reports; the beats after this one explain the hang from them."""
-        step = max(beat["step"] for beat in beats)
-        self._board["hang"] = {"step": step, "silent": self._silent(beats, now, min(_SILENCE, self.timeout))}
+        silent = self._silent(world, now, min(_SILENCE, self.timeout))
+        self._board["hang"] = {"step": world["step"], "silent": silent}
         self._hang.begin()
 
-    def _explain(self, beats: list[dict[str, Any]]) -> tuple[str, str] | None:
+    def _explain(self) -> tuple[str, str] | None:
         """Why the run hangs; None until the reports are there."""
         step, silent = self._board["hang"]["step"], self._board["hang"]["silent"]
-        reports = self._hang.gather(beats, silent)
+        reports = self._hang.gather(self._pulse.read, silent)
         if reports is None:
             return None
         culprits, sentence = self._hang.explain(reports, step)
         silent = [rank for rank, report in reports.items() if not report.responds]
         if silent:
             fate = DIED if all(reports[rank].is_gone for rank in silent) else "no longer responds"
-            sentence = f"{_named(silent, beats)} {fate}: {sentence}"
+            sentence = f"{self._named(silent)} {fate}: {sentence}"
         elif not hang_report.find_mismatch(reports):
             stuck = f"made no progress for {self.timeout:g} s (rank_timeout)"
-            sentence = f"{_named(culprits, beats)} {stuck}: {sentence}"
+            sentence = f"{self._named(culprits)} {stuck}: {sentence}"
         return "lost", f"{sentence} (see {self._hang.folder(step)}): {RESUME_HINT}"
 
     def _guard(self) -> None:
         """Gives up on rank 0 when its board no longer changes: a call to a frozen store never returns."""
         while self._thread.is_alive():
             time.sleep(_BEAT)
-            if time.monotonic() - self._heard[0][1] > (_SILENCE if self._broken else self.timeout):
+            if time.monotonic() - self._read_at > (_SILENCE if self._broken else self.timeout):
                 self._lose_main(is_silent=not self._broken)
 
     def _lose_main(self, is_silent: bool = False) -> None:
@@ -344,9 +342,9 @@ class Watchdog:
         with contextlib.suppress(RuntimeError):
             while time.monotonic() < end:
                 self._store.check(["board"])
-                time.sleep(_FAST_BEAT)
+                time.sleep(self._fast_beat)
 
-
-def _named(ranks: list[int], beats: list[dict[str, Any]]) -> str:
-    """`rank 2 (last heard of at step 41)`, or several."""
-    return ", ".join(f"rank {rank} (last heard of at step {beats[rank]['step']})" for rank in ranks)
+    def _named(self, ranks: list[int]) -> str:
+        """`rank 2 (last heard of at step 41)`, or several."""
+        steps = [beat["step"] for beat in self._pulse.read(ranks)]
+        return ", ".join(f"rank {rank} (last heard of at step {step})" for rank, step in zip(ranks, steps, strict=True))

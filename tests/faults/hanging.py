@@ -35,6 +35,8 @@ BRIEF = {
     "--evaluate.every_epochs": 3,
     "--checkpoint.every_steps": 100,
     "--model.ema_decay": 0,
+    "--model.ghost_batch_size": 4,  # four processes have twelve rows each
+    "--micro_batch": 4,
     "--phases.0.epochs": 0.5,
     "--phases.0.trainable": "all",
     "--rank_timeout": 4,
@@ -55,7 +57,7 @@ def hang(kind: str, run: Path, step: int) -> None:
         os.mkfifo(run / "images.npy")
         if step % 2:  # the folder of reports is on the same file server
             (run / f"hang-{step}").mkdir()
-            for name in ("report.txt", "reports.json", "rank-0.txt", "rank-1.txt", "rank-2.txt"):
+            for name in ("report.txt", "reports.json", *(f"rank-{rank}.txt" for rank in range(4))):
                 os.mkfifo(run / f"hang-{step}" / name)
         (run / "images.npy").read_bytes()
 

@@ -54,6 +54,20 @@ def test_a_rank_that_dies_or_hangs_ends_the_start_and_not_the_run(hurt_run, undi
 
 
 @pytest.mark.proof_only
+@pytest.mark.parametrize("killed", [(2,), (3,), (2, 3)], ids=str)
+def test_all_ranks_that_die_at_one_moment_are_named(hurt_run, killed):
+    """Of four, whose heartbeats reach rank 0 in blocks of two: rank 2, which sends those of both, rank 3, or both."""
+    run, smaller = hurt_run(4), ("--model.ghost_batch_size", 4, "--micro_batch", 4)
+    code, start = run.hurt(
+        *(fault("update", 3, "SIGKILL self", rank) for rank in killed), by="by hand", options=smaller
+    )
+    assert code != 0
+    named = ", ".join(rf"rank {rank} \(last heard of at step \d\)" for rank in killed)
+    assert len(start.errors) == 1 and re.match(f"error: {named} {DIED}: ", start.errors[0]), start.said
+    assert run.status["state"] == "lost"
+
+
+@pytest.mark.proof_only
 def test_a_rank_that_fails_before_training_says_which_it_was(hurt_run):
     run = hurt_run(3)
     code, start = run.hurt(fault("load", 1, "raise", rank=2))

@@ -1,0 +1,127 @@
+"""Blocks of ranks give rank 0 what it would read of every rank, also while the first rank of a block is gone."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch.distributed as dist
+
+from resnet_cifar.distributed.heartbeats import Beat, Heartbeats, disagree, merge
+
+
+def beat(rank: int, number: int, **more: object) -> Beat:
+    quiet = {"numbers": [number], "begun": [number] * 3, "step": number, "calls": [[number, "gather", "", "", 0]]}
+    quiet |= dict.fromkeys(("frozen", "stopped", "broken", "differs"), False)
+    return {**quiet, "training": True, "request": None, "failed": None, "ended": [], **more}
+
+
+class Counted:
+    """Counts what one process reads."""
+
+    def __init__(self, store: dist.Store) -> None:
+        self._store, self.read = store, 0
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        return getattr(self._store, name)
+
+    def multi_get(self, keys: list[str]) -> list[bytes]:
+        self.read += len(keys)
+        return self._store.multi_get(keys)
+
+
+class World:
+    """All ranks' heartbeats in one thread; ranks of `gone` no longer post any."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.now, self.gone, self.number = size, 0.0, set(), 1
+        store = dist.HashStore()
+        self.stores = [Counted(store) for _ in range(size)]
+        self.ranks = [Heartbeats(self.stores[rank], rank, size, beat(rank, 1)) for rank in range(size)]
+
+    def pulse(self, **more: Callable[[int], object]) -> Beat:
+        """Half a second passes and every rank posts a beat, rank 0 last; what it then reads."""
+        self.now, self.number = self.now + 0.5, self.number + 1
+        for rank in reversed(range(self.size)):
+            if rank not in self.gone:
+                self.ranks[rank].post(beat(rank, self.number, **{name: value(rank) for name, value in more.items()}))
+        found = self.ranks[0].gather(self.now)
+        assert found is not None
+        return found
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 16, 17, 100, 1024])
+def test_rank_0_reads_what_all_ranks_have_posted_and_few_keys(size: int) -> None:
+    world = World(size)
+    world.pulse()
+    for store in world.stores:
+        store.read = 0
+    last = size - 1
+    own = {
+        "request": lambda rank: "SIGTERM" if rank == last else None,
+        "failed": lambda rank: [rank, 3, "a sentence"] if rank in (last, last // 2) else None,
+        "begun": lambda rank: [rank] * 3,
+        "ended": lambda rank: [rank] * (rank == last),
+        "training": lambda rank: rank != last,
+    }
+    found = world.pulse(**own)  # what ranks after the first of a block posted in this round is there
+    assert found["numbers"] == [world.number] * size
+    assert (found["request"], found["ended"]) == ("SIGTERM", [last])
+    assert (found["failed"][0], found["training"]) == (last // 2, False)
+    assert found["begun"] == [0, last, sum(range(size))]
+    assert max(store.read for store in world.stores) <= 2 * math.isqrt(size) + 1
+
+
+def test_beats_of_blocks_merge_like_those_of_ranks() -> None:
+    seeded = random.Random("blocks")
+    for _ in range(200):
+        beats = [_anything(rank, seeded) for rank in range(seeded.randint(1, 9))]
+        cuts = sorted({0, len(beats), *seeded.choices(range(len(beats)), k=2)})
+        blocks = [merge(beats[begin:end]) for begin, end in pairwise(cuts)]
+        assert merge(blocks) == merge(beats)
+        numbers = Counter(number for number, _ in {(call[0], call[1]) for each in beats for call in each["calls"]})
+        assert disagree(merge(blocks)) == (max(numbers.values()) > 1)
+
+
+def _anything(rank: int, seeded: random.Random) -> Beat:
+    flags = {name: seeded.random() < 0.5 for name in ("frozen", "training", "stopped", "broken", "differs")}
+    call = [seeded.randint(1, 6), seeded.choice(["gather", "broadcast"]), "", "", 0]
+    ended, request = [rank] * seeded.randint(0, 1), seeded.choice([None, f"signal to {rank}"])
+    failed = seeded.choice([None, [rank, 1, "a sentence"]])
+    return beat(rank, seeded.randint(1, 9), **flags, calls=[call], ended=ended, request=request, failed=failed)
+
+
+@pytest.mark.parametrize(
+    ("size", "gone"),
+    [(2, {1}), (3, {1}), (3, {2}), (16, {4}), (16, {5}), (16, {4, 5, 6, 7}), (16, {8, 9}), (16, set(range(2, 16)))],
+)
+def test_the_silent_ranks_are_those_that_are_gone(size: int, gone: set[int]) -> None:
+    """Neither the block of one that is the first of it, nor less than a machine that is gone."""
+    world = World(size)
+    for _ in range(4):
+        world.pulse()
+        assert world.ranks[0].silent(world.now, 3.0) == []
+    world.gone, left = gone, world.now
+    while world.now - left < 3.0:
+        world.pulse()
+        assert world.ranks[0].silent(world.now, 3.0) == []
+    for _ in range(10):
+        world.pulse()
+        assert set(world.ranks[0].silent(world.now, 3.0)) == gone
+    world.gone = set()  # stopped, and continued
+    world.pulse()
+    assert world.ranks[0].silent(world.now, 3.0) == []
+
+
+def test_a_rank_that_never_posted_is_waited_for_and_a_first_one_that_posted_once_is_not() -> None:
+    store = dist.HashStore()
+    main, first = (Heartbeats(store, rank, 4, beat(rank, 1)) for rank in (0, 2))
+    Heartbeats(store, 1, 4, beat(1, 1))
+    first.post(beat(2, 2))  # its block is not complete
+    assert main.gather(0.0) is None
+    Heartbeats(store, 3, 4, beat(3, 1))
+    assert main.gather(0.5)["numbers"] == [1, 1, 2, 1]
