@@ -31,13 +31,13 @@ from accelerate.state import AcceleratorState
 from torch.profiler import ProfilerActivity, profile
 
 from resnet_cifar.atomic_io import read_json
+from resnet_cifar.cache_folder import cache_root
 from resnet_cifar.checkpoints import snapshot
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Data, Recipe
 from resnet_cifar.data import prepared_data
 from resnet_cifar.data.image_dataset import ImageDataset
 from resnet_cifar.data.loader import Loader
-from resnet_cifar.data.paths import cache_root
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.evaluation.predict import predict
 from resnet_cifar.models.factory import create_model

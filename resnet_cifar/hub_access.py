@@ -13,10 +13,12 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from resnet_cifar.cache_folder import ask_once
 from resnet_cifar.config.errors import UserError
 
 _DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -26,6 +28,7 @@ _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _DAMAGED = ("SafetensorError", "UnpicklingError", "EOFError")  # of weights, by name: nothing heavy is imported here
 _SHOWN = 200  # characters of what the hub says
 _gave_up = threading.Event()  # the hub did not answer, and this process set HF_HUB_OFFLINE
+T = TypeVar("T")
 
 
 def endpoint() -> str:
@@ -65,9 +68,12 @@ def is_offline(for_datasets: bool) -> bool:
 def go_offline_if_unreachable() -> None:
     """Sets HF_HUB_OFFLINE if the hub does not answer, so that caches are used at once.
 
-    Must be called before huggingface_hub is imported, which reads the variable on import.
+    Must be called before huggingface_hub is imported, which reads the variable on import. Every rank of a machine does
+    so, and one of them asks.
     """
-    if not offline_variables(for_datasets=False) and not answers(endpoint()):
+    if offline_variables(for_datasets=False):
+        return
+    if not ask_once(f"answers {endpoint()}", lambda: "yes" * answers(endpoint())):
         _gave_up.set()
         os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -93,6 +99,21 @@ def answers(address: str) -> bool:
     thread.start()
     thread.join(_SECONDS + 1)
     return answered.is_set()
+
+
+def fetch_once(what: str, fetch: Callable[[], T]) -> T:
+    """`fetch()`, which takes `what` from the hub: from its cache if another process has just done so (`ask_once`)."""
+    from huggingface_hub import constants
+
+    fetched: list[T] = []
+    ask_once(f"{endpoint()} {_cache_folders()[0]} {what}", lambda: fetched.append(fetch()) or "")
+    if fetched:
+        return fetched[0]
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        return fetch()
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from resnet_cifar import hub_access
+from resnet_cifar.cache_folder import cache_root
 from resnet_cifar.cli.entry import run
-from resnet_cifar.data.paths import cache_root
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.distributed.signals import end_process
 from resnet_cifar.tracking import wandb_env

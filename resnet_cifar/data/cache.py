@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet_cifar.atomic_io import sha256
+from resnet_cifar.cache_folder import cache_root
 from resnet_cifar.config.errors import UserError
-from resnet_cifar.data.paths import cache_root
 
 _FORMAT = 3
 FILE_NAMES = "file_names.json"  # per split the file names of its images; not part of the fingerprint

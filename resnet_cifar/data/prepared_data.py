@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from resnet_cifar.cache_folder import ask_once, cache_root
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data, Recipe
 from resnet_cifar.data import cache, splits
 from resnet_cifar.data.decoding import decode, is_large
 from resnet_cifar.data.image_dataset import ImageDataset, MmapImages, choose_storage
-from resnet_cifar.data.paths import cache_root
 from resnet_cifar.data.sources.base import check_fields, shorten
 from resnet_cifar.data.sources.image_io import AS_IS, Decoding
 from resnet_cifar.data.sources.registry import find_source
@@ -95,12 +95,19 @@ def _find_or_decode(data: Data, how: Decoding | None) -> Path:
                     continue
                 print(f"the cache entry {entry} is damaged ({damage}): decoding again", file=sys.stderr, flush=True)
                 cache.discard(entry)
-    print(f"decoding {data.source} once, into {cache_root()}", flush=True)
-    with cache.new_entry() as folder:  # fails before any download if the cache is not writable
-        contents = kind.read(data)
-        decoded = decode(contents, data, folder, how)
-        entry = cache.entry_path(f"{described} {how or decoded.side} {not decoded.left_out}")
-        cache.publish(folder, entry, contents.classes, {"source": data.source, **asdict(decoded)})
+
+    def decode_it() -> str:
+        print(f"decoding {data.source} once, into {cache_root()}", flush=True)
+        with cache.new_entry() as folder:  # fails before any download if the cache is not writable
+            contents = kind.read(data)
+            decoded = decode(contents, data, folder, how)
+            entry = cache.entry_path(f"{described} {how or decoded.side} {not decoded.left_out}")
+            cache.publish(folder, entry, contents.classes, {"source": data.source, **asdict(decoded)})
+        return str(entry)
+
+    waiting = f"waiting for another process, which decodes {data.source} into {cache_root()}"
+    while not (entry := Path(ask_once(f"decode {described} {sides} {how}", decode_it, waiting))).is_dir():
+        pass  # that of another process, deleted since; the next time this one decodes
     return entry
 
 

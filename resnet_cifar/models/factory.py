@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -67,8 +68,9 @@ def create_model(recipe: Recipe, classes: int, pretrained: bool) -> nn.Module:
     pretrained = pretrained and settings.pretrained and not settings.init_from
     options = {**input_size_options(recipe), **({"drop_path_rate": settings.drop_path} if settings.drop_path else {})}
     num_classes = 0 if settings.head.is_deep else classes
+    create = partial(timm.create_model, settings.name, pretrained=pretrained, num_classes=num_classes, **options)
     try:
-        model = timm.create_model(settings.name, pretrained=pretrained, num_classes=num_classes, **options)
+        model = hub_access.fetch_once(f"weights of {settings.name}", create) if pretrained else create()
     except _WEIGHT_ERRORS as error:
         if not pretrained or (isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error)):
             raise

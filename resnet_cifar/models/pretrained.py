@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from resnet_cifar import hub_access
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data, Recipe
 from resnet_cifar.models import mlp_head
@@ -95,7 +96,8 @@ def _folder(path: Path) -> Path:
 def _download(start: str, name: str, field: str = "model.init_from") -> Path:
     repository, _, revision = start.removeprefix(_HUB).partition("@")
     try:
-        return Path(hf_hub_download(repository, name, revision=revision or None))
+        download = partial(hf_hub_download, repository, name, revision=revision or None)
+        return Path(hub_access.fetch_once(f"{repository} {name} {revision}", download))
     except HFValidationError:
         raise UserError(f"{field} {start!r} is no repository of the Hub: name hf-hub:OWNER/NAME") from None
     except DOWNLOAD_ERRORS as error:

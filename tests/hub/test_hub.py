@@ -8,6 +8,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -278,3 +280,47 @@ def test_configurations_splits_and_columns_of_other_names(hub: HubServer, tmp_pa
     assert (said[7]["classes"], said[7]["images"]) == (["eider", "mallard", "tawny owl"], {"train": 12, "test": 6})
     assert len({facts["fingerprint"] for facts in said[5:]}) == 3
     assert {facts["source"] for facts in said[5:]} == {"owner/birds"}
+
+
+def asked_for(hub: HubServer) -> Counter[str]:
+    """How often each request came, without one of huggingface_hub's own, whose answer it would keep for a day."""
+    return Counter(hub.requests_for("^(?!GET /api/agent-harnesses)"))
+
+
+@pytest.mark.proof_only
+def test_processes_that_start_at_one_moment_ask_the_hub_as_one_does(hub_root: Path, tmp_path: Path):
+    """64 of them on one empty cache: they have the same images, and the hub the requests of one, HEAD included."""
+    script, asked, found = Path(__file__).with_name("starting_at_once.py"), {}, {}
+    for count in (1, 64):
+        home = tmp_path / str(count)
+        home.mkdir()
+        with HubServer(hub_root) as hub:
+            env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "RESNET_CIFAR_CACHE": str(home / "cache")}
+            command = [sys.executable, script, str(count), *SMALL, "--download-only"]
+            output = {"capture_output": True, "text": True}
+            done = subprocess.run(command, cwd=home, env={**os.environ, **env}, check=False, timeout=600, **output)
+            said = [(home / f"{number}.out").read_text() for number in range(count)]
+            assert done.returncode == 0, done.stderr + "".join(file.read_text() for file in home.glob("*.err"))
+            asked[count] = asked_for(hub)
+        (entry,) = home.glob("cache/*/meta.json")
+        assert sum(f"images are in {entry.parent}\n" in text for text in said) == count
+        assert sum("decoding" in text and "another process" not in text for text in said) == 1
+        found[count] = json.loads(entry.read_text())["fingerprint"]
+    assert asked[64] == asked[1] and len(asked[1]) > 5
+    assert found[64] == found[1]
+
+
+@pytest.mark.proof_only
+def test_runs_that_start_at_one_moment_ask_the_hub_as_one_does(hub_root: Path, tmp_path: Path):
+    """Eight trainings, each with a run directory of its own, on one empty cache."""
+    asked = {}
+    for count in (1, 8):
+        home = tmp_path / str(count)
+        with HubServer(hub_root) as hub, ThreadPoolExecutor(count) as pool:
+            started = [pool.submit(train, home, hub.url, "--run", f"run{number}") for number in range(count)]
+            for each in started:
+                succeeded(each.result())
+            asked[count] = asked_for(hub)
+    assert asked[8] == asked[1]
+    results = [json.loads((tmp_path / "8" / f"run{number}" / "result.json").read_text()) for number in range(8)]
+    assert len({result["test/loss"] for result in results}) == 1

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "resnet_cifar"
 FLOORS = (
-    {"config", "rng", "atomic_io", "hub_access"},
+    {"config", "rng", "atomic_io", "cache_folder", "hub_access"},
     {"data", "models", "optim", "distributed", "checkpoints", "evaluation", "tracking"},
     {"training", "reporting"},
     {"sweeps", "cli", "notebook", "__main__"},
@@ -24,7 +24,8 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # On one floor a package imports only these neighbors.
 NEIGHBORS = {
     "atomic_io": {"config"},  # its error
-    "hub_access": {"config"},
+    "cache_folder": {"config"},
+    "hub_access": {"config", "cache_folder"},
     "config": {"atomic_io"},  # writes recipe.yaml
     "optim": {"models"},  # which parameters are the head's
     "evaluation": {"data", "models", "distributed", "checkpoints"},

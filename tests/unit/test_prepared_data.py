@@ -16,11 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
+from resnet_cifar.cache_folder import cache_root
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
 from resnet_cifar.config.validation import parse
 from resnet_cifar.data import decoding, prepared_data, splits
-from resnet_cifar.data.paths import cache_root
 from resnet_cifar.data.sources.base import SourceData, Split
 from resnet_cifar.data.sources.image_io import Decoding
 from resnet_cifar.data.sources.registry import find_source

@@ -6,25 +6,29 @@ import re
 from pathlib import Path
 
 from resnet_cifar import hub_access
+from resnet_cifar.atomic_io import atomic_write
+from resnet_cifar.cache_folder import ask_once, cache_root
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
 from resnet_cifar.data.cache import write_errors
-from resnet_cifar.data.paths import cache_root
 from resnet_cifar.data.sources.base import SourceData
 from resnet_cifar.data.sources.hf_columns import source_data
 
 FIELDS = ("config_name", "splits", "columns")
+_named: dict[str, str | None] = {}  # the commits that `identity` has named
 
 
 def identity(data: Data) -> str:
     """The latest commit, from the hub or, if it does not answer, the last one that was seen. Raises UserError."""
-    source = data.source
+    source, commit = data.source, ""
+    if not hub_access.is_offline(for_datasets=True):
+        commit = ask_once(f"commit {hub_access.endpoint()} {source}", lambda: _commit(source) or "")
     last = _last_commit(source)
-    commit = None if hub_access.is_offline(for_datasets=True) else _commit(source)
-    if commit not in (None, last):
-        with write_errors():
-            _commit_file(source).write_text(commit)
-    return f"hub {source} {commit or last or 'unknown'}"
+    if commit not in ("", last):
+        with write_errors(), atomic_write(_commit_file(source), flush=False) as aside:
+            aside.write_text(commit)
+    _named[source] = commit or last
+    return f"hub {source} {_named[source] or 'unknown'}"
 
 
 def read(data: Data) -> SourceData:
@@ -34,8 +38,8 @@ def read(data: Data) -> SourceData:
     datasets.disable_progress_bars()
     source = data.source
     try:
-        # The commit in the cache key, even if another was pushed since.
-        loaded = datasets.load_dataset(source, data.config_name or None, revision=_last_commit(source))
+        # The commit in the cache key, even if another was pushed since, and another process has seen that.
+        loaded = datasets.load_dataset(source, data.config_name or None, revision=_named[source])
     except (_http_error(), OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         not_found = isinstance(error, datasets.exceptions.DatasetNotFoundError)
         # huggingface_hub's errors are HTTP or OS errors; offline, the cache may have the name, but not these files.

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import py7zr
 from py7zr.compressor import SupportedMethods
 
-from resnet_cifar.data.paths import cache_root
+from resnet_cifar.cache_folder import cache_root
 from resnet_cifar.data.sources.archives.formats import Encrypted, Member, Unsupported, kind_of
 from resnet_cifar.data.sources.archives.spool import MemberSpool
 

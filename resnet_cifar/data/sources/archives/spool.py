@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from resnet_cifar.cache_folder import cache_root
 from resnet_cifar.data.cache import write_errors
-from resnet_cifar.data.paths import cache_root
 
 
 class MemberSpool:

@@ -1,0 +1,82 @@
+"""The cache's folder, and how processes that start at one moment ask for something once instead of each for itself."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from resnet_cifar.config.errors import UserError
+
+_RECENT = 120.0  # seconds that an answer is passed on
+_asked: dict[str, float] = {}  # what this process has asked for, and when: from then on only later answers count
+
+
+def cache_root() -> Path:
+    """$RESNET_CIFAR_CACHE, or resnet_cifar in the user's cache folder; created if missing. Raises UserError."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = Path(os.environ.get("RESNET_CIFAR_CACHE") or Path(home) / "resnet_cifar")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {root} cannot be created ({error.strerror}): set RESNET_CIFAR_CACHE"
+        ) from None
+    return root
+
+
+def ask_once(question: str, ask: Callable[[], str], waiting: str = "") -> str:
+    """`ask()`, or what another process of this machine was told since this one started, two minutes ago at most.
+
+    Processes that share the cache ask one after the other; `waiting` is printed if another one is at it. Where files
+    cannot be locked, each asks for itself, so `ask` must be right without this, too.
+    """
+    with _turn(cache_root() / f"{hashlib.sha256(question.encode()).hexdigest()[:16]}.asked", waiting) as file:
+        since = max(_asked.get(question) or _process_start(), time.time() - _RECENT)
+        answer = _recent(file, since) if file else None
+        if answer is None:
+            answer = ask()
+            if file:
+                file.truncate(0)
+                file.write(json.dumps({"host": socket.gethostname(), "time": time.time(), "answer": answer}))
+    _asked[question] = time.time()
+    return answer
+
+
+@contextlib.contextmanager
+def _turn(place: Path, waiting: str) -> Iterator[IO[str] | None]:
+    """The file, while no other process has it; None where it cannot be opened or locked."""
+    with contextlib.ExitStack() as stack:
+        file = None
+        with contextlib.suppress(OSError):  # a cache to read only, or a file system without locks
+            opened = stack.enter_context(place.open("a+"))
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting:
+                    print(waiting, flush=True)
+                fcntl.flock(opened, fcntl.LOCK_EX)
+            file = opened
+        yield file
+
+
+def _recent(file: IO[str], since: float) -> str | None:
+    file.seek(0)
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # a new file, or one whose writer was killed
+        said = json.loads(file.read())
+        if said["host"] == socket.gethostname() and since <= said["time"]:
+            return said["answer"]
+    return None
+
+
+def _process_start() -> float:
+    import psutil
+
+    return psutil.Process().create_time()
