@@ -97,6 +97,7 @@ def test_and_export(
         export_model(state.scored, folder.model, recipe, data.classes, weights, geometry, facts, card)
     write_json(folder.path / "result.json", result)
     writer.status("finished")
+    writer.wait()
     writer.screen.end()
     page = None
     if recipe.track.report:

@@ -1,4 +1,8 @@
-"""What a run writes while it trains: metrics, checkpoints, status, trackers and console. Only rank 0 writes."""
+"""What a run writes while it trains: metrics, checkpoints, status, trackers and console. Only rank 0 writes.
+
+Between the first step and the last the main thread touches no file of the run directory: one thread writes rows and
+states, in order, and another one checkpoints, each after the rows that precede it.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,12 @@ import dataclasses
 import json
 import threading
 import time
+from functools import partial
 from typing import Any
 
 from resnet_cifar.atomic_io import read_json
 from resnet_cifar.checkpoints import checkpoint
+from resnet_cifar.checkpoints.background import Background
 from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.checkpoints.snapshot import Snapshot
 from resnet_cifar.config.diff import to_dict
@@ -38,7 +44,9 @@ class RunWriter:
         self.done, self.seconds_to_first_step = 0, 0.0  # also written to status.json
         self.energy_kwh: float | None = None  # used by this attempt, if known
         self.saved = 0  # the step of the latest checkpoint; on rank 0
-        self._writer = checkpoint.Writer(folder.checkpoints, plan.recipe.checkpoint.keep_last, before=folder.sync)
+        self._files = Background("run directory")
+        keep = plan.recipe.checkpoint.keep_last
+        self._writer = checkpoint.Writer(folder.checkpoints, keep, before=self._sync_rows)
         self._saved_at = time.monotonic()
         self._ending, self._has_ended = threading.Lock(), False
 
@@ -63,6 +71,7 @@ class RunWriter:
                 self._check_data(state["data"])
                 self._check_best(state)
             self.status("running")  # compilation may precede the first step
+            self._files.wait()
             # The row of an unfinished evaluation is written when that is repeated.
             step = state["step"] - bool(state["pending_row"]) if state else 0
             self.folder.resume_metrics(step)
@@ -74,11 +83,12 @@ class RunWriter:
         return tensors, state
 
     def row(self, row: dict[str, Any], is_best: bool) -> None:
-        """Writes a row of metrics.jsonl. Raises UserError where the previous checkpoint could not be written."""
+        """Writes a row of metrics.jsonl, in the background. Raises UserError or OSError where something given earlier
+        could not be written: a checkpoint, a row or the status."""
         if not self.context.is_main:
             return
         self._writer.check()
-        self.folder.append_metrics(row)
+        self._files.do(partial(self.folder.append_metrics, row))
         self.tracker.log(row)
         if "train/loss" in row:  # not in that of step 0
             self.screen.row(row)
@@ -112,18 +122,27 @@ class RunWriter:
         self.saved = self.done
 
     def wait(self) -> None:
-        """Waits until the last checkpoint is on disk. Raises UserError where it could not be written."""
+        """Waits until rows, states and checkpoints are written. Raises UserError or OSError where one could not be."""
         self._writer.wait()
+        self._files.wait()
+
+    def _sync_rows(self) -> None:
+        """Flushes all rows to disk: a checkpoint must not outlive its rows."""
+        self._files.wait()
+        self.folder.sync()
 
     def status(self, state: str, **facts: Any) -> None:
-        """Writes status.json."""
+        """Writes status.json, in the background."""
         if self.context.is_main:
-            seconds = round(self.seconds_to_first_step, 2)
-            if self.context.device.type == "cuda":
-                facts |= {"gpus": self.context.size}
-            if self.energy_kwh is not None:
-                facts |= {"energy_kwh": self.energy_kwh}
-            self.folder.status(state, step=self.done, steps=self.plan.steps, seconds_to_first_step=seconds, **facts)
+            self._files.do(partial(self.folder.status, state, **self._facts(), **facts))
+
+    def _facts(self) -> dict[str, Any]:
+        """What status.json says besides the state."""
+        facts = {"step": self.done, "steps": self.plan.steps}
+        facts |= {"seconds_to_first_step": round(self.seconds_to_first_step, 2)}
+        if self.context.device.type == "cuda":
+            facts |= {"gpus": self.context.size}
+        return facts if self.energy_kwh is None else {**facts, "energy_kwh": self.energy_kwh}
 
     def costs(self) -> dict[str, float]:
         """The cost of all attempts on GPUs: see `telemetry.costs`. On rank 0."""
@@ -134,6 +153,7 @@ class RunWriter:
         """Adds `seconds_by_part` to the status of a finished run, if it can be written."""
         with contextlib.suppress(UserError, OSError):
             self.status("finished", seconds_by_part=self.timings.seconds())
+            self._files.wait()
 
     def end(self, state: str, why: str, **facts: Any) -> None:
         """Writes the final state to the run directory and the trackers; never hides the error that ends the run.
@@ -146,8 +166,9 @@ class RunWriter:
             self._has_ended = True
         self.screen.end()
         if self.context.is_main and state != "finished" and self.folder.lease:
+            self._files.settle()
             with contextlib.suppress(UserError, OSError):
-                self.status(state, why=why, **facts)
+                self.folder.status(state, **self._facts(), why=why, **facts)
         with contextlib.suppress(Exception):
             self.tracker.finish(state)
 

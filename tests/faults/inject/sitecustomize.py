@@ -246,6 +246,9 @@ def on_checkpoint(module):
     module._write = torn
 
 
+if "SLOW_FILES" in os.environ:
+    import slow_files  # noqa: F401
+
 if "FAULTS" in os.environ:
     import wrapt
 
