@@ -44,8 +44,7 @@ def ask_once(question: str, ask: Callable[[], str], waiting: str = "") -> str:
         if answer is None:
             answer = ask()
             if file:
-                file.truncate(0)
-                file.write(json.dumps({"host": socket.gethostname(), "time": time.time(), "answer": answer}))
+                _pass_on(file, answer)
     _asked[question] = time.time()
     return answer
 
@@ -74,6 +73,13 @@ def _recent(file: IO[str], since: float) -> str | None:
         if said["host"] == socket.gethostname() and since <= said["time"]:
             return said["answer"]
     return None
+
+
+def _pass_on(file: IO[str], answer: str) -> None:
+    with contextlib.suppress(OSError):  # a full disk: others ask for themselves
+        file.truncate(0)
+        file.write(json.dumps({"host": socket.gethostname(), "time": time.time(), "answer": answer}))
+        file.flush()
 
 
 def _process_start() -> float:
