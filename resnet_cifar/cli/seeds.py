@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> None:
     if {"interrupted", "not run"} & set(states.values()):
         print(f"interrupted: {how_to_resume()} to resume", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_RESUBMIT)
-    if failed := [str(seed) for seed, state in states.items() if state == "failed"]:
+    if failed := [str(seed) for seed, state in states.items() if state in ("failed", "killed")]:
         print(f"error: seed {', '.join(failed)} failed, see the error above", file=sys.stderr, flush=True)
         raise SystemExit(1)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class TuneOptions:
     """Search a recipe's hyperparameters for the best validation metric, the accuracy or another evaluate.select_by:
     --FIELD LOW..HIGH, or --FIELD A,B,C, is searched. Rerun the same command to resume; several at once share the
-    trials."""
+    trials (--parallel)."""
 
     recipe: str
     """A shipped recipe or a YAML file."""
@@ -29,10 +29,16 @@ class TuneOptions:
     prune: int = 0
     """Once this many trials have finished, end a trial whose best result so far lies below the median of theirs at that
     point [default: never]."""
+    parallel: int = 0
+    """Trials that may run at once, in this number of processes or fewer: each is proposed without the results of the
+    PARALLEL - 1 before it, so that the trials are the same however fast each is [default: that of the search in --run,
+    or 1]."""
     run: str = ""
     """The search's directory, which several processes may share [default: runs/RECIPE-tune-<8 hex digits>]."""
     launch: str = "python"
     """The launcher of train.py, such as "accelerate launch --config_file accelerate_configs/multi_gpu.yaml"."""
+    download_only: bool = False
+    """Download and decode the images and weights of all trials into this machine's caches, then exit."""
 
 
 def parse_arguments(arguments: list[str]) -> tuple[TuneOptions, dict[str, str]]:
@@ -51,16 +57,22 @@ def main(arguments: list[str]) -> None:
     from resnet_cifar.distributed.signals import EXIT_RESUBMIT
     from resnet_cifar.sweeps import tune
 
-    study, launcher = tune.open_study(space, options.recipe, options.run, options.prune, options.launch)
+    if options.download_only:
+        tune.download(space)
+        return
+    study, launcher = tune.open_study(
+        space, options.recipe, options.run, options.prune, options.launch, options.parallel
+    )
     for path, searched in space.ranges.items():
         print(f"{path:24} {searched}", flush=True)
-    end = tune.run_trials(study, options.trials, launcher)
+    end = tune.run_trials(study, options.recipe, options.trials, launcher)
     summary = tune.summarize(study, options.recipe)
     _print(study, summary)
     if end == "interrupted":
         print(f"interrupted: {how_to_resume()} to resume", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_RESUBMIT)
-    if end or summary["best"] is None:
+    is_over = all(trial["state"] != "running" for trial in summary["trials"])
+    if end or (is_over and summary["best"] is None):
         print(f"error: {end or 'no trial has finished: see the reasons above'}", file=sys.stderr, flush=True)
         raise SystemExit(1)
 

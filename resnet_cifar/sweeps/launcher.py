@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO
 
+import psutil
+
 from resnet_cifar.atomic_io import read_json
 from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.errors import UserError
@@ -24,6 +26,7 @@ from resnet_cifar.distributed.signals import EXIT_RESUBMIT, SIGNALS
 
 _ROOT = Path(__file__).parents[2]
 _POLL = 1.0  # seconds between checks of a run
+_SHELL_SIGNALS = 128  # a shell's exit code of a command that a signal has ended is this and the signal's number
 
 
 def train_program() -> list[str]:
@@ -86,7 +89,11 @@ def start(
 
 
 class Launcher:
-    """Starts training through a launcher, one run after the other, and forwards signals. `stopped`: got one."""
+    """Starts training through a launcher, one run after the other, and forwards signals. `stopped`: got one.
+
+    Of SIGUSR1 and SIGTERM only the first is forwarded, since a second signal ends training before it has saved: SLURM
+    sends SIGTERM to a job that may already be saving.
+    """
 
     def __init__(self, launch: str) -> None:
         self.stopped = False
@@ -103,9 +110,9 @@ class Launcher:
         output: BinaryIO | None = None,
         should_end: Callable[[], bool] = lambda: False,
     ) -> str:
-        """Trains in the run's directory with `words`; returns `finished`, `interrupted` or `failed`.
+        """Trains in the run's directory with `words`; returns `finished`, `interrupted`, `killed` or `failed`.
 
-        Launchers hide exit codes, so the state is read from the directory. `output` receives what the process prints;
+        `killed`: a signal ended a process of it, such as that of the kernel when memory runs out. Launchers hide exit codes, so the state is read from the directory. `output` receives what the process prints;
         the process is terminated when `should_end` returns True. Raises UserError if the launcher cannot be started.
         """
         started = time.time()
@@ -113,8 +120,15 @@ class Launcher:
         if run.result() is not None:
             return "finished"
         status = read_json(run.path / "status.json") or {}
-        is_interrupted = status.get("state") == "interrupted" and status["time"] >= started
-        return "interrupted" if self.stopped or code == EXIT_RESUBMIT or is_interrupted else "failed"
+        state = status["state"] if status.get("time", 0) >= started else ""
+        if self.stopped or code == EXIT_RESUBMIT or state == "interrupted":
+            return "interrupted"
+        return "killed" if code < 0 or code > _SHELL_SIGNALS or state in ("running", "lost") else "failed"
+
+    def pause(self) -> bool:
+        """Waits for a moment; returns whether no signal has come."""
+        time.sleep(_POLL)
+        return not self.stopped
 
     def _wait(self, command: Sequence[str], output: BinaryIO | None, should_end: Callable[[], bool]) -> int:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -126,17 +140,31 @@ class Launcher:
         except OSError as error:
             raise UserError(f"--launch {command[0]!r} cannot be started ({error.strerror}): name a launcher") from None
         if self.stopped:  # while it was being started
-            self._process.send_signal(signal.SIGTERM)
+            self._signal(signal.SIGTERM)
         is_ending = False
         while True:
             try:
                 return self._process.wait(_POLL)
             except subprocess.TimeoutExpired:
                 if not is_ending and should_end():
-                    self._process.send_signal(signal.SIGTERM)
+                    self._signal(signal.SIGTERM)
                     is_ending = True
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
-        self.stopped = True
-        if self._process is not None:
+        is_first, self.stopped = not self.stopped, True
+        if self._process is not None and (is_first or number not in (signal.SIGUSR1, signal.SIGTERM)):
+            self._signal(number)
+
+    def _signal(self, number: int) -> None:
+        """Signals the processes of a launcher that gives each a session of its own; any other one gets it itself.
+
+        Such a launcher (torch's elastic one, which accelerate uses) would die of SIGUSR1 and kill its processes some
+        time after SIGTERM, whether they have saved or not; it ends well after they have ended.
+        """
+        try:
+            below = psutil.Process(self._process.pid).children(recursive=True)
+            leaders = [process for process in below if os.getsid(process.pid) == process.pid]
+            for process in leaders or [self._process]:
+                process.send_signal(number)
+        except (psutil.Error, ProcessLookupError):  # one has just ended
             self._process.send_signal(number)

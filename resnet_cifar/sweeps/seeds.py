@@ -13,7 +13,8 @@ from resnet_cifar.sweeps.launcher import Launcher, finished
 
 
 def train_seeds(home: Path, seeds: Sequence[int], recipe: Recipe, words: Sequence[str], launch: str) -> dict[int, str]:
-    """Trains the seeds that are not finished; returns each state: `finished`, `failed`, `interrupted`, `not run`.
+    """Trains the seeds that are not finished; returns each state: `finished`, `failed`, `killed`,
+    `interrupted`, `not run`.
 
     `words`: the command line of train.py without --seed and --run. Raises UserError if a directory belongs to another
     recipe, before any seed is trained.

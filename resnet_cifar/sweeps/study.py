@@ -1,14 +1,17 @@
 """The trials of a search: optuna's journal in a directory that several processes may share, and the next proposal.
 
-A proposal is a function of the recipe's seed, the trial's number and the earlier trials. A search whose trials run one
-after the other is therefore reproducible, even if it was killed in between.
+A proposal is a function of the recipe's seed, the trial's number, the values of the earlier trials and the outcomes of
+all of them but the latest `parallel - 1`, which may still be running. A search is therefore reproducible: however many
+processes share it, whichever is faster, and wherever one of them is killed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-from collections.abc import Iterator, Sequence
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,7 +19,7 @@ from typing import Any, BinaryIO
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from resnet_cifar import rng
@@ -34,7 +37,7 @@ _MIN_TRIALS = 4  # finished trials below which no importance is computed
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial that this process runs. `before`: the trials that were started before it."""
+    """A trial that this process runs. `before`: the earlier trials whose outcomes it may depend on, all ended."""
 
     number: int
     values: dict[str, Any]
@@ -61,47 +64,67 @@ class Outcome:
 class Study:
     """A search's directory: base.yaml (the recipe that trials share), journal.log (optuna's), trial-N/, trial-N.log.
 
-    `first`: the number of the first trial that started after the study was opened.
+    `first`: the number of the first trial that started after the study was opened. `parallel`: how many trials may run
+    at once.
     """
 
-    def __init__(self, home: Path, space: SearchSpace, prune: int) -> None:
-        """Creates or resumes the study. Raises UserError if the directory holds something else or cannot be used."""
+    def __init__(self, home: Path, space: SearchSpace, prune: int, parallel: int = 0) -> None:
+        """Creates or resumes the study. Raises UserError if the directory holds something else or cannot be used.
+
+        `parallel` 0: as the study was created, 1 for a new one.
+        """
         self.home, self.base = home, home / _BASE
         self.space, self.prune, self.select_by = space, prune, space.recipe.evaluate.select_by
         self._distributions = {path: _distribution(found) for path, found in space.ranges.items()}
         self._lock: BinaryIO | None = None  # of the trial that this process runs: others see that it is alive
+        self._token = ""  # of that trial, in the journal: a file server may drop the locks of a machine that it lost
         names = {path.name for path in home.iterdir()} if home.is_dir() else set()
         if _JOURNAL not in names and names - {_LOCKS}:
             raise UserError(f"--run {home} contains files but no search: name a new or empty directory")
         try:
             (home / _LOCKS).mkdir(parents=True, exist_ok=True)
             with self.locked():
-                self._study = self._open()
+                self._study, self.parallel = self._open(parallel)
                 self.first = len(self._study.get_trials(deepcopy=False))
         except OSError as error:
             raise UserError(f"--run {home} cannot be used ({error.strerror}): name another directory") from None
 
-    def take(self, limit: int) -> Trial | None:
-        """A trial that a dead process left unfinished, or else a new one; None if there are `limit` trials."""
-        with self.locked():
-            trials = self._study.get_trials(deepcopy=False)
-            for trial in trials:
-                if trial.state == TrialState.RUNNING and self._lock_trial(trial.number):
-                    return self._trial(trial.number, trial.params, trials[: trial.number])
-            if len(trials) >= limit:
-                return None
-            values = propose(trials, self._distributions, self.space.recipe.seed)
-            self._study.add_trial(
-                optuna.create_trial(state=TrialState.RUNNING, params=values, distributions=self._distributions)
-            )
-            self._lock_trial(len(trials))
-            return self._trial(len(trials), values, trials)
+    def take(self, limit: int, pause: Callable[[str], bool] = lambda reason: False) -> Trial | None:
+        """A trial that a dead process left unfinished, or else a new one; None if there are `limit` trials.
 
-    def record(self, trial: Trial, outcome: Outcome) -> None:
-        """Records how the trial ended."""
-        state = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL}.get(outcome.state, TrialState.PRUNED)
+        While a new trial depends on others that are running, calls `pause` with the reason, and looks again; returns
+        None if it returns False.
+        """
+        while True:
+            with self.locked():
+                trials = self._study.get_trials(deepcopy=False)
+                for trial in trials:
+                    if trial.state == TrialState.RUNNING and self._lock_trial(trial.number):
+                        return self._claim(trials, trial.number)
+                number = len(trials)
+                if number >= limit:
+                    return None
+                running = [trial.number for trial in self._known(trials, number) if not trial.state.is_finished()]
+                if not running:
+                    self._add(trials)
+                    self._lock_trial(number)
+                    return self._claim(self._study.get_trials(deepcopy=False), number)
+            first = running[0]
+            if not pause(f"trial {number} depends on trial {first}, which is running (--parallel {self.parallel})"):
+                return None
+
+    def owns(self, trial: Trial) -> bool:
+        """Whether this process still runs the trial, and no other has taken it over."""
         with self.locked():
-            recorded = self._study.get_trials(deepcopy=False)[trial.number]
+            return self._recorded(trial).user_attrs["token"] == self._token
+
+    def record(self, trial: Trial, outcome: Outcome) -> bool:
+        """Records how the trial ended; returns False, and records nothing, if another process has taken it over."""
+        state = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL}.get(outcome.state, TrialState.PRUNED)
+        with self.locked(), self._lock:
+            recorded = self._recorded(trial)
+            if recorded.user_attrs["token"] != self._token:
+                return False
             live = optuna.Trial(self._study, recorded._trial_id)
             for number, score in enumerate(outcome.scores):
                 if number not in recorded.intermediate_values:  # by a process that was killed right here
@@ -109,7 +132,7 @@ class Study:
             live.set_user_attr("state", outcome.state)
             live.set_user_attr("why", outcome.why)
             self._study.tell(trial.number, outcome.best, state)
-        self._lock.close()
+        return True
 
     def trials(self) -> list[tuple[dict[str, Any], Outcome]]:
         """The values and the outcome of all trials so far, by number."""
@@ -126,12 +149,12 @@ class Study:
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
         return optuna.importance.get_param_importances(self._study, evaluator=evaluator)
 
-    def _open(self) -> optuna.Study:
+    def _open(self, parallel: int) -> tuple[optuna.Study, int]:
         file = self.home / _JOURNAL
         recipe = self.space.recipe
         before = read_recipe(str(self.base)) if file.exists() and self.base.exists() else recipe
         try:
-            storage = JournalStorage(JournalFileBackend(str(file), JournalFileOpenLock(str(file))))
+            storage = JournalStorage(JournalFileBackend(str(file), _Locked()))
             study = optuna.create_study(
                 storage=storage,
                 sampler=optuna.samplers.RandomSampler(),  # not used: see `propose`
@@ -141,8 +164,9 @@ class Study:
             )
         except (ValueError, KeyError):
             raise UserError(f"{file} is damaged: remove its last line, or name another directory with --run") from None
-        ours = settings(self.space, self.prune)
-        theirs = study.user_attrs.get("settings", ours)
+        theirs = {"--parallel": 1, **study.user_attrs.get("settings", {"--parallel": parallel or 1})}
+        ours = {**settings(self.space, self.prune), "--parallel": parallel or theirs["--parallel"]}
+        theirs = theirs if "settings" in study.user_attrs else ours
         differing = [
             f"{name}: {theirs.get(name, 'not searched')}, not {ours.get(name, 'a value')}"
             for name in {**ours, **theirs}
@@ -153,17 +177,43 @@ class Study:
             raise UserError(f"--run {self.home} belongs to another search ({what}): name another directory")
         study.set_user_attr("settings", ours)
         write_recipe(recipe, self.base)
-        return study
+        return study, ours["--parallel"]
 
-    def _trial(self, number: int, values: dict[str, Any], before: list[FrozenTrial]) -> Trial:
-        name = f"trial-{number:03d}"
-        return Trial(number, values, RunDir(self.home / name), self.home / f"{name}.log", before)
+    def _known(self, trials: Sequence[FrozenTrial], number: int) -> list[FrozenTrial]:
+        """Those of the `trials` whose outcomes trial `number` may depend on."""
+        return list(trials[: max(0, number - self.parallel + 1)])
+
+    def _recorded(self, trial: Trial) -> FrozenTrial:
+        return self._study.get_trials(deepcopy=False)[trial.number]
+
+    def _add(self, trials: Sequence[FrozenTrial]) -> None:
+        """Adds the trial after `trials`; of the latest ones only the values count, as if they were all running."""
+        known = self._known(trials, len(trials))
+        pending = [
+            optuna.create_trial(state=TrialState.RUNNING, params=trial.params, distributions=trial.distributions)
+            for trial in trials[len(known) :]
+        ]
+        values = propose([*known, *pending], self._distributions, self.space.recipe.seed)
+        self._study.add_trial(
+            optuna.create_trial(state=TrialState.RUNNING, params=values, distributions=self._distributions)
+        )
+
+    def _claim(self, trials: Sequence[FrozenTrial], number: int) -> Trial:
+        """The trial, which this process has locked."""
+        self._token, found, name = secrets.token_hex(8), trials[number], f"trial-{number:03d}"
+        optuna.Trial(self._study, found._trial_id).set_user_attr("token", self._token)
+        before = self._known(trials, number)
+        return Trial(number, found.params, RunDir(self.home / name), self.home / f"{name}.log", before)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Excludes other processes from taking and recording trials and from writing the summary."""
+        journal = self.home / _JOURNAL
         with (self.home / _LOCKS / "study").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            # A machine that died may have left part of a line, to which optuna would append the next one.
+            if journal.exists() and not (content := journal.read_bytes()).endswith(b"\n"):
+                os.truncate(journal, content.rfind(b"\n") + 1)
             yield
 
     def _lock_trial(self, number: int) -> bool:
@@ -176,6 +226,16 @@ class Study:
             return False
         self._lock = file
         return True
+
+
+class _Locked:
+    """A lock that does nothing: all that write hold `Study.locked`. optuna's own lock is a file, which a killed process leaves behind."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
 
 
 def settings(space: SearchSpace, prune: int) -> dict[str, Any]:

@@ -6,13 +6,16 @@ nothing here reads that result. study.json holds all trials, best.yaml the best 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
+import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,17 +28,21 @@ from resnet_cifar.config.rerun import how_to_resume
 from resnet_cifar.config.schema import METRIC_NAMES, metric_score
 from resnet_cifar.sweeps import search_space
 from resnet_cifar.sweeps.launcher import Launcher, finished
-from resnet_cifar.sweeps.search_space import SearchSpace
+from resnet_cifar.sweeps.search_space import Choices, SearchSpace
 
 if TYPE_CHECKING:
     from resnet_cifar.sweeps.study import Outcome, Study, Trial
 
 _STATES = ("finished", "ended early", "diverged", "failed", "running")  # in the order of the table
 _MAX_FAILURES = 3  # consecutive failed trials, after which a mistake is likelier than bad luck
+_MAX_KILLS = 3  # of one trial by the same process, without progress
+_REWRITTEN = 60  # seconds after which the summary of a search under way is out of date
 _DIVERGED = re.compile(r"the loss of step \d+ is not finite|fp16 overflowed")  # messages of training
 
 
-def open_study(space: SearchSpace, recipe: str, run: str, prune: int, launch: str) -> tuple[Study, Launcher]:
+def open_study(
+    space: SearchSpace, recipe: str, run: str, prune: int, launch: str, parallel: int = 0
+) -> tuple[Study, Launcher]:
     """The study in the directory `run` [runs/RECIPE-tune-<8 hex digits>], new or resumed. Raises UserError."""
     _check(space)
     launcher = Launcher(launch)
@@ -43,7 +50,27 @@ def open_study(space: SearchSpace, recipe: str, run: str, prune: int, launch: st
     from resnet_cifar.sweeps.study import Study, settings
 
     digest = hashlib.sha256(json.dumps([fingerprint(space.recipe), settings(space, prune)]).encode()).hexdigest()
-    return Study(Path(run or Path("runs") / f"{Path(recipe).stem}-tune-{digest[:8]}"), space, prune), launcher
+    home = Path(run or Path("runs") / f"{Path(recipe).stem}-tune-{digest[:8]}")
+    return Study(home, space, prune, parallel), launcher
+
+
+def download(space: SearchSpace) -> None:
+    """Downloads and decodes the images and weights of all trials into this machine's caches. Raises UserError."""
+    from resnet_cifar.training import preflight
+
+    _check(space)
+    named = {
+        path: found.words
+        for path, found in space.ranges.items()
+        if path.startswith(("model.", "data.")) and isinstance(found, Choices)
+    }
+    needed = {}
+    for words in itertools.product(*named.values()):
+        with contextlib.suppress(UserError):  # of choices that contradict each other
+            recipe = space.recipe_of(dict(zip(named, words, strict=True)))
+            needed[recipe.model, recipe.data] = recipe
+    for recipe in needed.values():
+        preflight.download(recipe)
 
 
 def _check(space: SearchSpace) -> None:
@@ -75,10 +102,18 @@ def _check(space: SearchSpace) -> None:
                 preflight.check_names(dataclasses.replace(recipe, **{section: replaced}))
 
 
-def run_trials(study: Study, trials: int, launcher: Launcher) -> str:
+def run_trials(study: Study, recipe: str, trials: int, launcher: Launcher) -> str:
     """Runs trials until there are `trials`. Returns `interrupted`, the reason why the search ended early, or ``."""
-    failures = 0
-    while not launcher.stopped and (trial := study.take(trials)):
+    failures, shown, written = 0, "", time.monotonic()
+
+    def pause(reason: str) -> bool:
+        nonlocal shown
+        if reason != shown:
+            print(f"== waiting: {reason}", flush=True)
+        shown = reason
+        return launcher.pause()
+
+    while not launcher.stopped and (trial := study.take(trials, pause)):
         print(f"== trial {trial.number}: {'  '.join(f'{p} {short(v)}' for p, v in trial.values.items())}", flush=True)
         outcome = _known_outcome(study, trial)
         if outcome is None:
@@ -87,12 +122,17 @@ def run_trials(study: Study, trials: int, launcher: Launcher) -> str:
             if outcome is None:
                 return "interrupted"
             failures = failures + 1 if outcome.state == "failed" else 0
-        study.record(trial, outcome)
+        if not study.record(trial, outcome):
+            print(f"== trial {trial.number} was taken over by another process", flush=True)
+            continue
         name, value = METRIC_NAMES[study.select_by], _value(study, outcome)
         reached = "" if value is None else f", validation {name} {value:.4f}"
         print(f"== trial {trial.number} {outcome.state}{reached}{outcome.why and f': {outcome.why}'}", flush=True)
         if failures == _MAX_FAILURES:
             return f"{failures} trials in a row failed, see above: fix the cause, then {how_to_resume()} to resume"
+        if time.monotonic() - written > _REWRITTEN:
+            summarize(study, recipe)
+            written = time.monotonic()
     return "interrupted" if launcher.stopped else ""
 
 
@@ -114,12 +154,9 @@ def _run_trial(study: Study, trial: Trial, launcher: Launcher) -> Outcome | None
     def pruned() -> int | None:
         return pruned_at(_scores(study, trial.run), trial.before, study.prune) if study.prune else None
 
-    end, log_start = "finished", trial.log.stat().st_size if trial.log.exists() else 0
+    end, why, log_start = "finished", "", trial.log.stat().st_size if trial.log.exists() else 0
     if finished(trial.run, study.space.recipe_of(trial.values)) is None and pruned() is None:
-        words = [f"--{path}={word}" for path, word in search_space.words(trial.values).items()]
-        with trial.log.open("ab") as log:
-            words = ["--recipe", str(study.base), *words]
-            end = launcher.run(trial.run, words, log, should_end=lambda: pruned() is not None)
+        end, why = _train(study, trial, launcher, lambda: pruned() is not None)
     scores = _scores(study, trial.run)
     if (index := pruned()) is not None:  # later results are ignored, so that the moment of looking decides nothing
         return Outcome("ended early", scores=scores[: index + 1], why=f"below the median at evaluation {index + 1}")
@@ -130,8 +167,26 @@ def _run_trial(study: Study, trial: Trial, launcher: Launcher) -> Outcome | None
         return Outcome("finished", best, scores)
     if end == "interrupted":
         return None
-    why = _error_message(trial.log, log_start)
+    why = why or _error_message(trial.log, log_start)
     return Outcome("diverged" if _DIVERGED.match(why) else "failed", why=why)
+
+
+def _train(study: Study, trial: Trial, launcher: Launcher, should_end: Callable[[], bool]) -> tuple[str, str]:
+    """Starts or resumes training; how that ended (see `Launcher.run`), and why if the log does not say it.
+
+    Killed training is resumed: a machine that shuts down may kill it before this process, which proves nothing about
+    the trial.
+    """
+    words = [f"--{path}={word}" for path, word in search_space.words(trial.values).items()]
+    began: list[int] = []  # the steps from which killed attempts had begun
+    with trial.log.open("ab") as log:
+        while True:
+            end = launcher.run(trial.run, ["--recipe", str(study.base), *words], log, should_end)
+            if end != "killed" or should_end() or not study.owns(trial):
+                return end, ""
+            began.append((read_json(trial.run.path / "status.json") or {}).get("step", 0))
+            if began[-_MAX_KILLS:] == [began[-1]] * _MAX_KILLS:
+                return end, f"killed {_MAX_KILLS} times after step {began[-1]}, perhaps for lack of memory"
 
 
 def _scores(study: Study, run: RunDir) -> list[float]:

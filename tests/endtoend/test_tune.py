@@ -191,7 +191,7 @@ def test_hopeless_trials_are_asked_to_end(tmp_path: Path) -> None:
 def test_processes_share_the_trials_of_a_search(tmp_path: Path) -> None:
     """Each waits in its first trial until the other has one too."""
     (tmp_path / "met").mkdir()
-    words = f"{PRETENDED} --phases.0.lr 1e-2..1 --optimizer.name adamw --trials 5"
+    words = f"{PRETENDED} --phases.0.lr 1e-2..1 --optimizer.name adamw --trials 5 --parallel 2"
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: tune(tmp_path, words, MEET=str(tmp_path / "met")), range(2)))
     assert [done.returncode for done in both] == [0, 0], [done.stderr for done in both]

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import re
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from hypothesis import Phase, given, settings, strategies
 from optuna.trial import FrozenTrial, TrialState
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.sweeps import search_space
 from resnet_cifar.sweeps.search_space import SearchSpace
-from resnet_cifar.sweeps.study import Outcome, Study, earlier, propose, pruned_at
+from resnet_cifar.sweeps.study import Outcome, Study, Trial, earlier, propose, pruned_at
 
 WORDS = {"phases.0.lr": "1e-4..1e-1", "augment.crop_padding": "0..8", "optimizer.name": "sgd,adamw"}
 
@@ -68,17 +71,80 @@ def test_nothing_is_said_to_matter_after_a_few_trials(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_was_left_is_taken_again_and_one_that_is_under_way_is_not(tmp_path: Path) -> None:
-    left = Study(tmp_path, search(), 0)
-    first = left.take(2)
+    left = Study(tmp_path, search(), 0, 2)
+    first = left.take(3)
     ours = Study(tmp_path, search(), 0)
-    second = ours.take(2)
-    assert (first.number, second.number) == (0, 1)
-    assert Study(tmp_path, search(), 0).take(2) is None, "both are under way"
+    second = ours.take(3)
+    assert (first.number, second.number, ours.parallel) == (0, 1, 2)
+    reasons: list[str] = []
+    assert Study(tmp_path, search(), 0).take(3, lambda reason: reasons.append(reason)) is None, "both are under way"
+    assert reasons == ["trial 2 depends on trial 0, which is running (--parallel 2)"]
     left._lock.close()  # as its process ends
-    again = Study(tmp_path, search(), 0).take(2)
+    again = Study(tmp_path, search(), 0).take(3)
     assert (again.number, again.values, again.run.path) == (0, first.values, first.run.path)
-    assert [trial.number for trial in second.before] == [0]
-    assert again.before == []
+
+
+def test_a_trial_follows_from_all_but_the_latest_which_may_be_running(tmp_path: Path) -> None:
+    study = Study(tmp_path, search(), 0, 3)
+    for number in range(5):
+        trial = study.take(9)
+        assert [before.number for before in trial.before] == list(range(number - 2))
+        assert all(before.state == TrialState.COMPLETE for before in trial.before)
+        study.record(trial, Outcome("finished", quality(trial.values)))
+
+
+@dataclass
+class Worker:
+    """A process of a search; `trial`: what it is training."""
+
+    study: Study
+    trial: Trial | None = None
+
+
+@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate])  # shrinking takes minutes
+@given(data=strategies.data())
+def test_any_order_and_any_kills_give_the_same_trials(data: strategies.DataObject, tmp_path_factory) -> None:
+    """TPE's ten random trials and six proposed ones; which of them fail or are pruned follows from their values."""
+
+    def outcome(values: dict[str, Any]) -> Outcome:
+        states = {0: "failed", 1: "ended early"}
+        state = states.get(values["augment.crop_padding"] % 5, "finished")
+        return Outcome(state, quality(values) if state == "finished" else None, (quality(values) / 2,), state)
+
+    space, count, parallel = search(), 16, data.draw(strategies.integers(2, 4), label="parallel")
+    alone = Study(tmp_path_factory.mktemp("alone"), space, 0, parallel)
+    while trial := alone.take(count):
+        alone.record(trial, outcome(trial.values))
+    home = tmp_path_factory.mktemp("shared")
+    workers = [Worker(Study(home, space, 0, parallel)) for _ in range(data.draw(strategies.integers(2, 5)))]
+    while sum(found.state != "running" for _, found in workers[0].study.trials()) < count:
+        worker = data.draw(strategies.sampled_from(workers), label="worker")
+        event = data.draw(strategies.sampled_from(["continues", "continues", "is killed", "is killed in a write"]))
+        if event == "continues" and worker.trial is None:
+            worker.trial = worker.study.take(count)
+        elif event == "continues":
+            assert worker.study.record(worker.trial, outcome(worker.trial.values))
+            worker.trial = None
+        else:
+            if worker.trial is not None:
+                worker.study._lock.close()
+            if event == "is killed in a write":
+                with (home / "journal.log").open("ab") as journal:
+                    journal.write(b'{"op_code":6,"worker')
+            worker.study, worker.trial = Study(home, space, 0), None
+    assert alone.trials() == workers[0].study.trials()
+
+
+def test_a_process_that_lost_its_lock_records_nothing(tmp_path: Path) -> None:
+    """As of a machine that was cut off for so long that the file server has dropped its locks."""
+    lost, study = Study(tmp_path, search(), 0), Study(tmp_path, search(), 0)
+    old = lost.take(1)
+    fcntl.flock(lost._lock, fcntl.LOCK_UN)
+    new = study.take(1)
+    assert (old.number, lost.owns(old), study.owns(new)) == (new.number, False, True)
+    assert not lost.record(old, Outcome("failed", why="taken over"))
+    assert study.record(new, Outcome("finished", 0.5))
+    assert [found.state for _, found in study.trials()] == ["finished"]
 
 
 def test_the_kernel_frees_the_trial_of_a_process_that_dies(tmp_path: Path) -> None:
@@ -154,6 +220,12 @@ def test_a_folder_of_another_search_is_refused(
     Study(tmp_path, search(), 0)
     with pytest.raises(UserError, match=rf"--run .* belongs to another search \(.*{re.escape(sentence)}"):
         Study(tmp_path, search(**other), prune)
+
+
+def test_the_number_of_trials_at_once_belongs_to_the_search(tmp_path: Path) -> None:
+    Study(tmp_path, search(), 0)
+    with pytest.raises(UserError, match=r"belongs to another search \(--parallel: 1, not 4\)"):
+        Study(tmp_path, search(), 0, 4)
 
 
 def test_what_decides_nothing_may_change_between_two_starts(tmp_path: Path) -> None:
