@@ -1,5 +1,5 @@
-# shellcheck shell=bash disable=SC2034  # the scripts that read this one use what is set here
-# What the batch scripts and node.sh share: the shape of a job, steps, signals, and whether a start is still the newest.
+# shellcheck shell=bash disable=SC2034,SC2154  # the scripts that read this one use and set variables
+# What the batch scripts and node.sh share: the shape of a job, steps, signals, its starts, and whether one is still the newest.
 
 # Exit codes of node.sh. srun ends with the highest of all nodes', so a failure outdoes what it made others do.
 ASKED=75  # was asked to end before it had anything to save
@@ -42,7 +42,7 @@ job_name() {
 }
 
 # The command that submits this job once more, to be pasted into a shell: SCRIPT and its ARGUMENTS, after those options of
-# sbatch that the script's own lines do not give.
+# sbatch that the script's own lines do not give. `array`: the tasks, if all of them are submitted.
 submission() {
     local command=(sbatch) facts
     facts=$(timeout 60 scontrol show job "$(job_number)" 2>/dev/null)
@@ -56,6 +56,7 @@ submission() {
     add qos "${SLURM_JOB_QOS:-}" normal
     add reservation "${SLURM_JOB_RESERVATION:-}" ''
     add constraint "$(fact Features)" ''
+    add array "${array:-}" ''
     add nodes "$SLURM_JOB_NUM_NODES" 1
     add gpus-per-node "${SLURM_GPUS_PER_NODE:-}" 1
     add gpus "${SLURM_GPUS:-}" ''
@@ -174,4 +175,78 @@ show_job() {
 # loses a node, and a start that was cut off with it goes on. Its steps have the same numbers as the new ones.
 is_newest_start() {
     [[ $1 =~ " Restarts="([0-9]+) ]] && [ "${BASH_REMATCH[1]}" -eq "${SLURM_RESTART_COUNT:-0}" ]
+}
+
+# The life of a job that saves and is requeued, the run or search $folder: `starts` is the file of its starts, and `of` says
+# what the steps of a search are counted over.
+
+# The updates that the newest checkpoint has seen; of a search, those of all trials.
+saved() {
+    local run path newest total=0
+    for run in "$folder" "$folder"/trial-*; do
+        newest=0
+        for path in "$run"/checkpoints/step-*; do
+            [[ $path =~ /step-([0-9]+)$ ]] && ((10#${BASH_REMATCH[1]} > newest)) && newest=$((10#${BASH_REMATCH[1]}))
+        done
+        total=$((total + newest))
+    done
+    echo "$total"
+}
+
+# Notes where this start began: `begun_at`, and `first` of the first start; `fruitless`: how many starts in a row, this one
+# included, began there. Those that SLURM has ended say nothing about progress.
+count_starts() {
+    begun_at=$(saved)
+    echo "start ${SLURM_RESTART_COUNT:-0} at $begun_at" >>"$starts"
+    read -r fruitless first < <(awk '
+        /^start/ { number[++count] = $2; step[count] = $4 }
+        /^ended/ { ended[$2] = 1 }
+        END {
+            for (i = 1; i <= count; i++) {
+                if (step[i] != step[i - 1]) fruitless = 0
+                if (!(number[i] in ended)) fruitless++
+            }
+            print fruitless, step[1]
+        }' "$starts")
+    [ "$fruitless" -le "$STARTS_WITHOUT_PROGRESS" ] || give_up
+}
+
+# Begins this job again, as soon as there is room for it.
+come_again() {
+    local facts
+    if [ "$(saved)" -eq "$begun_at" ] && [ "$fruitless" -ge "$STARTS_WITHOUT_PROGRESS" ]; then
+        give_up
+    fi
+    facts=$(show_job)
+    if ! is_newest_start "$facts"; then
+        echo "== SLURM has begun this job again elsewhere: start $((${SLURM_RESTART_COUNT:-0} + 1)) leaves it alone"
+        exit 1
+    fi
+    # A canceled job is not requeued.
+    [[ -z $ended && $facts == *JobState=RUNNING* ]] || exit 1
+    echo "== saved at step $(saved)${of:-}, and coming again"
+    for _ in {1..6}; do
+        timeout 60 scontrol requeue "$(job_number)" && exit 0
+        sleep 10
+    done
+    fail "job $(job_number) cannot be requeued; to resume: $RESNET_CIFAR_SUBMIT"
+}
+
+give_up() {
+    fail "$STARTS_WITHOUT_PROGRESS starts of this job went no further than step $begun_at${of:-} (STARTS_WITHOUT_PROGRESS of" \
+        "slurm/site.sh): it is not requeued. When the cause is fixed: $RESNET_CIFAR_SUBMIT"
+}
+
+end_by_slurm() {
+    echo "ended ${SLURM_RESTART_COUNT:-0}" >>"$starts"
+    echo "== ended by SLURM at step $(saved)${of:-}, which starts this job again if it was preempted or requeued;" \
+        "otherwise, to resume: $RESNET_CIFAR_SUBMIT"
+    exit 1
+}
+
+end_for_good() {
+    [ "$1" -eq 0 ] ||
+        echo "== failed with exit code $1 and is not requeued; the reason is the first error after the last \`== job\`." \
+            "When it is fixed: $RESNET_CIFAR_SUBMIT"
+    exit "$1"
 }

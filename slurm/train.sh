@@ -40,15 +40,6 @@ RESNET_CIFAR_SUBMIT=$(submission slurm/train.sh "${again[@]}")
 export RESNET_CIFAR_SUBMIT # for the messages of train.py: the same sbatch command would start a new run
 echo "== resumes this run, should the job end early and not be requeued: $RESNET_CIFAR_SUBMIT"
 
-# The updates that the newest checkpoint has seen.
-saved() {
-    local path newest=0
-    for path in "$folder"/checkpoints/step-*; do
-        [[ $path =~ /step-([0-9]+)$ ]] && ((10#${BASH_REMATCH[1]} > newest)) && newest=$((10#${BASH_REMATCH[1]}))
-    done
-    echo "$newest"
-}
-
 # What RUN/status.json says of this start: running, interrupted, finished, failed, lost; nothing where it is another's.
 state() {
     grep -qs "\"job\": \"$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}\"" "$folder/status.json" &&
@@ -56,36 +47,6 @@ state() {
 }
 
 inode() { stat -c %i "$folder" 2>/dev/null || echo none; }
-
-# Begins this job again, as soon as there is room for it.
-come_again() {
-    local facts
-    facts=$(show_job)
-    if ! is_newest_start "$facts"; then
-        echo "== SLURM has begun this job again elsewhere: start $((${SLURM_RESTART_COUNT:-0} + 1)) leaves it alone"
-        exit 1
-    fi
-    # A canceled job is not requeued.
-    [[ -z $ended && $facts == *JobState=RUNNING* ]] || exit 1
-    echo "== saved at step $(saved), and coming again"
-    for _ in {1..6}; do
-        timeout 60 scontrol requeue "$(job_number)" && exit 0
-        sleep 10
-    done
-    fail "job $(job_number) cannot be requeued; to resume: $RESNET_CIFAR_SUBMIT"
-}
-
-give_up() {
-    fail "$STARTS_WITHOUT_PROGRESS starts of this job went no further than step $begun_at (STARTS_WITHOUT_PROGRESS of" \
-        "slurm/site.sh): it is not requeued. When the cause is fixed: $RESNET_CIFAR_SUBMIT"
-}
-
-end_for_good() {
-    [ "$1" -eq 0 ] ||
-        echo "== failed with exit code $1 and is not requeued; the reason is the first error after the last \`== job\`." \
-            "When it is fixed: $RESNET_CIFAR_SUBMIT"
-    exit "$1"
-}
 
 # What earlier starts of this job have left for later ones: the folder that they found, where they began, and which of
 # them SLURM has ended (those say nothing about progress).
@@ -95,20 +56,7 @@ starts=logs/$(job_name).starts
 if [ "$(inode)" != none ] && [ "$(inode)" != "$(sed -n '1s/folder //p' "$starts")" ]; then
     words=("${again[@]}")
 fi
-begun_at=$(saved)
-echo "start ${SLURM_RESTART_COUNT:-0} at $begun_at" >>"$starts"
-read -r fruitless first < <(awk '
-    /^start/ { number[++count] = $2; step[count] = $4 }
-    /^ended/ { ended[$2] = 1 }
-    END {
-        for (i = 1; i <= count; i++) {
-            if (step[i] != step[i - 1]) fruitless = 0
-            if (!(number[i] in ended)) fruitless++
-        }
-        print fruitless, step[1]
-    }' "$starts")
-[ "$fruitless" -le "$STARTS_WITHOUT_PROGRESS" ] || give_up
-
+count_starts
 shape_job
 # Images and weights come once, before there are ranks, which then ask nobody.
 run_once train.py "${words[@]}" --download-only
@@ -120,12 +68,7 @@ elif [ $code -eq 138 ] || [ $code -eq 143 ]; then
     code=$ASKED # USR1 or TERM came before Python listened
 fi
 
-if [ -n "$ended" ]; then
-    echo "ended ${SLURM_RESTART_COUNT:-0}" >>"$starts"
-    echo "== ended by SLURM at step $(saved), which starts this job again if it was preempted or requeued;" \
-        "otherwise, to resume: $RESNET_CIFAR_SUBMIT"
-    exit 1
-fi
+[ -z "$ended" ] || end_by_slurm
 case $(state) in
 finished) exit 0 ;;
 failed) end_for_good "$(exit_code $code)" ;;
@@ -137,7 +80,4 @@ interrupted | lost | running) ;; # running: killed
     fi
     ;;
 esac
-if [ "$(saved)" -eq "$begun_at" ] && [ "$fruitless" -ge "$STARTS_WITHOUT_PROGRESS" ]; then
-    give_up
-fi
 come_again

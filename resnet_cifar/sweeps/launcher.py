@@ -112,8 +112,9 @@ class Launcher:
     ) -> str:
         """Trains in the run's directory with `words`; returns `finished`, `interrupted`, `killed` or `failed`.
 
-        `killed`: a signal ended a process of it, such as that of the kernel when memory runs out. Launchers hide exit codes, so the state is read from the directory. `output` receives what the process prints;
-        the process is terminated when `should_end` returns True. Raises UserError if the launcher cannot be started.
+        `killed`: a signal ended one of its processes, such as the kernel's when memory runs out. Launchers hide exit
+        codes, so the state is read from the directory. `output` receives what the process prints; the process is
+        terminated when `should_end` returns True. Raises UserError if the launcher cannot be started.
         """
         started = time.time()
         code = self._wait([*self._command, *words, "--run", str(run.path)], output, should_end)

@@ -229,7 +229,7 @@ class Study:
 
 
 class _Locked:
-    """A lock that does nothing: all that write hold `Study.locked`. optuna's own lock is a file, which a killed process leaves behind."""
+    """Does nothing, since all that write hold `Study.locked`: optuna's own lock is a file that outlives its process."""
 
     def acquire(self) -> bool:
         return True

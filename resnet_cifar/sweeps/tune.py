@@ -234,6 +234,7 @@ def summarize(study: Study, recipe: str) -> dict[str, Any]:
             "recipe": recipe,
             "ranges": {path: str(searched) for path, searched in study.space.ranges.items()},
             "prune": study.prune,
+            "parallel": study.parallel,
             "metric": metric,
             "best": best,
             "ranking": order,

@@ -53,7 +53,9 @@ def test_an_array_answers_mistakes(submit):
     cases = {
         beyond: "error: task 2 has nothing to do: the list of recipes holds 2, so submit with --array=0-1",
         submit("--array=0", script="array.sh", words=("seeds", "--run", "x")): "error: --run would put every task",
-        submit("--array=0", script="array.sh"): "error: slurm/array.sh takes seeds, recipes NAME,NAME or list FILE",
+        submit(
+            "--array=0", script="array.sh"
+        ): "error: slurm/array.sh takes seeds, recipes NAME,NAME, list FILE or tune",
         submit(**small): "error: slurm/array.sh is for job arrays",
     }
     for job, sentence in cases.items():

@@ -77,7 +77,7 @@ def test_a_trial_that_was_left_is_taken_again_and_one_that_is_under_way_is_not(t
     second = ours.take(3)
     assert (first.number, second.number, ours.parallel) == (0, 1, 2)
     reasons: list[str] = []
-    assert Study(tmp_path, search(), 0).take(3, lambda reason: reasons.append(reason)) is None, "both are under way"
+    assert Study(tmp_path, search(), 0).take(3, reasons.append) is None, "both are under way"
     assert reasons == ["trial 2 depends on trial 0, which is running (--parallel 2)"]
     left._lock.close()  # as its process ends
     again = Study(tmp_path, search(), 0).take(3)
