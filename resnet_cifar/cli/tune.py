@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> None:
     for path, searched in space.ranges.items():
         print(f"{path:24} {searched}", flush=True)
     end = tune.run_trials(study, options.recipe, options.trials, launcher)
-    summary = tune.summarize(study, options.recipe)
+    summary = tune.summarize(study, options.recipe, is_ending=end == "interrupted")
     _print(study, summary)
     if end == "interrupted":
         print(f"interrupted: {how_to_resume()} to resume", file=sys.stderr, flush=True)
@@ -98,4 +98,5 @@ def _print(study: Study, summary: dict[str, Any]) -> None:
         console.print(f"importance for the best trials (PED-ANOVA): {shares}", markup=False)
     home = Path(study.home)
     where = f", and trial {best}'s recipe to {home / 'best.yaml'}" if best is not None else ""
-    console.print(f"written to {home / 'study.json'}{where}", markup=False)
+    page = f" and {home / 'index.html'}" if (home / "index.html").is_file() else ""
+    console.print(f"written to {home / 'study.json'}{page}{where}", markup=False)

@@ -12,7 +12,6 @@ from resnet_cifar.reporting.console import duration, speed
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SIZE = (4.7, 3.0)  # inches, of a panel
 _KINDS = {"strong": (style.FIRST, "strong: the batch is divided"), "weak": (style.SECOND, "weak: the batch grows")}
 _IDEAL = (0, (1, 2))  # dash pattern
 _PREDICTED = (0, (5, 2))
@@ -90,14 +89,6 @@ def _tiles(scaling: dict[str, Any], worlds: list[dict[str, Any]]) -> list[tuple[
     return found
 
 
-def _panel(title: str, draw: Callable[[Axes], None]) -> str:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=_SIZE, layout="constrained")
-    draw(figure.subplots())
-    return style.inline(figure, title)
-
-
 def _panels(scaling: dict[str, Any], worlds: list[dict[str, Any]]) -> list[str]:
     draws: dict[str, Callable[[Axes], None]] = {
         "throughput": lambda axes: _throughput(axes, scaling),
@@ -106,7 +97,7 @@ def _panels(scaling: dict[str, Any], worlds: list[dict[str, Any]]) -> list[str]:
     if any(world["all_reduce"] for world in worlds):
         draws["time of a step"] = lambda axes: _times(axes, scaling)
         draws["all-reduce bus bandwidth"] = lambda axes: _bandwidth(axes, worlds)
-    return [_panel(name, draw) for name, draw in draws.items()]
+    return [style.panel(name, draw) for name, draw in draws.items()]
 
 
 def _devices(axes: Axes, numbers: Iterable[int]) -> None:

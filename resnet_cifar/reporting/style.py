@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,15 @@ def is_outdated(folder: Path, name: str, older_than: float) -> bool:
     """Whether NAME.png or NAME.svg is missing or older than the time `older_than`."""
     files = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
     return any(not file.is_file() or file.stat().st_mtime < older_than for file in files)
+
+
+def panel(title: str, draw: Callable[[Axes], None], size: tuple[float, float] = (4.7, 3.0)) -> str:
+    """A figure of one panel of `size` in inches, which `draw` fills, as `inline` returns it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure.subplots())
+    return inline(figure, title)
 
 
 def inline(figure: Figure, name: str) -> str:

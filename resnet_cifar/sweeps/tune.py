@@ -215,11 +215,14 @@ def short(value: Any) -> str:
     return value if isinstance(value, str) else f"{value:.4g}"
 
 
-def summarize(study: Study, recipe: str) -> dict[str, Any]:
+def summarize(study: Study, recipe: str, is_ending: bool = False) -> dict[str, Any]:
     """All trials and the number of the best one; written to study.json, and the best recipe to best.yaml.
 
-    Raises UserError.
+    Also writes the page index.html, unless `is_ending`: a cluster gives few seconds to a process that it has signaled,
+    and drawing takes some. Raises UserError.
     """
+    from resnet_cifar.reporting import search_report
+
     with study.locked():  # several processes may end at the same moment
         found, importance = study.trials(), study.importance()
         metric = f"val/{study.select_by}"
@@ -245,6 +248,8 @@ def summarize(study: Study, recipe: str) -> dict[str, Any]:
             write_json(study.home / "study.json", summary)
             if best is not None:
                 write_recipe(study.space.recipe_of(trials[best]["values"]), study.home / "best.yaml")
+            if not is_ending:
+                search_report.write(summary, study.home)
         except OSError as error:
             raise UserError(
                 f"{study.home} cannot be written ({error.strerror}): free space, then {how_to_resume()}"

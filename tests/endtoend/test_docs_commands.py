@@ -25,8 +25,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from resnet_cifar.cli import tune
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.validation import parse
+from resnet_cifar.sweeps import search_space
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md")))]
@@ -102,6 +104,9 @@ def check_other(words: list[str]) -> None:
     if program == "sbatch":
         (script,) = [word for word in rest if word.startswith("slurm/")]
         subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
+        if "tune" in rest:
+            options, overrides = tune.parse_arguments(rest[rest.index("tune") + 1 :])
+            assert search_space.read(options.recipe, overrides).ranges
     elif program == "make":
         target = next(word for word in rest if "=" not in word)
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), words

@@ -45,9 +45,9 @@ class Search:
 
     def training(self, step: int) -> tuple[str, int] | None:
         """The node and the process of a trial that trains, with at least this many steps behind it and some ahead."""
-        for file in sorted(self.home.glob("trial-*/lease.json")):
+        for file in sorted(self.home.glob("trial-*/metrics.jsonl")):
             lease, status = (json.loads((file.parent / name).read_text()) for name in ("lease.json", "status.json"))
-            rows = (file.parent / "metrics.jsonl").read_text().splitlines() if status["state"] == "running" else []
+            rows = file.read_text().split("\n")[:-1] if status["state"] == "running" else []  # the last may be partial
             reached = json.loads(rows[-1])["step"] if rows else 0
             if step <= reached < status["steps"] - 8 and psutil.pid_exists(lease["pid"]):
                 return lease["host"], lease["pid"]
