@@ -148,8 +148,14 @@ def _importance(axes: Axes, importance: dict[str, float]) -> None:
     axes.barh(names, [importance[name] for name in names], color=style.FIRST, height=0.6)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=style.LINE, linewidth=0.7)
-    axes.set_xlim(0, 1)
+    axes.set(xlim=(0, 1), ylim=(-0.6, max(len(names), 4) - 0.4))  # bars of few fields are not thick
     axes.xaxis.set_major_formatter(style.percent())
+
+
+def _ends(searched: str) -> tuple[float, float]:
+    """The ends of `0.001 to 0.1, on a log scale`."""
+    low, high = searched.partition(",")[0].split(" to ")
+    return float(low), float(high)
 
 
 def _places(summary: dict[str, Any], path: str) -> tuple[list[float], list[tuple[float, str]]]:
@@ -162,8 +168,8 @@ def _places(summary: dict[str, Any], path: str) -> tuple[list[float], list[tuple
         places = {word: (index + 0.5) / len(words) for index, word in enumerate(words)}
         return [places[value] for value in values], [(place, word) for word, place in places.items()]
     scale = np.log if summary["ranges"][path].endswith("on a log scale") else np.asarray
-    low, high = min(values), max(values)
-    spread = scale(high) - scale(low) or 1.0
+    low, high = _ends(summary["ranges"][path])
+    spread = scale(high) - scale(low)
     return [float((scale(value) - scale(low)) / spread) for value in values], [(0.0, _word(low)), (1.0, _word(high))]
 
 
@@ -199,6 +205,8 @@ def _coordinates(axes: Axes, summary: dict[str, Any]) -> None:
 
 
 def _slice(axes: Axes, summary: dict[str, Any], path: str) -> None:
+    from matplotlib.ticker import NullFormatter
+
     style.style_axes(axes, path, "")
     trials, metric = summary["trials"], summary["metric"]
     numbers = _finished(summary)
@@ -218,6 +226,11 @@ def _slice(axes: Axes, summary: dict[str, Any], path: str) -> None:
     if is_choice:
         axes.set_xticks([place for place, _ in labels], [word for _, word in labels])
         axes.set_xlim(0, 1)
-    elif summary["ranges"][path].endswith("on a log scale"):
+        return
+    is_log = summary["ranges"][path].endswith("on a log scale")
+    if is_log:
         axes.set_xscale("log")
-    axes.margins(x=_MARGIN)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    low, high = _ends(summary["ranges"][path])
+    beyond = (high / low) ** _MARGIN if is_log else _MARGIN * (high - low)
+    axes.set_xlim((low / beyond, high * beyond) if is_log else (low - beyond, high + beyond))

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -22,6 +24,17 @@ WORDS = (
     *("debug", "--trials", TRIALS, "--prune", 2, "--phases.0.lr", "1e-3..1e-1", "--optimizer.name", "sgd,adamw"),
     *arguments(checkpoint__every_steps=4)[2:],
 )
+
+
+@dataclass(frozen=True)
+class Training:
+    """A trial under way: the task (ARRAY_TASK), its node, the process, the run directory and its attempt."""
+
+    task: str
+    node: str
+    process: int
+    run: Path
+    attempt: int
 
 
 class Search:
@@ -38,35 +51,35 @@ class Search:
     def study(self) -> dict:
         return json.loads((self.home / "study.json").read_text())
 
-    def running(self) -> dict[str, str]:
-        """Task -> node."""
-        listed = self.cluster.run("squeue", "-h", "-r", "-t", "RUNNING", "-j", self.array.id, "-o", "%K %N")
-        return dict(line.split() for line in listed.splitlines())
+    def tasks(self) -> dict[str, str]:
+        """Job -> ARRAY_TASK of the tasks that run."""
+        listed = self.cluster.run("squeue", "-h", "-r", "-t", "RUNNING", "-j", self.array.id, "-o", "%A %K")
+        return {job: f"{self.array.id}_{task}" for job, task in map(str.split, listed.splitlines())}
 
-    def training(self, step: int) -> tuple[str, int] | None:
-        """The node and the process of a trial that trains, with at least this many steps behind it and some ahead."""
+    def training(self, step: int) -> Training | None:
+        """A trial that trains, with at least this many steps behind it and some ahead."""
+        tasks = self.tasks()
         for file in sorted(self.home.glob("trial-*/metrics.jsonl")):
             lease, status = (json.loads((file.parent / name).read_text()) for name in ("lease.json", "status.json"))
             rows = file.read_text().split("\n")[:-1] if status["state"] == "running" else []  # the last may be partial
-            reached = json.loads(rows[-1])["step"] if rows else 0
-            if step <= reached < status["steps"] - 8 and psutil.pid_exists(lease["pid"]):
-                return lease["host"], lease["pid"]
+            reached, job = json.loads(rows[-1])["step"] if rows else 0, status["job"].split(".")[0]
+            if step <= reached < status["steps"] - 8 and job in tasks and psutil.pid_exists(lease["pid"]):
+                return Training(tasks[job], lease["host"], lease["pid"], file.parent, lease["attempt"])
         return None
 
-    def wait_for_training(self, step: int) -> tuple[str, int]:
-        """Returns when a trial has reached this step; its node and process."""
-        found: list[tuple[str, int]] = []
+    def wait_for_training(self, step: int) -> Training:
+        """Returns when a trial has reached this step."""
+        found: list[Training | None] = []
         self.cluster.wait_until(
             lambda: found.append(self.training(step)) or found[-1] is not None,
             f"step {step} of a trial\n{self.log}",
-            200,
+            300,
         )
         return found[-1]
 
-    def task_on(self, node: str) -> str:
-        """The number of a task on the node, as scontrol takes it."""
-        task = next(task for task, place in self.running().items() if place == node)
-        return f"{self.array.id}_{task}"
+    def restarts(self, task: str) -> int:
+        """How often SLURM has requeued a task."""
+        return int(self.cluster.fact(task, "Restarts"))
 
     def wait_until_over(self) -> None:
         """Returns when no task runs or will."""
@@ -90,39 +103,47 @@ def tune(*words: object, cwd: Path) -> None:
 def test_a_search_ends_as_the_undisturbed_one(cluster: Cluster, search: Search, record, tmp_path: Path):
     happened: Counter[str] = Counter()
 
-    def requeue(node: str) -> None:
-        cluster.run("scontrol", "requeue", search.task_on(node))
-        happened["scontrol requeue"] += 1
+    def disturb(task: str, how: str, act: Callable[[], object]) -> None:
+        before = search.restarts(task)
+        act()
+        cluster.wait_until(lambda: search.restarts(task) > before, f"{how} of {task}\n{search.log}", 200)
+        happened[how] += 1
+
+    def requeue(task: str, moment: str) -> None:
+        disturb(task, f"scontrol requeue {moment}", lambda: cluster.run("scontrol", "requeue", task))
+
+    def preempt(found: Training) -> None:
+        options = (f"--nodelist={found.node}", "--gpus-per-node=2")
+        disturb(found.task, "preemption inside a trial", lambda: cluster.wait(search.array.preempt(*options)))
 
     cluster.wait_until(lambda: "images are in" in search.log, "the images")
-    requeue(next(iter(search.running().values())))  # before its first trial
-    node, _ = search.wait_for_training(5)
-    requeue(node)
-    node, _ = search.wait_for_training(8)
-    cluster.wait(search.array.preempt(f"--nodelist={node}", "--gpus-per-node=2"))
-    happened["preemption"] += 1
-    node, _ = search.wait_for_training(12)
-    cluster.run("scancel", "--signal=USR1", "--batch", search.task_on(node))
-    happened["scancel --signal=USR1 --batch"] += 1
-    _, process = search.wait_for_training(10)
-    os.kill(process, signal.SIGKILL)  # as the kernel does when memory runs out: the task itself resumes the trial
+    requeue(next(iter(search.tasks().values())), "before the first trial")
+    requeue(search.wait_for_training(5).task, "inside a trial")
+    preempt(search.wait_for_training(5))
+    task = search.wait_for_training(8).task
+    signaled = ("scancel", "--signal=USR1", "--batch", task)
+    disturb(task, "scancel --signal=USR1 --batch inside a trial", lambda: cluster.run(*signaled))
+    assert "of all trials, and coming again" in search.log
+    killed = search.wait_for_training(8)
+    os.kill(killed.process, signal.SIGKILL)  # as the kernel does when memory runs out: the task resumes the trial
+    lease = killed.run / "lease.json"
+    cluster.wait_until(lambda: json.loads(lease.read_text())["attempt"] > killed.attempt, "the next attempt", 200)
     happened["SIGKILL of train.py"] += 1
-    node, _ = search.wait_for_training(10)
-    cluster.crash(node)
-    happened["crash of a node"] += 1
+    lost = search.wait_for_training(5)
     try:
-        cluster.wait_until(lambda: node not in search.running().values(), "the loss of the node")
+        disturb(lost.task, "crash of a node", lambda: cluster.crash(lost.node))
     finally:
-        cluster.boot(node)
-    ended = len(re.findall(r"^== trial \d+ \w", search.log, re.MULTILINE))
-    cluster.wait_until(lambda: len(re.findall(r"^== trial \d+ \w", search.log, re.MULTILINE)) > ended, "a trial's end")
-    requeue(next(iter(search.running().values())))  # between two trials, or early in one
+        cluster.boot(lost.node)
+    ended = re.compile(r"^== trial \d+ [a-z]", re.MULTILINE)
+    before = len(ended.findall(search.log))
+    cluster.wait_until(lambda: len(ended.findall(search.log)) > before, "the end of a trial", 300)
+    requeue(next(iter(search.tasks().values())), "at the end of a trial")
+    preempt(search.wait_for_training(3))
     search.wait_until_over()
     states = cluster.run("squeue", "-h", "-r", "-t", "all", "-j", search.array.id, "-o", "%T").split()
     assert states == ["COMPLETED"] * 4, search.log
-    starts = search.log.count("== job") - 4
-    assert starts >= 5, "preempted and requeued"
-    assert search.log.count("resuming at step") == 0, "that is in the logs of the trials"
+    restarts = sum(search.restarts(f"{search.array.id}_{task}") for task in range(4))
+    assert restarts >= sum(happened.values()) - 1, "all but that of the killed train.py"
     resumed = sum(file.read_text().count("resuming at step") for file in search.home.glob("trial-*.log"))
 
     reference = tmp_path / "reference"
@@ -141,7 +162,7 @@ def test_a_search_ends_as_the_undisturbed_one(cluster: Cluster, search: Search, 
         tasks=4,
         at_once=2,
         disturbances=dict(happened),
-        requeues=starts,
+        restarts=restarts,
         resumed_inside_a_trial=resumed,
         bit_for_bit=True,
     )
