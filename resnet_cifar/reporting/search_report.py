@@ -64,7 +64,8 @@ def _cost(run: Path) -> tuple[float, bool]:
     attempts = (read_json(run / "attempts.json") or {}).get("attempts", [])
     last, world = (read_json(run / name) or {} for name in ("status.json", "environment.json"))
     seconds = sum(
-        (attempt.get("ended", last["time"]) - attempt["began"]) * attempt.get("gpus", world["world_size"])
+        (attempt.get("ended", last.get("time", attempt["began"])) - attempt["began"])
+        * attempt.get("gpus", world.get("world_size", 1))
         for attempt in attempts
     )
     return seconds, any("gpus" in attempt for attempt in attempts)
