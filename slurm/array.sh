@@ -96,7 +96,8 @@ choose() {
     own=$1
 }
 
-case ${1:-} in
+kind=${1:-}
+case $kind in
 seeds)
     shift
     words=(--seed "$task")
@@ -119,5 +120,7 @@ list)
 esac
 echo "== task $task: ${words[*]} $*"
 name=$(job_name)
+group=${name%"_$task"} # of all tasks on W&B, which refuses longer ones
+export WANDB_RUN_GROUP="${WANDB_RUN_GROUP:-${group:0:128}}" WANDB_TAGS="${WANDB_TAGS:-$kind}"
 echo "== compare all tasks: resnet-cifar compare $RUNS/${name%"$task"}*"
 exec bash slurm/train.sh "$@" "${words[@]}"

@@ -79,6 +79,7 @@ def main(arguments: list[str]) -> None:
     states = train_seeds(home, seeds, recipe, ["--recipe", options.recipe, *words], options.launch)
     summary = summarize(home, states, recipe)
     _print(summary, recipe)
+    _print_image_sentence([home / seed["run"] for seed in summary["seeds"].values() if seed["state"] == "finished"])
     if summary["spread"]:
         try:
             write_json(home / "seeds.json", {"recipe": options.recipe, "changes": words, **summary})
@@ -93,6 +94,14 @@ def main(arguments: list[str]) -> None:
     if failed := [str(seed) for seed, state in states.items() if state in ("failed", "killed")]:
         print(f"error: seed {', '.join(failed)} failed, see the error above", file=sys.stderr, flush=True)
         raise SystemExit(1)
+
+
+def _print_image_sentence(folders: list[Path]) -> None:
+    from resnet_cifar.reporting.comparison_table import read_runs
+    from resnet_cifar.reporting.recipe_groups import image_sentence
+
+    if sentence := image_sentence(read_runs(folders)):
+        print(sentence, flush=True)
 
 
 def _print(summary: dict[str, Any], recipe: Recipe) -> None:

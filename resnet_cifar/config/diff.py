@@ -59,6 +59,17 @@ def differing_fields(
     return {path: [each.get(path, absent) for each in values] for path in differing}
 
 
+def recipe_key(recipe: Recipe) -> str:
+    """The same for recipes that differ at most in their seed and in what does not decide the result."""
+    return fingerprint(dataclasses.replace(recipe, seed=0))
+
+
+def varying_fields(recipes: Sequence[Recipe]) -> dict[str, list[Any]]:
+    """Field path -> its value in each recipe, for the decisive fields other than the seed that differ."""
+    decisive = {path for recipe in recipes for path in _decisive(recipe)} - {"seed"}
+    return {path: values for path, values in differing_fields(recipes).items() if path in decisive}
+
+
 def _decisive(recipe: Recipe) -> dict[str, Any]:
     ignored = _NOT_DECISIVE[:-1] if recipe.early_stopping.patience else _NOT_DECISIVE
     return {path: value for path, value in flatten(recipe).items() if not path.startswith(ignored)}

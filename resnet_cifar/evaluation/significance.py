@@ -1,14 +1,17 @@
-"""Significance of a difference in accuracy between two models on the same images: McNemar's test, Holm's correction."""
+"""Significance of differences: between two models on the same images (McNemar's test), between two recipes over seeds
+(Student's and Welch's t), with Holm's correction."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 LEVEL = 0.05
 _CONFIDENCE = 0.95
+_ROUNDING = 1e-12  # of a difference of two accuracies
+_MIN_PAIRS = 3  # seeds that both recipes need for a paired test
 
 
 class McNemar(NamedTuple):
@@ -41,6 +44,47 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
     shares = tested.proportion_ci(_CONFIDENCE, "exact")
     low, high = ((2 * share - 1) * (b + c) / images for share in (shares.low, shares.high))
     return McNemar(images, b, c, (b - c) / images, (float(low), float(high)), float(tested.pvalue))
+
+
+class TTest(NamedTuple):
+    """The test of a difference of means: `paired`, or else Welch's, of this number of `seeds` of each recipe.
+
+    `difference`: mean of the first minus that of the second, with its 95 % `interval`; `p`: the p-value. Interval and p
+    are None where the results do not vary at all.
+    """
+
+    paired: bool
+    seeds: tuple[int, int]
+    difference: float
+    interval: tuple[float, float] | None
+    p: float | None
+
+
+def t_test(first: Mapping[int, float], second: Mapping[int, float], same_images: bool) -> TTest | None:
+    """Tests whether two recipes differ in the mean of a result; None if one of them has fewer than two seeds.
+
+    `first`, `second`: seed -> result. The test is paired (Student 1908) over the seeds that both have, if these are at
+    least three and `same_images`: each is evaluated on the same images in both recipes. Otherwise it is Welch's (1947).
+    """
+    from scipy import stats
+
+    shared = [seed for seed in first if seed in second]
+    paired = same_images and len(shared) >= _MIN_PAIRS
+    if min(len(first), len(second)) < 2:
+        return None
+    a, b = (np.array([each[seed] for seed in (shared if paired else each)]) for each in (first, second))
+    difference, seeds = float(a.mean() - b.mean()), (len(a), len(b))
+    spreads = [np.ptp(a - b)] if paired else [np.ptp(a), np.ptp(b)]
+    if max(spreads) < _ROUNDING:
+        return TTest(paired, seeds, difference, None, None)
+    tested = stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
+    low, high = tested.confidence_interval(_CONFIDENCE)
+    return TTest(paired, seeds, difference, (float(low), float(high)), float(tested.pvalue))
+
+
+def p_text(p: float) -> str:
+    """A p-value with two significant digits."""
+    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -1,11 +1,11 @@
-"""Compares runs on one HTML page: curves, differing recipe fields, and significance tests of their test accuracy."""
+"""Compares runs, or recipes over seeds, on one HTML page: curves, differing recipe fields, and significance tests."""
 
 from __future__ import annotations
 
 import time
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from resnet_cifar.config.diff import differing_fields
 from resnet_cifar.evaluation import significance
 from resnet_cifar.evaluation.significance import McNemar
 from resnet_cifar.reporting import (
+    comparison_curves,
     comparison_table,
     curves,
     evaluation_summary,
@@ -21,21 +22,11 @@ from resnet_cifar.reporting import (
     reproducibility,
     style,
 )
-from resnet_cifar.reporting.comparison_table import Run
+from resnet_cifar.reporting.comparison_table import Run, unique_names
 from resnet_cifar.reporting.curves import Curves
 from resnet_cifar.reporting.per_class import accuracy
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-_SIZE = (4.7, 2.8)  # inches, of a panel
-_PANELS = {
-    "training loss": "train/loss",
-    "validation loss": "val/loss",
-    "validation accuracy": "val/accuracy",
-    "learning rate": "lr",
-}
-_STROKES = ("solid", (0, (5, 2)), (0, (1, 1.5)))  # for more runs than colors
+from resnet_cifar.reporting.recipe_comparison import Comparison, compare_recipes
+from resnet_cifar.reporting.recipe_groups import image_sentence
 
 
 class TestPredictions(NamedTuple):
@@ -58,37 +49,57 @@ class Pair(NamedTuple):
 
 
 def write_comparison(folders: list[Path], file: Path) -> Path:
-    """Writes the page of two or more runs, finished or not; returns it. Raises UserError if files are damaged."""
+    """Writes the page of two or more runs, finished or not; returns it. Raises UserError if files are damaged.
+
+    If several runs differ only in their seed, and others in more, it compares recipes.
+    """
     runs = comparison_table.read_runs(folders)
     names = unique_names(folders)
     curves_of = {name: curves.read_curves(run.folder, run.recipe, []) for name, run in zip(names, runs, strict=True)}
-    predictions = dict(zip(names, map(_test_predictions, runs), strict=True))
-    fields = differing_fields([run.recipe for run in runs])
+    compared = compare_recipes(runs)
+    places = list(range(len(runs)))  # of the runs' lines
+    if compared.has_seeds:
+        places = [compared.place(run) for run in runs]
+        values = _recipe_values(compared)
+    else:
+        lines = {name: [found] if found else [] for name, found in curves_of.items()}
+        values = {"recipes": None, "panels": _panels(lines), **_run_values(runs, names)}
+        values["spread"] += filter(None, (image_sentence(each.runs) for each in compared.recipes))
+    shown = [_row(*each) for each in zip(places, names, runs, curves_of.values(), strict=True)]
     text = html_page.render(
         "compare.html",
-        runs=[
-            _row(number, name, run, curves_of[name]) for number, (name, run) in enumerate(zip(names, runs, strict=True))
-        ],
-        fields=fields.items(),
-        panels=_panels(curves_of) if any(curves_of.values()) else None,
+        title=f"{len(compared.recipes)} recipes compared" if compared.has_seeds else f"{len(runs)} runs compared",
+        runs=shown,
+        lines=values.pop("legend", shown),
         without=[name for name, found in curves_of.items() if found is None],
-        pairs=pairs(predictions),
-        incomparable=incomparable(predictions),
-        spread=list(comparison_table.seed_summary(runs)) if list(fields) == ["seed"] else [],
         made=time.strftime("%Y-%m-%d %H:%M"),
+        **values,
     )
     html_page.write_page(file, text)
     return file
 
 
-def unique_names(folders: list[Path]) -> list[str]:
-    """Names of the runs: their directory names, with as many parents as it takes to make them unique."""
-    parts = [folder.resolve().parts for folder in folders]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(each[-depth:]) for each in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{name} ({number})" for number, name in enumerate(map(str, folders), start=1)]
+def _recipe_values(compared: Comparison) -> dict[str, Any]:
+    """The sections of the page that compares recipes."""
+    lines = {each.name: each.curves() for each in compared.recipes}
+    shown = {
+        "sheets": [sheet for sheet in (compared.recipe_sheet(), compared.test_sheet()) if sheet.rows],
+        "notes": compared.notes(),
+    }
+    legend = [{"name": name, **_stroke(number)} for number, name in enumerate(lines)]
+    return {"recipes": shown, "legend": legend, "panels": _panels(lines), "spread": []}
+
+
+def _run_values(runs: list[Run], names: list[str]) -> dict[str, Any]:
+    """The sections of the page that compares runs."""
+    predictions = dict(zip(names, map(_test_predictions, runs), strict=True))
+    fields = differing_fields([run.recipe for run in runs])
+    return {
+        "fields": fields.items(),
+        "pairs": pairs(predictions),
+        "incomparable": incomparable(predictions),
+        "spread": list(comparison_table.seed_summary(runs)) if list(fields) == ["seed"] else [],
+    }
 
 
 def pairs(runs: dict[str, TestPredictions | None]) -> list[Pair]:
@@ -109,7 +120,7 @@ def _pair(names: tuple[str, str], found: McNemar, p: float) -> Pair:
         f"{100 * found.difference:+.2f}",
         f"{low:+.2f} to {high:+.2f}",
         f"{found.first_only:,} and {found.second_only:,} of {found.images:,}",
-        f"{p:.2g}" if p >= 1e-4 else "< 0.0001",
+        significance.p_text(p),
         significance.verdict(*names, found, p),
     )
 
@@ -152,8 +163,7 @@ def _row(number: int, name: str, run: Run, curves_of: Curves | None) -> dict[str
     return {
         "name": name,
         "folder": str(run.folder),
-        "color": _css_variable(number),
-        "dash": ("solid", "dashed", "dotted")[number // len(style.SERIES) % len(_STROKES)],
+        **_stroke(number),
         "state": status.get("state", "claimed"),
         "steps": f"{status.get('step', 0):,}",
         "validation": "-" if best is None else accuracy(best),
@@ -164,29 +174,10 @@ def _row(number: int, name: str, run: Run, curves_of: Curves | None) -> dict[str
     }
 
 
-def _css_variable(number: int) -> str:
-    return style.css_variable(style.SERIES[number % len(style.SERIES)])
+def _stroke(number: int) -> dict[str, str]:
+    color, dash = comparison_curves.line_style(number)
+    return {"color": style.css_variable(color), "dash": dash}
 
 
-def _panels(curves_of: dict[str, Curves | None]) -> list[str]:
-    from matplotlib.figure import Figure
-
-    found = []
-    for title, name in _PANELS.items():
-        figure = Figure(figsize=_SIZE, layout="constrained")
-        axes = figure.subplots()
-        style.style_axes(axes, title, "epoch")
-        for number, each in enumerate(curves_of.values()):
-            if each is not None:
-                _plot(axes, each, name, number)
-        if "accuracy" in name:
-            axes.yaxis.set_major_formatter(style.percent())
-        axes.set_xlim(left=0)
-        found.append(style.inline(figure, title))
-    return found
-
-
-def _plot(axes: Axes, found: Curves, name: str, number: int) -> None:
-    color, stroke = style.SERIES[number % len(style.SERIES)], _STROKES[number // len(style.SERIES) % len(_STROKES)]
-    marked = {"marker": "o", "markersize": 3} if name.startswith("val/") and len(found.evaluations) < 40 else {}
-    axes.plot(*found.line(name), color=color, linestyle=stroke, linewidth=1.5, **marked)
+def _panels(lines: dict[str, list[Curves]]) -> list[str] | None:
+    return comparison_curves.inline_panels(lines) if any(lines.values()) else None

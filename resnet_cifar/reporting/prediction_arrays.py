@@ -70,6 +70,16 @@ def max_probability(logits: np.ndarray, temperature: float) -> np.ndarray:
     return confidence
 
 
+def read_image_positions(file: Path) -> np.ndarray | None:
+    """The ascending positions of a predictions-NAME.parquet's images, int64 [n]; None if missing or damaged."""
+    import pyarrow.parquet
+
+    try:
+        return np.sort(pyarrow.parquet.read_table(file, columns=["index"])["index"].to_numpy())
+    except (OSError, ValueError, KeyError):  # pyarrow's errors derive from these
+        return None
+
+
 class StoredPredictions(NamedTuple):
     """The content of a predictions-NAME.parquet: logits [n, classes], labels [n], index [n], and file names."""
 

@@ -79,7 +79,7 @@ class ListedRun:
 
 def list_runs(roots: Sequence[Path]) -> list[ListedRun]:
     """The runs at and below `roots`, also those of seeds and searches, the latest active first."""
-    folders = {folder.resolve(): folder for root in roots for folder in _run_folders(root)}
+    folders = {folder.resolve(): folder for root in roots for folder in run_folders(root)}
     return sorted((_listed(folder) for folder in folders.values()), key=lambda run: run.active, reverse=True)
 
 
@@ -99,7 +99,7 @@ def table(runs: Sequence[ListedRun]) -> Table:
     return made
 
 
-def _run_folders(root: Path) -> Iterator[Path]:
+def run_folders(root: Path) -> Iterator[Path]:
     """The run directories at and below `root`; those inside of others are not looked for."""
     for folder, names, files in os.walk(root):
         if _MARKS & set(files):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ SERIES = (FIRST, SECOND, "#1a7f4b", "#8a3ffc", "#0b7285", "#a3195b")
 # CSS variables of these colors: base.html defines the first ones, a template that uses more defines the others.
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", FIRST: "accent", SECOND: "second", WRONG: "wrong"}
 _VARIABLES |= dict(zip(SERIES[2:], ("third", "fourth", "fifth", "sixth"), strict=True))
-_TEXT = {"svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}
+_TEXT = {"svg.fonttype": "none", "pdf.fonttype": 42, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}
 _DPI = 150
 
 
@@ -59,15 +59,15 @@ def thousands() -> FuncFormatter:
     return FuncFormatter(lambda number, _: f"{round(number, 4):,g}" if number < 1000 else f"{number:,.0f}")
 
 
-def save(figure: Figure, folder: Path, name: str) -> None:
-    """Writes NAME.png and NAME.svg atomically; the text of the SVG stays text."""
+def save(figure: Figure, folder: Path, name: str, kinds: Sequence[str] = ("png", "svg")) -> None:
+    """Writes NAME.png and NAME.svg, or `kinds`, atomically; the text of the SVG stays text."""
     from matplotlib import rc_context
 
     folder.mkdir(parents=True, exist_ok=True)
-    for kind in ("png", "svg"):
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # left out, so that equal figures are equal files
+    for kind in kinds:
         with atomic_write(folder / f"{name}.{kind}", flush=False) as aside, rc_context({**_TEXT, "svg.hashsalt": name}):
-            metadata = {"Date": None} if kind == "svg" else {}
-            figure.savefig(aside, format=kind, dpi=_DPI, facecolor="white", metadata=metadata)
+            figure.savefig(aside, format=kind, dpi=_DPI, facecolor="white", metadata=dates.get(kind, {}))
         figure.set_layout_engine("none")  # the layout is done and takes as long as drawing
 
 

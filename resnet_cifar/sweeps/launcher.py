@@ -27,6 +27,7 @@ from resnet_cifar.distributed.signals import EXIT_RESUBMIT, SIGNALS
 _ROOT = Path(__file__).parents[2]
 _POLL = 1.0  # seconds between checks of a run
 _SHELL_SIGNALS = 128  # a shell's exit code of a command that a signal has ended is this and the signal's number
+_MAX_GROUP = 128  # characters of a group that W&B accepts
 
 
 def train_program() -> list[str]:
@@ -97,11 +98,17 @@ class Launcher:
 
     def __init__(self, launch: str) -> None:
         self.stopped = False
+        self._group: dict[str, str] = {}
         self._command = [*shlex.split(launch), *train_program()]
         self._process: subprocess.Popen | None = None
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 signal.signal(number, self._forward)
+
+    def share_group(self, name: str, tag: str) -> None:
+        """Names the W&B group and the tag of all runs that follow, unless the user's variables name others."""
+        shared = {"WANDB_RUN_GROUP": name[:_MAX_GROUP], "WANDB_TAGS": tag}
+        self._group = {variable: value for variable, value in shared.items() if not os.environ.get(variable)}
 
     def run(
         self,
@@ -135,7 +142,7 @@ class Launcher:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         errors = subprocess.STDOUT if output else None
         # If this process is killed, the run saves and stops, so that a rerun finds it free.
-        env = {**os.environ, "PATH": path, **launcher_env.follower_env()}
+        env = {**os.environ, **self._group, "PATH": path, **launcher_env.follower_env()}
         try:
             self._process = subprocess.Popen(command, env=env, stdout=output, stderr=errors)
         except OSError as error:

@@ -23,6 +23,7 @@ def train_seeds(home: Path, seeds: Sequence[int], recipe: Recipe, words: Sequenc
     done = {seed: finished(run, dataclasses.replace(recipe, seed=seed)) is not None for seed, run in runs.items()}
     states: dict[int, str] = {}
     launcher = Launcher(launch)
+    launcher.share_group(home.resolve().name, "seeds")
     for seed, run in runs.items():
         if launcher.stopped or "interrupted" in states.values():
             states[seed] = "not run"

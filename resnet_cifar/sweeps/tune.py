@@ -51,6 +51,7 @@ def open_study(
 
     digest = hashlib.sha256(json.dumps([fingerprint(space.recipe), settings(space, prune)]).encode()).hexdigest()
     home = Path(run or Path("runs") / f"{Path(recipe).stem}-tune-{digest[:8]}")
+    launcher.share_group(home.resolve().name, "tune")
     return Study(home, space, prune, parallel), launcher
 
 

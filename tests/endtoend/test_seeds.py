@@ -46,12 +46,41 @@ def test_every_seed_is_trained_and_summed_up(two: tuple[Path, subprocess.Complet
     assert "--data.limit=200" in written["changes"]
     recipes = [(cwd / f"S/seed-{seed}/recipe.yaml").read_text() for seed in (3, 4)]
     assert recipes[0].replace("seed: 3", "seed: 4") == recipes[1]
-    assert [line.split()[:2] for line in done.stdout.splitlines()[-6:-3]] == [
+    assert [line.split()[:2] for line in done.stdout.splitlines()[-7:-4]] == [
         ["seed", "state"],
         ["3", "finished"],
         ["4", "finished"],
     ]
-    assert done.stdout.splitlines()[-2].startswith(f"test/accuracy: mean {found['mean']:.4f}, standard deviation")
+    assert done.stdout.splitlines()[-3].startswith(f"test/accuracy: mean {found['mean']:.4f}, standard deviation")
+
+
+def test_different_test_images_are_said(two: tuple[Path, subprocess.CompletedProcess]) -> None:
+    assert two[1].stdout.splitlines()[-2] == (
+        "The seeds differ in their test images (data.limit 200 draws them from the seed), so the spread of test results "
+        "includes that of the images."
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "group"),
+    [
+        (("seeds", "debug", "--seeds", "0,1"), {}, "S seeds"),
+        (("tune", "debug", "--phases.0.lr", "0.1..1", "--trials", "2"), {"WANDB_RUN_GROUP": "mine"}, "mine tune"),
+    ],
+    ids=["seeds", "tune"],
+)
+def test_runs_share_a_group_and_a_tag_on_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple, given: dict[str, str], group: str
+) -> None:
+    script = "import os; print(os.environ['WANDB_RUN_GROUP'], os.environ['WANDB_TAGS'], file=open('seen', 'a'))"
+    (tmp_path / "launcher.py").write_text(script)
+    monkeypatch.delenv("WANDB_TAGS", raising=False)
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    command = [sys.executable, "-m", "resnet_cifar", *words, "--run", "S", "--launch", f"{sys.executable} launcher.py"]
+    subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, timeout=300)
+    assert (tmp_path / "seen").read_text().splitlines() == [group, group]
 
 
 def test_finished_seeds_are_not_started_again(two: tuple[Path, subprocess.CompletedProcess]) -> None:
