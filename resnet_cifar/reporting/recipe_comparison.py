@@ -88,8 +88,9 @@ class Comparison:
         found = ["Means over seeds ± standard deviation; below them the interval of the mean."] * self.has_seeds
         if any(row.test for row in self.rows):
             found.append(
-                f"Differences from {first.name} are tested by a paired t test over the seeds that both recipes have, if "
-                "these are three or more and each is evaluated on the same images in both; otherwise by Welch's t test."
+                f"Differences from {first.name} are tested by a paired t test over the seeds that both recipes have, "
+                "if these are three or more and each is evaluated on the same images in both, otherwise by Welch's "
+                "test."
             )
             if len(self.recipes) > 2:
                 found.append("p is adjusted for the number of recipes by Holm's method; the intervals are not.")

@@ -56,8 +56,8 @@ def test_every_seed_is_trained_and_summed_up(two: tuple[Path, subprocess.Complet
 
 def test_different_test_images_are_said(two: tuple[Path, subprocess.CompletedProcess]) -> None:
     assert two[1].stdout.splitlines()[-2] == (
-        "The seeds differ in their test images (data.limit 200 draws them from the seed), so the spread of test results "
-        "includes that of the images."
+        "The seeds differ in their test images (data.limit 200 draws them from the seed), so the spread of test "
+        "results includes that of the images."
     )
 
 

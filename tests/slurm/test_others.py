@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,9 @@ def test_an_array_over_seeds_or_recipes(cluster: Cluster, submit, project: Path,
     logs = [(project / f"logs/resnet-cifar-array-{array.id}_{task}.out").read_text() for task in range(2)]
     assert all("scored once" in log for log in logs), logs
     assert field in (project / f"runs/resnet-cifar-array-{array.id}_1/recipe.yaml").read_text()
+    for tracked in project.glob("runs/*/wandb/*/run-*.wandb"):  # W&B's own variables, stored with the run
+        stored = tracked.read_bytes()
+        assert re.search(rf"resnet-cifar-array-{array.id}(?!_)".encode(), stored) and kind[0].encode() in stored
 
 
 def test_images_and_weights_come_once_and_the_ranks_ask_nobody(
