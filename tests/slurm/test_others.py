@@ -119,7 +119,7 @@ def test_an_array_over_seeds_or_recipes(cluster: Cluster, submit, project: Path,
     array = submit("--array=0-1", script="array.sh", words=(*kind, *small))
     cluster.wait_until(lambda: cluster.run("squeue", "-h", "-r", "-j", array.id) == "", "the array", 240)
     logs = [(project / f"logs/resnet-cifar-array-{array.id}_{task}.out").read_text() for task in range(2)]
-    assert all("scored once" in log for log in logs), logs
+    assert all("evaluated once" in log for log in logs), logs
     assert field in (project / f"runs/resnet-cifar-array-{array.id}_1/recipe.yaml").read_text()
     for tracked in project.glob("runs/*/wandb/*/run-*.wandb"):  # W&B's own variables, stored with the run
         stored = tracked.read_bytes()
@@ -152,7 +152,7 @@ def test_images_and_weights_come_once_and_the_ranks_ask_nobody(
     requests = server.communicate()[0].splitlines()
     assert sum("parquet" in line and line.startswith("GET") for line in requests) == 2
     assert sum("model.safetensors" in line and line.startswith("GET") for line in requests) == 1
-    assert "scored once" in job.log
+    assert "evaluated once" in job.log
 
 
 def test_the_environment_can_come_from_the_nodes_own_disks(submit, tmp_path: Path):
