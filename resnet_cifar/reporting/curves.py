@@ -67,24 +67,37 @@ TRAINING = {False: "training", True: "training, mixed images"}  # labels; the ke
 
 def read_curves(run: Path, recipe: Recipe, attempts: Sequence[dict[str, Any]]) -> Curves | None:
     """The curves of a run so far, or None without rows. `attempts`: the list in attempts.json."""
-    rows = read_rows(run / "metrics.jsonl")
+    return from_rows(read_rows(run / "metrics.jsonl"), recipe, attempts)
+
+
+def from_rows(rows: list[dict[str, Any]], recipe: Recipe, attempts: Sequence[dict[str, Any]]) -> Curves | None:
+    """The curves of the `rows` of a metrics.jsonl, or None without rows."""
     if not rows:
         return None
     curves = Curves(rows)
     per_epoch, last = curves.steps_per_epoch, rows[-1]["epoch"]
     ends = list(accumulate(max(phase.epochs, phase.min_steps / per_epoch) for phase in recipe.phases))[:-1]
-    # Extending a finished run is no interruption.
-    stops = sorted({after["from_step"] for before, after in pairwise(attempts) if before.get("state") != "finished"})
     select_by = recipe.evaluate.select_by
     best = max(curves.evaluations, key=lambda row: selection_key(row, select_by), default=None)  # the first of equals
-    phases, at = [end for end in ends if end < last], [step / per_epoch for step in stops]
-    return Curves(rows, phases, at, best, select_by, recipe.augment.mixes)
+    phases, stops = [end for end in ends if end < last], {step / per_epoch for step, _ in interruptions(attempts)}
+    return Curves(rows, phases, sorted(stops), best, select_by, recipe.augment.mixes)
+
+
+def interruptions(attempts: Sequence[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+    """(step, attempt): the attempts that ended early, and the steps from which the next ones resumed."""
+    # Extending a finished run is no interruption.
+    return [(after["from_step"], before) for before, after in pairwise(attempts) if before.get("state") != "finished"]
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl that may still grow; incomplete lines are left out."""
+    return parse_rows(file.read_bytes()) if file.is_file() else []
+
+
+def parse_rows(content: bytes) -> list[dict[str, Any]]:
+    """The rows among the lines of a metrics.jsonl, or of a part of it; incomplete lines are left out."""
     rows = []
-    for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
+    for line in content.splitlines():
         try:
             row = json.loads(line)
         except ValueError:

@@ -143,18 +143,34 @@ def _gallery(evaluation: Evaluation, folder: Path, prefix: str, older_than: floa
     order = np.argsort(-found.confidence, kind="stable")
     images = [
         {
-            "place": found.place(row, evaluation.metrics["split"]),
-            "actual": int(found.labels[row]),
-            "predicted": int(found.predicted[row]),
-            "probability": probability_text(found.confidence[row]),
+            **_image(evaluation, row, kept.images[places[row]]),
             "views": [name for name, rows in views.items() if row in rows],
-            "url": gallery.data_url(kept.images[places[row]]),
         }
         for row in order.tolist()
         if row in places
     ]
     counts = {name: sum(name in each["views"] for each in images) for name in views}
     return {"images": images, "views": counts, "temperature": evaluation.metrics.get("temperature")}
+
+
+def confident_mistakes(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The most confident mistakes, for a page; none without predictions or stored images."""
+    if evaluation.images is None:
+        return []
+    found, places = evaluation.predictions, evaluation.images.places(evaluation.predictions)
+    rows = figures.confident_mistakes(found).tolist()
+    return [_image(evaluation, row, evaluation.images.images[places[row]]) for row in rows if row in places]
+
+
+def _image(evaluation: Evaluation, row: int, pixels: np.ndarray) -> dict[str, Any]:
+    found = evaluation.predictions
+    return {
+        "place": found.place(row, evaluation.metrics["split"]),
+        "actual": int(found.labels[row]),
+        "predicted": int(found.predicted[row]),
+        "probability": probability_text(found.confidence[row]),
+        "url": gallery.data_url(pixels),
+    }
 
 
 def accuracy_text(metrics: dict[str, Any]) -> str:

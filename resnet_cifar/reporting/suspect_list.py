@@ -36,7 +36,7 @@ def write_section(page: Path, evaluations: Sequence[Evaluation]) -> dict[str, An
             "trained_on": each.metrics.get("trained_on", False),
             "count": len(each.predictions.suspects.rows),
             "images": len(each.predictions),
-            "shown": _shown(each),
+            "shown": most_suspect(each),
         }
         for each in predicted
     ]
@@ -62,7 +62,8 @@ def _write_list(file: Path, evaluations: Sequence[Evaluation]) -> None:
         writer.writerows((rank, *where, *what) for rank, (_, where, what) in enumerate(rows, start=1))
 
 
-def _shown(evaluation: Evaluation) -> list[dict[str, Any]]:
+def most_suspect(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The most suspect labels of an evaluation with predictions, for a page, with the images that are stored."""
     found, kept, classes = evaluation.predictions, evaluation.images, evaluation.classes
     places = kept.places(found) if kept else {}
     first = (np.asarray(values[: gallery.SUSPECTS]).tolist() for values in found.suspects)

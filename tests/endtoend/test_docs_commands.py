@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md")))]
 COMMANDS = (
     *("train", "evaluate", "predict", "export", "push", "serve"),
-    *("report", "runs", "compare", "explore", "reproduce", "seeds", "tune", "scale", "cache"),
+    *("report", "dashboard", "runs", "compare", "explore", "reproduce", "seeds", "tune", "scale", "cache"),
 )
 
 # Appended to a command that trains, so that it takes seconds and downloads nothing.
@@ -54,9 +54,9 @@ SMALL = {
     "track.report": "False",
 }
 # Not run: compiling takes minutes, and tests/training does it; tests/endtoend/test_export.py exports, test_serve.py
-# serves and test_reproduce.py reproduces, tests/hub/test_push.py pushes, tests/distributed/test_scaling.py measures
-# scaling and plans with it.
-PARSED_ONLY = {"--compile", "--to", "reproduce", "push", "serve", "--processes", "--scaling"}
+# serves and test_reproduce.py reproduces, tests/unit/test_dashboard.py serves a dashboard, tests/hub/test_push.py
+# pushes, tests/distributed/test_scaling.py measures scaling and plans with it.
+PARSED_ONLY = {"--compile", "--to", "reproduce", "push", "serve", "dashboard", "--processes", "--scaling"}
 # Values of the pages that take long, and what replaces them.
 SHORTER = {"--seeds": "0", "--trials": "1", "--max-minutes": "1", "--profile-steps": "2"}
 

@@ -1,0 +1,104 @@
+"""`resnet-cifar dashboard --local RUN... [--out FILE.html]`: a page of runs that updates itself while they go on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resnet_cifar.cli.parser import parse
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import is_digits
+
+if TYPE_CHECKING:
+    from resnet_cifar.reporting.dashboard.view import Dashboard
+
+_USAGE = "resnet-cifar dashboard --local RUN... [--out FILE.html | --port PORT]"
+_MARK = "written by resnet-cifar dashboard"  # in templates/dashboard.html
+_INTERVAL = 2.0  # seconds between looks at the run directories
+_IDLE_FACTOR = 10  # ... or this many times as long as a look took: training needs the processor
+_RELOAD = 5  # seconds after which a file that still changes loads itself again
+
+
+@dataclass(frozen=True)
+class DashboardOptions:
+    """Show runs on one page that updates itself while they go on, without an account: curves, speed, predictions,
+    seeds, sweeps and attempts. It is served to browsers of this machine until Ctrl-C, or written to a file."""
+
+    local: tuple[str, ...] = ()
+    """Run directories, and directories that hold runs: those of seeds and searches, also while runs are added."""
+    out: str = ""
+    """Write this file instead, and rewrite it until no run goes on."""
+    port: str = ""
+    """The port of 127.0.0.1 to listen on [default: any free one]."""
+
+
+def parse_arguments(arguments: list[str]) -> DashboardOptions:
+    """The options. Exits after --help; raises UserError."""
+    options, _ = parse(DashboardOptions, _USAGE, arguments)
+    if not options.local:
+        raise UserError(f"--local is missing, the dashboard of W&B is not built yet: name runs, {_USAGE}")
+    for path in map(Path, options.local):
+        if not path.is_dir():
+            raise UserError(f"--local {path} is not a directory: name a run directory, or one that holds runs")
+    if options.out and options.port:
+        raise UserError(f"--out writes a file and --port {options.port} serves the page: remove one of them")
+    if options.port and not (is_digits(options.port) and int(options.port) <= 65535):
+        raise UserError(f"--port cannot be {options.port!r}: it should be a number up to 65535, such as 8000")
+    out = Path(options.out)
+    if out.is_file() and _MARK not in out.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"--out {out} exists and is not a page of this command: name another file")
+    return options
+
+
+def main(arguments: list[str]) -> None:
+    """Serves the page until SIGINT or SIGTERM, or writes it until no run goes on. Raises UserError."""
+    options = parse_arguments(arguments)
+
+    from resnet_cifar.reporting.dashboard.view import Dashboard, relative_link
+
+    roots, ended = [Path(path) for path in options.local], threading.Event()
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: ended.set())
+    if options.out:
+        _write(Dashboard(roots, relative_link(Path(options.out))), Path(options.out), ended)
+        return
+
+    from resnet_cifar.cli.dashboard_server import DashboardServer, report_address
+
+    dashboard = Dashboard(roots, report_address)
+    dashboard.look()
+    try:
+        server = DashboardServer(dashboard, int(options.port or 0), _INTERVAL, _IDLE_FACTOR)
+    except OSError as error:
+        raise UserError(
+            f"--port {options.port} cannot be used ({error.strerror}): choose another, or leave it out"
+        ) from None
+    with server:
+        print(f"listening on http://127.0.0.1:{server.server_port} (Ctrl-C ends it)", flush=True)
+        ended.wait()
+    print("ended", flush=True)
+
+
+def _write(dashboard: Dashboard, file: Path, ended: threading.Event) -> None:
+    """Writes the page, again whenever runs have changed, until none goes on."""
+    from resnet_cifar.reporting import html_page
+
+    written = None
+    while True:
+        began = time.monotonic()
+        view = dashboard.look()
+        if view is not written:
+            try:
+                html_page.write_page(file, dashboard.page(view, reload=_RELOAD))
+            except OSError as error:
+                raise UserError(f"--out {file} cannot be written ({error.strerror}): name another file") from None
+            if written is None:
+                until = ", and again until no run goes on (Ctrl-C ends it)" if view.is_live else ""
+                print(f"written: {file}{until}", flush=True)
+            written = view
+        if not view.is_live or ended.wait(max(_INTERVAL, _IDLE_FACTOR * (time.monotonic() - began))):
+            return
