@@ -94,13 +94,16 @@ def _accuracies() -> Iterator[Quote]:
     yield Quote(page, "| the probe alone | {} |", [f"{probe:.3f}"])
     for name, accuracy in scores.items():
         yield Quote(page, f"\n| {_RECIPES.get(name, name)} | {{}} |", [f"{accuracy:.3f}"])
-    runs = {optimizer: [] for optimizer in ("lamb", "sgd")}
-    for run in _read("scratch-runs-cpu")["runs"]:
-        runs[run["optimizer"]].append(run["test/accuracy"])
     for optimizer, label in (("lamb", "LAMB, rate 0.01 (`scratch`)"), ("sgd", "SGD, rate 0.1")):
-        found = runs[optimizer]
+        runs = _read("scratch-runs-cpu")["runs"]
+        found = [run["test/accuracy"] for run in runs if run["optimizer"] == optimizer]
         cells = [f"{value:.3f}" for value in (mean(found), min(found), max(found))]
         yield Quote(page, f"| {label} | {{}} | {{}} to {{}} |", cells)
+
+    for optimizer, label in (("sgd", "SGD"), ("muon", "Muon")):
+        runs = [run for run in _read("speedrun-runs-cpu")["runs"] if run["optimizer"] == optimizer]
+        cells = [f"{run['lr']:g}" for run in runs] + [f"{run['val/accuracy']:.3f}" for run in runs]
+        yield Quote(page, f"| {label} | {{}}, {{}}, {{}} | {{}}, {{}}, {{}} |", cells)
 
 
 def _serving() -> Iterator[Quote]:

@@ -77,8 +77,8 @@ def main(arguments: list[str]) -> None:
     if state == "interrupted":
         print(f"interrupted: {how_to_resume()} to resume", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_RESUBMIT)
-    if state == "failed":
-        print(f"error: training {again} failed, see the error above", file=sys.stderr, flush=True)
+    if state != "finished":
+        print(f"error: training {again} failed, see above", file=sys.stderr, flush=True)
         raise SystemExit(1)
     compared = reproduction.compare(run, again)
     print("\n".join(reproduction.sentences(run, again, compared)), flush=True)
