@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
-import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,8 +21,7 @@ _asked: dict[str, float] = {}  # what this process has asked for, and when: from
 
 def cache_root() -> Path:
     """$RESNET_CIFAR_CACHE, or resnet_cifar in the user's cache folder; created if missing. Raises UserError."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    root = Path(os.environ.get("RESNET_CIFAR_CACHE") or Path(home) / "resnet_cifar")
+    root = _place()
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -32,13 +31,19 @@ def cache_root() -> Path:
     return root
 
 
+def _place() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("RESNET_CIFAR_CACHE") or Path(home) / "resnet_cifar")
+
+
 def ask_once(question: str, ask: Callable[[], str], waiting: str = "") -> str:
     """`ask()`, or what another process of this machine was told since this one started, two minutes ago at most.
 
-    Processes that share the cache ask one after the other; `waiting` is printed if another one is at it. Where files
-    cannot be locked, each asks for itself, so `ask` must be right without this, too.
+    A user's processes that share a cache ask one after the other; `waiting` is printed if another one is at it. Where
+    that cannot be arranged, each asks for itself, so `ask` must be right without this, too.
     """
-    with _turn(cache_root() / f"{hashlib.sha256(question.encode()).hexdigest()[:16]}.asked", waiting) as file:
+    digest = hashlib.sha256(f"{_place().resolve()} {question}".encode()).hexdigest()[:16]
+    with _turn(digest, waiting) as file:
         since = max(_asked.get(question) or _process_start(), time.time() - _RECENT)
         answer = _recent(file, since) if file else None
         if answer is None:
@@ -50,12 +55,19 @@ def ask_once(question: str, ask: Callable[[], str], waiting: str = "") -> str:
 
 
 @contextlib.contextmanager
-def _turn(place: Path, waiting: str) -> Iterator[IO[str] | None]:
-    """The file, while no other process has it; None where it cannot be opened or locked."""
+def _turn(digest: str, waiting: str) -> Iterator[IO[str] | None]:
+    """The file of a question, while no other process has it; None where it cannot be opened or locked.
+
+    It lies in this machine's folder of temporary files, where locks work whatever the cache is mounted from.
+    """
     with contextlib.ExitStack() as stack:
         file = None
-        with contextlib.suppress(OSError):  # a cache to read only, or a file system without locks
-            opened = stack.enter_context(place.open("a+"))
+        with contextlib.suppress(OSError):
+            folder = Path(tempfile.gettempdir(), f"resnet-cifar-{os.getuid()}")
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if folder.lstat().st_uid != os.getuid():
+                raise PermissionError  # another user would read and write it
+            opened = stack.enter_context((folder / digest).open("a+"))
             try:
                 fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -70,7 +82,7 @@ def _recent(file: IO[str], since: float) -> str | None:
     file.seek(0)
     with contextlib.suppress(ValueError, KeyError, TypeError):  # a new file, or one whose writer was killed
         said = json.loads(file.read())
-        if said["host"] == socket.gethostname() and since <= said["time"]:
+        if since <= said["time"]:
             return said["answer"]
     return None
 
@@ -78,7 +90,7 @@ def _recent(file: IO[str], since: float) -> str | None:
 def _pass_on(file: IO[str], answer: str) -> None:
     with contextlib.suppress(OSError):  # a full disk: others ask for themselves
         file.truncate(0)
-        file.write(json.dumps({"host": socket.gethostname(), "time": time.time(), "answer": answer}))
+        file.write(json.dumps({"time": time.time(), "answer": answer}))
         file.flush()
 
 

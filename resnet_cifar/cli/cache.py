@@ -53,9 +53,6 @@ def main(arguments: list[str]) -> None:
     for entry in selected:
         cache.discard(entry.path)
         console.print(f"cleared {entry.path.name} ({entry.meta.get('source', 'unfinished')}), {_size([entry])}")
-    if options.clear == "all":
-        for asked in cache.cache_root().glob("*.asked"):  # a process that is just asking keeps its file, unnamed
-            asked.unlink(missing_ok=True)
     console.print(f"{len(selected)} of {len(entries)} entries cleared, {_size(selected)}")
 
 

@@ -32,7 +32,7 @@ def read_recipe(name: str, overrides: dict[str, str] | None = None) -> Recipe:
 def with_overrides(values: dict[str, Any], overrides: dict[str, str] | None) -> Recipe:
     """The recipe of nested plain values, with `overrides` (field path -> word). Raises UserError."""
     if "data.source" in (overrides or {}) and isinstance(values.get("data"), dict):
-        described = ("config_name", "splits", "columns")  # describe the source that is overridden
+        described = ("config_name", "revision", "splits", "columns")  # describe the source that is overridden
         values = {**values, "data": {name: value for name, value in values["data"].items() if name not in described}}
     for path, word in (overrides or {}).items():
         _set(values, path, word)

@@ -212,6 +212,8 @@ class Data:
     """Hub id OWNER/NAME; a folder of images, tables or CIFAR's batches; .npz, .zip, .7z, .tar.gz; or `synthetic`."""
     config_name: str = ""
     """Configuration of a hub dataset [its default]."""
+    revision: str = ""
+    """Commit, tag or branch of a hub dataset [its newest commit]; a commit of 40 digits pins the images."""
     splits: SplitNames = field(default_factory=SplitNames)
     columns: Columns = field(default_factory=Columns)
     skip_broken: bool = False

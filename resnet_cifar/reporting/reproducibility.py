@@ -58,6 +58,7 @@ def environment_rows(environment: dict[str, Any]) -> list[tuple[str, str]]:
         "SLURM job": environment.get("job"),
         "commit": environment.get("commit"),
         "images": environment.get("data") and f"fingerprint {environment['data']}",
+        "commit of the images": environment.get("data_commit"),
         "versions": ", ".join(f"{name} {version}" for name, version in packages.items()),
         "python": environment.get("python"),
     }

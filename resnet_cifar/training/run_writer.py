@@ -23,6 +23,7 @@ from resnet_cifar.config.diff import to_dict
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.rerun import how_to_resume
 from resnet_cifar.data.prepared_data import ImageData
+from resnet_cifar.data.sources import hf_hub
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.reporting import environment
 from resnet_cifar.reporting.console import Screen
@@ -60,6 +61,7 @@ class RunWriter:
         def look() -> str:
             nonlocal tensors
             facts = {**environment.describe(), "world_size": self.context.size, "data": self.data.fingerprint}
+            facts["data_commit"] = hf_hub.commit_of(recipe.data)
             if before := read_json(self.folder.path / "environment.json"):
                 self._check_data(before["data"])  # before anything is changed
             facts_of_data = {"class_counts": self.data.class_counts()}

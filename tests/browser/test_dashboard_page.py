@@ -70,7 +70,7 @@ def test_the_served_page_changes_in_place_while_runs_go_on(browser: Any, runs: P
     reported.start(runs / "new", 22)
     page.wait_for_selector("#legend button:has-text('new')")
     assert page.locator(".runs li").count() == 3
-    assert page.locator("figure svg").nth(0).locator(".interruption").count() == 6
+    page.wait_for_function("document.querySelector('figure svg').querySelectorAll('.interruption').length == 6")
     opened.check_quiet()
 
 

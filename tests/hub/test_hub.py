@@ -69,6 +69,7 @@ def copied(filled: Path, tmp_path: Path) -> Path:
 def test_default_source_and_weights_come_from_the_hub(filled: Path, hub_root: Path):
     run = filled / "first"
     assert 0 <= json.loads((run / "result.json").read_text())["test/accuracy"] <= 1
+    assert json.loads((run / "environment.json").read_text())["data_commit"] == "1" * 40
     classes = list(json.loads((run / "eval-test.json").read_text())["class_accuracy"])
     assert (len(classes), classes[0], classes[-1]) == (10, "airplane", "truck")
     ours = load_file(run / "model" / "model.safetensors")
@@ -193,6 +194,16 @@ def test_a_new_commit_is_decoded_again(hub: HubServer, copied: Path, tmp_path: P
     shutil.copy(files / "train-00000-of-00001.parquet", files / "test-00000-of-00001.parquet")
     succeeded(train(copied, hub.url, "--dry-run"))
     assert sorted(len(np.load(labels)) for labels in copied.glob("cache/*/test-labels.npy")) == [40, 160]
+
+
+def test_a_pinned_commit_is_neither_asked_for_nor_replaced(hub: HubServer, copied: Path, tmp_path: Path):
+    hub.commit, hub.root = "2" * 40, shutil.copytree(hub.root, tmp_path / "hub")
+    succeeded(train(copied, hub.url, "--dry-run", "--data.revision", "1" * 40))
+    assert not hub.requests_for("datasets/uoft-cs/cifar10")
+    assert len(list(copied.glob("cache/*/test-labels.npy"))) == 1  # the entry of the run that had asked for the newest
+    hub.refuse("/api/datasets/.*/revision/v9", 404, "RevisionNotFound")
+    said = sentence(train(copied, hub.url, "--dry-run", "--data.revision", "v9"))
+    assert said.startswith("error: data.revision 'v9' is no commit, tag or branch of 'uoft-cs/cifar10': correct it")
 
 
 def test_a_push_in_between_does_not_change_what_a_commit_holds(hub: HubServer, tmp_path: Path):

@@ -114,7 +114,8 @@ def test_every_form_gives_the_same_entry_as_the_hub_and_leaves_no_files(
     before = files(tmp_path)
     assert fingerprint_of(source) == fingerprint
     (entry,) = cache.iterdir()
-    assert files(tmp_path) - before == set(entry.iterdir())
+    turns = set(tmp_path.glob("temporary/resnet-cifar-*/*"))  # by which processes wait for each other
+    assert files(tmp_path) - before - turns == set(entry.iterdir())
     remarks = json.loads((entry / "meta.json").read_text())["remarks"]
     said = "labels 0 to 9 are interpreted as CIFAR-10's, airplane to truck: write others as names"
     assert remarks == ["not used: the images in test, which have no labels", *([said] if numbers else [])]

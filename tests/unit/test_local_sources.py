@@ -307,6 +307,7 @@ def test_fields_that_do_not_apply_to_a_source_are_refused(grove: Path, file: Pat
     np.savez(file, images=X, labels=Y)
     for name, data in (
         ("config_name", Data(source=str(grove), config_name="plain_text")),
+        ("revision", Data(source=str(grove), revision="main")),
         ("columns", Data(source=str(grove), columns=Columns(label="kind"))),
         ("splits", Data(source=str(file), splits=SplitNames(train="a"))),
         ("columns", Data(source="synthetic", columns=Columns(image="img"))),

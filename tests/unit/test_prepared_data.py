@@ -72,18 +72,13 @@ def contents(entry: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in entry.iterdir()}
 
 
-def left(cache: Path) -> list[str]:
-    """What lies in the cache besides the files that tell other processes an answer."""
-    return [path.name for path in cache.iterdir() if path.suffix != ".asked"]
-
-
 def test_an_entry_is_decoded_once_and_used_again(source: FakeSource, cache: Path) -> None:
     entry = prepared_data.prepare(XY)
     before = {file: file.stat().st_mtime_ns for file in entry.iterdir()}
     assert prepared_data.prepare(XY) == entry
     assert source.reads == 1
     assert {file: file.stat().st_mtime_ns for file in entry.iterdir()} == before
-    assert left(cache) == [entry.name]  # nothing half-built is left
+    assert [path.name for path in cache.iterdir()] == [entry.name]  # nothing half-built is left
 
 
 def test_other_contents_get_an_entry_of_their_own(source: FakeSource) -> None:
@@ -127,7 +122,7 @@ def test_a_damaged_entry_is_detected_reported_and_rebuilt(
     assert source.reads == 2
     assert "damaged" in capsys.readouterr().err
     assert contents(entry) == sound
-    assert left(cache) == [entry.name]
+    assert [path.name for path in cache.iterdir()] == [entry.name]
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"checksums": []}', "null"])
@@ -156,7 +151,7 @@ def test_the_loser_of_a_race_deletes_its_copy(source: FakeSource, cache: Path, m
     entry = prepared_data.prepare(XY)
     assert entries == [entry]
     assert source.reads == 2
-    assert left(cache) == [entry.name]
+    assert [path.name for path in cache.iterdir()] == [entry.name]
 
 
 def test_others_may_read_an_entry(source: FakeSource) -> None:
@@ -167,7 +162,7 @@ def test_a_source_that_fails_leaves_nothing_behind(source: FakeSource, cache: Pa
     source.read = lambda data: (_ for _ in ()).throw(UserError("no such set"))
     with pytest.raises(UserError, match="no such set"):
         prepared_data.prepare(XY)
-    assert left(cache) == []
+    assert list(cache.iterdir()) == []
 
 
 @pytest.mark.parametrize("size", ["24k", "60k"])  # neither the images nor the rest fits, or the images do
@@ -179,7 +174,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_behind(
     monkeypatch.setenv("RESNET_CIFAR_CACHE", str(disk))
     with pytest.raises(UserError, match=r"No space left.*resnet-cifar cache.*RESNET_CIFAR_CACHE"):
         prepared_data.prepare(XY)
-    assert left(disk) == []
+    assert list(disk.iterdir()) == []
 
 
 def test_a_write_that_fails_leaves_nothing_behind(
@@ -192,7 +187,7 @@ def test_a_write_that_fails_leaves_nothing_behind(
     monkeypatch.setattr(decoding.np, "save", full)
     with pytest.raises(UserError, match="RESNET_CIFAR_CACHE"):
         prepared_data.prepare(XY)
-    assert left(cache) == []
+    assert list(cache.iterdir()) == []
 
 
 def test_a_read_only_cache_is_an_error_only_when_it_must_be_written(

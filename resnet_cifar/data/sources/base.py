@@ -55,7 +55,7 @@ class Source(Protocol):
     """A kind of source: a module of this package, listed in `registry`."""
 
     FIELDS: tuple[str, ...]
-    """The fields config_name, splits and columns of `data` that apply to such a source."""
+    """The fields config_name, revision, splits and columns of `data` that apply to such a source."""
 
     def identity(self, data: Data) -> str:
         """The key of the cache entry: differs whenever the images may have changed."""
@@ -89,6 +89,7 @@ def check_fields(data: Data, fields: tuple[str, ...]) -> None:
     """Raises UserError for fields that do not apply to a kind of source, whose `fields` are those that do."""
     given = {
         "config_name": data.config_name,
+        "revision": data.revision,
         "splits": data.splits.train or data.splits.validation or data.splits.test,
         "columns": data.columns.image or data.columns.label,
     }

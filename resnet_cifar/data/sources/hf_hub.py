@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 from resnet_cifar import hub_access
 from resnet_cifar.atomic_io import atomic_write
@@ -14,21 +15,32 @@ from resnet_cifar.data.cache import write_errors
 from resnet_cifar.data.sources.base import SourceData
 from resnet_cifar.data.sources.hf_columns import source_data
 
-FIELDS = ("config_name", "splits", "columns")
-_named: dict[str, str | None] = {}  # the commits that `identity` has named
+FIELDS = ("config_name", "revision", "splits", "columns")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_named: dict[tuple[str, str], str | None] = {}  # the commits that `identity` has named
 
 
 def identity(data: Data) -> str:
-    """The latest commit, from the hub or, if it does not answer, the last one that was seen. Raises UserError."""
-    source, commit = data.source, ""
-    if not hub_access.is_offline(for_datasets=True):
-        commit = ask_once(f"commit {hub_access.endpoint()} {source}", lambda: _commit(source) or "")
-    last = _last_commit(source)
+    """The commit of data.revision, from the hub or, if it does not answer, the last one seen. Raises UserError.
+
+    A revision that is a commit needs no request.
+    """
+    source, revision, commit = data.source, data.revision, ""
+    if _COMMIT.fullmatch(revision):
+        commit = revision
+    elif not hub_access.is_offline(for_datasets=True):
+        commit = ask_once(f"commit {hub_access.endpoint()} {source} {revision}", lambda: _commit(data) or "")
+    last = _last_commit(data)
     if commit not in ("", last):
-        with write_errors(), atomic_write(_commit_file(source), flush=False) as aside:
+        with write_errors(), atomic_write(_commit_file(data), flush=False) as aside:
             aside.write_text(commit)
-    _named[source] = commit or last
-    return f"hub {source} {_named[source] or 'unknown'}"
+    _named[source, revision] = commit or last
+    return f"hub {source} {_named[source, revision] or 'unknown'}"
+
+
+def commit_of(data: Data) -> str | None:
+    """The commit that `identity` has named; None for other sources, and where none is known."""
+    return _named.get((data.source, data.revision))
 
 
 def read(data: Data) -> SourceData:
@@ -39,12 +51,12 @@ def read(data: Data) -> SourceData:
     source = data.source
     try:
         # The commit in the cache key, even if another was pushed since, and another process has seen that.
-        loaded = datasets.load_dataset(source, data.config_name or None, revision=_named[source])
+        loaded = datasets.load_dataset(source, data.config_name or None, revision=commit_of(data))
     except (_http_error(), OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         not_found = isinstance(error, datasets.exceptions.DatasetNotFoundError)
         # huggingface_hub's errors are HTTP or OS errors; offline, the cache may have the name, but not these files.
         if not_found or isinstance(error, _http_error() | OSError) or hub_access.is_offline(for_datasets=True):
-            raise _unreadable(source, error) from None
+            raise _unreadable(data, error) from None
         check_configuration(error, data)
         raise UserError(f"data.source {source!r} cannot be loaded: {str(error).splitlines()[0]}") from None
     return source_data(loaded, data)
@@ -70,26 +82,28 @@ def check_disk_space(error: Exception) -> None:
         raise UserError(f"{failure.reason}: {failure.fix}") from None
 
 
-def _commit_file(source: str) -> Path:
-    """The file with the latest commit that was seen."""
-    return cache_root() / f"hub-{source.replace('/', '--')}.commit"
+def _commit_file(data: Data) -> Path:
+    """The file with the commit of data.revision that was seen last."""
+    revision = f"@{quote(data.revision, safe='')}" if data.revision else ""
+    return cache_root() / f"hub-{data.source.replace('/', '--')}{revision}.commit"
 
 
-def _last_commit(source: str) -> str | None:
-    file = _commit_file(source)
+def _last_commit(data: Data) -> str | None:
+    file = _commit_file(data)
     return file.read_text() if file.is_file() else None
 
 
-def _commit(source: str) -> str | None:
-    """The latest commit, or None if the hub is too busy. Raises UserError if the hub has no such data set."""
+def _commit(data: Data) -> str | None:
+    """The commit of data.revision, or None if the hub is too busy. Raises UserError if the hub has no such data set."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
+    api = HfApi(endpoint=hub_access.endpoint())
     try:
-        return str(HfApi(endpoint=hub_access.endpoint()).dataset_info(source, timeout=10).sha)
+        return str(api.dataset_info(data.source, revision=data.revision or None, timeout=10).sha)
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403, 404):
-            raise _unreadable(source, error) from None
+            raise _unreadable(data, error) from None
         return None
     except (_http_error(), OSError):
         return None
@@ -102,9 +116,15 @@ def _http_error() -> type[Exception]:
     return HfHubHTTPError.__bases__[0]
 
 
-def _unreadable(source: str, error: Exception) -> UserError:
+def _unreadable(data: Data, error: Exception) -> UserError:
     import datasets
+    from huggingface_hub.errors import RevisionNotFoundError
 
+    source = data.source
+    if any(isinstance(each, RevisionNotFoundError) for each in (error, error.__cause__)):
+        return UserError(
+            f"data.revision {data.revision!r} is no commit, tag or branch of {source!r}: correct it, or leave it out"
+        )
     failure = hub_access.explain(error, True, Path(datasets.config.HF_DATASETS_CACHE))
     return UserError(
         f"data.source {source!r} is not on this machine yet and cannot be downloaded, because {failure.reason}: "
