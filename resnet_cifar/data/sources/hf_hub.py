@@ -25,12 +25,11 @@ def identity(data: Data) -> str:
 
     A revision that is a commit needs no request.
     """
-    source, revision, commit = data.source, data.revision, ""
+    source, revision, commit, last = data.source, data.revision, "", _last_commit(data)
     if _COMMIT.fullmatch(revision):
         commit = revision
     elif not hub_access.is_offline(for_datasets=True):
         commit = ask_once(f"commit {hub_access.endpoint()} {source} {revision}", lambda: _commit(data) or "")
-    last = _last_commit(data)
     if commit not in ("", last):
         with write_errors(), atomic_write(_commit_file(data), flush=False) as aside:
             aside.write_text(commit)
