@@ -107,13 +107,10 @@ def test_an_eager_step_calls_as_many_operators_whatever_the_number_of_groups(mon
     assert found[32] <= 1.35 * stock
 
 
+@pytest.mark.proof_only  # compiling takes minutes
 @pytest.mark.parametrize(
     ("network", "image_size", "group_sizes"),
-    [
-        ("resnet18", 32, (32,)),
-        pytest.param("resnet50", 32, (32, 16, 8), marks=pytest.mark.proof_only),
-        pytest.param("resnet50", 224, (32,), marks=pytest.mark.proof_only),
-    ],
+    [("resnet18", 32, (32,)), ("resnet50", 32, (32, 16, 8)), ("resnet50", 224, (32,))],
 )
 def test_a_compiled_step_is_one_graph_of_as_many_kernels(
     network: str, image_size: int, group_sizes: tuple[int, ...]
