@@ -12,27 +12,20 @@ from cluster import Cluster
 from jobs import arguments, check_same, tracker_runs
 
 
-def test_two_nodes_train_one_run(submit, undisturbed):
+def test_a_preempted_job_of_two_nodes_comes_back(cluster, submit, undisturbed):
     job = submit("--nodes=2", words=arguments())
-    job.wait()
-    check_same(job.run, undisturbed(), tolerance=1e-9)
-    assert len(tracker_runs(job.run)) == 1
-    assert "node1 node2, 1 process(es) a node" in job.log
-    assert len(list(job.project.glob("runs/*"))) == 1
-
-
-def test_a_preempted_job_comes_back(cluster, submit, undisturbed):
-    job = submit(words=arguments())
     job.wait_until_step(5)
     cluster.wait(job.preempt())
     job.wait()
     assert job.starts == 2
+    assert "node1 node2, 1 process(es) a node" in job.log
     again = f"run `{job.resubmission}`, unless this job is requeued, to resume from step"
     assert re.search(rf"interrupted by SIGTERM at step \d+, and saved: {re.escape(again)}", job.log), job.log
     assert "same command" not in job.log
     assert "resuming at step" in job.log
-    check_same(job.run, undisturbed())
+    check_same(job.run, undisturbed(2))
     assert len(tracker_runs(job.run)) == 1
+    assert len(list(job.project.glob("runs/*"))) == 1
 
 
 def test_a_wrong_recipe_ends_the_job(submit):
