@@ -69,10 +69,8 @@ def main(arguments: list[str]) -> None:
 
     from resnet_cifar.cli.dashboard_server import DashboardServer, report_address
 
-    dashboard = Dashboard(roots, report_address)
-    dashboard.look()
     try:
-        server = DashboardServer(dashboard, int(options.port or 0), _INTERVAL, _IDLE_FACTOR)
+        server = DashboardServer(Dashboard(roots, report_address), int(options.port or 0), _INTERVAL, _IDLE_FACTOR)
     except OSError as error:
         raise UserError(
             f"--port {options.port} cannot be used ({error.strerror}): choose another, or leave it out"

@@ -64,8 +64,8 @@ class RunWriter:
             facts["data_commit"] = hf_hub.commit_of(recipe.data)
             if before := read_json(self.folder.path / "environment.json"):
                 self._check_data(before["data"])  # before anything is changed
-            facts_of_data = {"class_counts": self.data.class_counts()}
-            self.folder.acquire(recipe, {**facts, **facts_of_data}, environment.code_diff())
+            counts = self.data.class_counts()
+            self.folder.acquire(recipe, {**facts, "class_counts": counts}, environment.code_diff())
             newest = checkpoint.newest(self.folder.checkpoints, self.screen.warn)
             tensors, state = checkpoint.read(newest) if newest else (None, None)
             if state:
