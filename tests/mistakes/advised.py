@@ -86,6 +86,9 @@ ELSEWHERE = {
     "cli/serve_app.py": "clients of the service: tests/endtoend/test_serve.py",
     "cli/reproduce.py": "a second training: tests/endtoend/test_reproduce.py",
     "dashboard.py: --port {} cannot be used": "another program: tests/unit/test_dashboard.py",
+    "dashboard.py: --report {} was not tracked by W&B": "a W&B project: tests/tracking/test_workspace.py",
+    "dashboard.py: {} refuses ({})": "a W&B server: tests/tracking/test_workspace.py",
+    "wandb_workspace.py": "a W&B server: tests/tracking/test_workspace.py",
     "serve.py: --port {} cannot be used": "another program: tests/endtoend/test_serve.py",
     "serve.py: serve is one process": "a launcher; tests/endtoend/test_serve.py",
     "serve.py: {} has the weights of": "an export that is older than its run: tests/endtoend/test_serve.py",
@@ -166,10 +169,15 @@ def environment(check: Callable[[], object], words: str) -> Callable[[Path], obj
     return run
 
 
+def with_account(words: str) -> Callable[[Path], object]:
+    """`resnet-cifar dashboard WORDS` of a user of W&B."""
+    return environment(lambda: parsed("dashboard", words)(Path()), f"WANDB_API_KEY={'0' * 40}")
+
+
 MEETING = "RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 "
 LONG = "x" * 200
 VARIABLES = [
-    advice(given.split("=")[0], environment(check, given), *(environment(check, remedy) for remedy in remedies))
+    advice(given[:40], environment(check, given), *(environment(check, remedy) for remedy in remedies))
     for check, given, *remedies in [
         (check_launcher, "ACCELERATE_USE_CPU=perhaps", "ACCELERATE_USE_CPU=true", ""),
         (check_launcher, "RANK=x", ""),
@@ -452,6 +460,13 @@ RUNS = [
         prepare=prepared.run()),
     advice("dashboard into notes", parsed("dashboard", "--local RUN --out notes"),
         parsed("dashboard", "--local RUN --out other.html"), prepare=both(prepared.run(), prepared.file("notes"))),
+    advice("dashboard of two kinds", parsed("dashboard", "e/p --out page.html"), with_account("e/p"),
+        parsed("dashboard", "--local RUN --out page.html"), prepare=prepared.run()),
+    advice("dashboard of a project without its entity", parsed("dashboard", "p"), with_account("e/p"),
+        parsed("dashboard", "--local RUN"), prepare=prepared.run()),
+    advice("dashboard without an account", environment(lambda: parsed("dashboard", "e/p")(Path()), "NETRC=none"),
+        parsed("dashboard", "--local RUN"), with_account("e/p"), prepare=prepared.run()),
+    advice("report without a project", parsed("dashboard", "--report RUN"), with_account("e/p --report RUN")),
     advice("runs of nowhere", parsed("runs", "nowhere"), parsed("runs", "RUN"), prepare=prepared.run()),
     advice("list in a pipe", parsed("runs", "--watch ."), parsed("runs", ".")),
     advice("two lists", parsed("runs", "--watch --json ."), parsed("runs", "--json ."),

@@ -177,6 +177,7 @@ def _parts(node: ast.AST) -> list[str | None] | None:
 
 
 def test_every_sentence_that_advises_something_is_followed(request: pytest.FixtureRequest) -> None:
+    assert len({case.name for case in FOLLOWED}) == len(FOLLOWED)  # otherwise this would always be skipped
     if len(SAID) < len(FOLLOWED):
         pytest.skip("the mistakes before were not made")
     missing = [place for place, pattern in sentences().items() if not any(map(pattern.search, SAID.values()))]
