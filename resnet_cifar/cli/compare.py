@@ -31,7 +31,7 @@ def parse_arguments(arguments: list[str]) -> tuple[CompareOptions, list[Path]]:
     """The options, and the run directories that they name. Exits after --help; raises UserError."""
     usage = "resnet-cifar compare RUN RUN ... [--out FILE] [--files DIR]"
     options, _ = parse(CompareOptions, usage, arguments)
-    runs = [run for word in options.runs for run in _runs_of(Path(word))]
+    runs = [run for word in options.runs for run in runs_of(Path(word))]
     resolved: set[Path] = set()
     for run in runs:
         if run.resolve() in resolved:
@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> None:
         print(f"written: {options.files}", flush=True)
 
 
-def _runs_of(path: Path) -> list[Path]:
+def runs_of(path: Path) -> list[Path]:
     """The run directory itself, or the finished ones below; none for the other files of a study, as in STUDY/*."""
     check_version(path)
     if (path / "recipe.yaml").is_file():
@@ -103,7 +103,7 @@ def _runs_of(path: Path) -> list[Path]:
     if path.exists() and any((path.parent / name).is_file() for name in _STUDY_FILES):
         return []
     raise UserError(
-        f"compare: {path} is not a run directory (it has no recipe.yaml) and holds no finished run: name run "
+        f"{path} is not a run directory (it has no recipe.yaml) and holds no finished run: name run "
         "directories, or a directory of seeds or of a search"
     )
 

@@ -1,22 +1,26 @@
-"""`resnet-cifar dashboard --local RUN... [--out FILE.html]`: a page of runs that updates itself while they go on."""
+"""`resnet-cifar dashboard`: a page of runs that updates itself while they go on, or the same as a W&B workspace."""
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import signal
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnet_cifar.cli.parser import parse
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import is_digits
+from resnet_cifar.tracking import wandb_env
 
 if TYPE_CHECKING:
     from resnet_cifar.reporting.dashboard.view import Dashboard
 
 _USAGE = "resnet-cifar dashboard --local RUN... [--out FILE.html | --port PORT]"
+_WANDB_USAGE = "resnet-cifar dashboard ENTITY/PROJECT [--report RUN...]"
 _MARK = "written by resnet-cifar dashboard"  # in templates/dashboard.html
 _INTERVAL = 2.0  # seconds between looks at the run directories
 _IDLE_FACTOR = 10  # ... or this many times as long as a look took: training needs the processor
@@ -25,9 +29,14 @@ _RELOAD = 5  # seconds after which a file that still changes loads itself again
 
 @dataclass(frozen=True)
 class DashboardOptions:
-    """Show runs on one page that updates itself while they go on, without an account: curves, speed, predictions,
-    seeds, sweeps and attempts. It is served to browsers of this machine until Ctrl-C, or written to a file."""
+    """Show runs on one page that updates itself while they go on, without an account (--local): curves, speed,
+    predictions, seeds, sweeps and attempts. It is served to browsers of this machine until Ctrl-C, or written to a
+    file. Or give a W&B project a saved workspace with the same sections."""
 
+    project: str = field(default="", metadata={"positional": True})
+    """ENTITY/PROJECT: create or update the workspace `resnet-cifar` of this W&B project, and print its address."""
+    report: tuple[str, ...] = ()
+    """Runs of that project, as directories: also create or update a W&B report that compares them."""
     local: tuple[str, ...] = ()
     """Run directories, and directories that hold runs: those of seeds and searches, also while runs are added."""
     out: str = ""
@@ -38,9 +47,14 @@ class DashboardOptions:
 
 def parse_arguments(arguments: list[str]) -> DashboardOptions:
     """The options. Exits after --help; raises UserError."""
-    options, _ = parse(DashboardOptions, _USAGE, arguments)
+    options, _ = parse(DashboardOptions, f"{_USAGE}\n       {_WANDB_USAGE}", arguments)
+    if options.project:
+        _check_project(options)
+        return options
+    if options.report:
+        raise UserError(f"--report is a report of W&B and needs its project: {_WANDB_USAGE}")
     if not options.local:
-        raise UserError(f"--local is missing, the dashboard of W&B is not built yet: name runs, {_USAGE}")
+        raise UserError(f"--local or a W&B project is missing: name runs, {_USAGE}, or {_WANDB_USAGE}")
     for path in map(Path, options.local):
         if not path.is_dir():
             raise UserError(f"--local {path} is not a directory: name a run directory, or one that holds runs")
@@ -54,9 +68,33 @@ def parse_arguments(arguments: list[str]) -> DashboardOptions:
     return options
 
 
+def _check_project(options: DashboardOptions) -> None:
+    for name in ("local", "out", "port"):
+        if getattr(options, name):
+            raise UserError(f"--{name} is of the local page and {options.project} a W&B project: remove one of them")
+    if not re.fullmatch(r"[\w.-]+/[\w. -]+", options.project):
+        raise UserError(
+            f"{options.project} is not a W&B project: name ENTITY/PROJECT, as in its address, or --local RUN"
+        )
+    if importlib.util.find_spec("wandb_workspaces") is None:
+        raise UserError("dashboard needs the package wandb-workspaces: pip install -e '.[trackers]'")
+    wandb_env.check_variables()
+    if not wandb_env.has_account():
+        raise UserError(
+            f"there is no account for {wandb_env.endpoint()}: run `wandb login`, or set WANDB_API_KEY; "
+            "resnet-cifar dashboard --local RUN needs none"
+        )
+
+
 def main(arguments: list[str]) -> None:
-    """Serves the page until SIGINT or SIGTERM, or writes it until no run goes on. Raises UserError."""
+    """Serves the page until SIGINT or SIGTERM, or writes it until no run goes on; or saves a workspace of W&B.
+
+    Raises UserError.
+    """
     options = parse_arguments(arguments)
+    if options.project:
+        _save(options)
+        return
 
     from resnet_cifar.reporting.dashboard.view import Dashboard, relative_link
 
@@ -79,6 +117,35 @@ def main(arguments: list[str]) -> None:
         print(f"listening on http://127.0.0.1:{server.server_port} (Ctrl-C ends it)", flush=True)
         ended.wait()
     print("ended", flush=True)
+
+
+def _save(options: DashboardOptions) -> None:
+    """Creates or updates the workspace and the report; prints their addresses. Raises UserError."""
+    from resnet_cifar.cli.compare import runs_of
+    from resnet_cifar.reporting import comparison_report
+    from resnet_cifar.reporting.dashboard import wandb_workspace
+
+    runs = [run for word in options.report for run in runs_of(Path(word))]
+    identities = [_wandb_id(run) for run in runs]
+    title = f"Comparison: {', '.join(comparison_report.unique_names(runs))}" if runs else ""
+    sections = comparison_report.markdown_sections(runs) if runs else []
+    entity, _, project = options.project.partition("/")
+    try:
+        print("workspace {}: {}".format(*wandb_workspace.save_workspace(entity, project)), flush=True)
+        if runs:
+            print("report {}: {}".format(*wandb_workspace.save_report(entity, project, title, sections, identities)))
+    except UserError:
+        raise
+    except Exception as error:  # W&B's errors have no class in common
+        reason = " ".join(str(error).split())
+        raise UserError(f"{wandb_env.endpoint()} refuses ({reason}): check the account and the network") from None
+
+
+def _wandb_id(run: Path) -> str:
+    file = run / "wandb" / ".id"
+    if not file.is_file():
+        raise UserError(f"--report {run} was not tracked by W&B: name runs of the project, trained with its tracker")
+    return file.read_text()
 
 
 def _write(dashboard: Dashboard, file: Path, ended: threading.Event) -> None:

@@ -25,7 +25,7 @@ COMMANDS = {
     "push": "upload a trained model and its card to the Hugging Face Hub",
     "serve": "answer HTTP requests with a trained model",
     "report": "write the report of a run",
-    "dashboard": "show runs on a page that updates itself while they go on",
+    "dashboard": "show runs on a page that updates itself, or in a W&B workspace",
     "runs": "list runs with their state, progress and results",
     "compare": "compare runs in a table and on a page",
     "explore": "write a page about the images of a data source",

@@ -31,9 +31,9 @@ T = TypeVar("T")
 def parse(kind: type[T], usage: str, arguments: list[str], fields: tuple[str, ...] = ()) -> tuple[T, dict[str, str]]:
     """The command's options, and overrides of the recipe (field path -> word). Raises UserError; exits after --help.
 
-    `kind`: a dataclass with a docstring below each field. Fields without a default are positional; a tuple takes one
-    word or more, an option with the metadata `const` one word or none. `fields`: prefixes of the recipe's fields that
-    the command accepts; `""` is all.
+    `kind`: a dataclass with a docstring below each field. Fields without a default are positional, and one with the
+    metadata `positional` that may be left out; a tuple takes one word or more, an option with the metadata `const` one
+    word or none. `fields`: prefixes of the recipe's fields that the command accepts; `""` is all.
     """
     parser = _OptionParser(kind, usage, fields)
     words, overrides = parser.split(deque(arguments))
@@ -73,8 +73,9 @@ class _OptionParser(argparse.ArgumentParser):
         )
         self._fields = fields
         self._types = typing.get_type_hints(kind)
-        self._options = {field.name: field for field in dataclasses.fields(kind) if _has_default(field)}
-        self._positionals = [field.name for field in dataclasses.fields(kind) if not _has_default(field)]
+        self._options = {field.name: field for field in dataclasses.fields(kind) if not _is_positional(field)}
+        self._positionals = [field.name for field in dataclasses.fields(kind) if _is_positional(field)]
+        self._needed = sum(not _has_default(field) for field in dataclasses.fields(kind))
         self.takes_recipe = self._positionals == ["recipe"]
         docs = dict(_documentation(kind))
         if self._positionals:
@@ -154,14 +155,14 @@ class _OptionParser(argparse.ArgumentParser):
         """The positional fields' values. Raises UserError."""
         names, usage = self._positionals, self.usage.replace("%%", "%")
         takes_rest = bool(names) and typing.get_origin(self._types[names[-1]]) is tuple
-        if len(words) < len(names):
+        if len(words) < self._needed:
             raise UserError(f"{names[len(words)].upper()} is missing: {usage}")
         if len(words) > len(names) and not takes_rest:
             raise UserError(f"{words[len(names)]!r} belongs to no option: {usage}")
         values: list[Any] = words[: len(names)]
         if takes_rest:
             values[-1] = tuple(words[len(names) - 1 :])
-        return dict(zip(names, values, strict=True))
+        return dict(zip(names, values, strict=False))  # those at the end may be left out
 
     def sentence(self, error: argparse.ArgumentError) -> str:
         """argparse's error as a sentence with the option, its value and the fix."""
@@ -224,6 +225,10 @@ def _choice(choices: tuple[str, ...]) -> Callable[[str], str]:
         return word
 
     return choose
+
+
+def _is_positional(field: dataclasses.Field) -> bool:
+    return not _has_default(field) or "positional" in field.metadata
 
 
 def _has_default(field: dataclasses.Field) -> bool:

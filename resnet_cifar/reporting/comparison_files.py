@@ -22,12 +22,12 @@ def write_files(found: Comparison, folder: Path) -> None:
     """Writes table.csv, table.md, table.tex, and figures/ with the mean curves."""
     folder.mkdir(parents=True, exist_ok=True)
     sheets = [sheet for sheet in (found.recipe_sheet(), found.test_sheet()) if sheet.rows]
-    markdown = "\n".join([*map(_markdown, sheets), *(f"{line}\n" for line in found.notes())])
+    text = "\n".join([*map(markdown, sheets), *(f"{line}\n" for line in found.notes())])
     notes = "".join(f"% {' '.join(line.split())}\n" for line in found.notes())
     latex = f"{MARK}\n{notes}" + "\n".join(map(_latex, sheets))
-    for name, text in (("table.csv", _csv(found)), ("table.md", markdown), ("table.tex", latex)):
+    for name, content in (("table.csv", _csv(found)), ("table.md", text), ("table.tex", latex)):
         with atomic_write(folder / name, flush=False) as aside:
-            aside.write_text(text, encoding="utf-8", newline="")
+            aside.write_text(content, encoding="utf-8", newline="")
     lines = {each.name: each.curves() for each in found.recipes}
     comparison_curves.save_panels(lines, folder / "figures")
 
@@ -54,7 +54,8 @@ def _csv(found: Comparison) -> str:
     return stream.getvalue()
 
 
-def _markdown(sheet: Sheet) -> str:
+def markdown(sheet: Sheet) -> str:
+    """A table of Markdown."""
     lines = [sheet.header, ["---"] * len(sheet.header), *sheet.rows]
     cells = [[_one_line(cell).replace("|", "\\|") for cell in line] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)

@@ -14,6 +14,7 @@ from resnet_cifar.evaluation import significance
 from resnet_cifar.evaluation.significance import McNemar
 from resnet_cifar.reporting import (
     comparison_curves,
+    comparison_files,
     comparison_table,
     curves,
     evaluation_summary,
@@ -25,7 +26,7 @@ from resnet_cifar.reporting import (
 from resnet_cifar.reporting.comparison_table import Run, unique_names
 from resnet_cifar.reporting.curves import Curves
 from resnet_cifar.reporting.per_class import accuracy
-from resnet_cifar.reporting.recipe_comparison import Comparison, compare_recipes
+from resnet_cifar.reporting.recipe_comparison import Comparison, Sheet, compare_recipes
 from resnet_cifar.reporting.recipe_groups import image_sentence
 
 
@@ -77,6 +78,32 @@ def write_comparison(folders: list[Path], file: Path) -> Path:
     )
     html_page.write_page(file, text)
     return file
+
+
+def markdown_sections(folders: list[Path]) -> list[tuple[str, str]]:
+    """The tables of the page as (heading, Markdown). Raises UserError if files are damaged."""
+    runs, names = comparison_table.read_runs(folders), unique_names(folders)
+    rows = [_row(number, name, run, None) for number, (name, run) in enumerate(zip(names, runs, strict=True))]
+    columns = {"name": "run", "state": "state", "steps": "steps", "validation": "validation accuracy"}
+    columns |= {"test": "test accuracy (95 % interval)", "images": "test images", "loss": "test loss"}
+    found = [("Runs", [Sheet([*columns.values()], [[row[key] for key in columns] for row in rows])], [])]
+    compared = compare_recipes(runs)
+    if compared.has_seeds:
+        values = _recipe_values(compared)["recipes"]
+        found.append(("Recipes over seeds", values["sheets"], values["notes"]))
+    else:
+        values = _run_values(runs, names)
+        if values["fields"]:
+            cells = [[path, *map(str, each)] for path, each in values["fields"]]
+            found.append(("Differing fields", [Sheet(["field", *names], cells)], []))
+        header = ["first", "second", "difference, points", "95 % interval", "only one correct", "p (Holm)", "verdict"]
+        tested = [[*each.names, *each[1:]] for each in values["pairs"]]
+        found.append(("McNemar's test", [Sheet(header, tested)] if tested else [], values["incomparable"]))
+    return [
+        (heading, "\n".join([*map(comparison_files.markdown, sheets), *(f"{each}\n" for each in sentences)]))
+        for heading, sheets, sentences in found
+        if sheets or sentences
+    ]
 
 
 def _recipe_values(compared: Comparison) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import psutil
 
 from resnet_cifar.config.diff import to_dict
 from resnet_cifar.config.errors import UserError
-from resnet_cifar.config.schema import Track
+from resnet_cifar.config.schema import Recipe, Track
 from resnet_cifar.tracking import notify, wandb_env
 from resnet_cifar.tracking.base import TrackedRun, Tracker, kept_rows
 
@@ -63,7 +63,7 @@ class WandbTracker(Tracker):
             **named,
             "dir": str(self._folder),
             "resume": "allow",
-            "config": {**to_dict(run.recipe), "environment": run.environment},
+            "config": {**_config(run.recipe), "environment": run.environment},
         }
         self.recovery_hint = f", and `{self._upload('--include-online ')}` uploads the rows that W&B has stored"
         self._has_warned = self._has_fallen_back = self._has_given_up = False
@@ -112,16 +112,19 @@ class WandbTracker(Tracker):
             self._alert(event)
 
     def summary(self, step: int, values: dict[str, Any], figures: dict[str, Path], files: list[Path]) -> None:
-        """Logs numbers for the runs table, a row with the figures, and the files as an artifact."""
+        """Logs numbers for the runs table, a row with the figures and the report, and the files as an artifact."""
 
         if self._events:
             self._events.of_results(values)
 
         def work() -> None:
             self._check_server()  # uploading an artifact blocks without a server
-            images = {f"figures/{name}": self._wandb.Image(str(file)) for name, file in figures.items()}
-            if images:
-                self._run.log({"step": step, **images})
+            media = {f"figures/{name}": self._wandb.Image(str(file)) for name, file in figures.items()}
+            page = self._run_dir / "report" / "index.html"
+            if figures and page.is_file():
+                media["report"] = self._wandb.Html(str(page), inject=False)
+            if media:
+                self._run.log({"step": step, **media})
             self._run.summary.update(values)
             self._run.log_artifact(self._artifact(files))
 
@@ -258,6 +261,12 @@ class WandbTracker(Tracker):
             ("curves", f"wandb leet run {shlex.quote(str(self._folder / 'wandb'))}"),
             ("upload", self._upload()),
         )
+
+
+def _config(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with phases by number: charts of W&B reach no elements of lists."""
+    found = to_dict(recipe)
+    return {**found, "phases": {str(number): phase for number, phase in enumerate(found["phases"])}}
 
 
 def _step(segment: Path) -> int:

@@ -120,10 +120,12 @@ def only_run(server: WandbServer) -> StoredRun:
 
 
 def check_settings(home: Path, settings: dict[str, Any]) -> None:
-    """W&B's config is the resolved recipe and the environment, but for the class counts, which may be thousands."""
+    """W&B's config is the resolved recipe, with phases by number, and the environment without the class counts."""
+    recipe = yaml.safe_load((home / "RUN" / "recipe.yaml").read_text())
+    recipe["phases"] = {str(number): phase for number, phase in enumerate(recipe["phases"])}
     environment = json.loads((home / "RUN" / "environment.json").read_text())
     assert environment.pop("class_counts")
-    assert settings == {**yaml.safe_load((home / "RUN" / "recipe.yaml").read_text()), "environment": environment}
+    assert settings == {**recipe, "environment": environment}
 
 
 def check_summary(home: Path, summary: dict[str, Any]) -> None:
@@ -163,6 +165,7 @@ def check_media(home: Path, server: WandbServer) -> None:
     (row,) = (row for row in run.history if "figures/confusion" in row)
     for name in ("confusion", "mistakes"):
         assert run.files[row[f"figures/{name}"]["path"]] == (folder / "report" / "figures" / f"{name}.png").read_bytes()
+    assert run.files[row["report"]["path"]] == (folder / "report" / "index.html").read_bytes()
     (artifact,) = server.artifacts.values()
     assert (artifact.kind, artifact.committed) == ("result", True)
     for name in ("eval-test.json", "predictions-test.parquet", "recipe.yaml", "config.json"):

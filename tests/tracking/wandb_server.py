@@ -64,6 +64,7 @@ class WandbServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.runs: dict[str, StoredRun] = {}
         self.artifacts: dict[str, StoredArtifact] = {}
+        self.views: list[dict[str, Any]] = []  # workspaces and reports: what UpsertView stored
         self.sweep = ""  # the YAML of the sweep
         self.trials: list[tuple[str, dict[str, Any]]] = []  # (run id, values) that an agent is told to try
         self.alerts: list[tuple[str, str]] = []  # title and text
@@ -113,6 +114,7 @@ class WandbServer(ThreadingHTTPServer):
         """The data of a GraphQL operation; those that are not needed get none."""
         operations: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "Viewer": lambda _: {"viewer": {"id": "user", "entity": _ENTITY, "username": _ENTITY, "flags": "{}"}},
+            "GetDefaultEntity": lambda _: {"viewer": {"id": "user", "entity": _ENTITY}},
             "UpsertBucket": self._upsert,
             "RunResumeStatus": self._resume_status,
             "CreateRunFiles": self._create_files,
@@ -127,6 +129,12 @@ class WandbServer(ThreadingHTTPServer):
             "CreateAgent": lambda _: {"createAgent": {"agent": {"id": "agent"}}},
             "Heartbeat": self._heartbeat,
             "NotifyScriptableRunAlert": self._alert,
+            "View": self._views,
+            "ProjectViews": self._views,
+            "ProjectInternalId": lambda asked: {"project": {"id": "p", "internalId": asked["projectName"]}},
+            "GetProjects": self._projects,
+            "UpsertView2": self._upsert_view,
+            "upsertView": self._upsert_view,
         }
         return operations.get(operation, lambda _: {})(variables)
 
@@ -159,6 +167,41 @@ class WandbServer(ThreadingHTTPServer):
         self.sweep = variables["config"]
         project = {"id": "project", "name": variables["projectName"], "entity": {"id": "entity", "name": _ENTITY}}
         return {"upsertSweep": {"sweep": {"name": "sweep0", "project": project}, "configValidationWarnings": []}}
+
+    def _upsert_view(self, variables: dict[str, Any]) -> dict[str, Any]:
+        names = ("type", "name", "displayName", "description", "spec")
+        stored = {name: variables[name] for name in names if name in variables}
+        stored["project"] = {"id": "p", "name": variables["projectName"], "entityName": variables["entityName"]}
+        found = next((view for view in self.views if view["id"] == variables.get("id")), None)
+        if found is None:
+            self.views.append(found := {"id": f"view{len(self.views)}"})
+        found.update(stored)
+        return {"upsertView": {"view": found, "inserted": "id" not in variables}}
+
+    def _views(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """The views of a type; one by its name in `viewName`, if that is given."""
+        project = variables.get("project") or variables["projectName"]
+        if project not in self.projects:
+            return {"project": None}
+        nodes = [
+            {**view, "updatedAt": "", "createdAt": "", "user": {"username": _ENTITY, "photoUrl": None, "email": ""}}
+            for view in self.views
+            if view["type"] == variables.get("viewType", "runs") and view["project"]["name"] == project
+            if variables.get("viewName") in (None, view["name"])
+        ]
+        page = {"endCursor": None, "hasNextPage": False}
+        return {"project": {"allViews": {"edges": [{"node": node, "cursor": ""} for node in nodes], "pageInfo": page}}}
+
+    @property
+    def projects(self) -> set[str]:
+        """Those that have runs."""
+        return {run.project for run in self.runs.values()}
+
+    def _projects(self, variables: dict[str, Any]) -> dict[str, Any]:
+        facts = {"entityName": _ENTITY, "createdAt": "", "isBenchmark": False, "user": None}
+        nodes = [{"id": name, "name": name, **facts} for name in sorted(self.projects)]
+        edges = [{"node": node, "cursor": node["name"]} for node in nodes]
+        return {"models": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}}
 
     def _heartbeat(self, variables: dict[str, Any]) -> dict[str, Any]:
         """Starts the next of `trials` when none is running; at their end the agent exits."""

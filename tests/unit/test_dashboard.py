@@ -331,8 +331,8 @@ def test_the_command_serves_until_it_is_interrupted(home: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("", "--local is missing, the dashboard of W&B is not built yet: name runs, resnet-cifar dashboard --local"),
-        ("runs/done", "'runs/done' belongs to no option"),
+        ("", "--local or a W&B project is missing: name runs, resnet-cifar dashboard --local"),
+        ("--local runs/done --report runs/done", "--report is a report of W&B and needs its project"),
         ("--local nowhere", "--local nowhere is not a directory: name a run directory"),
         ("--local runs/done --out a.html --port 1", "--out writes a file and --port 1 serves the page: remove one"),
         ("--local runs/done --port many", "--port cannot be 'many': it should be a number up to 65535"),

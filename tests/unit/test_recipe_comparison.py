@@ -315,7 +315,7 @@ def test_mean_curve_over_the_steps_that_all_runs_have() -> None:
 def test_a_folder_without_finished_runs_is_a_sentence(both: tuple[Path, Path]) -> None:
     Path("empty").mkdir()
     for name in ("empty", "nowhere"):
-        with pytest.raises(UserError, match=f"compare: {name} is not a run directory .* and holds no finished run"):
+        with pytest.raises(UserError, match=f"{name} is not a run directory .* and holds no finished run"):
             compare.main(["base", name])
     with pytest.raises(UserError, match="compare takes two runs or more, not base/seed-0 alone"):
         compare.main(["base/seed-0", "base/seeds.json"])

@@ -15,7 +15,7 @@ from resnet_cifar.reporting.seed_stats import spread
 
 DASHES = ("", "7 3", "2 3", "8 3 2 3")  # for more runs than colors
 MAX_RUNS = len(style.SERIES) * len(DASHES)  # that can be told apart
-_SECTIONS = {
+TITLES = {
     "speed": {
         "images_per_second": "throughput, images/s",
         "mfu": "model FLOPs utilization",
@@ -55,7 +55,7 @@ def line_panels(runs: Iterable[RunFeed]) -> list[dict[str, Any]]:
     panels = [
         _panel("overview", METRIC_NAMES.get(name, name), [f"train/{name}", f"val/{name}"], zero=False) for name in order
     ]
-    for section, titles in _SECTIONS.items():
+    for section, titles in TITLES.items():
         panels += [_panel(section, title, [field]) for field, title in titles.items() if field in fields]
     known = {field for panel in panels for field in panel["fields"]}
     return panels + [_panel("other", field, [field], zero=False) for field in fields if field not in known]
