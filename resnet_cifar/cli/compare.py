@@ -63,17 +63,18 @@ def main(arguments: list[str]) -> None:
     from resnet_cifar.reporting.comparison_table import compare, read_runs
     from resnet_cifar.reporting.recipe_groups import image_sentence
 
-    found = recipe_comparison.compare_recipes(read_runs(folders))
+    runs = read_runs(folders)
+    found = recipe_comparison.compare_recipes(runs)
     if found.has_seeds:
         recipe_comparison.print_recipes(found)
     else:
-        compare(folders)
+        compare(runs)
         for sentence in filter(None, (image_sentence(each.runs) for each in found.recipes)):
             print(sentence)
         if len(found.recipes) == 1 and len(found.recipes[0].runs) > 1:
             print("All runs are of one recipe. With runs of a second one, the two are compared over their seeds.")
     try:
-        page = comparison_report.write_comparison(folders, Path(options.out))
+        page = comparison_report.write_comparison(runs, Path(options.out))
     except OSError as error:
         raise UserError(f"{options.out} cannot be written ({error.strerror}): name another file with --out") from None
     print(f"written: {page}", flush=True)

@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import time
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ _WANDB_USAGE = "resnet-cifar dashboard ENTITY/PROJECT [--report RUN...]"
 _MARK = "written by resnet-cifar dashboard"  # in templates/dashboard.html
 _INTERVAL = 2.0  # seconds between looks at the run directories
 _IDLE_FACTOR = 10  # ... or this many times as long as a look took: training needs the processor
+_TITLE = 128  # characters that W&B allows
 _RELOAD = 5  # seconds after which a file that still changes loads itself again
 
 
@@ -123,11 +125,14 @@ def _save(options: DashboardOptions) -> None:
     """Creates or updates the workspace and the report; prints their addresses. Raises UserError."""
     from resnet_cifar.cli.compare import runs_of
     from resnet_cifar.reporting import comparison_report
+    from resnet_cifar.reporting.comparison_table import read_runs, unique_names
     from resnet_cifar.reporting.dashboard import wandb_workspace
 
-    runs = [run for word in options.report for run in runs_of(Path(word))]
-    identities = [_wandb_id(run) for run in runs]
-    title = f"Comparison: {', '.join(comparison_report.unique_names(runs))}" if runs else ""
+    folders = [folder for word in options.report for folder in runs_of(Path(word))]
+    identities, runs = [_wandb_id(folder) for folder in folders], read_runs(folders)
+    title = f"Comparison: {', '.join(unique_names(folders))}" if runs else ""
+    if len(title) > _TITLE:  # still one for each set of runs
+        title = f"Comparison of {len(runs)} runs {zlib.crc32(' '.join(identities).encode()):08x}"
     sections = comparison_report.markdown_sections(runs) if runs else []
     entity, _, project = options.project.partition("/")
     try:

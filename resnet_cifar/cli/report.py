@@ -31,9 +31,9 @@ def main(arguments: list[str]) -> None:
     run = Path(parse_arguments(arguments).run)
 
     from resnet_cifar.reporting import run_report
-    from resnet_cifar.reporting.comparison_table import compare
+    from resnet_cifar.reporting.comparison_table import compare, read_runs
 
-    compare([run])
+    compare(read_runs([run]))
     try:
         page = run_report.write_run_report(run)
     except OSError as error:

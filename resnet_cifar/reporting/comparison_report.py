@@ -49,13 +49,12 @@ class Pair(NamedTuple):
     verdict: str
 
 
-def write_comparison(folders: list[Path], file: Path) -> Path:
+def write_comparison(runs: list[Run], file: Path) -> Path:
     """Writes the page of two or more runs, finished or not; returns it. Raises UserError if files are damaged.
 
     If several runs differ only in their seed, and others in more, it compares recipes.
     """
-    runs = comparison_table.read_runs(folders)
-    names = unique_names(folders)
+    names = unique_names([run.folder for run in runs])
     curves_of = {name: curves.read_curves(run.folder, run.recipe, []) for name, run in zip(names, runs, strict=True)}
     compared = compare_recipes(runs)
     places = list(range(len(runs)))  # of the runs' lines
@@ -80,9 +79,9 @@ def write_comparison(folders: list[Path], file: Path) -> Path:
     return file
 
 
-def markdown_sections(folders: list[Path]) -> list[tuple[str, str]]:
+def markdown_sections(runs: list[Run]) -> list[tuple[str, str]]:
     """The tables of the page as (heading, Markdown). Raises UserError if files are damaged."""
-    runs, names = comparison_table.read_runs(folders), unique_names(folders)
+    names = unique_names([run.folder for run in runs])
     rows = [_row(number, name, run, None) for number, (name, run) in enumerate(zip(names, runs, strict=True))]
     columns = {"name": "run", "state": "state", "steps": "steps", "validation": "validation accuracy"}
     columns |= {"test": "test accuracy (95 % interval)", "images": "test images", "loss": "test loss"}

@@ -47,9 +47,8 @@ def unique_names(folders: list[Path]) -> list[str]:
     return [f"{name} ({number})" for number, name in enumerate(map(str, folders), start=1)]
 
 
-def compare(folders: list[Path]) -> None:
+def compare(runs: Sequence[Run]) -> None:
     """Prints a table with a row per run: differing recipe fields, state, steps and metrics."""
-    runs = read_runs(folders)
     fields = differing_fields([run.recipe for run in runs])
     metrics = dict.fromkeys((*_METRICS, *(name for run in runs for name in metrics_of(run.recipe))))
     console = listing()

@@ -21,6 +21,7 @@ import reported
 from PIL import Image
 
 from resnet_cifar.reporting import comparison_report, gallery, prediction_arrays, run_report, style
+from resnet_cifar.reporting.comparison_table import read_runs
 
 SHOWN = "#examples li:not([hidden])"
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -224,7 +225,9 @@ def test_pages_of_many_classes_of_a_run_on_its_way_and_of_two_runs_are_quiet_and
         run_report.write_run_report(many),
         run_report.write_run_report(reported.start(tmp_path / "begun", steps=15).path),
     ]
-    pages.append(comparison_report.write_comparison([run, many, tmp_path / "begun"], tmp_path / "compare.html"))
+    pages.append(
+        comparison_report.write_comparison(read_runs([run, many, tmp_path / "begun"]), tmp_path / "compare.html")
+    )
     for file in pages:
         for options in ({}, {"phone": True}):
             opened = browser.open(file, **options)

@@ -8,7 +8,7 @@ import pytest
 
 from resnet_cifar.atomic_io import write_json
 from resnet_cifar.config.loading import read_recipe, write_recipe
-from resnet_cifar.reporting.comparison_table import compare
+from resnet_cifar.reporting.comparison_table import compare, read_runs
 
 
 def folder_of(path: Path, status: dict, result: dict | None = None, **overrides: str) -> Path:
@@ -28,7 +28,7 @@ def test_a_row_for_each_run_with_what_differs(tmp_path: Path, monkeypatch, capsy
     broken = folder_of(
         Path("b"), {"state": "failed", "step": 2, "steps": 12, "why": "it [bold]broke"}, seed="2", **more
     )
-    compare([done, broken])
+    compare(read_runs([done, broken]))
     heads, first, second, why = capsys.readouterr().out.splitlines()
     changes = [
         "seed",
@@ -80,7 +80,7 @@ def test_runs_that_differ_in_their_seed_alone_have_a_mean(
         for seed, score, more in ((1, 0.25, {}), (2, 0.75, changes))
     ]
     runs.append(folder_of(tmp_path / "3", {"state": "running"}, seed="3", **by_f1))
-    compare(runs)
+    compare(read_runs(runs))
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].endswith("val/accuracy  test/accuracy  test/loss  val/macro_f1  test/macro_f1")
     lines = [line for line in printed if "mean" in line]
@@ -95,5 +95,5 @@ def test_a_run_that_has_only_been_claimed(tmp_path: Path, monkeypatch, capsys: p
     monkeypatch.chdir(tmp_path)
     folder = folder_of(Path("a"), {})
     (folder / "status.json").unlink()
-    compare([folder])
+    compare(read_runs([folder]))
     assert capsys.readouterr().out.splitlines()[1].split() == ["a", "claimed", "0/?", "-", "-", "-"]

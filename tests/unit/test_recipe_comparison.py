@@ -228,7 +228,7 @@ def test_a_terminal_shows_eight_columns_and_the_names_of_other_fields(
         monkeypatch.setattr(module, "listing", lambda: terminal)
     for show in (
         lambda: recipe_comparison.print_recipes(compared(*folders)),
-        lambda: comparison_table.compare([folder / "seed-0" for folder in folders]),
+        lambda: comparison_table.compare(read_runs([folder / "seed-0" for folder in folders])),
     ):
         show()
         head, *lines = terminal.export_text().splitlines()

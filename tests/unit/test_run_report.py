@@ -21,6 +21,7 @@ from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.evaluation import metrics
 from resnet_cifar.reporting import comparison_report, curves, reproducibility, run_report, style
+from resnet_cifar.reporting.comparison_table import read_runs
 
 
 def said(page: Path) -> str:
@@ -329,7 +330,7 @@ def test_an_older_evaluation_without_some_metrics_keeps_its_page(whole: Path, tm
     text = said(run_report.write_run_report(run))
     assert "200 images are classified correctly" in text and "Per-class metrics" in text
     assert "cross-entropy" not in text and "is missing or incomplete" not in text
-    comparison_report.write_comparison([run, whole], tmp_path / "compare.html")
+    comparison_report.write_comparison(read_runs([run, whole]), tmp_path / "compare.html")
     assert "No final test predictions" not in said(tmp_path / "compare.html")
 
 
