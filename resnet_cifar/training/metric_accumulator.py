@@ -23,7 +23,7 @@ class StepMetrics:
     """Means over all ranks and all images since the previous flush, after `step` updates.
 
     `gradient_norm`: the mean norm of the gradients before clipping, without the infinite ones that fp16's scaler skips;
-    None where gradients are not clipped.
+    None where they are not clipped. `skipped`: the number of updates that the scaler has skipped; None without one.
     """
 
     step: int
@@ -31,6 +31,7 @@ class StepMetrics:
     accuracy: float
     lr: float
     gradient_norm: float | None = None
+    skipped: int | None = None
 
 
 class MetricAccumulator:
@@ -39,7 +40,8 @@ class MetricAccumulator:
     def __init__(self, plan: Plan, context: DistributedContext) -> None:
         self.plan, self.context = plan, context
         self._sums = torch.zeros(2, dtype=torch.float64, device=context.device)
-        self._norms = torch.zeros(2, dtype=torch.float64, device=context.device)  # sum and count
+        # Sum and count of norms, and updates that were skipped: the same on all ranks.
+        self._norms = torch.zeros(3, dtype=torch.float64, device=context.device)
         self._first_bad = torch.full((1,), _NEVER, dtype=torch.int64, device=context.device)
         self._skipped = torch.zeros(1, dtype=torch.int64, device=context.device)
         self._pending: deque[tuple[int, int, Tensor, Tensor, torch.cuda.Event | None]] = deque()
@@ -54,11 +56,12 @@ class MetricAccumulator:
     def add_grad_norm(self, norm: Tensor) -> None:
         """Adds the norm ([]) of the global batch's gradient before clipping; it is the same on every rank."""
         finite = norm < math.inf  # and not NaN
-        self._norms += torch.stack([torch.where(finite, norm, 0.0), finite])
+        self._norms[:2] += torch.stack([torch.where(finite, norm, 0.0), finite])
 
     def add_finite(self, finite: Tensor) -> None:
         """Notes whether the gradients were `finite` (bool []); fp16's scaler skips the update where they were not."""
         self._skipped = torch.where(finite, 0, self._skipped + 1)
+        self._norms[2] += ~finite
 
     @property
     def skipped(self) -> int:
@@ -71,8 +74,8 @@ class MetricAccumulator:
         self._skipped.fill_(skipped)
         if partial:
             self._summed_to -= int(partial["steps"])
-            norms = [partial["norms"], partial["norms_count"]]
-            self._norms += torch.tensor(norms, dtype=torch.float64).to(self._norms.device)  # the same on all ranks
+            norms = [partial["norms"], partial["norms_count"], partial.get("skipped", 0)]  # older checkpoints lack it
+            self._norms += torch.tensor(norms, dtype=torch.float64).to(self._norms.device)
             if self.context.is_main:
                 self._sums += torch.tensor([partial["loss"], partial["correct"]], dtype=torch.float64).to(
                     self._sums.device
@@ -87,13 +90,14 @@ class MetricAccumulator:
             return None
         loss, correct = self.context.all_reduce_sum_(self._sums.clone()).tolist()
         self._check(int(self.context.all_reduce_min_(self._first_bad.clone())), self.skipped)
-        norms, count = self._norms.tolist()
+        norms, count, skipped = self._norms.tolist()
         return {
             "steps": done - self._summed_to,
             "loss": loss,
             "correct": correct,
             "norms": norms,
             "norms_count": count,
+            "skipped": skipped,
         }
 
     def flush_async(self, done: int) -> None:
@@ -120,12 +124,11 @@ class MetricAccumulator:
             done, steps, sums, facts, event = self._pending.popleft()
             if event is not None:
                 event.synchronize()
-            first_bad, skipped = facts.tolist()
-            self._check(first_bad, skipped)
+            self._check(*facts.tolist())
             images = steps * self.plan.recipe.batch_size
-            loss, correct, norms, count = sums.tolist()
-            norm = norms / count if count else None
-            yield StepMetrics(done, loss / images, correct / images, self.plan.lr(done - 1), norm)
+            loss, correct, norms, count, skipped = sums.tolist()
+            norm, skips = norms / count if count else None, int(skipped) if self.context.scaler is not None else None
+            yield StepMetrics(done, loss / images, correct / images, self.plan.lr(done - 1), norm, skips)
 
     def _check(self, first_bad: int, skipped: int) -> None:
         if first_bad != _NEVER:

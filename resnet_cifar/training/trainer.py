@@ -358,7 +358,7 @@ class Trainer:
         return scores
 
     def _row(self, found: StepMetrics) -> dict[str, Any]:
-        norm = {} if found.gradient_norm is None else {"gradient_norm": found.gradient_norm}
+        optional = {"gradient_norm": found.gradient_norm, "skipped_updates": found.skipped}
         return {
             "step": found.step,
             "epoch": self.plan.epoch(found.step),
@@ -366,7 +366,7 @@ class Trainer:
             "lr": found.lr,
             "train/loss": found.loss,
             "train/accuracy": found.accuracy,
-            **norm,
+            **{name: value for name, value in optional.items() if value is not None},
             **self.telemetry.row(found.step),
         }
 

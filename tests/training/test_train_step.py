@@ -300,6 +300,18 @@ class TestScaler:
         (sums,) = state.metrics.poll(wait=True)
         assert (sums.step, sums.lr) == (2, 0.05)
         assert 0 < sums.gradient_norm < torch.inf, "that of the update that was not skipped"
+        assert sums.skipped == 1
+
+    def test_skipped_updates_of_an_unfinished_row_survive_a_resume(self, start: Start) -> None:
+        state, _ = self.scaled(start, scale=1.0)
+        state.metrics.add_finite(torch.tensor(False))
+        state.metrics.add_finite(torch.tensor(True))
+        resumed, _ = self.scaled(start, scale=1.0)
+        resumed.metrics.resume(2, state.metrics.pending_sums(2), state.metrics.skipped)
+        resumed.metrics.add_finite(torch.tensor(False))
+        resumed.metrics.flush_async(3)
+        resumed.metrics.flush_async(4)
+        assert [found.skipped for found in resumed.metrics.poll(wait=True)] == [2, 0]
 
     def test_an_update_that_works_ends_the_count(self, start: Start) -> None:
         state, loader = self.scaled(start, scale=2.0**16)

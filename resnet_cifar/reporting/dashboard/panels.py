@@ -22,7 +22,11 @@ TITLES = {
         "memory_gib": "peak memory, GiB",
         "wait_share": "share of time waiting for data",
     },
-    "optimization": {"lr": "learning rate", "gradient_norm": "gradient norm before clipping"},
+    "optimization": {
+        "lr": "learning rate",
+        "gradient_norm": "gradient norm before clipping",
+        "skipped_updates": "updates that fp16 skipped",
+    },
 }
 _SHARES = ("accuracy", "f1", "mfu", "share")  # in the names of fields from 0 to 1
 _BAND_POINTS = 100  # evaluations at which an interval is computed
