@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resnet_cifar.checkpoints.run_dir import check_version
-from resnet_cifar.cli.parser import parse
+from resnet_cifar.cli.parser import check_page, is_written_by, parse
 from resnet_cifar.config.errors import UserError
 
-_MARK = "written by resnet-cifar compare"  # in templates/compare.html and table.tex
 _STUDY_FILES = ("seeds.json", "journal.log")  # of seeds and of a search
 
 
@@ -43,14 +42,9 @@ def parse_arguments(arguments: list[str]) -> tuple[CompareOptions, list[Path]]:
             "written by resnet-cifar report"
         )
     out, files = Path(options.out), Path(options.files)
-    if out.is_file() and not _is_ours(out):
-        raise UserError(f"--out {out} exists and is not a page of this command: name another file")
-    if (
-        options.files
-        and files.exists()
-        and (files.is_file() or any(files.iterdir()))
-        and not _is_ours(files / "table.tex")
-    ):
+    check_page(out, "compare")
+    is_taken = bool(options.files) and files.exists() and (files.is_file() or any(files.iterdir()))
+    if is_taken and not is_written_by(files / "table.tex", "compare"):
         raise UserError(f"--files {files} is not a directory of tables of this command: name a new or empty one")
     return options, runs
 
@@ -112,7 +106,3 @@ def runs_of(path: Path) -> list[Path]:
 def _by_number(path: Path) -> list[str | int]:
     """seed-10 after seed-9."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
-
-
-def _is_ours(file: Path) -> bool:
-    return file.is_file() and _MARK in file.read_text(encoding="utf-8", errors="replace")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnet_cifar.cli.parser import parse
+from resnet_cifar.cli.parser import check_page, parse
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import is_digits
 from resnet_cifar.tracking import wandb_env
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _USAGE = "resnet-cifar dashboard --local RUN... [--out FILE.html | --port PORT]"
 _WANDB_USAGE = "resnet-cifar dashboard ENTITY/PROJECT [--report RUN...]"
-_MARK = "written by resnet-cifar dashboard"  # in templates/dashboard.html
 _INTERVAL = 2.0  # seconds between looks at the run directories
 _IDLE_FACTOR = 10  # ... or this many times as long as a look took: training needs the processor
 _TITLE = 128  # characters that W&B allows
@@ -64,9 +63,7 @@ def parse_arguments(arguments: list[str]) -> DashboardOptions:
         raise UserError(f"--out writes a file and --port {options.port} serves the page: remove one of them")
     if options.port and not (is_digits(options.port) and int(options.port) <= 65535):
         raise UserError(f"--port cannot be {options.port!r}: it should be a number up to 65535, such as 8000")
-    out = Path(options.out)
-    if out.is_file() and _MARK not in out.read_text(encoding="utf-8", errors="replace"):
-        raise UserError(f"--out {out} exists and is not a page of this command: name another file")
+    check_page(Path(options.out), "dashboard")
     return options
 
 

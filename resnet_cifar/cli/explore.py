@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_cifar.cli.parser import parse
+from resnet_cifar.cli.parser import check_page, parse
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Recipe
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from resnet_cifar.reporting.dataset_report.image_headers import Originals
     from resnet_cifar.reporting.dataset_report.near_duplicates import Duplicates
     from resnet_cifar.reporting.dataset_report.pixel_stats import Statistics
-
-_MARK = "written by resnet-cifar explore"  # in templates/explore.html
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,7 @@ def _output_file(out: str, source: str) -> Path:
         raise UserError(f"--out {file} is a directory: name a file, such as {file / 'explore.html'}")
     if not file.parent.is_dir():
         raise UserError(f"--out {file}: there is no directory {file.parent}: create it, or name another file")
-    if file.exists() and _MARK not in file.read_text(encoding="utf-8", errors="replace"):
-        raise UserError(f"--out {file} exists and is not a page of this command: name another file")
+    check_page(file, "explore")
     return file
 
 

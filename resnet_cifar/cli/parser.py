@@ -15,6 +15,7 @@ import textwrap
 import typing
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from resnet_cifar.cli.entry import print_once
@@ -198,6 +199,17 @@ class _OptionParser(argparse.ArgumentParser):
                 sections[section].add_argument(f"--{path}", metavar="", help=text.replace("%", "%%"))
         print_once(self.format_help())
         raise SystemExit(0)
+
+
+def is_written_by(file: Path, command: str) -> bool:
+    """Whether `resnet-cifar COMMAND` has written a file: its pages and tables say so, in reporting/templates."""
+    return file.is_file() and f"written by resnet-cifar {command}" in file.read_text("utf-8", errors="replace")
+
+
+def check_page(file: Path, command: str) -> None:
+    """Raises UserError where the page of a command would replace something else."""
+    if file.is_file() and not is_written_by(file, command):
+        raise UserError(f"--out {file} exists and is not a page of this command: name another file")
 
 
 def positive_number(word: str) -> float:

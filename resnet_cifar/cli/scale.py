@@ -8,14 +8,13 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from resnet_cifar.cli.parser import parse
+from resnet_cifar.cli.parser import is_written_by, parse
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.distributed import launcher_env
 
 _USAGE = "resnet-cifar scale --processes 1,2,4 --out DIR [--recipe NAME|FILE] [--FIELD VALUE ...]"
-_MARK = "written by resnet-cifar scale"  # in templates/scaling.html
 PAGE = "index.html"
 
 
@@ -78,7 +77,7 @@ def check_out(out: Path) -> None:
         trial.touch()
         trial.unlink()
         page = out / PAGE
-        is_foreign = page.is_file() and _MARK not in page.read_text(encoding="utf-8", errors="replace")
+        is_foreign = page.is_file() and not is_written_by(page, "scale")
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror}): name another folder") from None
     if is_foreign:
