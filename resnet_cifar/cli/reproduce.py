@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
     run = Path(options.run)
     again = Path(options.out or f"{run if run.name.strip('.') else run.resolve()}-again")
     words = ["--recipe", str(run / "recipe.yaml"), "--track.report=False", "--track.trackers=none"]
-    words += ["--track.notify=", "--track.notify_accuracy=0"]
+    words += ["--track.log_model=False", "--track.notify=", "--track.notify_accuracy=0"]
     if found := read_json(run / "micro_batch.json"):  # what `auto` found: the order of summation
         recipe = dataclasses.replace(recipe, micro_batch=found["micro_batch"])
         words.append(f"--micro_batch={recipe.micro_batch}")

@@ -450,6 +450,8 @@ class Track:
     """`wandb` (offline in the run directory without an account), `trackio`, `tensorboard`, several, or `none`."""
     project: Name = "resnet-cifar"
     """The trackers' project."""
+    log_model: bool = False
+    """Upload the exported model, too, at the end of the run, as a versioned artifact of W&B."""
     notify: Annotated[str, BeforeValidator(_notify)] = ""
     """Who is told how each attempt ends: https://HOST/PATH (a POST of JSON), the address in env:VARIABLE or
     slack:VARIABLE, or `wandb` (an alert)."""

@@ -124,6 +124,7 @@ _SWITCHES: dict[tuple[str, Any], str] = {
     ("track.trackers", "wandb"): "log_wandb wandb use_wandb with_wandb enable_wandb",
     ("track.trackers", "tensorboard"): "tensorboard log_tensorboard use_tensorboard",
     ("track.trackers", "none"): "no_wandb no_log disable_wandb",
+    ("track.log_model", True): "wandb_log_model log_model_checkpoint",
     ("restart", True): "overwrite_output_dir exist_ok overwrite force no_resume fresh_start",
     ("dry-run", True): "fast_dev_run dryrun plan",
     ("download-only", True): "download dataset_download prepare_only",

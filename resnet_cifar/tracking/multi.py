@@ -53,12 +53,12 @@ class MultiTracker:
 
     def finish(self, state: str) -> None:
         """Ends the run as `finished`, `interrupted`, `failed` or `lost`, within a bounded time."""
-        end = time.monotonic() + _FINISH_TIMEOUT
+        start = time.monotonic()
         for worker in self._workers:
             worker.submit(lambda tracker: tracker.finish(state))
             worker.submit(None)
         for worker in self._workers:
-            worker.wait(end)
+            worker.wait(start, with_uploads=state == "finished")
 
 
 class _Worker:
@@ -85,10 +85,11 @@ class _Worker:
         except queue.Full:
             self._disable(f"{_MAX_QUEUED} calls are waiting")
 
-    def wait(self, end: float) -> None:
-        self._thread.join(max(0.0, end - time.monotonic()))
+    def wait(self, start: float, with_uploads: bool) -> None:
+        seconds = _FINISH_TIMEOUT + (self._tracker.upload_seconds if with_uploads else 0.0)
+        self._thread.join(max(0.0, start + seconds - time.monotonic()))
         if self._thread.is_alive():
-            self._disable(f"it did not finish within {_FINISH_TIMEOUT:g} s")
+            self._disable(f"it did not finish within {seconds:g} s")
             with contextlib.suppress(Exception, SystemExit):
                 self._tracker.abandon()
 

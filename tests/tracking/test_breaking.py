@@ -21,7 +21,9 @@ import pytest
 from wandb_server import WandbServer
 
 from resnet_cifar.config import schema
+from resnet_cifar.config.diff import fingerprint
 from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.validation import parse
 from resnet_cifar.tracking import multi
 from resnet_cifar.tracking.base import TrackedRun, Tracker, kept_rows
@@ -66,15 +68,27 @@ def check_result(server: WandbServer) -> None:
     (run,) = server.runs.values()
     assert (run.state, run.summary["test/accuracy"]) == ("finished", 0.5)
     assert any(name.startswith("media/images/figures/confusion") for name in run.files)
-    (artifact,) = (artifact for artifact in server.artifacts.values() if artifact.committed)
-    assert artifact.files["eval-test.json"] == b'{"accuracy": 0.5}'
+    assert server.latest("result").files["eval-test.json"] == b'{"accuracy": 0.5}'
+
+
+def check_model(server: WandbServer) -> None:
+    """The model is there, whole, under its names, and says what it is."""
+    model, (run,) = server.latest("model"), server.runs.values()
+    assert set(model.files) == {"config.json", "model.safetensors", "recipe.yaml"}
+    assert model.files["model.safetensors"] == b"weights"
+    assert (model.run, model.name) == (run.name, f"model-{run.name}")
+    assert {"latest", "best", "step-4"} == model.aliases
+    scores = {"val/accuracy": 0.25, "test/accuracy": 0.5, "step": 4}
+    assert model.metadata == {"data_fingerprint": "0123", "recipe_fingerprint": fingerprint(Recipe()), **scores}
 
 
 def test_online_run_arrives_whole_and_nothing_is_said(tmp_path: Path):
     with WandbServer() as server:
-        assert go(tmp_path, "RUN", "wandb", 1, 6, "finish", env=server.account()) == (0, "")
+        env = server.account() | {"LOG_MODEL": "60"}
+        assert go(tmp_path, "RUN", "wandb", 1, 6, "finish", env=env) == (0, "")
     assert steps(server) == [1, 2, 3, 4, 5, 6]
     check_result(server)
+    check_model(server)
 
 
 def test_the_users_variables_win_over_defaults(tmp_path: Path):
@@ -135,6 +149,19 @@ def test_what_breaks_in_mid_run_is_said_once_and_kept_offline(
         sync(tmp_path, said.split("`")[1], later)
     assert steps(later) == [1, 2, 3, 4, 5, 6]
     check_result(later)
+
+
+def test_model_whose_upload_takes_too_long_is_kept_offline(tmp_path: Path):
+    with WandbServer() as server:
+        dawdle(server, "/artifact/")
+        code, said = go(tmp_path, "RUN", "wandb", 1, 4, "finish", env=server.account() | {"LOG_MODEL": "1"})
+    assert code == 0, said
+    assert said.startswith("warning: W&B: continuing offline (Artifact upload wait timed out")
+    assert said.count("\n") == 1
+    with WandbServer() as later:
+        sync(tmp_path, said.split("`")[1], later)
+    check_result(later)
+    check_model(later)
 
 
 def test_key_that_is_refused_at_the_start_is_said_once(tmp_path: Path):

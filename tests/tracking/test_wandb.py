@@ -20,6 +20,7 @@ from wandb_server import StoredRun, WandbServer
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 NOBODY = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}  # the discard port
+MODEL = ("--track.log_model", "True")
 ALERTS = ("--track.notify", "wandb", "--track.notify_accuracy", "0.000001")
 # Nine steps: checkpoints after 4, 8 and 9, scores after 4 and 9, a row after each.
 RECIPE = """
@@ -137,7 +138,7 @@ def check_summary(home: Path, summary: dict[str, Any]) -> None:
 def offline(tmp_path_factory: pytest.TempPathFactory, images: Path) -> tuple[Path, str]:
     """Where a user without an account has trained, and what was printed."""
     home = tmp_path_factory.mktemp("offline")
-    return home, train(home, images).stdout
+    return home, train(home, images, *MODEL).stdout
 
 
 def test_offline_run_holds_every_row(offline: tuple[Path, str]):
@@ -163,11 +164,23 @@ def check_media(home: Path, server: WandbServer) -> None:
     (row,) = (row for row in run.history if "figures/confusion" in row)
     for name in ("confusion", "mistakes"):
         assert run.files[row[f"figures/{name}"]["path"]] == (folder / "report" / "figures" / f"{name}.png").read_bytes()
-    (artifact,) = server.artifacts.values()
-    assert (artifact.kind, artifact.committed) == ("result", True)
+    artifact = server.latest("result")
     for name in ("eval-test.json", "predictions-test.parquet", "recipe.yaml", "config.json"):
         (file,) = (folder / "model" / name, folder / name)[name != "config.json" :][:1]
         assert artifact.files[name] == file.read_bytes()
+
+
+def check_model(home: Path, server: WandbServer) -> None:
+    """The service has the exported model, its recipe and what it was trained on."""
+    model, folder = server.latest("model"), home / "RUN"
+    result = json.loads((folder / "result.json").read_text())
+    assert set(model.files) == {"config.json", "model.safetensors", "README.md", "recipe.yaml"}
+    assert all(model.files[file.name] == file.read_bytes() for file in (folder / "model").iterdir())
+    assert model.files["recipe.yaml"] == (folder / "recipe.yaml").read_bytes()
+    assert model.aliases == {"latest", "best", f"step-{result['step']}"}
+    for name in ("test/accuracy", "val/accuracy", "step"):
+        assert model.metadata[name] == result[name]
+    assert model.metadata["data_fingerprint"] == json.loads(model.files["config.json"])["fingerprint"]
 
 
 def test_moved_run_uploads_whole(offline: tuple[Path, str], tmp_path: Path):
@@ -186,6 +199,7 @@ def test_moved_run_uploads_whole(offline: tuple[Path, str], tmp_path: Path):
     check_settings(elsewhere.parent, run.settings())
     check_summary(elsewhere.parent, run.summary)
     check_media(elsewhere.parent, server)
+    check_model(elsewhere.parent, server)
 
 
 def test_printed_command_shows_the_curves(offline: tuple[Path, str]):
@@ -201,7 +215,7 @@ def online(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Iterator[t
     """Where a user with an account has trained, and the service."""
     home = tmp_path_factory.mktemp("online")
     with WandbServer() as server:
-        train(home, images, *ALERTS, env=server.account())
+        train(home, images, *ALERTS, *MODEL, env=server.account())
         yield home, server
 
 
@@ -213,6 +227,7 @@ def test_online_run_is_whole(online: tuple[Path, WandbServer]):
     check_settings(home, run.settings())
     check_summary(home, run.summary)
     check_media(home, server)
+    check_model(home, server)
 
 
 def test_alerts_tell_the_target_and_the_end(online: tuple[Path, WandbServer]):
@@ -309,6 +324,7 @@ def test_server_that_is_gone_in_mid_run_leaves_a_finished_run_that_uploads_whole
     assert own(only_run(server).history) == written(tmp_path)
     check_summary(tmp_path, only_run(server).summary)
     check_media(tmp_path, server)
+    assert {artifact.kind for artifact in server.artifacts.values()} == {"result"}
 
 
 def test_none_writes_nothing_and_needs_no_wandb(images: Path, tmp_path: Path):
