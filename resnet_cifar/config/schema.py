@@ -316,7 +316,8 @@ class Model:
     pretrained: bool = True
     """Start from timm's pretrained weights, with a new zero-initialized head."""
     init_from: str = ""
-    """Start from these weights instead: a run, a timm folder, a .safetensors file or hf-hub:OWNER/NAME."""
+    """Start from these weights instead: a run, a timm folder, a .safetensors file, hf-hub:OWNER/NAME or
+    wandb:ENTITY/PROJECT/NAME:ALIAS."""
     stem: Literal["imagenet", "cifar", "auto"] = "imagenet"
     """`cifar`: 3x3 first convolution, stride 1, no max-pool (ResNets only); `auto`: `cifar` for ResNets."""
     head: Head = field(default_factory=Head)

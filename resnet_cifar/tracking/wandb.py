@@ -16,10 +16,11 @@ from typing import Any
 
 import psutil
 
+from resnet_cifar import wandb_env
 from resnet_cifar.config.diff import fingerprint, to_dict
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Track
-from resnet_cifar.tracking import notify, wandb_env
+from resnet_cifar.tracking import notify
 from resnet_cifar.tracking.base import TrackedRun, Tracker, kept_rows
 
 _SERVER_TIMEOUT = 2.0  # seconds

@@ -46,10 +46,10 @@ from resnet_cifar.models.export import export_model
 from resnet_cifar.models.factory import create_model
 from resnet_cifar.sweeps import search_space, tune
 from resnet_cifar.tracking.multi import check_trackers
-from resnet_cifar.tracking.wandb_env import check_variables as check_wandb
 from resnet_cifar.training import preflight
 from resnet_cifar.training.plan import Plan
 from resnet_cifar.training.train_state import check_ghost_batch_size
+from resnet_cifar.wandb_env import check_variables as check_wandb
 
 # What no mistake of these can provoke, or what other tests follow: part of the place or of the sentence, and why.
 ELSEWHERE = {
@@ -100,6 +100,7 @@ ELSEWHERE = {
     "it has 16 bits per color": "part of a list of images that cannot be classified",
     "has images of 16 bits per color": "a file that Pillow does not write: tests/unit/test_image_io.py",
     "wandb_env.py: {} is invalid": "W&B's own check: tests/tracking",
+    "wandb_artifacts.py": "tests/tracking/test_wandb.py serves what they are about",
     "has no preprocess": "a process that loads timm; tests/endtoend/test_model_card.py",
     "distributed/context.py": "GPUs and several processes: tests/distributed and tests/gpu",
     "distributed/rendezvous.py": "an hour of waiting",

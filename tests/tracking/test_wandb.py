@@ -18,6 +18,11 @@ import pytest
 import yaml
 from wandb_server import StoredRun, WandbServer
 
+from resnet_cifar import wandb_artifacts
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.evaluation import model_location
+from resnet_cifar.models.pretrained import find_init_weights
+
 TRAIN = Path(__file__).parents[2] / "train.py"
 NOBODY = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}  # the discard port
 MODEL = ("--track.log_model", "True")
@@ -228,6 +233,122 @@ def test_online_run_is_whole(online: tuple[Path, WandbServer]):
     check_summary(home, run.summary)
     check_media(home, server)
     check_model(home, server)
+
+
+def located(server: WandbServer, version: str = "best", kind: str = "model") -> str:
+    """The address of the run's model."""
+    return f"wandb:local/resnet-cifar/{server.latest(kind).name}:{version}"
+
+
+def downloads(server: WandbServer) -> list[str]:
+    return [request for request in server.requests if request.startswith("GET /artifact/")]
+
+
+@pytest.fixture
+def account(online: tuple[Path, WandbServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """The service, the account of its user and an empty cache."""
+    server = online[1]
+    for name, value in {**server.account(), "RESNET_CIFAR_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    wandb_artifacts.fetch_model.cache_clear()
+    monkeypatch.setattr(wandb_artifacts, "ask_once", lambda question, ask: ask())
+    yield server
+    server.status = None
+    wandb_artifacts.fetch_model.cache_clear()
+
+
+def test_an_uploaded_model_is_evaluated_elsewhere(
+    online: tuple[Path, WandbServer], account: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With the recipe of its run; a second use downloads nothing, unless the copy was damaged."""
+    result = json.loads((online[0] / "RUN" / "result.json").read_text())
+    earlier = downloads(account)
+    finished = python(tmp_path, "-m", "resnet_cifar", "evaluate", located(account), env={})
+    assert finished.returncode == 0, finished.stderr
+    (file,) = tmp_path.glob("model-*-v0-*-scores/eval-test.json")
+    found = json.loads(file.read_text())
+    assert {f"test/{name}": found[name] for name in ("accuracy", "loss")} == {
+        name: result[name] for name in ("test/accuracy", "test/loss")
+    }
+    before = downloads(account)
+    assert len(before) == len(earlier) + len(account.latest("model").files)
+
+    target = model_location.find_target(Path(located(account, f"step-{result['step']}")))
+    assert (target.kind, target.results) == ("model", file.parent.relative_to(tmp_path))
+    assert target.exports == Path(f"{target.artifact}-export")
+    assert find_init_weights(located(account)).file == target.path / "model.safetensors"
+    assert downloads(account) == before
+    weights = (target.path / "model.safetensors").read_bytes()
+    (target.path / "model.safetensors").write_bytes(weights[:-1])
+    wandb_artifacts.fetch_model.cache_clear()
+    assert model_location.find_target(Path(located(account))).path == target.path
+    assert (target.path / "model.safetensors").read_bytes() == weights
+
+    wandb_artifacts.fetch_model.cache_clear()
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert model_location.find_target(Path(located(account))).path == target.path  # what the alias named last
+    with pytest.raises(UserError, match="cannot be loaded, because there is no key"):
+        model_location.find_target(Path(located(account, "v0")))
+
+
+@pytest.mark.parametrize(
+    ("location", "status", "env", "sentence"),
+    [
+        (
+            "wandb:local/resnet-cifar/model",
+            None,
+            {},
+            "does not name an artifact: write wandb:ENTITY/PROJECT/NAME:ALIAS",
+        ),
+        ("wandb:resnet-cifar/model:best", None, {}, "does not name an artifact: write wandb:ENTITY/PROJECT/NAME:ALIAS"),
+        (
+            "wandb:local/other/model:best",
+            None,
+            {},
+            "says: project 'other' not found under entity 'local'; check the name",
+        ),
+        ("{model}:worst", None, {}, "says: artifact membership '.*:worst' not found in 'local/resnet-cifar'; check"),
+        ("{result}:latest", None, {}, r"is not one that train.py uploaded \(a result without model.safetensors\)"),
+        ("{model}:best", 401, {}, "says: .*; check the key of WANDB_API_KEY or `wandb login`, or try again later"),
+        ("{model}:best", None, NOBODY, r"does not answer: check WANDB_BASE_URL and the network"),
+        (
+            "{model}:best",
+            None,
+            {"WANDB_API_KEY": ""},
+            "there is no key for W&B .*: run `wandb login`, or set WANDB_API",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_downloaded_is_a_sentence(
+    location: str,
+    status: int | None,
+    env: dict[str, str],
+    sentence: str,
+    account: WandbServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    names = {kind: located(account, "", kind)[:-1] for kind in ("model", "result")}
+    account.status = status
+    for name, value in {"HOME": str(tmp_path), **env}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=sentence) as caught:
+        model_location.find_target(Path(location.format(**names)))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_model_that_arrives_damaged_is_refused(account: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(account.latest("model").files, "model.safetensors", b"damaged")
+    with pytest.raises(UserError, match=r"says: Digest mismatch for file: model\.safetensors"):
+        model_location.find_target(Path(located(account)))
+    assert list((tmp_path / "cache" / "wandb").iterdir()) == []
+
+
+def test_a_model_needs_the_package(account: WandbServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"because the package wandb is not installed: pip install wandb$"):
+        model_location.find_target(Path(located(account)))
 
 
 def test_alerts_tell_the_target_and_the_end(online: tuple[Path, WandbServer]):
