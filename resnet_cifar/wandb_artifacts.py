@@ -22,6 +22,7 @@ from resnet_cifar.wandb_env import check_variables, endpoint, has_account
 
 _LOCATION = re.compile(r"wandb:([^/:\\#?%]+)/([^/:\\#?%]+)/([\w.-]+)(?::([^/:]+))?")
 _MODEL = ("config.json", "model.safetensors")
+_RUN = ("recipe.yaml", "environment.json", "metrics.jsonl", "result.json")
 _TIMEOUT = 20  # seconds for one answer of the server
 T = TypeVar("T")
 
@@ -41,9 +42,24 @@ def fetch_model(location: str) -> Path:
     if not found or not found[4]:
         raise UserError(
             f"{location} does not name an artifact: write wandb:ENTITY/PROJECT/NAME:ALIAS, such as "
-            "wandb:ada/resnet-cifar/model-1a2b3c4d:best"
+            "wandb:ada/photos/model-1a2b3c4d:best"
         )
     return _fetch(location, "/".join(found.groups()[:3]), found[4], _MODEL, "model")
+
+
+@functools.cache
+def fetch_run(location: str) -> Path:
+    """A directory with what is recorded of a finished run, without weights, checkpoints and report.
+
+    `location`: wandb:ENTITY/PROJECT/RUN_ID. Raises UserError.
+    """
+    found = _LOCATION.fullmatch(location)
+    if not found or found[4]:
+        raise UserError(
+            f"{location} does not name a run: write wandb:ENTITY/PROJECT/RUN_ID, such as wandb:ada/photos/1a2b3c4d"
+        )
+    entity, project, name, _ = found.groups()
+    return _fetch(location, f"{entity}/{project}/result-{name}", "latest", _RUN, "")
 
 
 def _fetch(location: str, path: str, version: str, needed: Collection[str], folder: str) -> Path:
@@ -108,7 +124,7 @@ def _download(location: str, path: str, version: str, needed: Collection[str], r
             inside = Path(aside, "entry")
             _ask(location, lambda: artifact.download(str(inside / folder), skip_cache=True))
             _ask(location, lambda: artifact.verify(str(inside / folder)))
-            if "recipe.yaml" in names:
+            if folder and "recipe.yaml" in names:
                 shutil.copy(inside / folder / "recipe.yaml", inside)
             shutil.rmtree(entry, ignore_errors=True)
             try:

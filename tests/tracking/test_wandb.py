@@ -19,6 +19,7 @@ import yaml
 from wandb_server import StoredRun, WandbServer
 
 from resnet_cifar import wandb_artifacts
+from resnet_cifar.cli import reproduce
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.evaluation import model_location
 from resnet_cifar.models.pretrained import find_init_weights
@@ -170,7 +171,8 @@ def check_media(home: Path, server: WandbServer) -> None:
     for name in ("confusion", "mistakes"):
         assert run.files[row[f"figures/{name}"]["path"]] == (folder / "report" / "figures" / f"{name}.png").read_bytes()
     artifact = server.latest("result")
-    for name in ("eval-test.json", "predictions-test.parquet", "recipe.yaml", "config.json"):
+    recorded = ("recipe.yaml", "environment.json", "metrics.jsonl", "result.json")
+    for name in ("eval-test.json", "predictions-test.parquet", "config.json", *recorded):
         (file,) = (folder / "model" / name, folder / name)[name != "config.json" :][:1]
         assert artifact.files[name] == file.read_bytes()
 
@@ -349,6 +351,45 @@ def test_a_model_needs_the_package(account: WandbServer, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"because the package wandb is not installed: pip install wandb$"):
         model_location.find_target(Path(located(account)))
+
+
+@pytest.fixture
+def remote(
+    online: tuple[Path, WandbServer], account: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The address of the run; the working directory is empty."""
+    monkeypatch.chdir(tmp_path)
+    wandb_artifacts.fetch_run.cache_clear()
+    return f"wandb:local/resnet-cifar/{account.latest('result').run}"
+
+
+def test_a_run_is_reproduced_from_what_was_uploaded(
+    remote: str, online: tuple[Path, WandbServer], capsys: pytest.CaptureFixture[str]
+):
+    """The second training is a copy of the first; then something is changed in it."""
+    again = Path(f"{remote.rpartition('/')[2]}-again")
+    shutil.copytree(online[0] / "RUN", again)
+    reproduce.main([remote])
+    said = capsys.readouterr().out
+    assert f"{again} is equal to {remote}, bit for bit: 9 rows of metrics, the SHA-256 of the weights and " in said
+    result = json.loads((again / "result.json").read_text())
+    (again / "result.json").write_text(json.dumps(result | {"weights_sha256": "0" * 64, "val/accuracy": -1.0}))
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main([remote])
+    assert ended.value.code == 5
+    said = capsys.readouterr().out
+    assert f"{again} differs from {remote}\n  weights: another SHA-256\n  scores: val/accuracy -1.0, not " in said
+    with pytest.raises(UserError, match="does not name a run: write wandb:ENTITY/PROJECT/RUN_ID"):
+        reproduce.main([f"{remote}:latest"])
+    with pytest.raises(UserError, match="says: artifact membership 'result-other:latest' not found"):
+        reproduce.main(["wandb:local/resnet-cifar/other"])
+
+
+@pytest.mark.proof_only
+def test_a_run_is_trained_again_from_what_was_uploaded(remote: str, tmp_path: Path):
+    finished = python(tmp_path, "-m", "resnet_cifar", "reproduce", remote, "--out", "again", env={})
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert f"again is equal to {remote}, bit for bit: 9 rows of metrics, the SHA-256 of the weights" in finished.stdout
 
 
 def test_alerts_tell_the_target_and_the_end(online: tuple[Path, WandbServer]):
