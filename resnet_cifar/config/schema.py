@@ -21,6 +21,7 @@ TRACKERS = {
     "wandb": "resnet_cifar.tracking.wandb:WandbTracker",
     "trackio": "resnet_cifar.tracking.trackio:TrackioTracker",
     "tensorboard": "resnet_cifar.tracking.tensorboard:TensorBoardTracker",
+    "mlflow": "resnet_cifar.tracking.mlflow:MlflowTracker",
 }
 
 # The validation metrics that can select the best checkpoint and stop training early, by their names in text.
@@ -448,11 +449,12 @@ class Track:
     __pydantic_config__ = _STRICT
 
     trackers: Annotated[str, BeforeValidator(_trackers)] = "wandb"
-    """`wandb` (offline in the run directory without an account), `trackio`, `tensorboard`, several, or `none`."""
+    """`wandb` (offline in the run directory without an account), `trackio`, `tensorboard`, `mlflow`, several, or
+    `none`."""
     project: Name = "resnet-cifar"
-    """The trackers' project."""
+    """The trackers' project; MLflow's experiment."""
     log_model: bool = False
-    """Upload the exported model, too, at the end of the run, as a versioned artifact of W&B."""
+    """Store the exported model, too, at the end of the run, as an artifact of W&B (with versions) or MLflow."""
     notify: Annotated[str, BeforeValidator(_notify)] = ""
     """Who is told how each attempt ends: https://HOST/PATH (a POST of JSON), the address in env:VARIABLE or
     slack:VARIABLE, or `wandb` (an alert)."""

@@ -80,10 +80,10 @@ def check_across(recipe: Recipe) -> None:
 
 
 def _check_track(track: Track) -> None:
-    if track.log_model and "wandb" not in track.trackers.split(","):
+    if track.log_model and not {"wandb", "mlflow"} & {*track.trackers.split(",")}:
         raise UserError(
-            f"track.log_model needs a tracker that stores models, and track.trackers is {track.trackers}: add wandb to "
-            "it, or set log_model to False"
+            f"track.log_model needs a tracker that stores models, and track.trackers is {track.trackers}: add wandb or "
+            "mlflow to it, or set log_model to False"
         )
     address = urllib.parse.urlsplit(track.notify)
     if address.username or address.query or address.fragment or address.hostname == "hooks.slack.com":

@@ -11,6 +11,8 @@ from typing import Any
 
 from resnet_cifar.config.schema import Recipe
 
+UPLOAD_SECONDS = 240.0  # for the model, at the end; torchrun on other nodes waits 300 s for the last process
+
 
 @dataclass(frozen=True)
 class TrackedRun:

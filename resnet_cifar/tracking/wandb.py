@@ -21,13 +21,12 @@ from resnet_cifar.config.diff import fingerprint, to_dict
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Track
 from resnet_cifar.tracking import notify
-from resnet_cifar.tracking.base import TrackedRun, Tracker, kept_rows
+from resnet_cifar.tracking.base import UPLOAD_SECONDS, TrackedRun, Tracker, kept_rows
 
 _SERVER_TIMEOUT = 2.0  # seconds
 _TITLE = 63  # characters of an alert's title
 _SCORES = ("best/", "test/")  # prefixes of final numbers that belong to the model
 _FINISH_TIMEOUT = 7.0  # seconds to upload the rest at the end; falling back to an offline run takes some more
-_MODEL_TIMEOUT = 240  # seconds to upload the model; torchrun on other nodes waits 300 s for the last process
 
 
 class WandbTracker(Tracker):
@@ -49,7 +48,7 @@ class WandbTracker(Tracker):
 
         self._wandb, self._run_dir, self._warn = wandb, run.path, run.warn
         self._logs_model = run.recipe.track.log_model
-        self.upload_seconds = _MODEL_TIMEOUT if self._logs_model else 0.0
+        self.upload_seconds = UPLOAD_SECONDS if self._logs_model else 0.0
         data = run.environment.get("data")
         self._model_facts = {"data_fingerprint": data, "recipe_fingerprint": fingerprint(run.recipe)}
         (run.path / "wandb").mkdir(exist_ok=True)
@@ -252,7 +251,7 @@ class WandbTracker(Tracker):
         artifact = self._artifact("model", files, {**self._model_facts, **scores})
         logged = self._run.log_artifact(artifact, aliases=["latest", "best", f"step-{step}"])
         if self._is_online():
-            logged.wait(_MODEL_TIMEOUT)
+            logged.wait(int(UPLOAD_SECONDS))
 
     def _artifact(self, kind: str, files: list[Path], metadata: dict[str, Any] | None = None) -> Any:
         """The artifact KIND-ID of type KIND."""

@@ -59,7 +59,7 @@ def main(folder: str, trackers: str, first: int, last: int, end: str) -> None:
     recipe = parse({"track": {**track, "log_model": "LOG_MODEL" in os.environ}})
     write_recipe(recipe, run / "recipe.yaml")
     if "LOG_MODEL" in os.environ:
-        wandb_tracker._MODEL_TIMEOUT = int(os.environ["LOG_MODEL"])
+        wandb_tracker.UPLOAD_SECONDS = float(os.environ["LOG_MODEL"])
 
     def warn(text: str) -> None:
         print(f"warning: {text}", flush=True)
