@@ -104,7 +104,7 @@ class _Worker:
                 if self._disabled.is_set():
                     return
         except (Exception, SystemExit) as error:  # W&B raises SystemExit when its core process has died
-            self._disable(str(error) or type(error).__name__)
+            self._disable(_reason(error))
             with contextlib.suppress(Exception, SystemExit):
                 self._tracker.abandon()
 
@@ -126,6 +126,11 @@ def _tracker_classes(recipe: Recipe) -> dict[str, type[Tracker]]:
 def _field(name: str) -> str:
     """The field that has asked for a tracker, for messages."""
     return name if name == _NOTIFY else f"track.trackers {name}"
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what it says: SQLAlchemy adds the query, others a traceback."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def check_trackers(recipe: Recipe) -> None:
@@ -165,6 +170,5 @@ def start_trackers(
         except UserError:
             raise
         except Exception as error:
-            reason = str(error) or type(error).__name__
-            warn(f"{_field(name)} is disabled ({reason}): every row is in metrics.jsonl")
+            warn(f"{_field(name)} is disabled ({_reason(error)}): every row is in metrics.jsonl")
     return MultiTracker(trackers, run, step, warn)

@@ -100,6 +100,7 @@ ELSEWHERE = {
     "it has 16 bits per color": "part of a list of images that cannot be classified",
     "has images of 16 bits per color": "a file that Pillow does not write: tests/unit/test_image_io.py",
     "wandb_env.py: {} is invalid": "W&B's own check: tests/tracking",
+    "tracking/mlflow.py": "a store of MLflow: tests/tracking/test_breaking.py",
     "wandb_artifacts.py": "tests/tracking/test_wandb.py serves what they are about",
     "has no preprocess": "a process that loads timm; tests/endtoend/test_model_card.py",
     "distributed/context.py": "GPUs and several processes: tests/distributed and tests/gpu",
