@@ -19,10 +19,11 @@ import yaml
 from wandb_server import StoredRun, WandbServer
 
 from resnet_cifar import wandb_artifacts
-from resnet_cifar.cli import reproduce
+from resnet_cifar.cli import evaluate, reproduce
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.evaluation import model_location
 from resnet_cifar.models.pretrained import find_init_weights
+from resnet_cifar.reporting import optional_outputs
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 NOBODY = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}  # the discard port
@@ -253,20 +254,24 @@ def account(online: tuple[Path, WandbServer], tmp_path: Path, monkeypatch: pytes
     for name, value in {**server.account(), "RESNET_CIFAR_CACHE": str(tmp_path / "cache")}.items():
         monkeypatch.setenv(name, value)
     wandb_artifacts.fetch_model.cache_clear()
-    monkeypatch.setattr(wandb_artifacts, "ask_once", lambda question, ask: ask())
     yield server
     server.status = None
     wandb_artifacts.fetch_model.cache_clear()
 
 
 def test_an_uploaded_model_is_evaluated_elsewhere(
-    online: tuple[Path, WandbServer], account: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    online: tuple[Path, WandbServer],
+    account: WandbServer,
+    fresh_accelerator: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """With the recipe of its run; a second use downloads nothing, unless the copy was damaged."""
     result = json.loads((online[0] / "RUN" / "result.json").read_text())
     earlier = downloads(account)
-    finished = python(tmp_path, "-m", "resnet_cifar", "evaluate", located(account), env={})
-    assert finished.returncode == 0, finished.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(optional_outputs, "write_report", lambda folder, name, warn: None)
+    evaluate.main([located(account)])
     (file,) = tmp_path.glob("model-*-v0-*-scores/eval-test.json")
     found = json.loads(file.read_text())
     assert {f"test/{name}": found[name] for name in ("accuracy", "loss")} == {
