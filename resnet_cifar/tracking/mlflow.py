@@ -19,6 +19,7 @@ from resnet_cifar.tracking.base import UPLOAD_SECONDS, TrackedRun, Tracker
 _VARIABLES = {  # unless the user has set them; read when mlflow is imported
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; by default 120, with seven retries
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }

@@ -21,6 +21,7 @@ from resnet_cifar.tracking import notify
 from resnet_cifar.tracking.base import TrackedRun, Tracker, kept_rows
 
 _NOTIFY = "track.notify"
+_SHOWN = 200  # characters of a tracker's error
 _MAX_QUEUED = 10_000  # calls waiting for a tracker that hangs
 _FINISH_TIMEOUT = 12.0  # seconds for all trackers together: less than the 15 that an interrupted run allows
 
@@ -130,7 +131,7 @@ def _field(name: str) -> str:
 
 def _reason(error: BaseException) -> str:
     """The first line of what it says: SQLAlchemy adds the query, others a traceback."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return next(iter(str(error).splitlines()), type(error).__name__)[:_SHOWN]
 
 
 def check_trackers(recipe: Recipe) -> None:
