@@ -21,12 +21,11 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from resnet_cifar import hub_access
+from resnet_cifar import hub_access, wandb_env
 from resnet_cifar.cache_folder import cache_root
 from resnet_cifar.cli.entry import run
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.distributed.signals import end_process
-from resnet_cifar.tracking import wandb_env
 
 _PATIENCE = 90.0  # seconds for all processes to find each other, and for everything after that
 _ROUNDS = 9

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnet_cifar import wandb_env
 from resnet_cifar.cli.parser import check_page, parse
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import is_digits
-from resnet_cifar.tracking import wandb_env
 
 if TYPE_CHECKING:
     from resnet_cifar.reporting.dashboard.view import Dashboard

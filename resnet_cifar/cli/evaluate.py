@@ -40,8 +40,9 @@ class EvaluateOptions:
     --images, classify image files instead."""
 
     target: str
-    """A run directory (its best checkpoint), a checkpoint (RUN/checkpoints/step-...), or a model in timm's format
-    (RUN/model, or one written by timm's save_for_hf: it needs --data.source)."""
+    """A run directory (its best checkpoint), a checkpoint (RUN/checkpoints/step-...), a model in timm's format
+    (RUN/model, or one written by timm's save_for_hf: it needs --data.source), or the model that track.log_model has
+    uploaded (wandb:ENTITY/PROJECT/NAME:ALIAS)."""
     split: Literal["test", "validation", "train"] = "test"
     """The split to evaluate; `train`: the images that were trained on, without augmentation."""
     tta: Literal["none", "flip"] = "none"

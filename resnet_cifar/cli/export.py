@@ -23,7 +23,7 @@ class ExportOptions:
     process of its own on all test images, and counts only if it predicts the same classes."""
 
     run: str
-    """A finished run directory, or its RUN/model."""
+    """A finished run directory, its RUN/model, or wandb:ENTITY/PROJECT/NAME:ALIAS."""
     to: str = "onnx"
     """A list of onnx (for onnxruntime and others), pt2 (for torch.export.load) and timm (weights and config.json)."""
     quantize: Literal["none", "int8"] = "none"
@@ -66,4 +66,4 @@ def main(arguments: list[str]) -> None:
 
     registry.go_offline_if_unreachable(recipe)
     target = model_location.find_target(Path(options.run))
-    export_files.export(target, recipe, options.formats, Path(options.out or (target.run or target.path) / "export"))
+    export_files.export(target, recipe, options.formats, Path(options.out or target.exports))

@@ -37,7 +37,8 @@ class PredictOptions:
     """Classify images with a trained model; prints classes and probabilities in the order given."""
 
     target: str
-    """A run directory (its best checkpoint), a checkpoint (RUN/checkpoints/step-...), or a model in timm's format."""
+    """A run directory (its best checkpoint), a checkpoint (RUN/checkpoints/step-...), a model in timm's format, or
+    wandb:ENTITY/PROJECT/NAME:ALIAS."""
     paths: tuple[str, ...]
     """Image files; directories and archives (.zip, .7z, .tar, .tar.gz), which are searched for images in sorted order;
     and patterns in quotes, such as "photos/**/*.jpg"."""

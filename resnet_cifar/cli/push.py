@@ -38,7 +38,7 @@ def parse_arguments(arguments: list[str]) -> tuple[PushOptions, Target, Recipe]:
     _check_name(options.name)
     _check_environment()
     found = model_location.find_target(Path(options.run))
-    if found.kind == "checkpoint" or found.run is None:
+    if found.kind == "checkpoint" or found.run is None or found.artifact:
         raise UserError(f"{options.run} is not a run directory: push the run whose model it is, or name another one")
     target, run = Target(found.run, "run"), found.run
     for file in _NEEDED:

@@ -1,4 +1,7 @@
-"""`resnet-cifar reproduce RUN`: trains a finished run again and says whether the result is the same."""
+"""`resnet-cifar reproduce RUN`: trains a finished run again and says whether the result is the same.
+
+The run may be one that W&B has: then its `result` artifact is downloaded, which has everything but the weights.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from resnet_cifar import wandb_artifacts
 from resnet_cifar.atomic_io import read_json, write_json
 from resnet_cifar.cli.parser import parse
 from resnet_cifar.cli.report import check_run
@@ -26,9 +30,9 @@ class ReproduceOptions:
     equal and with 5 if not. Rerun the same command to resume."""
 
     run: str
-    """The run directory."""
+    """The run directory, or wandb:ENTITY/PROJECT/RUN_ID."""
     out: str = ""
-    """The directory of the second run [default: RUN-again]."""
+    """The directory of the second run [default: RUN-again, RUN_ID-again]."""
     launch: str = ""
     """The launcher of train.py [default: as many processes as the run ended with, on this machine]."""
 
@@ -36,7 +40,7 @@ class ReproduceOptions:
 def parse_arguments(arguments: list[str]) -> tuple[ReproduceOptions, Recipe]:
     """The options and the run's recipe. Exits after --help; raises UserError."""
     options, _ = parse(ReproduceOptions, "resnet-cifar reproduce RUN [--out DIR] [--launch COMMAND]", arguments)
-    run = Path(options.run)
+    run = _run(options)
     check_run(run)
     if options.launch:
         check_launcher(options.launch)
@@ -47,13 +51,24 @@ def parse_arguments(arguments: list[str]) -> tuple[ReproduceOptions, Recipe]:
     return options, read_recipe(str(run / "recipe.yaml"))
 
 
+def _run(options: ReproduceOptions) -> Path:
+    """The run directory, downloaded if W&B has it."""
+    is_remote = wandb_artifacts.is_location(options.run)
+    return wandb_artifacts.fetch_run(options.run) if is_remote else Path(options.run)
+
+
+def _out(options: ReproduceOptions) -> Path:
+    """The directory of the second run."""
+    run = Path(options.run.rpartition("/")[2] if wandb_artifacts.is_location(options.run) else options.run)
+    return Path(options.out or f"{run if run.name.strip('.') else run.resolve()}-again")
+
+
 def main(arguments: list[str]) -> None:
     """Trains, compares, and writes OUT/reproduction.json. Exits with 5 if something differs, 75 if interrupted."""
     options, recipe = parse_arguments(arguments)
-    run = Path(options.run)
-    again = Path(options.out or f"{run if run.name.strip('.') else run.resolve()}-again")
+    run, again = _run(options), _out(options)
     words = ["--recipe", str(run / "recipe.yaml"), "--track.report=False", "--track.trackers=none"]
-    words += ["--track.notify=", "--track.notify_accuracy=0"]
+    words += ["--track.log_model=False", "--track.notify=", "--track.notify_accuracy=0"]
     if found := read_json(run / "micro_batch.json"):  # what `auto` found: the order of summation
         recipe = dataclasses.replace(recipe, micro_batch=found["micro_batch"])
         words.append(f"--micro_batch={recipe.micro_batch}")
@@ -81,7 +96,7 @@ def main(arguments: list[str]) -> None:
         print(f"error: training {again} failed, see above", file=sys.stderr, flush=True)
         raise SystemExit(1)
     compared = reproduction.compare(run, again)
-    print("\n".join(reproduction.sentences(run, again, compared)), flush=True)
+    print("\n".join(reproduction.sentences(run, again, compared, options.run)), flush=True)
     try:
         write_json(again / "reproduction.json", compared)
     except OSError as error:

@@ -21,6 +21,7 @@ TRACKERS = {
     "wandb": "resnet_cifar.tracking.wandb:WandbTracker",
     "trackio": "resnet_cifar.tracking.trackio:TrackioTracker",
     "tensorboard": "resnet_cifar.tracking.tensorboard:TensorBoardTracker",
+    "mlflow": "resnet_cifar.tracking.mlflow:MlflowTracker",
 }
 
 # The validation metrics that can select the best checkpoint and stop training early, by their names in text.
@@ -316,7 +317,8 @@ class Model:
     pretrained: bool = True
     """Start from timm's pretrained weights, with a new zero-initialized head."""
     init_from: str = ""
-    """Start from these weights instead: a run, a timm folder, a .safetensors file or hf-hub:OWNER/NAME."""
+    """Start from these weights instead: a run, a timm folder, a .safetensors file, hf-hub:OWNER/NAME or
+    wandb:ENTITY/PROJECT/NAME:ALIAS."""
     stem: Literal["imagenet", "cifar", "auto"] = "imagenet"
     """`cifar`: 3x3 first convolution, stride 1, no max-pool (ResNets only); `auto`: `cifar` for ResNets."""
     head: Head = field(default_factory=Head)
@@ -447,9 +449,12 @@ class Track:
     __pydantic_config__ = _STRICT
 
     trackers: Annotated[str, BeforeValidator(_trackers)] = "wandb"
-    """`wandb` (offline in the run directory without an account), `trackio`, `tensorboard`, several, or `none`."""
+    """`wandb` (offline in the run directory without an account), `trackio`, `tensorboard`, `mlflow`, several, or
+    `none`."""
     project: Name = "resnet-cifar"
-    """The trackers' project."""
+    """The trackers' project; MLflow's experiment."""
+    log_model: bool = False
+    """Store the exported model, too, at the end of the run, as an artifact of W&B (with versions) or MLflow."""
     notify: Annotated[str, BeforeValidator(_notify)] = ""
     """Who is told how each attempt ends: https://HOST/PATH (a POST of JSON), the address in env:VARIABLE or
     slack:VARIABLE, or `wandb` (an alert)."""

@@ -85,7 +85,7 @@ _FIELDS = {
     "checkpoint.every_epochs": "save_period save_freq save_interval checkpoint_interval save_strategy",
     "checkpoint.keep_last": "save_total_limit checkpoint_hist save_top_k max_checkpoints keep_checkpoints",
     "track.trackers": "report_to logger loggers log_with tracker log_to",
-    "track.project": "wandb_project project_name project tracker_project_name",
+    "track.project": "wandb_project project_name project tracker_project_name mlflow_experiment",
     "rank_timeout": "ddp_timeout timeout",
     "recipe": "config c cfg config_file config_path yaml conf hparams hyp hparams_file",
     "run|out": """output output_dir out_dir o save_dir log_dir logging_dir default_root_dir work_dir
@@ -123,7 +123,9 @@ _SWITCHES: dict[tuple[str, Any], str] = {
     ("deterministic", True): "reproducible",
     ("track.trackers", "wandb"): "log_wandb wandb use_wandb with_wandb enable_wandb",
     ("track.trackers", "tensorboard"): "tensorboard log_tensorboard use_tensorboard",
+    ("track.trackers", "mlflow"): "mlflow log_mlflow",
     ("track.trackers", "none"): "no_wandb no_log disable_wandb",
+    ("track.log_model", True): "wandb_log_model log_model_checkpoint",
     ("restart", True): "overwrite_output_dir exist_ok overwrite force no_resume fresh_start",
     ("dry-run", True): "fast_dev_run dryrun plan",
     ("download-only", True): "download dataset_download prepare_only",

@@ -69,7 +69,7 @@ def check_across(recipe: Recipe) -> None:
             "loss.class_weights balanced and data.sampling balanced both correct for class sizes: set one of them to "
             "its default (none, uniform)"
         )
-    _check_notify(recipe.track)
+    _check_track(recipe.track)
     if not recipe.phases and recipe.model.head.init != "probe":
         raise UserError(
             "phases is empty, so nothing would be trained: add one, such as --phases.0.epochs 20 --phases.0.lr 0.001, "
@@ -79,7 +79,12 @@ def check_across(recipe: Recipe) -> None:
         _check_phase(f"phases.{index}", phase, recipe)
 
 
-def _check_notify(track: Track) -> None:
+def _check_track(track: Track) -> None:
+    if track.log_model and not {"wandb", "mlflow"} & {*track.trackers.split(",")}:
+        raise UserError(
+            f"track.log_model needs a tracker that stores models, and track.trackers is {track.trackers}: add wandb or "
+            "mlflow to it, or set log_model to False"
+        )
     address = urllib.parse.urlsplit(track.notify)
     if address.username or address.query or address.fragment or address.hostname == "hooks.slack.com":
         raise UserError(  # without the value: this line ends up in a job's log

@@ -104,8 +104,9 @@ def results_name(target: Target, split: str, weights: str) -> str:
 
     `weights`: a `LoadedModel.name`. The final result of a run is never overwritten by other weights.
     """
-    result = read_json(target.run / "result.json") if target.run else None
-    is_result = target.run is None or (result is not None and result["checkpoint"] == weights)
+    is_alone = target.run is None or bool(target.artifact)
+    result = None if is_alone else read_json(target.run / "result.json")
+    is_result = is_alone or (result is not None and result["checkpoint"] == weights)
     return split if is_result else f"{split}-{Path(weights).name}"
 
 
@@ -163,7 +164,9 @@ def _chosen_checkpoint(target: Target) -> tuple[Path, dict[str, Any]]:
 
 
 def _name(target: Target, weights: Path) -> str:
-    """Path of the weights, relative to the run directory if they lie in one, so that it may be moved."""
+    """Path of the weights, relative to the run directory if they lie in one, so that it may be moved; an artifact."""
+    if target.artifact:
+        return target.artifact
     return str(weights.resolve().relative_to(target.run.resolve()) if target.run else weights.resolve())
 
 

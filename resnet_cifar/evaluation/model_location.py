@@ -1,4 +1,7 @@
-"""What is evaluated: a run, a checkpoint or an exported model, recognized by its files. Imports nothing heavy."""
+"""What is evaluated: a run, a checkpoint or an exported model, recognized by its files or downloaded from W&B.
+
+Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from resnet_cifar import wandb_artifacts
 from resnet_cifar.checkpoints.run_dir import check_version
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_yaml, with_overrides
@@ -15,10 +19,11 @@ from resnet_cifar.config.schema import Recipe
 
 @dataclass(frozen=True)
 class Target:
-    """A directory with weights, as named by the user."""
+    """A directory with weights, as named by the user. `artifact`: its name in the cache, if it was downloaded."""
 
     path: Path
     kind: Literal["run", "checkpoint", "model"]
+    artifact: str = ""
 
     @property
     def run(self) -> Path | None:
@@ -35,14 +40,30 @@ class Target:
         return folder if lies_in_one and (folder / "recipe.yaml").is_file() else None
 
     @property
+    def exports(self) -> Path:
+        """Where `resnet-cifar export` writes its files."""
+        return Path(f"{self.artifact}-export") if self.artifact else (self.run or self.path) / "export"
+
+    @property
     def results(self) -> Path:
-        """Where results are written: the run directory, or NAME-scores beside it (checkpoints are never modified)."""
+        """Where results are written: the run directory, or NAME-scores beside it (checkpoints are never modified).
+
+        Those of an artifact are written to the working directory.
+        """
+        if self.artifact:
+            return Path(f"{self.artifact}-scores")
         here = self.path.resolve()
         return self.run or here.with_name(f"{here.name}-scores")
 
 
 def find_target(path: Path) -> Target:
-    """The run (recipe.yaml), checkpoint (state.json) or exported model (config.json) at `path`. Raises UserError."""
+    """The run (recipe.yaml), checkpoint (state.json) or exported model (config.json) at `path`. Raises UserError.
+
+    wandb:ENTITY/PROJECT/NAME:ALIAS is the model of that artifact.
+    """
+    if wandb_artifacts.is_location(str(path)):
+        entry = wandb_artifacts.fetch_model(str(path))
+        return Target(entry / "model", "model", entry.name)
     check_version(path)
     for kind, file in (("run", "recipe.yaml"), ("checkpoint", "state.json"), ("model", "config.json")):
         if (path / file).is_file():

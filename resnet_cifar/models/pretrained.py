@@ -1,4 +1,4 @@
-"""Initial weights (`model.init_from`): of a run, an exported model, a folder or Hub repository of timm, or a file.
+"""Initial weights (`model.init_from`): of a run, an exported model, a folder or Hub repository of timm, a file or W&B.
 
 A folder or repository may be the `model.name` too, and then its config.json says what model that is.
 """
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from resnet_cifar import hub_access
+from resnet_cifar import hub_access, wandb_artifacts
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data, Recipe
 from resnet_cifar.models import mlp_head
@@ -70,10 +70,10 @@ _FIX = "name a finished run, a folder with config.json and model.safetensors, a 
 
 
 def find_init_weights(start: str) -> InitialWeights:
-    """The weights that `model.init_from` names, downloaded if they are on the Hub. Raises UserError."""
+    """The weights that `model.init_from` names, downloaded if they are on the Hub or W&B. Raises UserError."""
     if start.startswith(_HUB):
         return InitialWeights(start, _download(start, _WEIGHTS), _read_config(start, _download(start, _CONFIG)))
-    path = Path(start.removeprefix(_FOLDER)).expanduser()
+    path = wandb_artifacts.fetch_model(start) if wandb_artifacts.is_location(start) else _local(start)
     if path.suffix in _PICKLES and path.is_file():
         raise UserError(
             f"model.init_from {start!r} may be a pickle, which can run code: save its weights with "
@@ -86,6 +86,10 @@ def find_init_weights(start: str) -> InitialWeights:
         missing = (folder / _WEIGHTS).relative_to(path) if path.is_dir() else "file or folder of that name"
         raise UserError(f"model.init_from {start!r} has no {missing}: {_FIX}")
     return InitialWeights(start, folder / _WEIGHTS, _read_config(start, folder / _CONFIG))
+
+
+def _local(start: str) -> Path:
+    return Path(start.removeprefix(_FOLDER)).expanduser()
 
 
 def _folder(path: Path) -> Path:
@@ -122,10 +126,7 @@ def is_place(name: str) -> bool:
 
 def read_place(name: str) -> dict[str, Any]:
     """The config.json of a `model.name` that is a place. Raises UserError."""
-    if name.startswith(_HUB):
-        file = _download(name, _CONFIG, "model.name")
-    else:
-        file = _folder(Path(name.removeprefix(_FOLDER)).expanduser()) / _CONFIG
+    file = _download(name, _CONFIG, "model.name") if name.startswith(_HUB) else _folder(_local(name)) / _CONFIG
     config = _read_config(name, file, "model.name")
     architecture = config.get("architecture")
     if not architecture:

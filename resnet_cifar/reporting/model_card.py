@@ -188,7 +188,7 @@ def _source(recipe: Recipe) -> str:
 def _start(recipe: Recipe) -> str:
     if recipe.model.init_from:
         start = recipe.model.init_from
-        return f"from the weights of {start if start.startswith('hf-hub:') else Path(start).name}"
+        return f"from the weights of {start if start.startswith(('hf-hub:', 'wandb:')) else Path(start).name}"
     return f"from the weights of timm's {recipe.model.name}" if recipe.model.pretrained else "from random weights"
 
 

@@ -26,12 +26,16 @@ def compare(run: Path, again: Path) -> dict[str, Any]:
 
     equal; rows, tensors, scores: their numbers; first_difference: None, or {step, field, values} of metrics.jsonl;
     tensors_differ and their largest_difference; scores_differ {name: values}; recorded {fact: values}: differences of
-    environment.json that change the last bits, or more.
+    environment.json that change the last bits, or more. If `run` has no weights, tensors is 0, and digests are the
+    recorded SHA-256 of both files.
     """
     tolerance = _SUM_ERROR if max(len(read_attempts(run)), len(read_attempts(again))) > 1 else 0.0
     rows = [_rows(folder) for folder in (again, run)]
-    weights = [load_file(folder / "model" / "model.safetensors") for folder in (again, run)]
-    scores = [_scores(folder) for folder in (again, run)]
+    has_weights = (run / "model" / "model.safetensors").is_file()
+    weights = [load_file(folder / "model" / "model.safetensors") if has_weights else {} for folder in (again, run)]
+    results = [read_json(folder / "result.json") or {} for folder in (again, run)]
+    digests = [None if has_weights else result.get("weights_sha256") for result in results]
+    scores = [_scores(result) for result in results]
     first = _first_difference(*rows, tolerance)
     changed = [name for name, tensor in weights[1].items() if not _same_bits(tensor, weights[0].get(name))]
     comparable = [name for name in changed if name in weights[0] and weights[0][name].shape == weights[1][name].shape]
@@ -42,30 +46,38 @@ def compare(run: Path, again: Path) -> dict[str, Any]:
         if not _is_same(scores[0].get(name), scores[1][name])
     }
     return {
-        "equal": first is None and not changed and not differ,
+        "equal": first is None and not changed and not differ and not _digest_differs(digests),
         "rows": len(rows[1]),
         "tensors": len(weights[1]),
         "scores": len(scores[1]),
         "first_difference": first,
         "tensors_differ": len(changed),
         "largest_difference": max(distances, default=0.0),
+        "digests": digests,
         "scores_differ": differ,
         "recorded": _recorded(run, again),
     }
 
 
-def sentences(run: Path, again: Path, compared: dict[str, Any]) -> list[str]:
-    """What `compare` has found, for the screen."""
+def _digest_differs(digests: list[str | None]) -> bool:
+    """Whether the weights differ, as far as their digests are recorded."""
+    return None not in digests and digests[0] != digests[1]
+
+
+def sentences(run: Path, again: Path, compared: dict[str, Any], name: str) -> list[str]:
+    """What `compare` has found, for the screen. `name`: what the user calls `run`."""
     recorded = [f"{fact} {ours}, not {theirs}" for fact, (ours, theirs) in compared["recorded"].items()]
     if "threads" in compared["recorded"]:
         recorded[0] += f" (OMP_NUM_THREADS={compared['recorded']['threads'][1]} repeats the run's)"
     if compared["equal"]:
-        what = f"{compared['rows']} rows of metrics, {compared['tensors']} tensors and {compared['scores']} scores"
+        digest = "no weights (none are recorded)" if None in compared["digests"] else "the SHA-256 of the weights"
+        weights = f"{compared['tensors']} tensors" if compared["tensors"] else digest
+        what = f"{compared['rows']} rows of metrics, {weights} and {compared['scores']} scores"
         return [
-            f"{again} is equal to {run}, bit for bit: {what}",
+            f"{again} is equal to {name}, bit for bit: {what}",
             *([f"in spite of {'; '.join(recorded)}"] if recorded else []),
         ]
-    lines = [f"{again} differs from {run}"]
+    lines = [f"{again} differs from {name}"]
     if first := compared["first_difference"]:
         ours, theirs = first["values"]
         where = "no step is equal" if first["after"] is None else f"equal until step {first['after']:,}"
@@ -73,6 +85,8 @@ def sentences(run: Path, again: Path, compared: dict[str, Any]) -> list[str]:
     if compared["tensors_differ"]:
         share = f"{compared['tensors_differ']} of {compared['tensors']} tensors"
         lines.append(f"  weights: {share}, by up to {compared['largest_difference']:.1e}")
+    if _digest_differs(compared["digests"]):
+        lines.append("  weights: another SHA-256")
     if found := compared["scores_differ"]:
         named = [f"{name} {ours}, not {theirs}" for name, (ours, theirs) in list(found.items())[:_SHOWN]]
         lines.append(f"  scores: {'; '.join(named)}{' and others' if len(found) > _SHOWN else ''}")
@@ -90,9 +104,8 @@ def _rows(run: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name not in _MEASURED} for row in rows]
 
 
-def _scores(run: Path) -> dict[str, Any]:
-    """The scores of result.json and the step that was selected."""
-    result = read_json(run / "result.json") or {}
+def _scores(result: dict[str, Any]) -> dict[str, Any]:
+    """The scores of a result.json and the step that was selected."""
     return {name: value for name, value in result.items() if name.startswith(("val/", "test/")) or name == "step"}
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from resnet_cifar.config.schema import Recipe
 
+UPLOAD_SECONDS = 240.0  # for the model, at the end; torchrun on other nodes waits 300 s for the last process
+
 
 @dataclass(frozen=True)
 class TrackedRun:
@@ -33,13 +35,15 @@ class Tracker(ABC):
     It is constructed in the main thread of rank 0 and then used from one other thread; a call may raise or hang without
     affecting training. `package`: the Python package that it needs. `identity`: kept in checkpoints, so that a resumed
     run continues the same curves. `commands`: (what, command) to view the curves. `recovery_hint`: what the user can do
-    after the tracker failed, appended to the warning.
+    after the tracker failed, appended to the warning. `upload_seconds`: how long the end of a finished run may wait for
+    large files, in addition to what all trackers have.
     """
 
     package: str | None = None
     identity: str | None = None
     commands: tuple[tuple[str, str], ...] = ()
     recovery_hint = ""
+    upload_seconds = 0.0
 
     @classmethod  # noqa: B027 (optional)
     def check(cls) -> None:

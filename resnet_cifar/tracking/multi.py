@@ -21,6 +21,7 @@ from resnet_cifar.tracking import notify
 from resnet_cifar.tracking.base import TrackedRun, Tracker, kept_rows
 
 _NOTIFY = "track.notify"
+_SHOWN = 200  # characters of a tracker's error
 _MAX_QUEUED = 10_000  # calls waiting for a tracker that hangs
 _FINISH_TIMEOUT = 12.0  # seconds for all trackers together: less than the 15 that an interrupted run allows
 
@@ -53,12 +54,12 @@ class MultiTracker:
 
     def finish(self, state: str) -> None:
         """Ends the run as `finished`, `interrupted`, `failed` or `lost`, within a bounded time."""
-        end = time.monotonic() + _FINISH_TIMEOUT
+        start = time.monotonic()
         for worker in self._workers:
             worker.submit(lambda tracker: tracker.finish(state))
             worker.submit(None)
         for worker in self._workers:
-            worker.wait(end)
+            worker.wait(start, with_uploads=state == "finished")
 
 
 class _Worker:
@@ -85,10 +86,11 @@ class _Worker:
         except queue.Full:
             self._disable(f"{_MAX_QUEUED} calls are waiting")
 
-    def wait(self, end: float) -> None:
-        self._thread.join(max(0.0, end - time.monotonic()))
+    def wait(self, start: float, with_uploads: bool) -> None:
+        seconds = _FINISH_TIMEOUT + (self._tracker.upload_seconds if with_uploads else 0.0)
+        self._thread.join(max(0.0, start + seconds - time.monotonic()))
         if self._thread.is_alive():
-            self._disable(f"it did not finish within {_FINISH_TIMEOUT:g} s")
+            self._disable(f"it did not finish within {seconds:g} s")
             with contextlib.suppress(Exception, SystemExit):
                 self._tracker.abandon()
 
@@ -103,7 +105,7 @@ class _Worker:
                 if self._disabled.is_set():
                     return
         except (Exception, SystemExit) as error:  # W&B raises SystemExit when its core process has died
-            self._disable(str(error) or type(error).__name__)
+            self._disable(_reason(error))
             with contextlib.suppress(Exception, SystemExit):
                 self._tracker.abandon()
 
@@ -125,6 +127,11 @@ def _tracker_classes(recipe: Recipe) -> dict[str, type[Tracker]]:
 def _field(name: str) -> str:
     """The field that has asked for a tracker, for messages."""
     return name if name == _NOTIFY else f"track.trackers {name}"
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what it says: SQLAlchemy adds the query, others a traceback."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:_SHOWN]
 
 
 def check_trackers(recipe: Recipe) -> None:
@@ -164,6 +171,5 @@ def start_trackers(
         except UserError:
             raise
         except Exception as error:
-            reason = str(error) or type(error).__name__
-            warn(f"{_field(name)} is disabled ({reason}): every row is in metrics.jsonl")
+            warn(f"{_field(name)} is disabled ({_reason(error)}): every row is in metrics.jsonl")
     return MultiTracker(trackers, run, step, warn)

@@ -16,14 +16,16 @@ from typing import Any
 
 import psutil
 
-from resnet_cifar.config.diff import to_dict
+from resnet_cifar import wandb_env
+from resnet_cifar.config.diff import fingerprint, to_dict
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe, Track
-from resnet_cifar.tracking import notify, wandb_env
-from resnet_cifar.tracking.base import TrackedRun, Tracker, kept_rows
+from resnet_cifar.tracking import notify
+from resnet_cifar.tracking.base import UPLOAD_SECONDS, TrackedRun, Tracker, kept_rows
 
 _SERVER_TIMEOUT = 2.0  # seconds
 _TITLE = 63  # characters of an alert's title
+_SCORES = ("best/", "test/")  # prefixes of final numbers that belong to the model
 _FINISH_TIMEOUT = 7.0  # seconds to upload the rest at the end; falling back to an offline run takes some more
 
 
@@ -45,6 +47,10 @@ class WandbTracker(Tracker):
         import wandb
 
         self._wandb, self._run_dir, self._warn = wandb, run.path, run.warn
+        self._logs_model = run.recipe.track.log_model
+        self.upload_seconds = UPLOAD_SECONDS if self._logs_model else 0.0
+        data = run.environment.get("data")
+        self._model_facts = {"data_fingerprint": data, "recipe_fingerprint": fingerprint(run.recipe)}
         (run.path / "wandb").mkdir(exist_ok=True)
         self.identity = _identity(run.path / "wandb" / ".id", run.identity)
         self._folder = wandb_env.wandb_dir() or run.path
@@ -112,8 +118,7 @@ class WandbTracker(Tracker):
             self._alert(event)
 
     def summary(self, step: int, values: dict[str, Any], figures: dict[str, Path], files: list[Path]) -> None:
-        """Logs numbers for the runs table, a row with the figures and the report, and the files as an artifact."""
-
+        """Logs numbers for the runs table, a row with figures and report, and the files and the model as artifacts."""
         if self._events:
             self._events.of_results(values)
 
@@ -126,7 +131,9 @@ class WandbTracker(Tracker):
             if media:
                 self._run.log({"step": step, **media})
             self._run.summary.update(values)
-            self._run.log_artifact(self._artifact(files))
+            self._run.log_artifact(self._artifact("result", files))
+            if self._logs_model:
+                self._log_model(values.get("best/step", step), values)
 
         self._do(work, step)
         self._result = work
@@ -208,11 +215,14 @@ class WandbTracker(Tracker):
         self._end_core()
         self._open("offline")
 
+    def _is_online(self) -> bool:
+        return not self._run.offline and self._run.settings.mode != "disabled"
+
     def _check_server(self) -> None:
         """Raises ConnectionError if the server of an online run does not answer: W&B would wait for it."""
         import requests
 
-        if self._run.offline or self._run.settings.mode == "disabled":
+        if not self._is_online():
             return
         if self._has_given_up:
             raise ConnectionError("W&B has given up uploading")
@@ -237,9 +247,18 @@ class WandbTracker(Tracker):
         with contextlib.suppress(Exception, SystemExit):  # it would exit with the exit code of the service
             self._wandb.teardown()
 
-    def _artifact(self, files: list[Path]) -> Any:
-        """Metrics and predictions without the weights: 94 MB of a ResNet-50 take too long to upload at the end."""
-        artifact = self._wandb.Artifact(f"result-{self.identity}", "result")
+    def _log_model(self, step: int, values: dict[str, Any]) -> None:
+        """Logs RUN/model with its recipe; online, waits for the upload. Raises wandb's error if that takes too long."""
+        scores = {name.removeprefix("best/"): value for name, value in values.items() if name.startswith(_SCORES)}
+        files = [*sorted((self._run_dir / "model").iterdir()), self._run_dir / "recipe.yaml"]
+        artifact = self._artifact("model", files, {**self._model_facts, **scores})
+        logged = self._run.log_artifact(artifact, aliases=["latest", "best", f"step-{step}"])
+        if self._is_online():
+            logged.wait(int(UPLOAD_SECONDS))
+
+    def _artifact(self, kind: str, files: list[Path], metadata: dict[str, Any] | None = None) -> Any:
+        """The artifact KIND-ID of type KIND."""
+        artifact = self._wandb.Artifact(f"{kind}-{self.identity}", kind, metadata=metadata)
         for file in files:
             entry = artifact.add_file(str(file), skip_cache=True)
             if self._run.offline:  # relative, so that a moved run directory still uploads

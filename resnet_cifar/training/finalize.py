@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet_cifar.atomic_io import write_json
+from resnet_cifar.atomic_io import sha256, write_json
 from resnet_cifar.checkpoints import checkpoint
 from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.schema import METRIC_NAMES, Recipe
@@ -95,6 +95,7 @@ def test_and_export(
         card = optional_outputs.make_card(lambda: _card(state, found, {**result, **facts}), writer.screen.warn)
         weights, geometry = state.scored.state_dict(), state.preprocess.timm_config
         export_model(state.scored, folder.model, recipe, data.classes, weights, geometry, facts, card)
+        result["weights_sha256"] = sha256(folder.model / "model.safetensors")
     write_json(folder.path / "result.json", result)
     writer.status("finished")
     writer.wait()

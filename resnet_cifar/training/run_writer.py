@@ -32,6 +32,12 @@ from resnet_cifar.training import telemetry
 from resnet_cifar.training.plan import Plan
 from resnet_cifar.training.timings import Timings
 
+# Of the run directory, for trackers that store files: the result, and what `resnet-cifar reproduce` needs.
+_KEPT_FILES = (
+    *("recipe.yaml", "environment.json", "code.diff", "micro_batch.json", "attempts.json", "metrics.jsonl"),
+    *("result.json", "eval-test.json", "predictions-test.parquet", "model/config.json"),
+)
+
 
 class RunWriter:
     """Writes one attempt's part of the run directory, and its trackers and console output."""
@@ -101,8 +107,8 @@ class RunWriter:
         """Sends the final numbers to the trackers and, if the report was written, two of its figures."""
         run, names = self.folder.path, ("confusion", "mistakes") if with_figures else ()
         drawn = {name: run / "report" / "figures" / f"{name}.png" for name in names}
-        kept = ("recipe.yaml", "eval-test.json", "predictions-test.parquet", "model/config.json")
-        self.tracker.summary(self.done, values, drawn, [run / name for name in kept])
+        files = [file for name in _KEPT_FILES if (file := run / name).is_file()]
+        self.tracker.summary(self.done, values, drawn, files)
 
     def is_time_to_save(self) -> bool:
         """Whether the last checkpoint is checkpoint.every_minutes old; only on rank 0, which saves."""

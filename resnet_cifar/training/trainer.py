@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from resnet_cifar import wandb_env
 from resnet_cifar.checkpoints import run_dir
 from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.errors import UserError
@@ -28,7 +29,6 @@ from resnet_cifar.distributed.watchdog import RESUME_HINT, Watchdog
 from resnet_cifar.evaluation import metrics
 from resnet_cifar.evaluation.predict import Predictions, check_same_weights, precise_bn, predict
 from resnet_cifar.reporting.console import Screen
-from resnet_cifar.tracking import wandb_env
 from resnet_cifar.training import auto_micro_batch, finalize, plan_summary, preflight
 from resnet_cifar.training.early_stopping import EarlyStopping
 from resnet_cifar.training.metric_accumulator import StepMetrics

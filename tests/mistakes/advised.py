@@ -46,10 +46,10 @@ from resnet_cifar.models.export import export_model
 from resnet_cifar.models.factory import create_model
 from resnet_cifar.sweeps import search_space, tune
 from resnet_cifar.tracking.multi import check_trackers
-from resnet_cifar.tracking.wandb_env import check_variables as check_wandb
 from resnet_cifar.training import preflight
 from resnet_cifar.training.plan import Plan
 from resnet_cifar.training.train_state import check_ghost_batch_size
+from resnet_cifar.wandb_env import check_variables as check_wandb
 
 # What no mistake of these can provoke, or what other tests follow: part of the place or of the sentence, and why.
 ELSEWHERE = {
@@ -103,6 +103,8 @@ ELSEWHERE = {
     "it has 16 bits per color": "part of a list of images that cannot be classified",
     "has images of 16 bits per color": "a file that Pillow does not write: tests/unit/test_image_io.py",
     "wandb_env.py: {} is invalid": "W&B's own check: tests/tracking",
+    "tracking/mlflow.py": "a store of MLflow: tests/tracking/test_breaking.py",
+    "wandb_artifacts.py": "tests/tracking/test_wandb.py serves what they are about",
     "has no preprocess": "a process that loads timm; tests/endtoend/test_model_card.py",
     "distributed/context.py": "GPUs and several processes: tests/distributed and tests/gpu",
     "distributed/rendezvous.py": "an hour of waiting",
@@ -243,6 +245,9 @@ RECIPE = [
         prepare=prepared.file("a.yaml", "seed: 1\nseed: 2")),
     advice("trackers twice", f"{TRAIN} --track.trackers wandb,wandb", f"{TRAIN} --track.trackers wandb --dry-run"),
     advice("trackers and none", f"{TRAIN} --track.trackers wandb,none", f"{TRAIN} --track.trackers none --dry-run"),
+    advice("model without W&B", f"{TRAIN} --track.log_model True",
+        f"{TRAIN} --track.log_model True --track.trackers wandb --dry-run",
+        f"{TRAIN} --track.log_model False --dry-run"),
     advice("flag with a value", f"{TRAIN} --dry-run=no", f"{TRAIN} --dry-run"),
     advice("phase without lr", f"{TRAIN} --phases.2.epochs 1",
         f"{TRAIN} --phases.2.epochs 1 --phases.2.lr 0.1 --dry-run"),

@@ -33,7 +33,7 @@ VERBS = """add bring check choose clear convert correct create delete download e
     let lower make move name pack pass pip put raise remove rename rerun restore retry run save set start take train try
     unpack unset update use write"""
 ADVICE = re.compile(rf"(?:^|[:;,(] |\b(?:or|and|then) )(?:{'|'.join(VERBS.split())}) \S")
-SAID: dict[str, str] = {}  # by the name of the case
+SAID: dict[Case, str] = {}
 
 
 class NoStop:
@@ -115,7 +115,7 @@ FOLLOWED = [case for case in [*CASES, *ADVISED] if case.remedies]
 
 @pytest.mark.parametrize("case", FOLLOWED, ids=lambda case: case.name)
 def test_advice_works_when_it_is_followed(case: Case, workplace: Path, trained: Path) -> None:
-    said = SAID[case.name] = advised(case, workplace, trained)
+    said = SAID[case] = advised(case, workplace, trained)
     for part in case.said:
         assert part in said
     for place, remedy in enumerate(case.remedies):
@@ -177,7 +177,6 @@ def _parts(node: ast.AST) -> list[str | None] | None:
 
 
 def test_every_sentence_that_advises_something_is_followed(request: pytest.FixtureRequest) -> None:
-    assert len({case.name for case in FOLLOWED}) == len(FOLLOWED)  # otherwise this would always be skipped
     if len(SAID) < len(FOLLOWED):
         pytest.skip("the mistakes before were not made")
     missing = [place for place, pattern in sentences().items() if not any(map(pattern.search, SAID.values()))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -15,17 +16,24 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from wandb_server import WandbServer
 
 from resnet_cifar.config import schema
+from resnet_cifar.config.diff import fingerprint, flatten, recipe_key
 from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.validation import parse
 from resnet_cifar.tracking import multi
 from resnet_cifar.tracking.base import TrackedRun, Tracker, kept_rows
+from resnet_cifar.tracking.mlflow import MlflowTracker
 from resnet_cifar.tracking.multi import MultiTracker, check_trackers, start_trackers
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 SCRIPT = Path(__file__).with_name("tracked.py")
 
@@ -66,15 +74,27 @@ def check_result(server: WandbServer) -> None:
     (run,) = server.runs.values()
     assert (run.state, run.summary["test/accuracy"]) == ("finished", 0.5)
     assert any(name.startswith("media/images/figures/confusion") for name in run.files)
-    (artifact,) = (artifact for artifact in server.artifacts.values() if artifact.committed)
-    assert artifact.files["eval-test.json"] == b'{"accuracy": 0.5}'
+    assert server.latest("result").files["eval-test.json"] == b'{"accuracy": 0.5}'
+
+
+def check_model(server: WandbServer) -> None:
+    """The model is there, whole, under its names, and says what it is."""
+    model, (run,) = server.latest("model"), server.runs.values()
+    assert set(model.files) == {"config.json", "model.safetensors", "recipe.yaml"}
+    assert model.files["model.safetensors"] == b"weights"
+    assert (model.run, model.name) == (run.name, f"model-{run.name}")
+    assert {"latest", "best", "step-4"} == model.aliases
+    scores = {"val/accuracy": 0.25, "test/accuracy": 0.5, "step": 4}
+    assert model.metadata == {"data_fingerprint": "0123", "recipe_fingerprint": fingerprint(Recipe()), **scores}
 
 
 def test_online_run_arrives_whole_and_nothing_is_said(tmp_path: Path):
     with WandbServer() as server:
-        assert go(tmp_path, "RUN", "wandb", 1, 6, "finish", env=server.account()) == (0, "")
+        env = server.account() | {"LOG_MODEL": "60"}
+        assert go(tmp_path, "RUN", "wandb", 1, 6, "finish", env=env) == (0, "")
     assert steps(server) == [1, 2, 3, 4, 5, 6]
     check_result(server)
+    check_model(server)
 
 
 def test_the_users_variables_win_over_defaults(tmp_path: Path):
@@ -137,6 +157,19 @@ def test_what_breaks_in_mid_run_is_said_once_and_kept_offline(
     check_result(later)
 
 
+def test_model_whose_upload_takes_too_long_is_kept_offline(tmp_path: Path):
+    with WandbServer() as server:
+        dawdle(server, "/artifact/")
+        code, said = go(tmp_path, "RUN", "wandb", 1, 4, "finish", env=server.account() | {"LOG_MODEL": "1"})
+    assert code == 0, said
+    assert said.startswith("warning: W&B: continuing offline (Artifact upload wait timed out")
+    assert said.count("\n") == 1
+    with WandbServer() as later:
+        sync(tmp_path, said.split("`")[1], later)
+    check_result(later)
+    check_model(later)
+
+
 def test_key_that_is_refused_at_the_start_is_said_once(tmp_path: Path):
     with WandbServer() as server:
         server.status = 401
@@ -158,7 +191,7 @@ def test_core_that_hangs_is_waited_for_twelve_seconds(tmp_path: Path):
 @pytest.mark.parametrize(
     ("account", "end", "trackers"),
     [
-        ("offline", "kill", "wandb,trackio,tensorboard"),
+        ("offline", "kill", "wandb,trackio,tensorboard,mlflow"),
         ("offline", "interrupt", "wandb,trackio"),
         ("online", "interrupt", "wandb"),
     ],
@@ -172,6 +205,10 @@ def test_run_that_is_resumed_from_further_back_has_every_row_once(
     """
     with WandbServer() as server:
         env = server.account() if account == "online" else {}
+        if "mlflow" in trackers:
+            env |= {"LOG_MODEL": "60"}
+            (tmp_path / "RUN" / "mlflow").mkdir(parents=True)
+            (tmp_path / "RUN" / "mlflow" / "mlflow.db").write_text("by a process that was killed while it created it")
         code, said = go(tmp_path, "RUN", trackers, 1, 7, end, env=env)
         assert (code, said) == (-signal.SIGKILL if end == "kill" else 0, "")
         assert go(tmp_path, "RUN", trackers, 5, 9, "finish", env=env) == (0, "")
@@ -182,6 +219,8 @@ def test_run_that_is_resumed_from_further_back_has_every_row_once(
         assert trackio_steps(tmp_path / "RUN") == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     if "tensorboard" in trackers:
         assert tensorboard_steps(tmp_path / "RUN", "train/loss") == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    if "mlflow" in trackers:
+        check_mlflow(tmp_path / "RUN", [1, 2, 3, 4, 5, 6, 7, 8, 9])
     assert {path.name for path in tmp_path.iterdir()} == {"RUN"}
 
 
@@ -202,6 +241,98 @@ def trackio_steps(run: Path) -> list[int]:
     assert last["test/accuracy"] == 0.5
     assert (run / "trackio" / "media" / last["confusion"]["file_path"]).stat().st_size > 0
     return [step for step, metrics in rows if "confusion" not in metrics]
+
+
+def check_mlflow(run: Path, steps: list[int]) -> None:
+    """The store has one finished run with these rows, the recipe, the results and their files.
+
+    Where the directory was is not written to when a copy of it, somewhere else, is continued.
+    """
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{run / 'mlflow' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("resnet-cifar")
+    (found,) = client.search_runs([experiment.experiment_id])
+    name, recipe = found.info.run_id, read_recipe(str(run / "recipe.yaml"))
+    assert (found.info.run_name, found.info.status) == ("RUN", "FINISHED")
+    history = client.get_metric_history(name, "train/loss")
+    assert [(metric.step, metric.value) for metric in history] == [(step, 1 / step) for step in steps]
+    assert found.data.metrics["test/accuracy"] == 0.5
+    assert found.data.params == {field: str(value) for field, value in flatten(recipe).items()}
+    assert found.data.tags["group"] == recipe_key(recipe)
+    folders = {
+        folder: {file.path for file in client.list_artifacts(name, folder)} for folder in ("", "figures", "model")
+    }
+    assert folders[""] >= {"eval-test.json"} and folders["figures"] == {"figures/confusion.png"}
+    stored = run / "mlflow" / "artifacts" / name / "artifacts"
+    assert (stored / "eval-test.json").read_bytes() == (run / "eval-test.json").read_bytes()
+    moved = shutil.copytree(run, run / "moved")
+    opened(moved).summary(9, {}, {}, [moved / "metrics.jsonl"])
+    assert not (stored / "metrics.jsonl").exists()
+    shutil.rmtree(moved)
+
+
+@pytest.fixture
+def mlflow_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    """A store of the user's, which MLFLOW_TRACKING_URI names."""
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path_factory.getbasetemp() / 'theirs.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return MlflowClient(uri)
+
+
+def opened(run: Path, **track: Any) -> MlflowTracker:
+    run.mkdir(exist_ok=True)
+    recipe = parse({"track": {"trackers": "mlflow", **track}})
+    return MlflowTracker(TrackedRun(recipe, run, {"commit": "abc"}, pytest.fail, None))
+
+
+def test_mlflow_keeps_to_its_variables_and_states(
+    mlflow_store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In one run that is interrupted, fails and loses a rank; a given run and experiment are used."""
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "theirs")
+    for state, status in (
+        ("interrupted", "KILLED"),
+        ("failed", "FAILED"),
+        ("lost", "FAILED"),
+        ("finished", "FINISHED"),
+    ):
+        tracker = opened(tmp_path / "RUN", project="resnet-cifar")
+        (run,) = mlflow_store.search_runs([mlflow_store.get_experiment_by_name("theirs").experiment_id])
+        assert (run.info.status, run.data.tags["mlflow.source.git.commit"]) == ("RUNNING", "abc")
+        tracker.log({"step": tracker.latest() + 1, "epoch": 1.0, "val/loss": float("nan")})
+        tracker.finish(state)
+        assert mlflow_store.get_run(run.info.run_id).info.status == status
+    assert [metric.step for metric in mlflow_store.get_metric_history(run.info.run_id, "val/loss")] == [1, 2, 3, 4]
+    ((_, command),) = tracker.commands
+    assert command.endswith(" ui --backend-store-uri $MLFLOW_TRACKING_URI")
+    assert not (tmp_path / "RUN" / "mlflow" / "mlflow.db").exists()
+
+    opened(tmp_path / "other", project="ours").finish("finished")  # a field that is given wins over the variable
+    assert mlflow_store.get_experiment_by_name("ours") is not None
+    given = mlflow_store.create_run(run.info.experiment_id).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", given)
+    opened(tmp_path / "given").log({"step": 7, "epoch": 1.0})
+    assert opened(tmp_path / "given").latest() == 7
+    assert mlflow_store.get_run(given).data.params["batch_size"] == "256"
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    with pytest.raises(UserError, match=f"^MLFLOW_RUN_ID={'0' * 32} is not a run of this store: correct or unset it$"):
+        opened(tmp_path / "new")
+    monkeypatch.delenv("MLFLOW_RUN_ID")
+    (tmp_path / "RUN" / "mlflow" / ".id").write_text("0" * 32)
+    assert opened(tmp_path / "RUN").latest() == 0  # another store has this run: a new one gets all rows
+
+
+def test_mlflow_server_that_does_not_answer_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:secret@127.0.0.1:9")
+    said: list[str] = []
+    assert not start_trackers(parse({"track": {"trackers": "mlflow"}}), tmp_path, {}, said.append)
+    assert said == [
+        "track.trackers mlflow is disabled (http://127.0.0.1:9, of MLFLOW_TRACKING_URI, does not answer): every row is "
+        "in metrics.jsonl"
+    ]
 
 
 def tensorboard_steps(run: Path, tag: str) -> list[int]:
@@ -279,7 +410,7 @@ def test_rows_are_kept_while_the_file_grows(tmp_path: Path):
     assert list(kept_rows(tmp_path, 0, 0)) == []
 
 
-@pytest.mark.parametrize("name", ["trackio", "tensorboard"])
+@pytest.mark.parametrize("name", ["trackio", "tensorboard", "mlflow"])
 def test_a_missing_package_is_named_with_the_command_that_installs_it(name: str, monkeypatch: pytest.MonkeyPatch):
     recipe = parse({"track": {"trackers": f"wandb,{name}"}})
     check_trackers(recipe)

@@ -18,8 +18,16 @@ import pytest
 import yaml
 from wandb_server import StoredRun, WandbServer
 
+from resnet_cifar import wandb_artifacts
+from resnet_cifar.cli import evaluate, reproduce
+from resnet_cifar.config.errors import UserError
+from resnet_cifar.evaluation import model_location
+from resnet_cifar.models.pretrained import find_init_weights
+from resnet_cifar.reporting import optional_outputs
+
 TRAIN = Path(__file__).parents[2] / "train.py"
 NOBODY = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}  # the discard port
+MODEL = ("--track.log_model", "True")
 ALERTS = ("--track.notify", "wandb", "--track.notify_accuracy", "0.000001")
 # Nine steps: checkpoints after 4, 8 and 9, scores after 4 and 9, a row after each.
 RECIPE = """
@@ -139,7 +147,7 @@ def check_summary(home: Path, summary: dict[str, Any]) -> None:
 def offline(tmp_path_factory: pytest.TempPathFactory, images: Path) -> tuple[Path, str]:
     """Where a user without an account has trained, and what was printed."""
     home = tmp_path_factory.mktemp("offline")
-    return home, train(home, images).stdout
+    return home, train(home, images, *MODEL).stdout
 
 
 def test_offline_run_holds_every_row(offline: tuple[Path, str]):
@@ -166,11 +174,24 @@ def check_media(home: Path, server: WandbServer) -> None:
     for name in ("confusion", "mistakes"):
         assert run.files[row[f"figures/{name}"]["path"]] == (folder / "report" / "figures" / f"{name}.png").read_bytes()
     assert run.files[row["report"]["path"]] == (folder / "report" / "index.html").read_bytes()
-    (artifact,) = server.artifacts.values()
-    assert (artifact.kind, artifact.committed) == ("result", True)
-    for name in ("eval-test.json", "predictions-test.parquet", "recipe.yaml", "config.json"):
+    artifact = server.latest("result")
+    recorded = ("recipe.yaml", "environment.json", "metrics.jsonl", "result.json")
+    for name in ("eval-test.json", "predictions-test.parquet", "config.json", *recorded):
         (file,) = (folder / "model" / name, folder / name)[name != "config.json" :][:1]
         assert artifact.files[name] == file.read_bytes()
+
+
+def check_model(home: Path, server: WandbServer) -> None:
+    """The service has the exported model, its recipe and what it was trained on."""
+    model, folder = server.latest("model"), home / "RUN"
+    result = json.loads((folder / "result.json").read_text())
+    assert set(model.files) == {"config.json", "model.safetensors", "README.md", "recipe.yaml"}
+    assert all(model.files[file.name] == file.read_bytes() for file in (folder / "model").iterdir())
+    assert model.files["recipe.yaml"] == (folder / "recipe.yaml").read_bytes()
+    assert model.aliases == {"latest", "best", f"step-{result['step']}"}
+    for name in ("test/accuracy", "val/accuracy", "step"):
+        assert model.metadata[name] == result[name]
+    assert model.metadata["data_fingerprint"] == json.loads(model.files["config.json"])["fingerprint"]
 
 
 def test_moved_run_uploads_whole(offline: tuple[Path, str], tmp_path: Path):
@@ -189,6 +210,7 @@ def test_moved_run_uploads_whole(offline: tuple[Path, str], tmp_path: Path):
     check_settings(elsewhere.parent, run.settings())
     check_summary(elsewhere.parent, run.summary)
     check_media(elsewhere.parent, server)
+    check_model(elsewhere.parent, server)
 
 
 def test_printed_command_shows_the_curves(offline: tuple[Path, str]):
@@ -204,7 +226,7 @@ def online(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Iterator[t
     """Where a user with an account has trained, and the service."""
     home = tmp_path_factory.mktemp("online")
     with WandbServer() as server:
-        train(home, images, *ALERTS, env=server.account())
+        train(home, images, *ALERTS, *MODEL, env=server.account())
         yield home, server
 
 
@@ -216,6 +238,166 @@ def test_online_run_is_whole(online: tuple[Path, WandbServer]):
     check_settings(home, run.settings())
     check_summary(home, run.summary)
     check_media(home, server)
+    check_model(home, server)
+
+
+def located(server: WandbServer, version: str = "best", kind: str = "model") -> str:
+    """The address of the run's model."""
+    return f"wandb:local/resnet-cifar/{server.latest(kind).name}:{version}"
+
+
+def downloads(server: WandbServer) -> list[str]:
+    return [request for request in server.requests if request.startswith("GET /artifact/")]
+
+
+@pytest.fixture
+def account(online: tuple[Path, WandbServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """The service, the account of its user and an empty cache."""
+    server = online[1]
+    for name, value in {**server.account(), "RESNET_CIFAR_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    wandb_artifacts.fetch_model.cache_clear()
+    yield server
+    server.status = None
+    wandb_artifacts.fetch_model.cache_clear()
+
+
+def test_an_uploaded_model_is_evaluated_elsewhere(
+    online: tuple[Path, WandbServer],
+    account: WandbServer,
+    fresh_accelerator: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """With the recipe of its run; a second use downloads nothing, unless the copy was damaged."""
+    result = json.loads((online[0] / "RUN" / "result.json").read_text())
+    earlier = downloads(account)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(optional_outputs, "write_report", lambda folder, name, warn: None)
+    evaluate.main([located(account)])
+    (file,) = tmp_path.glob("model-*-v0-*-scores/eval-test.json")
+    found = json.loads(file.read_text())
+    assert {f"test/{name}": found[name] for name in ("accuracy", "loss")} == {
+        name: result[name] for name in ("test/accuracy", "test/loss")
+    }
+    before = downloads(account)
+    assert len(before) == len(earlier) + len(account.latest("model").files)
+
+    target = model_location.find_target(Path(located(account, f"step-{result['step']}")))
+    assert (target.kind, target.results) == ("model", file.parent.relative_to(tmp_path))
+    assert target.exports == Path(f"{target.artifact}-export")
+    assert find_init_weights(located(account)).file == target.path / "model.safetensors"
+    assert downloads(account) == before
+    weights = (target.path / "model.safetensors").read_bytes()
+    (target.path / "model.safetensors").write_bytes(weights[:-1])
+    wandb_artifacts.fetch_model.cache_clear()
+    assert model_location.find_target(Path(located(account))).path == target.path
+    assert (target.path / "model.safetensors").read_bytes() == weights
+
+    wandb_artifacts.fetch_model.cache_clear()
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert model_location.find_target(Path(located(account))).path == target.path  # what the alias named last
+    with pytest.raises(UserError, match="cannot be loaded, because there is no key"):
+        model_location.find_target(Path(located(account, "v0")))
+
+
+@pytest.mark.parametrize(
+    ("location", "status", "env", "sentence"),
+    [
+        (
+            "wandb:local/resnet-cifar/model",
+            None,
+            {},
+            "does not name an artifact: write wandb:ENTITY/PROJECT/NAME:ALIAS",
+        ),
+        ("wandb:resnet-cifar/model:best", None, {}, "does not name an artifact: write wandb:ENTITY/PROJECT/NAME:ALIAS"),
+        (
+            "wandb:local/other/model:best",
+            None,
+            {},
+            "says: project 'other' not found under entity 'local'; check the name",
+        ),
+        ("{model}:worst", None, {}, "says: artifact membership '.*:worst' not found in 'local/resnet-cifar'; check"),
+        ("{result}:latest", None, {}, r"is not one that train.py uploaded \(a result without model.safetensors\)"),
+        ("{model}:best", 401, {}, "says: .*; check the key of WANDB_API_KEY or `wandb login`, or try again later"),
+        ("{model}:best", None, NOBODY, r"does not answer: check WANDB_BASE_URL and the network"),
+        (
+            "{model}:best",
+            None,
+            {"WANDB_API_KEY": ""},
+            "there is no key for W&B .*: run `wandb login`, or set WANDB_API",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_downloaded_is_a_sentence(
+    location: str,
+    status: int | None,
+    env: dict[str, str],
+    sentence: str,
+    account: WandbServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    names = {kind: located(account, "", kind)[:-1] for kind in ("model", "result")}
+    account.status = status
+    for name, value in {"HOME": str(tmp_path), **env}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=sentence) as caught:
+        model_location.find_target(Path(location.format(**names)))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_model_that_arrives_damaged_is_refused(account: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(account.latest("model").files, "model.safetensors", b"damaged")
+    with pytest.raises(UserError, match=r"says: Digest mismatch for file: model\.safetensors"):
+        model_location.find_target(Path(located(account)))
+    assert list((tmp_path / "cache" / "wandb").iterdir()) == []
+
+
+def test_a_model_needs_the_package(account: WandbServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"because the package wandb is not installed: pip install wandb$"):
+        model_location.find_target(Path(located(account)))
+
+
+@pytest.fixture
+def remote(
+    online: tuple[Path, WandbServer], account: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The address of the run; the working directory is empty."""
+    monkeypatch.chdir(tmp_path)
+    wandb_artifacts.fetch_run.cache_clear()
+    return f"wandb:local/resnet-cifar/{account.latest('result').run}"
+
+
+def test_a_run_is_reproduced_from_what_was_uploaded(
+    remote: str, online: tuple[Path, WandbServer], capsys: pytest.CaptureFixture[str]
+):
+    """The second training is a copy of the first; then something is changed in it."""
+    again = Path(f"{remote.rpartition('/')[2]}-again")
+    shutil.copytree(online[0] / "RUN", again)
+    reproduce.main([remote])
+    said = capsys.readouterr().out
+    assert f"{again} is equal to {remote}, bit for bit: 9 rows of metrics, the SHA-256 of the weights and " in said
+    result = json.loads((again / "result.json").read_text())
+    (again / "result.json").write_text(json.dumps(result | {"weights_sha256": "0" * 64, "val/accuracy": -1.0}))
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main([remote])
+    assert ended.value.code == 5
+    said = capsys.readouterr().out
+    assert f"{again} differs from {remote}\n  weights: another SHA-256\n  scores: val/accuracy -1.0, not " in said
+    with pytest.raises(UserError, match="does not name a run: write wandb:ENTITY/PROJECT/RUN_ID"):
+        reproduce.main([f"{remote}:latest"])
+    with pytest.raises(UserError, match="says: artifact membership 'result-other:latest' not found"):
+        reproduce.main(["wandb:local/resnet-cifar/other"])
+
+
+@pytest.mark.proof_only
+def test_a_run_is_trained_again_from_what_was_uploaded(remote: str, tmp_path: Path):
+    finished = python(tmp_path, "-m", "resnet_cifar", "reproduce", remote, "--out", "again", env={})
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert f"again is equal to {remote}, bit for bit: 9 rows of metrics, the SHA-256 of the weights" in finished.stdout
 
 
 def test_alerts_tell_the_target_and_the_end(online: tuple[Path, WandbServer]):
@@ -312,6 +494,7 @@ def test_server_that_is_gone_in_mid_run_leaves_a_finished_run_that_uploads_whole
     assert own(only_run(server).history) == written(tmp_path)
     check_summary(tmp_path, only_run(server).summary)
     check_media(tmp_path, server)
+    assert {artifact.kind for artifact in server.artifacts.values()} == {"result"}
 
 
 def test_none_writes_nothing_and_needs_no_wandb(images: Path, tmp_path: Path):

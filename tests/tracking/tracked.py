@@ -2,6 +2,7 @@
 
 It begins as a start does that found a checkpoint of FIRST - 1 updates. Half way it says `half` and waits for a line.
 END: `finish`, `interrupt`, `kill` (SIGKILL to itself), or half way `core` (SIGKILL to wandb-core) or `stop` (SIGSTOP).
+LOG_MODEL in the environment: upload the model, in this many seconds at most.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 import psutil
 from PIL import Image
 
+from resnet_cifar.config.loading import write_recipe
 from resnet_cifar.config.validation import parse
+from resnet_cifar.tracking import wandb as wandb_tracker
 from resnet_cifar.tracking.multi import start_trackers
 
 
@@ -35,10 +38,13 @@ def hurt_core(number: signal.Signals) -> None:
 
 
 def results(run: Path) -> tuple[dict[str, Path], list[Path]]:
-    """A figure and a file, as the end of training leaves them."""
+    """A figure, a file and a model, as the end of training leaves them."""
     (run / "figures").mkdir(exist_ok=True)
     Image.new("RGB", (8, 8), (255, 0, 0)).save(run / "figures" / "confusion.png")
     (run / "eval-test.json").write_text('{"accuracy": 0.5}')
+    (run / "model").mkdir(exist_ok=True)
+    (run / "model" / "config.json").write_text("{}")
+    (run / "model" / "model.safetensors").write_bytes(b"weights")
     return {"confusion": run / "figures" / "confusion.png"}, [run / "eval-test.json"]
 
 
@@ -49,12 +55,16 @@ def main(folder: str, trackers: str, first: int, last: int, end: str) -> None:
     kept = [row(step) for step in range(1, first)]
     metrics = run / "metrics.jsonl"
     metrics.write_text("".join(json.dumps(values) + "\n" for values in kept))
-    recipe = parse({"track": {"trackers": trackers, "project": os.environ.get("PROJECT", "resnet-cifar")}})
+    track = {"trackers": trackers, "project": os.environ.get("PROJECT", "resnet-cifar")}
+    recipe = parse({"track": {**track, "log_model": "LOG_MODEL" in os.environ}})
+    write_recipe(recipe, run / "recipe.yaml")
+    if "LOG_MODEL" in os.environ:
+        wandb_tracker.UPLOAD_SECONDS = float(os.environ["LOG_MODEL"])
 
     def warn(text: str) -> None:
         print(f"warning: {text}", flush=True)
 
-    tracker = start_trackers(recipe, run, {"cores": 2}, warn, step=first - 1)
+    tracker = start_trackers(recipe, run, {"cores": 2, "data": "0123"}, warn, step=first - 1)
     for step in range(first, last + 1):
         with metrics.open("a") as file:
             file.write(json.dumps(row(step)) + "\n")
@@ -69,7 +79,7 @@ def main(folder: str, trackers: str, first: int, last: int, end: str) -> None:
     if end == "interrupt":
         tracker.finish("interrupted")
         return
-    tracker.summary(last, {"test/accuracy": 0.5}, *results(run))
+    tracker.summary(last, {"test/accuracy": 0.5, "best/val/accuracy": 0.25, "best/step": 4}, *results(run))
     tracker.finish("finished")
 
 

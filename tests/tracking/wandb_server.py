@@ -1,4 +1,4 @@
-"""A stand-in for the W&B service on loopback: as much of it as online runs and `wandb sync` of wandb 0.31 talk to.
+"""A stand-in for the W&B service on loopback: what online runs, `wandb sync` and `wandb.Api` of wandb 0.31 talk to.
 
 It keeps history, config, summary, files and artifacts, and it can be broken on purpose: it may answer with an HTTP
 error, or after a while.
@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 _ENTITY = "local"
+_TIME = "2026-01-01T00:00:00Z"
 
 
 @dataclass
@@ -41,11 +42,19 @@ class StoredRun:
 
 @dataclass
 class StoredArtifact:
-    """What the service knows of an artifact: it is whole when it is `committed`."""
+    """What the service knows of a version of an artifact: it is whole when it is `committed`."""
 
+    id: str
+    project: str
     name: str
     kind: str
+    version: int
+    digest: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+    aliases: set[str] = field(default_factory=set)
+    run: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
+    manifest: bytes = b""
     committed: bool = False
 
 
@@ -114,7 +123,6 @@ class WandbServer(ThreadingHTTPServer):
         """The data of a GraphQL operation; those that are not needed get none."""
         operations: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "Viewer": lambda _: {"viewer": {"id": "user", "entity": _ENTITY, "username": _ENTITY, "flags": "{}"}},
-            "GetDefaultEntity": lambda _: {"viewer": {"id": "user", "entity": _ENTITY}},
             "UpsertBucket": self._upsert,
             "RunResumeStatus": self._resume_status,
             "CreateRunFiles": self._create_files,
@@ -124,6 +132,11 @@ class WandbServer(ThreadingHTTPServer):
             "CreateArtifactManifest": self._create_manifest,
             "CreateArtifactFiles": self._create_artifact_files,
             "CommitArtifact": self._commit_artifact,
+            "ArtifactByID": lambda asked: {"artifact": _artifact(self.artifacts[asked["id"]])},
+            "GetDefaultEntity": lambda _: {"viewer": {"id": "user", "entity": _ENTITY}},
+            "ArtifactMembershipByName": self._membership,
+            "FetchArtifactManifest": self._manifest,
+            "GetArtifactMembershipFileUrls": self._file_urls,
             "UpsertSweep": self._upsert_sweep,
             "SweepWithRuns": lambda _: {"project": {"sweep": {"config": self.sweep, "runs": {"edges": []}}}},
             "CreateAgent": lambda _: {"createAgent": {"agent": {"id": "agent"}}},
@@ -237,6 +250,21 @@ class WandbServer(ThreadingHTTPServer):
             self.runs[match[1]].files[match[2]] = body
         elif match := re.fullmatch(r"/artifact/([^/]+)/(.+)", path):
             self.artifacts[match[1]].files[match[2]] = body
+        elif match := re.fullmatch(r"/manifest/([^/]+)", path):
+            self.artifacts[match[1]].manifest = body
+
+    def download(self, path: str) -> bytes | None:
+        """A file of an artifact or its manifest, from where it was uploaded to."""
+        if match := re.fullmatch(r"/artifact/([^/]+)/(.+)", path):
+            return self.artifacts[match[1]].files.get(match[2])
+        match = re.fullmatch(r"/manifest/([^/]+)", path)
+        return self.artifacts[match[1]].manifest if match else None
+
+    def latest(self, kind: str) -> StoredArtifact:
+        """The latest whole artifact of this type."""
+        return [
+            artifact for artifact in self.artifacts.values() if (artifact.kind, artifact.committed) == (kind, True)
+        ][-1]
 
     def _create_files(self, variables: dict[str, Any]) -> dict[str, Any]:
         here = f"{self.url}/run/{variables['project']}/{variables['run']}"
@@ -245,13 +273,23 @@ class WandbServer(ThreadingHTTPServer):
 
     def _create_artifact(self, variables: dict[str, Any]) -> dict[str, Any]:
         asked, key = variables["input"], f"artifact{len(self.artifacts)}"
-        self.artifacts[key] = StoredArtifact(asked["artifactCollectionName"], asked["artifactTypeName"])
+        project, name = asked["projectName"], asked["artifactCollectionName"]
+        earlier = [
+            artifact for artifact in self.artifacts.values() if (artifact.project, artifact.name) == (project, name)
+        ]
+        aliases = {alias["alias"] for alias in asked.get("aliases") or ()}
+        for artifact in earlier:  # an alias names one version
+            artifact.aliases -= aliases
+        metadata = json.loads(asked.get("metadata") or "{}")
+        version = StoredArtifact(key, project, name, asked["artifactTypeName"], len(earlier), asked["digest"], metadata)
+        version.aliases, version.run = aliases, asked.get("runName") or ""
+        self.artifacts[key] = version
         sequence = {"id": "sequence", "latestArtifact": None}
         return {"createArtifact": {"artifact": {"id": key, "state": "PENDING", "artifactSequence": sequence}}}
 
     def _create_manifest(self, variables: dict[str, Any]) -> dict[str, Any]:
         key = variables["artifactID"]
-        place = {"uploadUrl": f"{self.url}/artifact/{key}/manifest", "uploadHeaders": []}
+        place = {"uploadUrl": f"{self.url}/manifest/{key}", "uploadHeaders": []}
         manifest = {"id": f"{key}-manifest", "file": {"id": "file", "displayName": variables["name"], **place}}
         return {"createArtifactManifest": {"artifactManifest": manifest}}
 
@@ -268,6 +306,36 @@ class WandbServer(ThreadingHTTPServer):
     def _commit_artifact(self, variables: dict[str, Any]) -> dict[str, Any]:
         self.artifacts[variables["artifactID"]].committed = True
         return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": ""}}}
+
+    def _find(self, project: str, name: str, version: str) -> StoredArtifact | None:
+        """The version of an artifact that an alias or vN names, if it is whole."""
+        whole = (artifact for artifact in self.artifacts.values() if artifact.committed)
+        versions = (artifact for artifact in whole if (artifact.project, artifact.name) == (project, name))
+        return next((found for found in versions if version in {f"v{found.version}", *found.aliases}), None)
+
+    def _membership(self, asked: dict[str, Any]) -> dict[str, Any]:
+        if asked["entity"] != _ENTITY or asked["project"] not in {a.project for a in self.artifacts.values()}:
+            return {"project": None}
+        name, _, version = asked["name"].partition(":")
+        found = self._find(asked["project"], name, version or "latest")
+        if found is None:
+            return {"project": {"artifactCollectionMembership": None}}
+        kind, facts = "ArtifactCollectionMembership", _artifact(found)
+        shown = {"__typename": kind, "id": f"{found.id}-membership", "artifact": facts, "aliases": facts["aliases"]}
+        shown |= {"versionIndex": found.version, "createdAt": _TIME, "artifactCollection": facts["artifactSequence"]}
+        return {"project": {"artifactCollectionMembership": shown}}
+
+    def _manifest(self, asked: dict[str, Any]) -> dict[str, Any]:
+        return {"artifact": {"currentManifest": {"file": {"directUrl": f"{self.url}/manifest/{asked['id']}"}}}}
+
+    def _file_urls(self, asked: dict[str, Any]) -> dict[str, Any]:
+        found = self._find(asked["project"], asked["collection"], asked["alias"])
+        here = f"{self.url}/artifact/{found.id}"
+        nodes = [{"name": name, "directUrl": f"{here}/{urllib.parse.quote(name)}"} for name in found.files]
+        edges = [{"node": {"__typename": "File", **node}} for node in nodes]
+        page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+        membership = {"files": {"pageInfo": page, "edges": edges}}
+        return {"project": {"artifactCollection": {"__typename": "ArtifactSequence", "artifactMembership": membership}}}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -295,6 +363,10 @@ class _Handler(BaseHTTPRequestHandler):
                 if match := re.fullmatch(r"/files/[^/]+/([^/]+/[^/]+)/file_stream", path):
                     self.server.stream(self.server.runs[match[1]], json.loads(body))
                     answer = {"exitcode": None, "limits": {}}
+                elif self.command == "GET" and path != "/":
+                    content = self.server.download(path)
+                    self._reply(content or b"", 200 if content is not None else 404)
+                    return
                 else:
                     self.server.upload(path, body)
         self._reply(json.dumps(answer).encode())
@@ -327,3 +399,18 @@ def _bucket(run: StoredRun) -> dict[str, Any]:
     project = {"id": "project", "name": run.project, "entity": {"id": "entity", "name": _ENTITY}}
     facts = {"config": json.dumps(run.config), "historyLineCount": len(run.history), "project": project}
     return {"id": f"{run.project}-{run.name}", "name": run.name, "displayName": run.name, **facts}
+
+
+def _artifact(found: StoredArtifact) -> dict[str, Any]:
+    project = {"id": "project", "internalId": "project", "name": found.project, "entity": {"name": _ENTITY}}
+    sequence = {"__typename": "ArtifactSequence", "name": found.name, "project": project}
+    names = sorted({*found.aliases, f"v{found.version}"})
+    aliases = [
+        {"__typename": "ArtifactAlias", "id": name, "alias": name, "artifactCollection": sequence} for name in names
+    ]
+    facts = {"versionIndex": found.version, "metadata": json.dumps(found.metadata), "digest": found.digest}
+    facts |= {"size": sum(map(len, found.files.values())), "fileCount": len(found.files), "state": "COMMITTED"}
+    facts |= {"ttlDurationSeconds": -1, "ttlIsInherited": True, "tags": [], "createdAt": _TIME, "updatedAt": None}
+    facts |= dict.fromkeys(("description", "historyStep", "commitHash"))
+    kind = {"artifactType": {"name": found.kind}, "artifactSequence": sequence, "aliases": aliases}
+    return {"__typename": "Artifact", "id": found.id, **facts, **kind}

@@ -198,8 +198,8 @@ def test_a_suggestion_stays_in_the_phase_that_was_written() -> None:
         ("model.ghost_batch_size", True),
         ("phases.0.lr", "fast"),
         ("phases.0.schedule", "exponential"),
-        ("track.trackers", "mlflow"),
-        ("track.trackers", "wandb,mlflow"),
+        ("track.trackers", "comet"),
+        ("track.trackers", "wandb,comet"),
         ("track.trackers", ["wandb", "wandb"]),
         ("track.trackers", "wandb,none"),
         ("track.trackers", []),
@@ -301,8 +301,8 @@ def test_several_trackers_are_a_list_or_words_with_commas(word: str) -> None:
 
 
 def test_a_wrong_tracker_is_answered_with_those_that_there_are() -> None:
-    assert sentence({"track": {"trackers": "wandb,mlflow"}}) == (
-        "track.trackers cannot be 'wandb,mlflow': 'mlflow' is none of wandb, trackio, tensorboard and none"
+    assert sentence({"track": {"trackers": "wandb,comet"}}) == (
+        "track.trackers cannot be 'wandb,comet': 'comet' is none of wandb, trackio, tensorboard, mlflow and none"
     )
     assert sentence({"track": {"trackers": "wandb,wandb"}}).endswith(": wandb is listed twice: name it once")
     assert sentence({"track": {"trackers": "none,wandb"}}).endswith(": name trackers, or none alone")

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "resnet_cifar"
 FLOORS = (
-    {"config", "rng", "atomic_io", "cache_folder", "hub_access"},
+    {"config", "rng", "atomic_io", "cache_folder", "hub_access", "wandb_env", "wandb_artifacts"},
     {"data", "models", "optim", "distributed", "checkpoints", "evaluation", "tracking"},
     {"training", "reporting"},
     {"sweeps", "cli", "notebook", "__main__"},
@@ -26,6 +26,8 @@ NEIGHBORS = {
     "atomic_io": {"config"},  # its error
     "cache_folder": {"config"},
     "hub_access": {"config", "cache_folder"},
+    "wandb_env": {"config"},
+    "wandb_artifacts": {"config", "atomic_io", "cache_folder", "hub_access", "wandb_env"},
     "config": {"atomic_io"},  # writes recipe.yaml
     "optim": {"models"},  # which parameters are the head's
     "evaluation": {"data", "models", "distributed", "checkpoints"},

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from resnet_cifar import wandb_env
 from resnet_cifar.cli.train import parse_arguments
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.validation import parse
-from resnet_cifar.tracking import wandb_env
 from resnet_cifar.tracking.multi import check_trackers
 
 ROOT = Path(__file__).parents[2]
