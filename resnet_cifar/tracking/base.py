@@ -17,7 +17,7 @@ class TrackedRun:
     """The run that a tracker is opened for.
 
     `path`: the run directory. `warn`: receives messages for the user. `identity`: the one kept in the
-    checkpoint, if any.
+    checkpoint, if any. `nodes`: how many machines train it.
     """
 
     recipe: Recipe
@@ -25,6 +25,7 @@ class TrackedRun:
     environment: dict[str, Any]
     warn: Callable[[str], None]
     identity: str | None
+    nodes: int = 1
 
 
 class Tracker(ABC):
@@ -33,13 +34,20 @@ class Tracker(ABC):
     It is constructed in the main thread of rank 0 and then used from one other thread; a call may raise or hang without
     affecting training. `package`: the Python package that it needs. `identity`: kept in checkpoints, so that a resumed
     run continues the same curves. `commands`: (what, command) to view the curves. `recovery_hint`: what the user can do
-    after the tracker failed, appended to the warning.
+    after the tracker failed, appended to the warning. `for_nodes`: what `on_node` needs; None where further nodes have
+    nothing to add.
     """
 
     package: str | None = None
     identity: str | None = None
     commands: tuple[tuple[str, str], ...] = ()
     recovery_hint = ""
+    for_nodes: dict[str, str] | None = None
+
+    @classmethod
+    def on_node(cls, facts: dict[str, str], node: int) -> Tracker:
+        """What the first process of a further node opens; `facts` are the `for_nodes` of rank 0's tracker."""
+        raise NotImplementedError
 
     @classmethod  # noqa: B027 (optional)
     def check(cls) -> None:

@@ -8,12 +8,15 @@ import os
 import re
 import urllib.parse
 from pathlib import Path
+from typing import Any
 
 from resnet_cifar.config.errors import UserError
 
+SERVER_TIMEOUT = 2.0  # seconds
 _DEFAULT_URL = "https://api.wandb.ai"
 _MODES = ("online", "offline", "disabled", "dryrun", "run")  # the last two are W&B's older names
 _YES, _NO = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0")
+_SHARED_MODE = (0, 68)  # the first W&B server with it
 _KEY = re.compile(r"(?:[^-]+-)?[\w-]{40,}|[\w-]+\.[\w-]+\.[\w-]+")  # with a server's prefix, or a JSON web token
 # W&B's settings whose variable has another name.
 _VARIABLES = {
@@ -109,3 +112,35 @@ def has_account() -> bool:
     from requests.utils import get_netrc_auth
 
     return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(endpoint()))
+
+
+def lacks_shared_mode() -> str:
+    """Why the server cannot take one run from several processes; "" where it can.
+
+    Servers of one's own tell their version; W&B's service has none. One that does not answer is not judged here.
+    """
+    import requests
+
+    try:
+        info = _query("query ServerInfo { serverInfo { latestLocalVersionInfo { versionOnThisInstanceString } } }")
+        version = info["serverInfo"]["latestLocalVersionInfo"]["versionOnThisInstanceString"]
+        numbers = tuple(map(int, re.match(r"(\d+)\.(\d+)", version).groups()))
+    except (requests.RequestException, ValueError, LookupError, TypeError, AttributeError):
+        return ""
+    needed = ".".join(map(str, _SHARED_MODE))
+    return f"the server is version {version}, and its shared mode came with {needed}" if numbers < _SHARED_MODE else ""
+
+
+def _query(text: str, **variables: str) -> dict[str, Any]:
+    """The data that the server answers to a GraphQL query."""
+    import requests
+
+    key = os.environ.get("WANDB_API_KEY")  # otherwise requests finds the one in .netrc
+    answer = requests.post(
+        f"{endpoint().rstrip('/')}/graphql",
+        json={"query": text, "variables": variables},
+        auth=("api", key) if key else None,
+        timeout=SERVER_TIMEOUT,
+    )
+    answer.raise_for_status()
+    return answer.json()["data"]

@@ -27,10 +27,12 @@ from resnet_cifar.data.sources import hf_hub
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.reporting import environment
 from resnet_cifar.reporting.console import Screen
-from resnet_cifar.tracking.multi import MultiTracker, start_trackers
+from resnet_cifar.tracking.multi import MultiTracker, start_node_trackers, start_trackers
 from resnet_cifar.training import telemetry
 from resnet_cifar.training.plan import Plan
 from resnet_cifar.training.timings import Timings
+
+_NODES = 2.0  # seconds that rank 0's trackers wait for the end of those of other nodes
 
 
 class RunWriter:
@@ -49,6 +51,7 @@ class RunWriter:
         keep = plan.recipe.checkpoint.keep_last
         self._writer = checkpoint.Writer(folder.checkpoints, keep, before=self._sync_rows)
         self._saved_at = time.monotonic()
+        self._for_nodes: dict[str, dict[str, str]] = {}
         self._ending, self._has_ended = threading.Lock(), False
 
     def open(self) -> tuple[Snapshot | None, dict[str, Any] | None]:
@@ -78,10 +81,13 @@ class RunWriter:
             step = state["step"] - bool(state["pending_row"]) if state else 0
             self.folder.resume_metrics(step)
             identity = state["tracker"] if state else None
-            self.tracker = start_trackers(recipe, self.folder.path, facts, self.screen.warn, identity, step)
-            return json.dumps(state)
+            nodes = self.context.nodes
+            self.tracker = start_trackers(recipe, self.folder.path, facts, self.screen.warn, identity, step, nodes)
+            return json.dumps([state, self.tracker.for_nodes])
 
-        state = json.loads(self.context.run_on_main(look))
+        state, self._for_nodes = json.loads(self.context.run_on_main(look))
+        if self._for_nodes and self.context.is_first_on_node and not self.context.is_main:
+            self.tracker = start_node_trackers(recipe, self.folder.path, self._for_nodes, self.context.node)
         return tensors, state
 
     def row(self, row: dict[str, Any], is_best: bool) -> None:
@@ -156,6 +162,13 @@ class RunWriter:
         with contextlib.suppress(UserError, OSError):
             self.status("finished", seconds_by_part=self.timings.seconds())
             self._files.wait()
+
+    def end_nodes(self, state: str) -> None:
+        """Ends the trackers of further nodes before those of rank 0: what they send later could reopen the run."""
+        if self._for_nodes and self.context.is_first_on_node:
+            if not self.context.is_main:
+                self.tracker.finish(state)
+            self.context.wait_for_nodes("the end of node trackers", _NODES)
 
     def end(self, state: str, why: str, **facts: Any) -> None:
         """Writes the final state to the run directory and the trackers; never hides the error that ends the run.

@@ -184,6 +184,7 @@ class Trainer:
             except Interrupted as request:
                 self._save_interrupted()
                 ended, why = "interrupted", str(request)
+            writer.end_nodes(ended)
         except _RankOutOfMemory as error:  # the other ranks do not know
             why = str(error)
             self.watchdog.fail(why, everywhere=False)
