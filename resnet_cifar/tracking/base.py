@@ -71,7 +71,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def finish(self, state: str) -> None:
-        """Ends the run as `finished`, `interrupted`, `failed` or `lost`."""
+        """Ends the run as `finished`, `interrupted`, `stopped` (by a sweep), `failed` or `lost`."""
 
     def abandon(self) -> None:  # noqa: B027 (optional)
         """Drops whatever hangs or is broken immediately, so that the process can exit."""

@@ -56,7 +56,7 @@ class MultiTracker:
             worker.submit(lambda tracker: tracker.summary(step, values, figures, files))
 
     def finish(self, state: str) -> None:
-        """Ends the run as `finished`, `interrupted`, `failed` or `lost`, within a bounded time."""
+        """Ends the run, within a bounded time: see `Tracker.finish`."""
         end = time.monotonic() + _FINISH_TIMEOUT
         for worker in self._workers:
             worker.submit(lambda tracker: tracker.finish(state))

@@ -137,7 +137,10 @@ class WandbTracker(Tracker):
         self._result = work
 
     def finish(self, state: str) -> None:
-        """Ends the run within a bounded time; an interrupted one shows as preempted until it is resumed."""
+        """Ends the run within a bounded time; an interrupted one shows as preempted until it is resumed.
+
+        A sweep gives an interrupted trial to another agent, but neither a finished nor a stopped one.
+        """
 
         def work() -> None:
             self._check_server()
@@ -145,7 +148,7 @@ class WandbTracker(Tracker):
                 self._run.mark_preempting()
             if self._events:
                 self._alert(self._events.of_end(state))
-            self._run.finish(exit_code=int(state != "finished"))
+            self._run.finish(exit_code=int(state not in ("finished", "stopped")))
 
         self._do(work, sys.maxsize)
 
@@ -180,6 +183,8 @@ class WandbTracker(Tracker):
             init_timeout=8,
             finish_timeout=_FINISH_TIMEOUT,
             finish_timeout_raises=True,
+            # An agent sends its own signal to a trial that is stopped; a second one would end it before it has saved.
+            stop_fn=(lambda: None) if wandb_env.in_sweep() else None,
         )
         self._wandb.setup()
         self._wandb.termsetup(settings, self)

@@ -33,6 +33,27 @@ def in_sweep() -> bool:
     return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
 
 
+def is_stopped() -> bool:
+    """Whether the sweep has stopped this trial, for example by `early_terminate`.
+
+    Its agent then sends SIGTERM, as the end of its machine does; only the server knows which of them it is. One that
+    does not answer has not stopped anything.
+    """
+    import requests
+
+    if not in_sweep() or mode() in ("offline", "disabled"):
+        return False
+    text = """query RunStopped($entity: String, $project: String, $run: String!) {
+        project(name: $project, entityName: $entity) { run(name: $run) { stopped shouldStop } }
+    }"""
+    names = {"entity": "WANDB_ENTITY", "project": "WANDB_PROJECT", "run": "WANDB_RUN_ID"}
+    try:
+        run = _query(text, **{name: os.environ.get(variable) for name, variable in names.items()})["project"]["run"]
+        return bool(run["stopped"] or run["shouldStop"])
+    except (requests.RequestException, ValueError, LookupError, TypeError):
+        return False
+
+
 def trial_path(path: Path) -> Path:
     """The run directory of a trial of a sweep: `path`-RUN_ID; otherwise `path`.
 
@@ -131,7 +152,7 @@ def lacks_shared_mode() -> str:
     return f"the server is version {version}, and its shared mode came with {needed}" if numbers < _SHARED_MODE else ""
 
 
-def _query(text: str, **variables: str) -> dict[str, Any]:
+def _query(text: str, **variables: str | None) -> dict[str, Any]:
     """The data that the server answers to a GraphQL query."""
     import requests
 

@@ -27,6 +27,7 @@ from resnet_cifar.data.sources import hf_hub
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.reporting import environment
 from resnet_cifar.reporting.console import Screen
+from resnet_cifar.tracking import wandb_env
 from resnet_cifar.tracking.multi import MultiTracker, start_node_trackers, start_trackers
 from resnet_cifar.training import telemetry
 from resnet_cifar.training.plan import Plan
@@ -51,6 +52,7 @@ class RunWriter:
         keep = plan.recipe.checkpoint.keep_last
         self._writer = checkpoint.Writer(folder.checkpoints, keep, before=self._sync_rows)
         self._saved_at = time.monotonic()
+        self.is_stopped = False  # by the sweep that this run is a trial of; on rank 0
         self._for_nodes: dict[str, dict[str, str]] = {}
         self._ending, self._has_ended = threading.Lock(), False
 
@@ -180,6 +182,8 @@ class RunWriter:
                 return
             self._has_ended = True
         self.screen.end()
+        if state == "interrupted" and self.context.is_main and wandb_env.is_stopped():
+            self.is_stopped, state = True, "stopped"
         if self.context.is_main and state != "finished" and self.folder.lease:
             self._files.settle()
             with contextlib.suppress(UserError, OSError):
@@ -199,6 +203,9 @@ class RunWriter:
         """Prints where the run was interrupted, and what the same command does: there may be no checkpoint yet."""
         resumes = "to start again" if not self.saved else f"to resume from step {self.saved}"
         at = f"at step {self.done}, {how}" if self.saved else "before the first checkpoint"
+        if self.is_stopped:
+            self.screen.say(f"stopped by the W&B sweep {at}")
+            return
         self.screen.say(f"interrupted by {why} {at}: {how_to_resume()} {resumes}")
 
     def _check_best(self, state: dict[str, Any]) -> None:

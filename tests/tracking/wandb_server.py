@@ -35,6 +35,7 @@ class StoredRun:
     files: dict[str, bytes] = field(default_factory=dict)
     state: str = "running"
     is_preempting: bool = False
+    is_stopped: bool = False  # by its sweep
     exits: list[int] = field(default_factory=list)  # the exit codes of its attempts
     asked: dict[str, Any] = field(default_factory=dict)  # the variables of UpsertBucket, as first given
 
@@ -77,6 +78,8 @@ class WandbServer(ThreadingHTTPServer):
         self.artifacts: dict[str, StoredArtifact] = {}
         self.sweep = ""  # the YAML of the sweep
         self.trials: list[tuple[str, dict[str, Any]]] = []  # (run id, values) that an agent is told to try
+        self.given: dict[str, dict[str, Any]] = {}  # those that agents were told to try
+        self.is_behind: Callable[[str], bool] = lambda name: False  # whether early_terminate ends this running trial
         self.alerts: list[tuple[str, str]] = []  # title and text
         self.requests: list[str] = []
         self.version: str | None = None
@@ -129,6 +132,7 @@ class WandbServer(ThreadingHTTPServer):
             "ServerInfo": lambda _: {"serverInfo": {"latestLocalVersionInfo": local}},
             "UpsertBucket": lambda asked: self._upsert(asked, is_shared),
             "RunResumeStatus": self._resume_status,
+            "RunStopped": self._stopped,
             "CreateRunFiles": self._create_files,
             "ServerFeaturesQuery": lambda _: {"serverInfo": {"features": []}},
             "ArtifactType": lambda _: {"project": {"artifact": None}},
@@ -185,16 +189,29 @@ class WandbServer(ThreadingHTTPServer):
         return {"upsertSweep": {"sweep": {"name": "sweep0", "project": project}, "configValidationWarnings": []}}
 
     def _heartbeat(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """Starts the next of `trials` when none is running; at their end the agent exits."""
+        """Stops running trials that are behind. When none is running, one that was preempted is resumed, or the next of
+        `trials` started; at their end the agent exits.
+        """
         commands: list[dict[str, Any]] = []
-        if not json.loads(variables["runState"]):
-            commands = [{"type": "exit"}]
-            if self.trials:
-                name, values = self.trials.pop(0)
-                program = yaml.safe_load(self.sweep)["program"]
-                arguments = {key: {"value": value} for key, value in values.items()}
-                commands = [{"type": "run", "run_id": name, "program": program, "args": arguments}]
+        runs = {run.name: run for run in self.runs.values()}
+        running = json.loads(variables["runState"])
+        for name in filter(self.is_behind, running):
+            runs[name].is_stopped = True
+            commands.append({"type": "stop", "run_id": name})
+        if not running:
+            kind, name = "resume", next((name for name, run in runs.items() if run.state == "preempted"), None)
+            if name is None and self.trials:
+                kind, (name, values) = "run", self.trials.pop(0)
+                self.given[name] = values
+            program = yaml.safe_load(self.sweep)["program"]
+            arguments = {key: {"value": value} for key, value in self.given.get(name, {}).items()}
+            command = {"type": kind, "run_id": name, "program": program, "args": arguments}
+            commands = [command if name else {"type": "exit"}]
         return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(commands)}}
+
+    def _stopped(self, variables: dict[str, Any]) -> dict[str, Any]:
+        run = self.runs[f"{variables['project']}/{variables['run']}"]
+        return {"project": {"run": {"stopped": run.is_stopped, "shouldStop": run.is_stopped}}}
 
     def _alert(self, variables: dict[str, Any]) -> dict[str, Any]:
         self.alerts.append((variables["title"], variables["text"]))
