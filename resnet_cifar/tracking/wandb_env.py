@@ -70,6 +70,13 @@ def wandb_dir() -> Path | None:
     return Path(folder).expanduser().resolve() if folder and not is_agents else None
 
 
+def group_and_tags() -> dict[str, Any]:
+    """`group` and `tags` of this run, if it has any: variables of W&B, which seeds, searches and arrays set, too."""
+    group, tags = os.environ.get("WANDB_RUN_GROUP"), os.environ.get("WANDB_TAGS", "").split(",")
+    found = {"group": group, "tags": [tag.strip() for tag in tags if tag.strip()]}
+    return {name: value for name, value in found.items() if value}
+
+
 def mode() -> str | None:
     """`online`, `offline` or `disabled`, if the user has chosen one."""
     if os.environ.get("WANDB_DISABLED", "").lower() in _YES:

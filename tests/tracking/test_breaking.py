@@ -168,10 +168,12 @@ def test_run_that_is_resumed_from_further_back_has_every_row_once(
 ):
     """The first start comes to step 7, and the second resumes from a checkpoint of step 4.
 
-    A kill takes rows of the last second from the trackers, which then lack some that metrics.jsonl has.
+    A kill takes rows of the last second from the trackers, which then lack some that metrics.jsonl has. All show the
+    run's group and tags.
     """
     with WandbServer() as server:
-        env = server.account() if account == "online" else {}
+        env = {"WANDB_RUN_GROUP": "seeds of mine", "WANDB_TAGS": "seeds, night"}
+        env |= server.account() if account == "online" else {}
         code, said = go(tmp_path, "RUN", trackers, 1, 7, end, env=env)
         assert (code, said) == (-signal.SIGKILL if end == "kill" else 0, "")
         assert go(tmp_path, "RUN", trackers, 5, 9, "finish", env=env) == (0, "")
@@ -180,8 +182,14 @@ def test_run_that_is_resumed_from_further_back_has_every_row_once(
     assert steps(server) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     if "trackio" in trackers:
         assert trackio_steps(tmp_path / "RUN") == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+        with sqlite3.connect(tmp_path / "RUN" / "trackio" / "resnet-cifar.db") as data:
+            ((config,),) = data.execute("SELECT config FROM configs").fetchall()
+        assert (json.loads(config)["_Group"], json.loads(config)["tags"]) == ("seeds of mine", ["seeds", "night"])
     if "tensorboard" in trackers:
         assert tensorboard_steps(tmp_path / "RUN", "train/loss") == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+        read = event_accumulator(tmp_path / "RUN")
+        texts = [read.Tensors(f"{name}/text_summary")[0].tensor_proto.string_val[0] for name in ("group", "tags")]
+        assert texts == [b"    seeds of mine", b"    - seeds\n    - night"]
     assert {path.name for path in tmp_path.iterdir()} == {"RUN"}
 
 
@@ -204,12 +212,16 @@ def trackio_steps(run: Path) -> list[int]:
     return [step for step, metrics in rows if "confusion" not in metrics]
 
 
-def tensorboard_steps(run: Path, tag: str) -> list[int]:
-    """As TensorBoard reads them."""
+def event_accumulator(run: Path) -> Any:
+    """What TensorBoard reads."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     read = EventAccumulator(str(run / "tensorboard"))
-    read.Reload()
+    return read.Reload()
+
+
+def tensorboard_steps(run: Path, tag: str) -> list[int]:
+    read = event_accumulator(run)
     return [event.step for event in (read.Images(tag) if tag in read.Tags()["images"] else read.Scalars(tag))]
 
 
