@@ -8,12 +8,15 @@ import os
 import re
 import urllib.parse
 from pathlib import Path
+from typing import Any
 
 from resnet_cifar.config.errors import UserError
 
+SERVER_TIMEOUT = 2.0  # seconds
 _DEFAULT_URL = "https://api.wandb.ai"
 _MODES = ("online", "offline", "disabled", "dryrun", "run")  # the last two are W&B's older names
 _YES, _NO = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0")
+_SHARED_MODE = (0, 68)  # the first W&B server with it
 _KEY = re.compile(r"(?:[^-]+-)?[\w-]{40,}|[\w-]+\.[\w-]+\.[\w-]+")  # with a server's prefix, or a JSON web token
 # W&B's settings whose variable has another name.
 _VARIABLES = {
@@ -30,6 +33,27 @@ def in_sweep() -> bool:
     return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
 
 
+def is_stopped() -> bool:
+    """Whether the sweep has stopped this trial, for example by `early_terminate`.
+
+    Its agent then sends SIGTERM, as the end of its machine does; only the server knows which of them it is. One that
+    does not answer has not stopped anything.
+    """
+    import requests
+
+    if not in_sweep() or mode() in ("offline", "disabled"):
+        return False
+    text = """query RunStopped($entity: String, $project: String, $run: String!) {
+        project(name: $project, entityName: $entity) { run(name: $run) { stopped shouldStop } }
+    }"""
+    names = {"entity": "WANDB_ENTITY", "project": "WANDB_PROJECT", "run": "WANDB_RUN_ID"}
+    try:
+        run = _query(text, **{name: os.environ.get(variable) for name, variable in names.items()})["project"]["run"]
+        return bool(run["stopped"] or run["shouldStop"])
+    except (requests.RequestException, ValueError, LookupError, TypeError):
+        return False
+
+
 def trial_path(path: Path) -> Path:
     """The run directory of a trial of a sweep: `path`-RUN_ID; otherwise `path`.
 
@@ -44,6 +68,13 @@ def wandb_dir() -> Path | None:
     folder = os.environ.get("WANDB_DIR")
     is_agents = in_sweep() and folder is not None and Path(folder).resolve() == Path.cwd()
     return Path(folder).expanduser().resolve() if folder and not is_agents else None
+
+
+def group_and_tags() -> dict[str, Any]:
+    """`group` and `tags` of this run, if it has any: variables of W&B, which seeds, searches and arrays set, too."""
+    group, tags = os.environ.get("WANDB_RUN_GROUP"), os.environ.get("WANDB_TAGS", "").split(",")
+    found = {"group": group, "tags": [tag.strip() for tag in tags if tag.strip()]}
+    return {name: value for name, value in found.items() if value}
 
 
 def mode() -> str | None:
@@ -109,3 +140,35 @@ def has_account() -> bool:
     from requests.utils import get_netrc_auth
 
     return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(endpoint()))
+
+
+def lacks_shared_mode() -> str:
+    """Why the server cannot take one run from several processes; "" where it can.
+
+    Servers of one's own tell their version; W&B's service has none. One that does not answer is not judged here.
+    """
+    import requests
+
+    try:
+        info = _query("query ServerInfo { serverInfo { latestLocalVersionInfo { versionOnThisInstanceString } } }")
+        version = info["serverInfo"]["latestLocalVersionInfo"]["versionOnThisInstanceString"]
+        numbers = tuple(map(int, re.match(r"(\d+)\.(\d+)", version).groups()))
+    except (requests.RequestException, ValueError, LookupError, TypeError, AttributeError):
+        return ""
+    needed = ".".join(map(str, _SHARED_MODE))
+    return f"the server is version {version}, and its shared mode came with {needed}" if numbers < _SHARED_MODE else ""
+
+
+def _query(text: str, **variables: str | None) -> dict[str, Any]:
+    """The data that the server answers to a GraphQL query."""
+    import requests
+
+    key = os.environ.get("WANDB_API_KEY")  # otherwise requests finds the one in .netrc
+    answer = requests.post(
+        f"{endpoint().rstrip('/')}/graphql",
+        json={"query": text, "variables": variables},
+        auth=("api", key) if key else None,
+        timeout=SERVER_TIMEOUT,
+    )
+    answer.raise_for_status()
+    return answer.json()["data"]

@@ -134,7 +134,7 @@ class RunDir:
     def status(self, state: str, **facts: Any) -> None:
         """Writes status.json, and attempts.json if the attempt begins or ends.
 
-        `state`: `running`, `finished`, `interrupted`, `failed`, or `lost` if another rank is.
+        `state`: `running`, `finished`, `interrupted`, `stopped` by a sweep, `failed`, or `lost` if another rank is.
         """
         self.check_lease()
         job = {}

@@ -134,6 +134,21 @@ class DistributedContext:
         self.collectives.waiting = value
 
     @property
+    def nodes(self) -> int:
+        """How many machines the launcher has started processes on."""
+        return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+
+    @property
+    def node(self) -> int:
+        """The number of this machine, from 0."""
+        return int(os.environ.get("GROUP_RANK", "0"))
+
+    @property
+    def is_first_on_node(self) -> bool:
+        """Whether no other process on this machine has a lower rank."""
+        return self._accelerator.is_local_main_process
+
+    @property
     def dtype(self) -> torch.dtype:
         """The data type of weights and inputs."""
         return torch.float64 if self.precision == "fp64" else torch.float32
@@ -294,11 +309,11 @@ class DistributedContext:
         if self._store is None:
             return work()
         self._check_failed()
-        nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1")) if per_node else 1
+        nodes = self.nodes if per_node else 1
         self._turns += 1
         turn = f"turn {self._turns}"
-        key = f"{turn} of node {os.environ.get('GROUP_RANK', '0')}" if per_node else turn
-        is_first = self._accelerator.is_local_main_process if per_node else self.is_main
+        key = f"{turn} of node {self.node}" if per_node else turn
+        is_first = self.is_first_on_node if per_node else self.is_main
         answer = self._work_for_others(work, key) if is_first else self._await(key)
         if answer[0] == "-":
             self._await_readers(key, int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if per_node else self.size)
@@ -350,7 +365,7 @@ class DistributedContext:
 
     def _rank_error(self, rank: int, reason: str) -> RankError:
         speaker = 1 if rank == 0 else 0  # and one on every other machine
-        is_told_here = self.rank == speaker or self._accelerator.is_local_main_process
+        is_told_here = self.rank == speaker or self.is_first_on_node
         return RankError(f"rank {rank} failed ({reason}), and the other processes stop", is_told_here)
 
     def report_failure(self, error: BaseException) -> None:
@@ -391,6 +406,11 @@ class DistributedContext:
         while self.is_main and count < processes and time.monotonic() < end:
             time.sleep(0.02)
             count = self._store.add(f"{occasion} read", 0)
+
+    def wait_for_nodes(self, occasion: str, seconds: float) -> None:
+        """The first process of every node calls it; rank 0 waits until the others have, for at most `seconds`."""
+        with contextlib.suppress(RuntimeError):  # rank 0 has ended
+            self._await_readers(occasion, self.nodes, seconds)
 
     @_collective("broadcast")
     def broadcast_tensors(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:

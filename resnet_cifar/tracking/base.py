@@ -19,7 +19,7 @@ class TrackedRun:
     """The run that a tracker is opened for.
 
     `path`: the run directory. `warn`: receives messages for the user. `identity`: the one kept in the
-    checkpoint, if any.
+    checkpoint, if any. `nodes`: how many machines train it.
     """
 
     recipe: Recipe
@@ -27,6 +27,7 @@ class TrackedRun:
     environment: dict[str, Any]
     warn: Callable[[str], None]
     identity: str | None
+    nodes: int = 1
 
 
 class Tracker(ABC):
@@ -36,7 +37,8 @@ class Tracker(ABC):
     affecting training. `package`: the Python package that it needs. `identity`: kept in checkpoints, so that a resumed
     run continues the same curves. `commands`: (what, command) to view the curves. `recovery_hint`: what the user can do
     after the tracker failed, appended to the warning. `upload_seconds`: how long the end of a finished run may wait for
-    large files, in addition to what all trackers have.
+    large files, in addition to what all trackers have. `for_nodes`: what `on_node` needs; None where further
+    nodes have nothing to add.
     """
 
     package: str | None = None
@@ -44,6 +46,12 @@ class Tracker(ABC):
     commands: tuple[tuple[str, str], ...] = ()
     recovery_hint = ""
     upload_seconds = 0.0
+    for_nodes: dict[str, str] | None = None
+
+    @classmethod
+    def on_node(cls, facts: dict[str, str], node: int) -> Tracker:
+        """What the first process of a further node opens; `facts` are the `for_nodes` of rank 0's tracker."""
+        raise NotImplementedError
 
     @classmethod  # noqa: B027 (optional)
     def check(cls) -> None:
@@ -67,7 +75,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def finish(self, state: str) -> None:
-        """Ends the run as `finished`, `interrupted`, `failed` or `lost`."""
+        """Ends the run as `finished`, `interrupted`, `stopped` (by a sweep), `failed` or `lost`."""
 
     def abandon(self) -> None:  # noqa: B027 (optional)
         """Drops whatever hangs or is broken immediately, so that the process can exit."""

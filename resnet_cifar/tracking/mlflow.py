@@ -10,6 +10,7 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
+from resnet_cifar import wandb_env
 from resnet_cifar.config.diff import flatten, recipe_key
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Track
@@ -53,7 +54,9 @@ class MlflowTracker(Tracker):
         if self._run_id is None:
             place = None if uri else (folder / "artifacts").resolve().as_uri()
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME") if track.project == Track().project else None
-            tags = {"group": recipe_key(run.recipe), "mlflow.source.git.commit": run.environment.get("commit") or ""}
+            named = {"group": recipe_key(run.recipe), **wandb_env.group_and_tags()}
+            tags = {"group": named["group"], "tags": ",".join(named.get("tags", ()))}
+            tags["mlflow.source.git.commit"] = run.environment.get("commit") or ""
             experiment = self._experiment(name or track.project, place)
             self._run_id = self._client.create_run(experiment, tags=tags, run_name=run.path.name).info.run_id
         identity.write_text(self._run_id)

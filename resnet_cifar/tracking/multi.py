@@ -1,4 +1,7 @@
-"""The trackers of a run, each in its own thread so that none of them delays training. Only rank 0 has any."""
+"""The trackers of a run, each in its own thread so that none of them delays training.
+
+Rank 0 has those of the recipe; the first process of a further node has those that show its machine beside them.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,7 @@ class MultiTracker:
         self._workers = [_Worker(name, tracker, run, step, warn) for name, tracker in trackers.items()]
         self.commands = [command for tracker in trackers.values() for command in tracker.commands]
         self.identity = next((tracker.identity for tracker in trackers.values() if tracker.identity), None)
+        self.for_nodes = {name: tracker.for_nodes for name, tracker in trackers.items() if tracker.for_nodes}
 
     def __bool__(self) -> bool:
         return bool(self._workers)
@@ -53,7 +57,7 @@ class MultiTracker:
             worker.submit(lambda tracker: tracker.summary(step, values, figures, files))
 
     def finish(self, state: str) -> None:
-        """Ends the run as `finished`, `interrupted`, `failed` or `lost`, within a bounded time."""
+        """Ends the run, within a bounded time: see `Tracker.finish`."""
         start = time.monotonic()
         for worker in self._workers:
             worker.submit(lambda tracker: tracker.finish(state))
@@ -158,12 +162,14 @@ def start_trackers(
     warn: Callable[[str], None],
     identity: str | None = None,
     step: int = 0,
+    nodes: int = 1,
 ) -> MultiTracker:
     """Opens the trackers in `track.trackers`, which continue after the first `step` updates of metrics.jsonl.
 
-    `identity`: the one kept in the checkpoint, if any. `warn`: receives messages for the user. Raises UserError.
+    `identity`: the one kept in the checkpoint, if any. `warn`: receives messages for the user. `nodes`: how many
+    machines train the run. Raises UserError.
     """
-    opened_for = TrackedRun(recipe, run, environment, warn, identity)
+    opened_for = TrackedRun(recipe, run, environment, warn, identity, nodes)
     trackers = {}
     for name, tracker in _tracker_classes(recipe).items():
         try:
@@ -173,3 +179,10 @@ def start_trackers(
         except Exception as error:
             warn(f"{_field(name)} is disabled ({_reason(error)}): every row is in metrics.jsonl")
     return MultiTracker(trackers, run, step, warn)
+
+
+def start_node_trackers(recipe: Recipe, run: Path, for_nodes: dict[str, dict[str, str]], node: int) -> MultiTracker:
+    """Opens what shows a further node's machine. `for_nodes`: of rank 0's trackers. Nobody is told if it fails."""
+    classes = _tracker_classes(recipe)
+    trackers = {name: classes[name].on_node(facts, node) for name, facts in for_nodes.items()}
+    return MultiTracker(trackers, run, 0, lambda _: None)

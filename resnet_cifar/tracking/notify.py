@@ -54,7 +54,7 @@ class Events:
         self._scores |= {name: values[key] for key, name in names.items() if key in values}
 
     def of_end(self, state: str) -> dict[str, Any]:
-        """The message that an attempt ended as `finished`, `interrupted`, `failed` or `lost`."""
+        """The message that an attempt ended: see `Tracker.finish`."""
         with contextlib.suppress(UserError, OSError):
             status = read_json(self._path / "status.json") or {}
             return self._event(state, status.get("step"), status.get("why"))

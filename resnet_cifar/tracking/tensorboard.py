@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from resnet_cifar import wandb_env
 from resnet_cifar.config.diff import to_dict
 from resnet_cifar.tracking.base import TrackedRun, Tracker
 
@@ -25,8 +26,9 @@ class TensorBoardTracker(Tracker):
             old.unlink()
         # purge_step makes an open TensorBoard discard what it has read.
         self._writer = SummaryWriter(str(folder), purge_step=0)
-        for name, values in (("recipe", to_dict(run.recipe)), ("environment", run.environment)):
-            text = yaml.safe_dump(values, sort_keys=False)
+        texts = {"recipe": to_dict(run.recipe), "environment": run.environment, **wandb_env.group_and_tags()}
+        for name, values in texts.items():
+            text = values if isinstance(values, str) else yaml.safe_dump(values, sort_keys=False)
             self._writer.add_text(name, "\n".join(f"    {line}" for line in text.splitlines()))  # Markdown's code
         self.commands = (("curves", f"tensorboard --logdir {shlex.quote(str(folder))}"),)
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from resnet_cifar import wandb_env
 from resnet_cifar.config.diff import flatten
 from resnet_cifar.tracking.base import TrackedRun, Tracker
 
@@ -41,8 +42,10 @@ class TrackioTracker(Tracker):
         # A renamed run directory continues under its first name; a folder of the user's may hold other runs too.
         self._name = run.path.name if named else next(iter(SQLiteStorage.get_runs(self._project)), run.path.name)
         self._logged = self.latest()
-        config = {**flatten(run.recipe), "environment": run.environment}
-        init = partial(trackio.init, self._project, self._name, config=config, resume="allow", embed=False)
+        named_by = wandb_env.group_and_tags()
+        group = named_by.pop("group", None)
+        config = {**flatten(run.recipe), "environment": run.environment, **named_by}  # it has no tags of its own
+        init = partial(trackio.init, self._project, self._name, group, config=config, resume="allow", embed=False)
         with contextlib.redirect_stdout(io.StringIO()):
             self._run = contextvars.copy_context().run(
                 init

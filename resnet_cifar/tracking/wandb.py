@@ -14,16 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from resnet_cifar import wandb_env
 from resnet_cifar.config.diff import fingerprint, to_dict
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe, Track
-from resnet_cifar.tracking import notify
+from resnet_cifar.tracking import notify, wandb_nodes
 from resnet_cifar.tracking.base import UPLOAD_SECONDS, TrackedRun, Tracker, kept_rows
 
-_SERVER_TIMEOUT = 2.0  # seconds
 _TITLE = 63  # characters of an alert's title
 _SCORES = ("best/", "test/")  # prefixes of final numbers that belong to the model
 _FINISH_TIMEOUT = 7.0  # seconds to upload the rest at the end; falling back to an offline run takes some more
@@ -52,6 +49,8 @@ class WandbTracker(Tracker):
         data = run.environment.get("data")
         self._model_facts = {"data_fingerprint": data, "recipe_fingerprint": fingerprint(run.recipe)}
         (run.path / "wandb").mkdir(exist_ok=True)
+        self._is_shared = run.path / "wandb" / ".shared"
+        is_new = run.identity is None and not (run.path / "wandb" / ".id").exists()
         self.identity = _identity(run.path / "wandb" / ".id", run.identity)
         self._folder = wandb_env.wandb_dir() or run.path
         folder = self._folder / "wandb"
@@ -78,8 +77,9 @@ class WandbTracker(Tracker):
         self._result: Callable[[], None] = lambda: None
         mode = wandb_env.mode() or ("online" if wandb_env.has_account() else "offline")
         before = set(folder.iterdir())
+        alone = self._why_alone(run.nodes, mode, is_new)
         try:
-            self._open(mode)
+            self._open("shared" if alone is None else mode)
         except ValueError as error:  # W&B checks the WANDB_* variables with pydantic
             raise UserError(wandb_env.invalid_variable(error)) from None
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
@@ -89,7 +89,15 @@ class WandbTracker(Tracker):
             key = "; the key is that of WANDB_API_KEY" if os.environ.get("WANDB_API_KEY") else ""
             run.warn(f"W&B is offline for this run ({str(error).splitlines()[0]}{key})")
             self._open("offline")
+        else:
+            if alone:
+                run.warn(f"W&B gets the system metrics of the first node only ({alone})")
         self.commands = self._commands()
+
+    @classmethod
+    def on_node(cls, facts: dict[str, str], node: int) -> Tracker:
+        """The writer of a further node."""
+        return wandb_nodes.NodeTracker(facts, node)
 
     def latest(self) -> int:
         """Online the server decides, offline the segments: a killed process may have lost the last second."""
@@ -139,7 +147,10 @@ class WandbTracker(Tracker):
         self._result = work
 
     def finish(self, state: str) -> None:
-        """Ends the run within a bounded time; an interrupted one shows as preempted until it is resumed."""
+        """Ends the run within a bounded time; an interrupted one shows as preempted until it is resumed.
+
+        A sweep gives an interrupted trial to another agent, but neither a finished nor a stopped one.
+        """
 
         def work() -> None:
             self._check_server()
@@ -147,14 +158,14 @@ class WandbTracker(Tracker):
                 self._run.mark_preempting()
             if self._events:
                 self._alert(self._events.of_end(state))
-            self._run.finish(exit_code=int(state != "finished"))
+            self._run.finish(exit_code=int(state not in ("finished", "stopped")))
 
         self._do(work, sys.maxsize)
 
     def abandon(self) -> None:
         """Kills W&B's service process, which Python would wait for at exit."""
         self._has_warned = self._has_fallen_back = True
-        self._end_core()
+        wandb_nodes.end_core()
 
     # W&B prints through these methods: see `_open`.
 
@@ -182,14 +193,38 @@ class WandbTracker(Tracker):
             init_timeout=8,
             finish_timeout=_FINISH_TIMEOUT,
             finish_timeout_raises=True,
+            # An agent sends its own signal to a trial that is stopped; a second one would end it before it has saved.
+            stop_fn=(lambda: None) if wandb_env.in_sweep() else None,
         )
         self._wandb.setup()
         self._wandb.termsetup(settings, self)
+        if mode == "shared":
+            settings.x_label = wandb_nodes.label(0)
         self._run = self._wandb.init(mode=mode, settings=settings, **self._options)
+        self.for_nodes = None
+        if mode == "shared":
+            self._is_shared.touch()
+            run = self._run
+            self.for_nodes = {"id": run.id, "entity": run.entity, "project": run.project}
+            self.for_nodes["base_url"] = run.settings.base_url
         # Rows carry their own axes: W&B's internal step drops late rows after a resume.
         self._run.define_metric("step")
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="step")
+
+    def _why_alone(self, nodes: int, mode: str, is_new: bool) -> str | None:
+        """None where further nodes can write to this run, in W&B's shared mode; otherwise why not ("": no other node).
+
+        A run stays in the mode that it began in: in shared mode the server numbers the rows, otherwise the client does,
+        and a run that has both loses rows.
+        """
+        if mode == "online" and self._is_shared.exists():
+            return None
+        if nodes == 1 or mode == "disabled":
+            return ""
+        if mode == "offline":
+            return "W&B is offline"
+        return wandb_env.lacks_shared_mode() or None if is_new else "this W&B run began without the others"
 
     def _do(self, work: Callable[[], None], rows_until: int) -> None:
         """Runs `work`; on failure switches to an offline segment, logs the missing rows and runs it there.
@@ -212,7 +247,7 @@ class WandbTracker(Tracker):
             raise error
         self._has_fallen_back = True
         self._warn_once(f"continuing offline ({' '.join(str(error).split()) or type(error).__name__})")
-        self._end_core()
+        wandb_nodes.end_core()  # rows of the last second may be missing from its segment
         self._open("offline")
 
     def _is_online(self) -> bool:
@@ -228,7 +263,7 @@ class WandbTracker(Tracker):
             raise ConnectionError("W&B has given up uploading")
         server = self._run.settings.base_url
         try:
-            status = requests.get(server, timeout=_SERVER_TIMEOUT, allow_redirects=False).status_code
+            status = requests.get(server, timeout=wandb_env.SERVER_TIMEOUT, allow_redirects=False).status_code
         except requests.RequestException as error:
             raise ConnectionError(f"{server} does not answer: {type(error).__name__}") from None
         if status >= 500:
@@ -237,15 +272,6 @@ class WandbTracker(Tracker):
     def _alert(self, event: dict[str, Any]) -> None:
         title = f"{event['run']}: {event['event']}"
         self._run.alert(title=title[:_TITLE], text=notify.text(event))
-
-    def _end_core(self) -> None:
-        """Kills W&B's service process; rows of the last second may be missing from its segment."""
-        for child in psutil.Process().children():
-            if child.name() == "wandb-core":
-                child.kill()
-                child.wait()
-        with contextlib.suppress(Exception, SystemExit):  # it would exit with the exit code of the service
-            self._wandb.teardown()
 
     def _log_model(self, step: int, values: dict[str, Any]) -> None:
         """Logs RUN/model with its recipe; online, waits for the upload. Raises wandb's error if that takes too long."""

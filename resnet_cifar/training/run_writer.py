@@ -14,6 +14,7 @@ import time
 from functools import partial
 from typing import Any
 
+from resnet_cifar import wandb_env
 from resnet_cifar.atomic_io import read_json
 from resnet_cifar.checkpoints import checkpoint
 from resnet_cifar.checkpoints.background import Background
@@ -27,7 +28,7 @@ from resnet_cifar.data.sources import hf_hub
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.reporting import environment
 from resnet_cifar.reporting.console import Screen
-from resnet_cifar.tracking.multi import MultiTracker, start_trackers
+from resnet_cifar.tracking.multi import MultiTracker, start_node_trackers, start_trackers
 from resnet_cifar.training import telemetry
 from resnet_cifar.training.plan import Plan
 from resnet_cifar.training.timings import Timings
@@ -37,6 +38,7 @@ _KEPT_FILES = (
     *("recipe.yaml", "environment.json", "code.diff", "micro_batch.json", "attempts.json", "metrics.jsonl"),
     *("result.json", "eval-test.json", "predictions-test.parquet", "model/config.json"),
 )
+_NODES = 2.0  # seconds that rank 0's trackers wait for the end of those of other nodes
 
 
 class RunWriter:
@@ -55,6 +57,8 @@ class RunWriter:
         keep = plan.recipe.checkpoint.keep_last
         self._writer = checkpoint.Writer(folder.checkpoints, keep, before=self._sync_rows)
         self._saved_at = time.monotonic()
+        self.is_stopped = False  # by the sweep that this run is a trial of; on rank 0
+        self._for_nodes: dict[str, dict[str, str]] = {}
         self._ending, self._has_ended = threading.Lock(), False
 
     def open(self) -> tuple[Snapshot | None, dict[str, Any] | None]:
@@ -84,10 +88,13 @@ class RunWriter:
             step = state["step"] - bool(state["pending_row"]) if state else 0
             self.folder.resume_metrics(step)
             identity = state["tracker"] if state else None
-            self.tracker = start_trackers(recipe, self.folder.path, facts, self.screen.warn, identity, step)
-            return json.dumps(state)
+            nodes = self.context.nodes
+            self.tracker = start_trackers(recipe, self.folder.path, facts, self.screen.warn, identity, step, nodes)
+            return json.dumps([state, self.tracker.for_nodes])
 
-        state = json.loads(self.context.run_on_main(look))
+        state, self._for_nodes = json.loads(self.context.run_on_main(look))
+        if self._for_nodes and self.context.is_first_on_node and not self.context.is_main:
+            self.tracker = start_node_trackers(recipe, self.folder.path, self._for_nodes, self.context.node)
         return tensors, state
 
     def row(self, row: dict[str, Any], is_best: bool) -> None:
@@ -163,6 +170,13 @@ class RunWriter:
             self.status("finished", seconds_by_part=self.timings.seconds())
             self._files.wait()
 
+    def end_nodes(self, state: str) -> None:
+        """Ends the trackers of further nodes before those of rank 0: what they send later could reopen the run."""
+        if self._for_nodes and self.context.is_first_on_node:
+            if not self.context.is_main:
+                self.tracker.finish(state)
+            self.context.wait_for_nodes("the end of node trackers", _NODES)
+
     def end(self, state: str, why: str, **facts: Any) -> None:
         """Writes the final state to the run directory and the trackers; never hides the error that ends the run.
 
@@ -173,6 +187,8 @@ class RunWriter:
                 return
             self._has_ended = True
         self.screen.end()
+        if state == "interrupted" and self.context.is_main and wandb_env.is_stopped():
+            self.is_stopped, state = True, "stopped"
         if self.context.is_main and state != "finished" and self.folder.lease:
             self._files.settle()
             with contextlib.suppress(UserError, OSError):
@@ -192,6 +208,9 @@ class RunWriter:
         """Prints where the run was interrupted, and what the same command does: there may be no checkpoint yet."""
         resumes = "to start again" if not self.saved else f"to resume from step {self.saved}"
         at = f"at step {self.done}, {how}" if self.saved else "before the first checkpoint"
+        if self.is_stopped:
+            self.screen.say(f"stopped by the W&B sweep {at}")
+            return
         self.screen.say(f"interrupted by {why} {at}: {how_to_resume()} {resumes}")
 
     def _check_best(self, state: dict[str, Any]) -> None:

@@ -184,6 +184,7 @@ class Trainer:
             except Interrupted as request:
                 self._save_interrupted()
                 ended, why = "interrupted", str(request)
+            writer.end_nodes(ended)
         except _RankOutOfMemory as error:  # the other ranks do not know
             why = str(error)
             self.watchdog.fail(why, everywhere=False)
@@ -208,7 +209,8 @@ class Trainer:
         self.watchdog.close()
         if ended == "interrupted":
             writer.say_interrupted(why)
-            raise SystemExit(exit_code())
+            # An agent counts other codes than 0 as failures, and ends after a few of them.
+            raise SystemExit(0 if writer.is_stopped else exit_code())
 
     def _train(self) -> None:
         plan, state, writer, start = self.plan, self.state, self.writer, self.writer.done

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[2]
 ADDRESSES = ("10.78.0.1", "10.78.0.2")
+SERVER = "10.78.0.3"  # on host 0
 PORT = 29500
 TINY = "--recipe debug --model.name test_resnet --data.image_size 32 --data.limit 300 --batch_size 48 --micro_batch 8"
 TINY += " --track.trackers none --track.report False --precision fp64 --phases.0.epochs 12 --checkpoint.every_steps 0"
 TINY += " --rank_timeout 10 --run run"
+
+T = TypeVar("T")
 
 pytestmark = pytest.mark.proof_only
 
@@ -68,13 +75,24 @@ class Hosts:
             )
         return self._started[-1]
 
-    def launch(self, host: int) -> subprocess.Popen:
+    def inside(self, host: int, make: Callable[[], T]) -> T:
+        """The result of `make`, called by a thread on one host: its sockets listen there."""
+
+        def work() -> T:
+            with Path(f"/run/netns/{self._names[host]}").open() as namespace:
+                assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0) == 0
+            return make()
+
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(work).result()
+
+    def launch(self, host: int, words: str = TINY, **env: str) -> subprocess.Popen:
         """`accelerate launch` on one host, as accelerate_configs/multi_node.yaml says, on CPUs."""
         options = f"--num_machines 2 --num_processes 2 --machine_rank {host} --main_process_ip {ADDRESSES[0]} "
         options += f"--main_process_port {PORT} --rdzv_backend static"
         config = ROOT / "accelerate_configs/cpu_ddp.yaml"
         launcher = ["-m", "accelerate.commands.launch", "--config_file", config, *options.split()]
-        return self.start(host, *launcher, ROOT / "train.py", *TINY.split())
+        return self.start(host, *launcher, ROOT / "train.py", *words.split(), **env)
 
     def container(self, host: int) -> subprocess.Popen:
         """containers/train.sh with the variables that Kubeflow Trainer sets in a pod."""
@@ -117,8 +135,8 @@ class Hosts:
 
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[Hosts]:
-    if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "nsenter", "iptables"))):
-        pytest.skip("network namespaces need root, iproute2 and iptables")
+    if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "nsenter"))):
+        pytest.skip("network namespaces need root and iproute2")
     if subprocess.run(["unshare", "--net", "true"], check=False, capture_output=True).returncode:
         pytest.skip("no network namespaces can be made here")
     made = Hosts(tmp_path)
@@ -180,6 +198,7 @@ def test_a_wrong_address_is_in_the_sentence(hosts: Hosts, address: str, reason: 
     hosts.wait_until(lambda: re.search(sentence, hosts.log(1)), sentence)
 
 
+@pytest.mark.skipif(not shutil.which("iptables"), reason="needs iptables")
 def test_blocked_ports_are_in_the_sentence(hosts: Hosts) -> None:
     """The meeting point, then all others: a host that drops what is new lets a process wait without an answer."""
     drop = ("iptables", "-A", "INPUT", "-i", "eth0", "-p", "tcp", "--syn", "-j", "DROP")
@@ -193,3 +212,39 @@ def test_blocked_ports_are_in_the_sentence(hosts: Hosts) -> None:
     hosts.on(0, *(word if word != "-A" else "-I" for word in drop[:-1]), "ACCEPT", "--dport", str(PORT))
     sentence = r"rank \d is connecting to the others, which it has met at .*: they must reach each other on any port"
     hosts.wait_until(lambda: re.search(sentence, hosts.log(0)) or re.search(sentence, hosts.log(1)), sentence)
+
+
+def test_one_wandb_run_has_the_curves_of_rank_0_and_the_system_metrics_of_both_hosts(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is interrupted and resumed; then the second host loses the W&B server, which changes nothing else."""
+    monkeypatch.syspath_prepend(ROOT / "tests" / "tracking")
+    from wandb_server import WandbServer
+
+    words = TINY.replace("--track.trackers none ", "").replace("epochs 12", "epochs 20")
+    labels = {f"{host}-{socket.gethostname()}" for host in (0, 1)}
+    hosts.on(0, "ip", "addr", "add", f"{SERVER}/32", "dev", "eth0")
+    with hosts.inside(0, lambda: WandbServer(SERVER)) as server:
+        env = {**server.account(), "WANDB_X_STATS_SAMPLING_INTERVAL": "0.2"}
+
+        def run() -> Any:
+            (run,) = server.runs.values()
+            return run
+
+        both = [hosts.launch(host, words, **env) for host in (0, 1)]
+        hosts.wait_until(lambda: server.runs and run().labels() == labels, "both writers")
+        hosts.wait_until_step(5)
+        both[0].terminate()
+        both[1].terminate()
+        assert [process.wait(60) for process in both] == [1, 1]
+        assert (run().state, run().exits) == ("preempted", [1])
+        run().events.clear()
+        both = [hosts.launch(host, words, **env) for host in (0, 1)]
+        hosts.wait_until(lambda: run().labels() == labels, "both writers again")
+        hosts.on(1, "ip", "route", "add", "blackhole", SERVER)
+        assert [process.wait(600) for process in both] == [0, 0]
+    for host in (0, 1):
+        assert "warning: W&B" not in hosts.log(host), hosts.log(host)
+    rows = [json.loads(line) for line in (hosts.home / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in run().history] == [row["step"] for row in rows]
+    assert (run().state, run().modes) == ("finished", {"shared"})

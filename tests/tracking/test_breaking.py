@@ -201,10 +201,12 @@ def test_run_that_is_resumed_from_further_back_has_every_row_once(
 ):
     """The first start comes to step 7, and the second resumes from a checkpoint of step 4.
 
-    A kill takes rows of the last second from the trackers, which then lack some that metrics.jsonl has.
+    A kill takes rows of the last second from the trackers, which then lack some that metrics.jsonl has. All show the
+    run's group and tags.
     """
     with WandbServer() as server:
-        env = server.account() if account == "online" else {}
+        env = {"WANDB_RUN_GROUP": "seeds of mine", "WANDB_TAGS": "seeds, night"}
+        env |= server.account() if account == "online" else {}
         if "mlflow" in trackers:
             env |= {"LOG_MODEL": "60"}
             (tmp_path / "RUN" / "mlflow").mkdir(parents=True)
@@ -217,10 +219,16 @@ def test_run_that_is_resumed_from_further_back_has_every_row_once(
     assert steps(server) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     if "trackio" in trackers:
         assert trackio_steps(tmp_path / "RUN") == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+        with sqlite3.connect(tmp_path / "RUN" / "trackio" / "resnet-cifar.db") as data:
+            ((config,),) = data.execute("SELECT config FROM configs").fetchall()
+        assert (json.loads(config)["_Group"], json.loads(config)["tags"]) == ("seeds of mine", ["seeds", "night"])
     if "tensorboard" in trackers:
         assert tensorboard_steps(tmp_path / "RUN", "train/loss") == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     if "mlflow" in trackers:
         check_mlflow(tmp_path / "RUN", [1, 2, 3, 4, 5, 6, 7, 8, 9])
+        read = event_accumulator(tmp_path / "RUN")
+        texts = [read.Tensors(f"{name}/text_summary")[0].tensor_proto.string_val[0] for name in ("group", "tags")]
+        assert texts == [b"    seeds of mine", b"    - seeds\n    - night"]
     assert {path.name for path in tmp_path.iterdir()} == {"RUN"}
 
 
@@ -259,7 +267,7 @@ def check_mlflow(run: Path, steps: list[int]) -> None:
     assert [(metric.step, metric.value) for metric in history] == [(step, 1 / step) for step in steps]
     assert found.data.metrics["test/accuracy"] == 0.5
     assert found.data.params == {field: str(value) for field, value in flatten(recipe).items()}
-    assert found.data.tags["group"] == recipe_key(recipe)
+    assert (found.data.tags["group"], found.data.tags["tags"]) == ("seeds of mine", "seeds,night")
     folders = {
         folder: {file.path for file in client.list_artifacts(name, folder)} for folder in ("", "figures", "model")
     }
@@ -312,6 +320,7 @@ def test_mlflow_keeps_to_its_variables_and_states(
 
     opened(tmp_path / "other", project="ours").finish("finished")  # a field that is given wins over the variable
     assert mlflow_store.get_experiment_by_name("ours") is not None
+    assert run.data.tags["group"] == recipe_key(parse({"track": {"trackers": "mlflow"}}))
     given = mlflow_store.create_run(run.info.experiment_id).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", given)
     opened(tmp_path / "given").log({"step": 7, "epoch": 1.0})
@@ -335,12 +344,16 @@ def test_mlflow_server_that_does_not_answer_is_said_once(tmp_path: Path, monkeyp
     ]
 
 
-def tensorboard_steps(run: Path, tag: str) -> list[int]:
-    """As TensorBoard reads them."""
+def event_accumulator(run: Path) -> Any:
+    """What TensorBoard reads."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     read = EventAccumulator(str(run / "tensorboard"))
-    read.Reload()
+    return read.Reload()
+
+
+def tensorboard_steps(run: Path, tag: str) -> list[int]:
+    read = event_accumulator(run)
     return [event.step for event in (read.Images(tag) if tag in read.Tags()["images"] else read.Scalars(tag))]
 
 

@@ -9,7 +9,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -433,27 +434,97 @@ def test_a_trial_of_a_sweep_with_values_tried_before_sends_its_metric(
     assert [row["step"] for row in own(only_run(server).history)] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
+LONG = ("--phases.0.epochs", "400", "--track.report=False")  # longer than any of these tests
+
+
+def wait_until(happened: Callable[[], object], process: subprocess.Popen) -> None:
+    """Returns when it has happened, and fails when the process has ended before."""
+    while not happened():
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
+def rows_of(run: Path) -> int:
+    file = run / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def test_a_trial_that_its_sweep_stops_is_kept_and_counts_as_finished(images: Path, tmp_path: Path):
+    """The SIGTERM of an agent after its command `stop`; otherwise the sweep would resume it as preempted."""
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    trial = {"SWEEP_ID": "sweep0", "RUN_ID": "bad", "PROJECT": "searched", "ENTITY": "local"}
+    with WandbServer() as server:
+        env = os.environ | server.account() | {f"WANDB_{name}": value for name, value in trial.items()}
+        command = [sys.executable, TRAIN, "--recipe", "small.yaml", "--data.source", images, "--run", "RUN", *LONG]
+        with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) as process:
+            wait_until(lambda: rows_of(tmp_path / "RUN-bad") > 4, process)
+            only_run(server).is_stopped = True
+            process.terminate()
+            printed, _ = process.communicate(timeout=120)
+    assert (process.returncode, only_run(server).exits, only_run(server).state) == (0, [0], "finished")
+    status = json.loads((tmp_path / "RUN-bad" / "status.json").read_text())
+    assert (status["state"], status["why"]) == ("stopped", "SIGTERM")
+    assert f"stopped by the W&B sweep at step {status['step']}, and saved" in printed
+    assert only_run(server).summary["val/accuracy"] >= 0 and list((tmp_path / "RUN-bad" / "checkpoints").iterdir())
+
+
+def agent_of(home: Path, server: WandbServer) -> subprocess.Popen:
+    """`wandb agent` of sweep0; its output is in agent.log."""
+    command = [sys.executable, "-m", "wandb", "agent", "--forward-signals", "local/searched/sweep0"]
+    env = os.environ | server.account() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with (home / "agent.log").open("ab") as log:
+        return subprocess.Popen(command, cwd=home, env=env, stdout=log, stderr=log)
+
+
 @pytest.mark.proof_only  # an agent looks every five seconds
-def test_an_agent_trains_every_trial(images: Path, tmp_path: Path):
-    """`wandb sweep` and `wandb agent` themselves, with the sweep of this repository on a small recipe."""
+def test_agents_train_stop_and_resume_trials(images: Path, tmp_path: Path):
+    """`wandb sweep` and `wandb agent` themselves, with the sweep of this repository on a small recipe.
+
+    Two trials have the same values, the third is stopped by early_terminate, and the machine of the fourth, with its
+    agent, is preempted; another agent resumes that one.
+    """
     (tmp_path / "small.yaml").write_text(RECIPE)
     shutil.copy(TRAIN, tmp_path)
     small = f"--recipe=small.yaml\n  - --data.source={images}\n  - --track.report=False"
     sweep = (TRAIN.parent / "sweeps" / "wandb.yaml").read_text().replace("--recipe=finetune", small)
     (tmp_path / "sweep.yaml").write_text(sweep)
     values = {"phases.0.lr": 0.01, "optimizer.weight_decay": 1e-05, "augment.trivial_augment": True}
+
+    def folder(name: str) -> Path:
+        return next((tmp_path / "runs").glob(f"*-{name}"), tmp_path / "none")
+
+    def state(name: str) -> dict[str, Any]:
+        return json.loads((folder(name) / "status.json").read_text())
+
     with WandbServer() as server:
         created = python(tmp_path, "-m", "wandb", "sweep", "--project", "searched", "sweep.yaml", env=server.account())
         assert "wandb agent local/searched/sweep0" in created.stderr
-        server.trials = [("first", values), ("again", dict(values)), ("other", values | {"phases.0.lr": 0.02})]
-        agent = python(tmp_path, "-m", "wandb", "agent", "local/searched/sweep0", env=server.account())
-    assert agent.returncode == 0, agent.stderr
-    assert "train.py --recipe=small.yaml" in agent.stderr and "--phases.0.lr=0.01" in agent.stderr
-    assert set(server.runs) == {"searched/first", "searched/again", "searched/other"}
-    found = [run.summary["val/accuracy"] for run in server.runs.values()]
-    assert found[0] == found[1]
-    assert {run.asked["sweep"] for run in server.runs.values()} == {"sweep0"}
-    assert len(list((tmp_path / "runs").iterdir())) == 3
+        assert yaml.safe_load(server.sweep)["early_terminate"]["type"] == "hyperband"
+        long = {"phases.0.epochs": 400}
+        server.trials = [("first", values), ("again", dict(values)), ("behind", values | long)]
+        server.trials += [("moved", values | {"phases.0.epochs": 60})]
+        server.is_behind = lambda name: name == "behind" and rows_of(folder(name)) > 4
+        agent = agent_of(tmp_path, server)
+        wait_until(lambda: rows_of(folder("moved")) > 4, agent)
+        agent.terminate()  # forwarded to the trial
+        agent.wait(60)
+        runs = server.runs
+        assert runs["searched/moved"].state == "preempted" and state("moved")["state"] == "interrupted"
+        stopped_at = state("moved")["step"]
+        server.trials = [("other", values | {"phases.0.lr": 0.02})]
+        assert agent_of(tmp_path, server).wait(300) == 0
+    said = (tmp_path / "agent.log").read_text()
+    assert "train.py --recipe=small.yaml" in said and "--phases.0.lr=0.01" in said
+    assert [run.exits for run in runs.values()] == [[0], [0], [0], [1, 0], [0]]
+    assert {name: run.state for name, run in runs.items()} == {
+        f"searched/{name}": "finished" for name in ("first", "again", "behind", "moved", "other")
+    }
+    assert (state("behind")["state"], state("moved")["state"]) == ("stopped", "finished")
+    assert f"resuming at step {stopped_at}" in said
+    assert [row["step"] for row in own(runs["searched/moved"].history)] == [*range(1, 271)]
+    assert runs["searched/first"].summary["val/accuracy"] == runs["searched/again"].summary["val/accuracy"]
+    assert {run.asked["sweep"] for run in runs.values()} == {"sweep0"}
+    assert len(list((tmp_path / "runs").iterdir())) == 5
 
 
 def test_resumed_run_goes_on_in_the_same_place(online: tuple[Path, WandbServer], images: Path, tmp_path: Path):

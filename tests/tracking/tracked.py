@@ -64,7 +64,8 @@ def main(folder: str, trackers: str, first: int, last: int, end: str) -> None:
     def warn(text: str) -> None:
         print(f"warning: {text}", flush=True)
 
-    tracker = start_trackers(recipe, run, {"cores": 2, "data": "0123"}, warn, step=first - 1)
+    nodes = int(os.environ.get("NODES", "1"))
+    tracker = start_trackers(recipe, run, {"cores": 2, "data": "0123"}, warn, step=first - 1, nodes=nodes)
     for step in range(first, last + 1):
         with metrics.open("a") as file:
             file.write(json.dumps(row(step)) + "\n")

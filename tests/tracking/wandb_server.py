@@ -1,7 +1,7 @@
 """A stand-in for the W&B service on loopback: what online runs, `wandb sync` and `wandb.Api` of wandb 0.31 talk to.
 
-It keeps history, config, summary, files and artifacts, and it can be broken on purpose: it may answer with an HTTP
-error, or after a while.
+It keeps history, system metrics, config, summary, files and artifacts, and it can be broken on purpose: it may answer
+with an HTTP error, or after a while.
 """
 
 from __future__ import annotations
@@ -31,13 +31,23 @@ class StoredRun:
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    modes: set[str] = field(default_factory=set)  # of the writers of history, `shared` or `default`
+    events: list[dict[str, Any]] = field(default_factory=list)  # system metrics
     files: dict[str, bytes] = field(default_factory=dict)
     state: str = "running"
+    is_preempting: bool = False
+    is_stopped: bool = False  # by its sweep
+    exits: list[int] = field(default_factory=list)  # the exit codes of its attempts
     asked: dict[str, Any] = field(default_factory=dict)  # the variables of UpsertBucket, as first given
 
     def settings(self) -> dict[str, Any]:
         """The config as it was given to `wandb.init`, without W&B's own entries."""
         return {key: entry["value"] for key, entry in self.config.items() if key != "_wandb"}
+
+    def labels(self, metric: str = "") -> set[str]:
+        """The labels of the writers of system metrics, or of one of them."""
+        keys = {key for row in self.events for key in row if key.startswith(f"system.{metric}")}
+        return {key.partition("/l:")[2] for key in keys}
 
 
 @dataclass
@@ -61,23 +71,28 @@ class StoredArtifact:
 class WandbServer(ThreadingHTTPServer):
     """Keeps runs in memory: `with WandbServer() as server: ... server.url, server.runs["PROJECT/ID"]`.
 
+    `host`: the address to listen at.
+
     `requests` are operations of GraphQL, or "METHOD /path", in order. `status`, where it is set, answers everything;
     `seconds` is how long an answer takes, to paths with `slow` in them. `after(rows, do)` calls `do()` when a run has
-    this many rows.
+    this many rows. `version`: of a server of one's own; W&B's service has none.
     """
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        super().__init__((host, 0), _Handler)
+        self.url = f"http://{host}:{self.server_address[1]}"
         self.runs: dict[str, StoredRun] = {}
         self.artifacts: dict[str, StoredArtifact] = {}
         self.views: list[dict[str, Any]] = []  # workspaces and reports: what UpsertView stored
         self.sweep = ""  # the YAML of the sweep
         self.trials: list[tuple[str, dict[str, Any]]] = []  # (run id, values) that an agent is told to try
+        self.given: dict[str, dict[str, Any]] = {}  # those that agents were told to try
+        self.is_behind: Callable[[str], bool] = lambda name: False  # whether early_terminate ends this running trial
         self.alerts: list[tuple[str, str]] = []  # title and text
         self.requests: list[str] = []
+        self.version: str | None = None
         self.status: int | None = None
         self.seconds, self.slow = 0.0, ""
         self.lock = threading.Lock()
@@ -119,12 +134,15 @@ class WandbServer(ThreadingHTTPServer):
         """The environment of a user who has an account here."""
         return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": "0" * 40}
 
-    def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
-        """The data of a GraphQL operation; those that are not needed get none."""
+    def answer(self, operation: str, variables: dict[str, Any], is_shared: bool) -> dict[str, Any]:
+        """The data of a GraphQL operation; those that are not needed get none. `is_shared`: asked in shared mode."""
+        local = self.version and {"versionOnThisInstanceString": self.version}
         operations: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "Viewer": lambda _: {"viewer": {"id": "user", "entity": _ENTITY, "username": _ENTITY, "flags": "{}"}},
-            "UpsertBucket": self._upsert,
+            "ServerInfo": lambda _: {"serverInfo": {"latestLocalVersionInfo": local}},
+            "UpsertBucket": lambda asked: self._upsert(asked, is_shared),
             "RunResumeStatus": self._resume_status,
+            "RunStopped": self._stopped,
             "CreateRunFiles": self._create_files,
             "ServerFeaturesQuery": lambda _: {"serverInfo": {"features": []}},
             "ArtifactType": lambda _: {"project": {"artifact": None}},
@@ -151,29 +169,39 @@ class WandbServer(ThreadingHTTPServer):
         }
         return operations.get(operation, lambda _: {})(variables)
 
-    def stream(self, run: StoredRun, body: dict[str, Any]) -> None:
-        """Takes a piece of a run's file stream: lines of its history, its summary, its end."""
+    def stream(self, run: StoredRun, body: dict[str, Any], is_shared: bool) -> None:
+        """Takes a piece of a run's file stream: lines of its history and system metrics, its summary, its end.
+
+        In shared mode every writer counts its own lines, and the server appends them as they come.
+        """
         for name, piece in (body.get("files") or {}).items():
             lines = piece["content"]
             if name == "wandb-summary.json":
                 run.summary = json.loads(lines[-1])
-            elif name == "wandb-history.jsonl":
-                first = piece.get("offset", len(run.history))  # a piece that is sent again replaces itself
-                run.history[first : first + len(lines)] = [json.loads(line) for line in lines]
+            elif name in ("wandb-history.jsonl", "wandb-events.jsonl"):
+                kept = run.history if name == "wandb-history.jsonl" else run.events
+                # Otherwise a piece that is sent again replaces itself.
+                first = len(kept) if is_shared else piece.get("offset", len(kept))
+                kept[first : first + len(lines)] = [json.loads(line) for line in lines]
+                if kept is run.history:
+                    run.modes.add("shared" if is_shared else "default")
         if self._do and len(run.history) >= self._rows:
             self._do, do = None, self._do
             do()
+        run.is_preempting |= bool(body.get("preempting"))
         if body.get("complete"):
-            run.state = "failed" if body.get("exitcode") else "finished"
+            run.exits.append(body.get("exitcode", 0))
+            run.state = ("preempted" if run.is_preempting else "failed") if run.exits[-1] else "finished"
 
-    def _upsert(self, variables: dict[str, Any]) -> dict[str, Any]:
+    def _upsert(self, variables: dict[str, Any], is_shared: bool) -> dict[str, Any]:
         key = f"{variables['project']}/{variables['name']}"
         inserted = key not in self.runs
         run = self.runs.setdefault(key, StoredRun(variables["project"], variables["name"]))
+        run.is_preempting &= run.state == "running"  # an attempt may send several
         run.state = "running"
         run.asked = {name: value for name, value in variables.items() if value is not None} | run.asked
         if variables.get("config"):
-            run.config = json.loads(variables["config"])
+            run.config = (run.config if is_shared else {}) | json.loads(variables["config"])
         return {"upsertBucket": {"bucket": _bucket(run), "inserted": inserted}}
 
     def _upsert_sweep(self, variables: dict[str, Any]) -> dict[str, Any]:
@@ -217,16 +245,29 @@ class WandbServer(ThreadingHTTPServer):
         return {"models": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}}
 
     def _heartbeat(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """Starts the next of `trials` when none is running; at their end the agent exits."""
+        """Stops running trials that are behind. When none is running, one that was preempted is resumed, or the next of
+        `trials` started; at their end the agent exits.
+        """
         commands: list[dict[str, Any]] = []
-        if not json.loads(variables["runState"]):
-            commands = [{"type": "exit"}]
-            if self.trials:
-                name, values = self.trials.pop(0)
-                program = yaml.safe_load(self.sweep)["program"]
-                arguments = {key: {"value": value} for key, value in values.items()}
-                commands = [{"type": "run", "run_id": name, "program": program, "args": arguments}]
+        runs = {run.name: run for run in self.runs.values()}
+        running = json.loads(variables["runState"])
+        for name in filter(self.is_behind, running):
+            runs[name].is_stopped = True
+            commands.append({"type": "stop", "run_id": name})
+        if not running:
+            kind, name = "resume", next((name for name, run in runs.items() if run.state == "preempted"), None)
+            if name is None and self.trials:
+                kind, (name, values) = "run", self.trials.pop(0)
+                self.given[name] = values
+            program = yaml.safe_load(self.sweep)["program"]
+            arguments = {key: {"value": value} for key, value in self.given.get(name, {}).items()}
+            command = {"type": kind, "run_id": name, "program": program, "args": arguments}
+            commands = [command if name else {"type": "exit"}]
         return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(commands)}}
+
+    def _stopped(self, variables: dict[str, Any]) -> dict[str, Any]:
+        run = self.runs[f"{variables['project']}/{variables['run']}"]
+        return {"project": {"run": {"stopped": run.is_stopped, "shouldStop": run.is_stopped}}}
 
     def _alert(self, variables: dict[str, Any]) -> dict[str, Any]:
         self.alerts.append((variables["title"], variables["text"]))
@@ -237,7 +278,7 @@ class WandbServer(ThreadingHTTPServer):
         bucket = None
         if run is not None:
             tail = json.dumps([json.dumps(row) for row in run.history[-1:]])
-            counts = {"logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]", "historyTail": tail}
+            counts = {"logLineCount": 0, "eventsLineCount": len(run.events), "eventsTail": "[]", "historyTail": tail}
             # Without a time `t` in its config a run cannot be resumed.
             known = {"summaryMetrics": json.dumps(run.summary), "wandbConfig": '{"t": 1}', "notes": "", "tags": []}
             bucket = {**_bucket(run), **counts, **known}
@@ -345,6 +386,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body, path = self._body(), urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         answer: dict[str, Any] = {}
+        is_shared = self.headers.get("X-WANDB-USE-ASYNC-FILESTREAM") == "true"
         self.server.dawdle(path)
         if self.server.is_closed:
             self.close_connection = True
@@ -357,11 +399,11 @@ class _Handler(BaseHTTPRequestHandler):
                 query = json.loads(body)
                 operation = re.search(r"(?:query|mutation)\s+(\w+)", query["query"])[1]
                 self.server.requests.append(operation)
-                answer = {"data": self.server.answer(operation, query.get("variables") or {})}
+                answer = {"data": self.server.answer(operation, query.get("variables") or {}, is_shared)}
             else:
                 self.server.requests.append(f"{self.command} {path}")
                 if match := re.fullmatch(r"/files/[^/]+/([^/]+/[^/]+)/file_stream", path):
-                    self.server.stream(self.server.runs[match[1]], json.loads(body))
+                    self.server.stream(self.server.runs[match[1]], json.loads(body), is_shared)
                     answer = {"exitcode": None, "limits": {}}
                 elif self.command == "GET" and path != "/":
                     content = self.server.download(path)
