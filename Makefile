@@ -13,12 +13,12 @@ demo: $(READY)
 	@echo "Then activate the environment, for resnet-cifar --help and train.py:"
 	@echo "    . $(VENV)/bin/activate"
 
-# Tests that start several processes, kill them or measure time run alone.
-ALONE := tests/distributed tests/faults tests/slurm
+# Tests that start several processes and kill them run after the others, two at a time: they mostly wait. The longest first.
+ALONE := tests/slurm tests/faults tests/distributed
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ALONE:%=--ignore %)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ALONE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ALONE)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +124,34 @@ def test_mistakes_are_named_before_training(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(UserError, match=r"^track.notify cannot be 'mail:me': it should be https://HOST/PATH, env:"):
         parse({"track": {"notify": "mail:me"}})
     assert parse({"track": {"notify": "https://host/path"}}).track.notify == "https://host/path"
+
+
+@pytest.mark.proof_only
+def test_a_target_told_to_nobody_delays_no_step(tmp_path: Path, record) -> None:
+    """Rounds of three runs: without messages, to a port where nobody listens, and to one that never answers."""
+    train = Path(__file__).parents[2] / "train.py"
+    recipe = {"data.source": "synthetic", "data.limit": 1600, "data.image_size": 32, "model.name": "test_resnet"}
+    recipe |= {"model.pretrained": False, "batch_size": 32, "phases.0.epochs": 4, "evaluate.every_epochs": 1}
+    recipe |= {"track.trackers": "none", "track.report": False}
+    words = [sys.executable, train, "--recipe", "scratch", *(f"--{field}={value}" for field, value in recipe.items())]
+    seconds: dict[str, list[float]] = {"none": [], "refused": [], "silent": []}
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        addresses = {"refused": "http://127.0.0.1:9", "silent": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        for number in range(7):
+            for name, found in seconds.items():
+                told = ["--track.notify=env:HOOK", "--track.notify_accuracy=0.000001"] if name in addresses else []
+                run = tmp_path / f"{name}-{number}"
+                env = {**os.environ, "HOOK": addresses.get(name, "")}
+                subprocess.run([*words, "--run", run, *told], env=env, check=True, capture_output=True, timeout=300)
+                rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+                first = next(row["step"] for row in rows if "val/accuracy" in row)  # the message is sent here
+                after = [32 / row["images_per_second"] for row in rows if row["step"] > first]
+                assert len(after) > 10
+                found.append(statistics.median(after))
+    weights = {(run / "model" / "model.safetensors").read_bytes() for run in tmp_path.iterdir() if run.is_dir()}
+    assert len(weights) == 1
+    ratios = {
+        name: round(statistics.median(b / a for a, b in zip(seconds["none"], seconds[name], strict=True)), 3)
+        for name in addresses
+    }
+    record("median step with an alert to a dead address, over one without", rounds=7, ratios=ratios)
