@@ -136,4 +136,5 @@ def settings() -> list[Setting]:
     if torch.cuda.is_available():
         return [Setting(45_000, size, 10, 256, seeds=5) for size in (128, 224)]
     few = ("finetune", "zero head", "BatchNorm of batches", "the former default")
-    return [Setting(2700, 96, 3), Setting(500, 96, 12, seeds=3), Setting(10_000, 128, 1, named=few)]
+    fewer_images = Setting(500, 96, 12, seeds=3, named=(*few, "rate 0.001", "rate 0.0002"))
+    return [Setting(2700, 96, 3), fewer_images, Setting(10_000, 128, 1, named=few)]

@@ -5,6 +5,7 @@ tests/unit/test_quotes.py fails where a page and its file differ.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,13 +88,14 @@ def _steps_and_images() -> Iterator[Quote]:
 
 
 def _accuracies() -> Iterator[Quote]:
-    page, setting = "docs/recipes.md", _read("bench-finetune-cpu")["finetune"]["settings"][0]
-    probe, scores = mean(setting["probe"]), {name: mean(found) for name, found in setting["scores"].items()}
-    sentence = "127 updates: validation accuracy {}, linear probe {}"
-    yield Quote("README.md", sentence, [f"{scores['finetune']:.2f}", f"{probe:.2f}"])
-    yield Quote(page, "| the probe alone | {} |", [f"{probe:.3f}"])
-    for name, accuracy in scores.items():
-        yield Quote(page, f"\n| {_RECIPES.get(name, name)} | {{}} |", [f"{accuracy:.3f}"])
+    page, settings = "docs/recipes.md", _read("bench-finetune-cpu")["finetune"]["settings"]
+    scores = [{"the probe alone": each["probe"], **each["scores"]} for each in settings]
+    found = [f"{mean(scores[1][name]):.2f}" for name in ("finetune", "the probe alone")]
+    yield Quote("README.md", "127 updates: validation accuracy {}, linear probe {}", found)
+    for name in dict.fromkeys(itertools.chain(*scores)):
+        row = " | ".join("{}" if name in each else "-" for each in scores)
+        cells = [f"{mean(each[name]):.3f}" for each in scores if name in each]
+        yield Quote(page, f"\n| {_RECIPES.get(name, name)} | {row} |", cells)
     for optimizer, label in (("lamb", "LAMB, rate 0.01 (`scratch`)"), ("sgd", "SGD, rate 0.1")):
         runs = _read("scratch-runs-cpu")["runs"]
         found = [run["test/accuracy"] for run in runs if run["optimizer"] == optimizer]
