@@ -17,7 +17,7 @@ demo: $(READY)
 ALONE := tests/slurm tests/faults tests/distributed
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ALONE:%=--ignore %)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile $(ALONE:%=--ignore %)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ALONE)
 
 lint: $(READY)

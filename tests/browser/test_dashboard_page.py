@@ -70,7 +70,9 @@ def test_the_served_page_changes_in_place_while_runs_go_on(browser: Any, runs: P
     reported.start(runs / "new", 22)
     page.wait_for_selector("#legend button:has-text('new')")
     assert page.locator(".runs li").count() == 3
-    page.wait_for_function("document.querySelector('figure svg').querySelectorAll('.interruption').length == 6")
+    interruptions = page.locator("figure svg").first.locator(".interruption")
+    interruptions.nth(5).wait_for(state="attached")
+    assert interruptions.count() == 6
     opened.check_quiet()
 
 

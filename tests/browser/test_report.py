@@ -212,7 +212,7 @@ def test_a_command_is_copied(browser: Any, index: Path) -> None:
     page = browser.open(index).page
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.locator("[data-copy]").nth(1).click()
-    page.wait_for_function("document.querySelectorAll('[data-copy]')[1].textContent === 'copied'")
+    page.locator("[data-copy]").nth(1).filter(has_text="copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()").startswith("python eval.py ")
 
 

@@ -67,6 +67,7 @@ def test_a_finished_run_goes_on_to_what_a_recipe_with_all_phases_gives(capsys: p
     assert_same_weights("run", "at-once")
 
 
+@pytest.mark.proof_only
 def test_extending_a_run_that_is_not_finished_is_one_run_of_all_phases() -> None:
     recipe = read_recipe("debug", WORDS)
     interrupt(RUN, recipe, "update", 5)

@@ -65,10 +65,8 @@ def phases(name: str) -> list[str]:
     return ["--phases.1.epochs", "1"] if name == "keras_transfer" else []
 
 
-_LONG = [pytest.param(name, marks=pytest.mark.proof_only) for name in ("keras_transfer", "torch_notebook")]
-
-
-@pytest.mark.parametrize("name", ["keras_upsample", *_LONG])
+@pytest.mark.proof_only
+@pytest.mark.parametrize("name", ["keras_upsample", "keras_transfer", "torch_notebook"])
 def test_a_notebook_is_a_recipe_and_a_source(name: str, sources: dict[str, Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
     start = ["train.py", "--recipe", name, "--data.source", sources[name], "--run", run, *_SMALL, *_QUICK]

@@ -138,6 +138,7 @@ NAMES = ("\U0001f431", "\u05e9\u05dc\u05d5\u05dd", "a\"b'c", "<script>x<", "a,b"
 NAMES += ("[red]b[", "%s{name}", "back\\slash", "|pipe|`", "\u00e9", "e\u0301")
 
 
+@pytest.mark.proof_only
 def test_names_of_any_kind_get_through_to_the_end_on_a_console_without_them(tmp_path: Path, run: Run) -> None:
     """Class folders, files, the source and the run; and train/, val/ and test/ keep their roles."""
     noise = np.random.default_rng(0)

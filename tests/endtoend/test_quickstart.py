@@ -101,6 +101,7 @@ def test_a_mistake_in_a_notebook_is_one_sentence(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.proof_only
 def test_a_script_trains_once_and_sees_what_train_py_prints(tmp_path: Path) -> None:
     script = f"""
 import resnet_cifar

@@ -133,6 +133,7 @@ def test_a_process_alone_ends_at_its_limit_and_at_a_second_signal(hurt_run, undi
     undisturbed().check_equal(run)
 
 
+@pytest.mark.proof_only
 def test_wandb_shows_every_row_of_an_interrupted_run(hurt_run, undisturbed):
     run = hurt_run(track="wandb")
     code, start = run.hurt(fault("update", 12, "SIGTERM self"))

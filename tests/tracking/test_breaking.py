@@ -192,7 +192,7 @@ def test_core_that_hangs_is_waited_for_twelve_seconds(tmp_path: Path):
     ("account", "end", "trackers"),
     [
         ("offline", "kill", "wandb,trackio,tensorboard,mlflow"),
-        ("offline", "interrupt", "wandb,trackio"),
+        pytest.param("offline", "interrupt", "wandb,trackio", marks=pytest.mark.proof_only),
         ("online", "interrupt", "wandb"),
     ],
 )

@@ -552,6 +552,7 @@ def test_key_without_server_falls_back_to_offline(images: Path, tmp_path: Path):
     assert own(only_run(uploaded(tmp_path, upload_command(printed))).history) == written(tmp_path)
 
 
+@pytest.mark.proof_only
 def test_server_that_is_gone_in_mid_run_leaves_a_finished_run_that_uploads_whole(images: Path, tmp_path: Path):
     with WandbServer() as server:
         server.after(0, server.vanish)
@@ -575,6 +576,7 @@ def test_none_writes_nothing_and_needs_no_wandb(images: Path, tmp_path: Path):
     assert not (tmp_path / "RUN" / "wandb").exists()
 
 
+@pytest.mark.proof_only
 def test_failed_run_is_recorded_as_failed(images: Path, tmp_path: Path):
     said = train(tmp_path, images, "--phases.0.lr", "1e30", code=2).stderr
     assert said.startswith("error: the loss of step 1 is not finite")

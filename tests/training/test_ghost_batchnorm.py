@@ -132,6 +132,7 @@ def test_triton_kernels_in_tritons_interpreter() -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="what is interpreted is not compiled")
+@pytest.mark.proof_only
 def test_the_kernels_compile_for_an_h100() -> None:
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget

@@ -88,7 +88,8 @@ def test_an_interruption_promises_no_checkpoint_that_is_not_there(
     saved: int, said: str, capsys: pytest.CaptureFixture
 ) -> None:
     ended: list[str] = []
-    writer = SimpleNamespace(done=3, saved=saved, screen=Screen(shown=True), end=lambda state, why: ended.append(state))
+    writer = SimpleNamespace(done=3, saved=saved, is_stopped=False, screen=Screen(shown=True))
+    writer.end = lambda state, why: ended.append(state)
     writer.say_interrupted = partial(RunWriter.say_interrupted, writer)
     RunWriter.leave(writer, "interrupted", "SIGINT")
     assert (capsys.readouterr().out, ended) == (f"{said}\n", ["interrupted"])
