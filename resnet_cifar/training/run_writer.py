@@ -38,7 +38,7 @@ _KEPT_FILES = (
     *("recipe.yaml", "environment.json", "code.diff", "micro_batch.json", "attempts.json", "metrics.jsonl"),
     *("result.json", "eval-test.json", "predictions-test.parquet", "model/config.json"),
 )
-_NODES = 2.0  # seconds that rank 0's trackers wait for the end of those of other nodes
+_NODES = 6.0  # seconds that rank 0's trackers wait for the end of those of other nodes, which takes up to 5
 
 
 class RunWriter:

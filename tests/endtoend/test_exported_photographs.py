@@ -124,9 +124,8 @@ def test_the_cards_code_and_timm_give_what_predict_gives(
             assert share(timm_transform(ImageOps.exif_transpose(image))) == pytest.approx(probabilities, abs=2e-6), file
 
 
-@pytest.mark.parametrize(
-    "finished", ["crop", pytest.param("pad", marks=pytest.mark.proof_only)], indirect=True, scope="module"
-)
+@pytest.mark.proof_only
+@pytest.mark.parametrize("finished", ["crop", "pad"], indirect=True, scope="module")
 def test_the_check_starts_from_original_files(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     evaluate.main([str(finished), "--verify-export"])
     printed = capsys.readouterr().out

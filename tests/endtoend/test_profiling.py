@@ -38,6 +38,7 @@ def recipe(**words: str) -> Recipe:
     return read_recipe("debug", {**small, **words})
 
 
+@pytest.mark.proof_only
 def test_a_traced_run_is_the_same_run_and_leaves_a_trace(capsys: pytest.CaptureFixture) -> None:
     train(TrainOptions(recipe="debug", run="plain"), recipe())
     assert not Path("plain/profile").exists()

@@ -16,7 +16,7 @@ def places(number: int) -> tuple[int, int]:
     return chosen.get(number) or (seeded.randint(1, 10), seeded.randint(1, 10))
 
 
-@pytest.mark.rounds(2, 10)
+@pytest.mark.rounds(1, 10)
 def test_of_two_starts_at_one_moment_one_finishes(hurt_run, undisturbed, record, number):
     run = hurt_run()
     both = [run.start(fault("claim", place, "meet")) for place in places(number)]

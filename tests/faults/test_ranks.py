@@ -79,7 +79,7 @@ def test_a_rank_that_fails_before_training_says_which_it_was(hurt_run):
     assert not run.folder.exists()
 
 
-@pytest.mark.rounds(1, 2)
+@pytest.mark.rounds(0, 2)
 def test_the_launcher_starts_all_ranks_over_by_itself(hurt_run, undisturbed, record, number):
     run = hurt_run(2)
     then = ("raise", "SIGKILL self")[number - 1]

@@ -197,6 +197,7 @@ def test_a_new_commit_is_decoded_again(hub: HubServer, copied: Path, tmp_path: P
     assert sorted(len(np.load(labels)) for labels in copied.glob("cache/*/test-labels.npy")) == [40, 160]
 
 
+@pytest.mark.proof_only
 def test_a_pinned_commit_is_neither_asked_for_nor_replaced(hub: HubServer, copied: Path, tmp_path: Path):
     hub.commit, hub.root = "2" * 40, shutil.copytree(hub.root, tmp_path / "hub")
     succeeded(train(copied, hub.url, "--dry-run", "--data.revision", "1" * 40))
