@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench gpu proof proof-faults proof-distributed proof-slurm proof-rest
+.PHONY: demo test lint bench gpu proof proof-faults proof-distributed proof-slurm proof-search proof-rest
 
 demo: $(READY)
 	$(BIN)/python train.py --recipe demo
@@ -28,9 +28,12 @@ lint: $(READY)
 
 # The long form of the tests that kill, interrupt and move runs, of those that run jobs of SLURM, and whatever else is left out
 # of `make test`: an hour each at most. Figures go to benchmarks/results/.
-proof: proof-faults proof-distributed proof-slurm proof-rest
+proof: proof-faults proof-distributed proof-slurm proof-search proof-rest
+SEARCH := tests/slurm/test_search.py
 proof-faults proof-distributed proof-slurm: proof-%: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof tests/$*
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof tests/$* --ignore $(SEARCH)
+proof-search: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof $(SEARCH)
 proof-rest: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof -m proof_only $(ALONE:%=--ignore %)
 

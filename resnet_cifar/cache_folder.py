@@ -31,6 +31,11 @@ def cache_root() -> Path:
     return root
 
 
+def artifacts_root() -> Path:
+    """The folder of the cache with one directory per downloaded artifact of W&B; it may be missing."""
+    return cache_root() / "wandb"
+
+
 def _place() -> Path:
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("RESNET_CIFAR_CACHE") or Path(home) / "resnet_cifar")

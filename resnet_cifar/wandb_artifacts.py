@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from resnet_cifar.atomic_io import atomic_write
-from resnet_cifar.cache_folder import ask_once, cache_root
+from resnet_cifar.cache_folder import artifacts_root, ask_once
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.hub_access import Failure, answers
 from resnet_cifar.wandb_env import check_variables, endpoint, has_account
@@ -67,7 +67,7 @@ def _fetch(location: str, path: str, version: str, needed: Collection[str], fold
 
     If W&B cannot be asked, the version that the location named the last time is used.
     """
-    root = cache_root() / "wandb"
+    root = artifacts_root()
     last = root / hashlib.sha256(f"{endpoint()} {path}:{version}".encode()).hexdigest()[:16]
     if failure := _why_unavailable():
         if last.is_file() and (root / last.read_text()).is_dir():
@@ -87,7 +87,10 @@ def _fetch(location: str, path: str, version: str, needed: Collection[str], fold
             ) from None
         return entry.name
 
-    return root / ask_once(f"artifact {last.resolve()}", download)
+    entry = root / ask_once(f"artifact {last.resolve()}", download)
+    with contextlib.suppress(OSError):  # another user's
+        os.utime(entry)  # when it was last used
+    return entry
 
 
 def _why_unavailable() -> Failure | None:

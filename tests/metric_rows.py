@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-MEASURED = {"images_per_second", "mfu", "memory_gib", "wait_share"}  # by the machine's clock and counters
+# By the machine's clock and counters.
+MEASURED = {"images_per_second", "mfu", "memory_gib", "gpu_utilization", "wait_share"}
 
 
 def computed(row: dict[str, float]) -> dict[str, float]:

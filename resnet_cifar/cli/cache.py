@@ -1,4 +1,4 @@
-"""`resnet-cifar cache [--clear ENTRY|all] [--older-than DAYS]`: lists and clears decoded datasets."""
+"""`resnet-cifar cache [--clear ENTRY|all] [--older-than DAYS]`: lists and clears what was decoded and downloaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DAY = 24 * 60 * 60
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """List the decoded datasets, most recently used first, or clear some of them."""
+    """List the decoded datasets and the models downloaded from W&B, most recently used first, or clear some of them."""
 
     clear: str = ""
     """Clear this entry, or `all`."""
@@ -73,8 +73,8 @@ def _table(entries: list[Entry]) -> Table:
     table = Table("entry", "source", "images", "size", "on disk", "created", "last used", box=None, pad_edge=False)
     for entry in entries:
         facts = entry.meta
-        images = f"{sum(facts['images'].values()):,}" if facts else "-"
-        size = "x".join(map(str, facts["size"])) if facts else "-"
+        images = f"{sum(facts['images'].values()):,}" if "images" in facts else "-"
+        size = "x".join(map(str, facts["size"])) if "size" in facts else "-"
         days = (time.strftime("%Y-%m-%d %H:%M", time.localtime(when)) for when in (entry.created, entry.last_used))
         table.add_row(entry.path.name, facts.get("source", "unusable"), images, size, _size([entry]), *days)
     return table

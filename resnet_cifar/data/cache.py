@@ -22,18 +22,20 @@ from pathlib import Path
 from typing import Any
 
 from resnet_cifar.atomic_io import sha256
-from resnet_cifar.cache_folder import cache_root
+from resnet_cifar.cache_folder import artifacts_root, cache_root
 from resnet_cifar.config.errors import UserError
 
 _FORMAT = 3
 FILE_NAMES = "file_names.json"  # per split the file names of its images; not part of the fingerprint
-_ENTRY_NAME = re.compile(r"[0-9a-f]{16}(\.(building|damaged)-.+)?|new\.building-.+")  # other files are never deleted
+# Other files are never deleted, not even where the cache's folder is one in which W&B keeps runs.
+_ENTRY_NAME = re.compile(r"[0-9a-f]{16}(\.(building|damaged)-.+)?|new\.building-.+")
+_ARTIFACT_NAME = re.compile(r"[\w.-]+-v\d+-[0-9a-f]{8}(\.(?:building|damaged)-.+)?")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of the cache. `meta`: its meta.json, empty if it is unusable (incomplete, or from another version);
-    `created` and `last_used`: seconds since 1970.
+    """An entry of the cache. `meta`: its meta.json, empty if it is unusable (incomplete, or from another version), or
+    only the `source` of an artifact of W&B; `created` and `last_used`: seconds since 1970.
     """
 
     path: Path
@@ -130,16 +132,24 @@ def discard(entry: Path) -> None:
 
 
 def list_entries() -> list[Entry]:
-    """All entries, including incomplete ones of killed processes, the most recently used first."""
+    """All entries and artifacts of W&B, including incomplete ones of killed processes, the most recently used first."""
     folders = [path for path in cache_root().iterdir() if path.is_dir() and _ENTRY_NAME.fullmatch(path.name)]
-    return sorted(map(_entry, folders), key=lambda entry: -entry.last_used)
+    entries = [_entry(folder, _read_meta(folder)) for folder in folders]
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for path in artifacts_root().iterdir():
+            if (found := _ARTIFACT_NAME.fullmatch(path.name)) and path.is_dir():
+                entries.append(_entry(path, {} if found[1] else {"source": "wandb"}))
+    return sorted(entries, key=lambda entry: -entry.last_used)
 
 
-def _entry(folder: Path) -> Entry:
-    meta: dict[str, Any] = {}
+def _read_meta(folder: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         loaded = json.loads((folder / "meta.json").read_text())
-        meta = loaded if loaded["format"] == _FORMAT else meta
+        return loaded if loaded["format"] == _FORMAT else {}
+    return {}
+
+
+def _entry(folder: Path, meta: dict[str, Any]) -> Entry:
     files = [file.stat() for file in folder.rglob("*") if file.is_file()]
     used = folder.stat().st_mtime
     return Entry(folder, meta, sum(file.st_size for file in files), min([used, *(f.st_mtime for f in files)]), used)

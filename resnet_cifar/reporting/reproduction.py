@@ -15,7 +15,8 @@ from resnet_cifar.atomic_io import read_json
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.reporting.reproducibility import read_attempts
 
-_MEASURED = ("images_per_second", "mfu", "memory_gib", "wait_share")  # of a row, by the machine's clock and counters
+# Of a row, by the machine's clock and counters.
+_MEASURED = ("images_per_second", "mfu", "memory_gib", "gpu_utilization", "wait_share")
 _SUMS = ("train/loss", "train/accuracy")  # of a row that a save has cut in two: added up in another order, in float64
 _SUM_ERROR = 1e-12  # relative
 _SHOWN = 3  # scores that a sentence names

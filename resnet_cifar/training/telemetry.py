@@ -30,6 +30,8 @@ class Telemetry:
     mfu                model FLOPs utilisation: the model's FLOPs per second over the peak of all devices in the
                        precision of the run (Chowdhery et al. 2022, PaLM, appendix B); only for GPUs with a known peak
     memory_gib         rank 0's peak of allocated device memory since the previous row (ranks are alike); GPUs only
+    gpu_utilization    the share of the last second or less in which rank 0's GPU executed any kernel, other processes'
+                       included; 0 to 1; only where NVML tells
     wait_share         the share of the time since the previous row, evaluations and checkpoints included, in which
                        rank 0's host waited for images from disk or for a checkpoint; 0 to 1
     """
@@ -42,7 +44,8 @@ class Telemetry:
             name = torch.cuda.get_device_name(context.device)
             self._peak = flops.peak(name, context.precision, context.uses_tf32)
         self._flops: dict[tuple[str, int], float] = {}  # per image, by trainable part and image size
-        self._joules = total_energy(context.device)
+        self._counters = GpuCounters(context.device)
+        self._joules = self._counters.joules()
         self._waited = 0.0
         self.start(0)
 
@@ -76,6 +79,9 @@ class Telemetry:
             found["mfu"] = speed * an_image / (self._peak * self.context.size)
         if self._on_gpu:
             found["memory_gib"] = torch.cuda.max_memory_allocated(self.context.device) / _GIB
+            utilization = self._counters.utilization()
+            if utilization is not None:
+                found["gpu_utilization"] = utilization
         found["wait_share"] = (self._seconds_waited() - self._waited_before) / seconds
         self.start(step)
         return found
@@ -87,7 +93,7 @@ class Telemetry:
         """
         if not self._on_gpu:
             return None
-        now = total_energy(self.context.device)
+        now = self._counters.joules()
         joules = math.nan if now is None or self._joules is None else now - self._joules
         total = self.context.all_reduce_sum_(
             torch.tensor(joules, dtype=torch.float64, device=self.context.device)
@@ -106,25 +112,33 @@ class Telemetry:
         return self._flops[kind]
 
 
-def total_energy(device: torch.device) -> float | None:
-    """Joules that a GPU has used since its driver was loaded, counted by NVML.
+class GpuCounters:
+    """What NVML, a part of every NVIDIA driver, counts on one GPU; on CPUs and without NVML, nothing."""
 
-    None on CPUs, without NVML, and where it does not count: slices of a GPU (MIG), and GPUs before Volta.
-    """
-    if device.type != "cuda":
-        return None
-    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()  # whatever CUDA_VISIBLE_DEVICES hides
-    handle, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
-    try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")  # part of every driver
-        failed = (
-            nvml.nvmlInit_v2()
-            or nvml.nvmlDeviceGetHandleByUUID(uuid, ctypes.byref(handle))
-            or nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules))
-        )
-    except (OSError, AttributeError):  # no library, or a version without the function
-        return None
-    return None if failed else millijoules.value / 1000
+    def __init__(self, device: torch.device) -> None:
+        self._nvml: ctypes.CDLL | None = None
+        self._handle = ctypes.c_void_p()
+        if device.type != "cuda":
+            return
+        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()  # whatever CUDA_VISIBLE_DEVICES hides
+        with contextlib.suppress(OSError):  # no such library
+            nvml = ctypes.CDLL("libnvidia-ml.so.1")
+            if nvml.nvmlInit_v2() == 0 and nvml.nvmlDeviceGetHandleByUUID(uuid, ctypes.byref(self._handle)) == 0:
+                self._nvml = nvml
+
+    def joules(self) -> float | None:
+        """The energy used since the driver was loaded; None for slices of a GPU (MIG) and for GPUs before Volta."""
+        millijoules = ctypes.c_ulonglong()
+        return millijoules.value / 1000 if self._read("TotalEnergyConsumption", millijoules) else None
+
+    def utilization(self) -> float | None:
+        """The share of the last sixth of a second to second with a kernel (NVML's period); None for slices (MIG)."""
+        percent = (ctypes.c_uint * 2)()  # of the time with a kernel, and of the time with reads or writes of memory
+        return percent[0] / 100 if self._read("UtilizationRates", percent) else None
+
+    def _read(self, name: str, value: ctypes._CData) -> bool:
+        function = getattr(self._nvml, f"nvmlDeviceGet{name}", None)  # older drivers have fewer
+        return function is not None and function(self._handle, ctypes.byref(value)) == 0
 
 
 def costs(attempts: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -69,7 +69,7 @@ def test_every_recipe_runs_two_steps(name: str) -> None:
     names = {"step", "epoch", "images", "lr", "train/loss", "train/accuracy", "images_per_second", "wait_share"}
     names |= {"gradient_norm"} if recipe.optimizer.clip_grad_norm else set()
     only_on_gpus = rows[0].keys() - names
-    assert rows[0].keys() >= names and only_on_gpus <= {"mfu", "memory_gib"}
+    assert rows[0].keys() >= names and only_on_gpus <= {"mfu", "memory_gib", "gpu_utilization"}
     assert torch.cuda.is_available() or not only_on_gpus
     assert all(0 <= row["wait_share"] <= 1 for row in rows)
     assert 0 <= rows[-1]["val/accuracy"] <= 1 and rows[-1]["val/loss"] > 0

@@ -25,7 +25,7 @@ from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.evaluation.predict import predict
 from resnet_cifar.training.plan import Plan
-from resnet_cifar.training.telemetry import Telemetry, total_energy
+from resnet_cifar.training.telemetry import GpuCounters, Telemetry
 from resnet_cifar.training.train_state import TrainState
 from resnet_cifar.training.train_step import train_step
 
@@ -289,14 +289,16 @@ def test_images_on_disk_make_the_same_batches_and_nobody_waits(tmp_path: Path) -
 def test_nvml_counts_what_the_gpu_uses() -> None:
     """Where it counts at all: not on slices, in some virtual machines, and on GPUs before Volta."""
     device = torch.device("cuda", 0)
-    before = total_energy(device)
+    counters = GpuCounters(device)
+    before = counters.joules()
     if before is None:
         pytest.skip("NVML does not count this device's energy")
     busy = torch.rand(8192, 8192, device=device)
     for _ in range(200):
         busy.copy_(busy @ busy / 8192)
     torch.cuda.synchronize()
-    assert 0 < total_energy(device) - before < 100_000, "joules"
+    assert 0 < counters.joules() - before < 100_000, "joules"
+    assert 0 <= counters.utilization() <= 1
 
 
 @needs_gpu

@@ -91,10 +91,17 @@ def test_all_are_cleared_with_what_killed_processes_and_older_versions_left(entr
         (root / name / "train-images.npy").write_bytes(b"half")
         if meta:
             (root / name / "meta.json").write_text(meta)
+    for name in ("model-a.b-v12-0123abcd", "model-a.b-v12-0123abcd.building-x", "run-20260101_120000-0123abcd"):
+        (root / "wandb" / name).mkdir(parents=True)  # the last is a run that W&B's library keeps there
+        (root / "wandb" / name / "model.safetensors").write_bytes(b"weights")
     (root / "photos").mkdir()  # the one that sets RESNET_CIFAR_CACHE to a folder of other things
-    assert sum("unusable" in line for line in say()) == 3
-    assert say("--clear", "all")[-1].startswith("6 of 6 entries cleared")
-    assert [path.name for path in root.iterdir()] == ["photos"]
+    said = say()
+    assert sum("unusable" in line for line in said) == 4
+    (artifact,) = (line.split() for line in said if line.startswith("model-a.b-v12-0123abcd "))
+    assert artifact[1:4] == ["wandb", "-", "-"]
+    assert say("--clear", "all")[-1].startswith("8 of 8 entries cleared")
+    assert sorted(path.name for path in root.iterdir()) == ["photos", "wandb"]
+    assert [path.name for path in (root / "wandb").iterdir()] == ["run-20260101_120000-0123abcd"]
     assert say() == [f"{root}: 0 entries, 0.0 MB"]
 
 

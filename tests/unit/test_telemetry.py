@@ -172,8 +172,8 @@ class TestOnAGpu:
 class Nvml:
     """The library's functions, by C's conventions: they return 0 where they succeed."""
 
-    def __init__(self, millijoules: int = 0, error: int = 0) -> None:
-        self.millijoules, self.error, self.asked = millijoules, error, b""
+    def __init__(self, millijoules: int = 0, percent: int = 0, error: int = 0) -> None:
+        self.millijoules, self.percent, self.error, self.asked = millijoules, percent, error, b""
 
     def nvmlInit_v2(self) -> int:
         return 0
@@ -187,9 +187,14 @@ class Nvml:
         energy._obj.value = self.millijoules
         return self.error
 
+    def nvmlDeviceGetUtilizationRates(self, handle: ctypes.c_void_p, rates: ctypes._Pointer) -> int:
+        assert handle.value == 77
+        rates._obj[:] = self.percent, 99  # the second is of its memory
+        return self.error
 
-class TestEnergy:
-    def test_it_is_the_difference_of_the_counters_over_all_ranks(
+
+class TestNvml:
+    def test_energy_is_the_difference_of_the_counters_over_all_ranks(
         self, gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         nvml = Nvml(millijoules=5_000_000)
@@ -202,20 +207,36 @@ class TestEnergy:
         nvml.error = 3
         assert measured.energy_kwh() is None
 
-    def test_it_is_absent_without_nvml_or_where_that_does_not_count(
+    def test_a_row_has_the_share_of_time_with_a_kernel(
+        self, gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        nvml = Nvml(percent=87)
+        monkeypatch.setattr(ctypes, "CDLL", lambda name: nvml)
+        measured = start(context(GPU))
+        assert measured.row(1)["gpu_utilization"] == 0.87
+        nvml.percent = 0
+        assert measured.row(2)["gpu_utilization"] == 0.0
+        nvml.error = 3
+        assert "gpu_utilization" not in measured.row(3)
+
+    def test_they_are_absent_without_nvml_or_where_that_does_not_count(
         self, gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def missing(name: str) -> None:
             raise OSError(f"{name}: cannot open shared object file")
 
-        monkeypatch.setattr(ctypes, "CDLL", missing)
-        assert telemetry.total_energy(GPU) is None
-        monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(nvmlInit_v2=lambda: 0))
-        assert telemetry.total_energy(GPU) is None, "an old driver's"
-        monkeypatch.setattr(ctypes, "CDLL", lambda name: Nvml(error=3))  # NVML_ERROR_NOT_SUPPORTED
-        assert telemetry.total_energy(GPU) is None
+        def old(name: str) -> SimpleNamespace:
+            return SimpleNamespace(nvmlInit_v2=lambda: 0, nvmlDeviceGetHandleByUUID=lambda uuid, handle: 0)
+
+        def unsupported(name: str) -> Nvml:
+            return Nvml(error=3)  # NVML_ERROR_NOT_SUPPORTED
+
+        for library in (missing, old, unsupported):
+            monkeypatch.setattr(ctypes, "CDLL", library)
+            counters = telemetry.GpuCounters(GPU)
+            assert (counters.joules(), counters.utilization()) == (None, None), library.__name__
         monkeypatch.setattr(ctypes, "CDLL", None)
-        assert telemetry.total_energy(CPU) is None, "not even asked"
+        assert telemetry.GpuCounters(CPU).joules() is None, "not even asked"
 
 
 class TestCosts:

@@ -20,6 +20,7 @@ TITLES = {
         "images_per_second": "throughput, images/s",
         "mfu": "model FLOPs utilization",
         "memory_gib": "peak memory, GiB",
+        "gpu_utilization": "share of time with a kernel on the GPU",
         "wait_share": "share of time waiting for data",
     },
     "optimization": {
