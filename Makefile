@@ -35,7 +35,7 @@ proof-faults proof-distributed proof-slurm: proof-%: $(READY)
 proof-search: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof $(SEARCH)
 proof-rest: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof -m proof_only $(ALONE:%=--ignore %)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --proof -m 'proof_only or proof_too' $(ALONE:%=--ignore %)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -25,8 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What is too long for CI is left to the proof."""
+    for item in items:
+        if "proof" in item.fixturenames:
+            item.add_marker("proof_too")
     if not config.getoption("--proof"):
         left = [item for item in items if item.get_closest_marker("proof_only")]
         config.hook.pytest_deselected(items=left)

@@ -37,8 +37,8 @@ def test_an_interrupt_is_handed_on_and_the_same_call_goes_on(hurt_run, undisturb
     said = follow(run, fault("update", 20, "SIGINT launcher"))
     status = run.status
     assert (status["state"], status["why"]) == ("interrupted", "SIGINT")
-    where = f"at step {status['step']} of {status['steps']}, and saved: the same call resumes from there"
-    assert said == f"interrupted (SIGINT) {where}"
+    where = f"at step {status['step']} of {status['steps']}"
+    assert said == f"interrupted (SIGINT) and saved {where}: call again to resume"
     assert follow(run).startswith("Run('RUN'): finished, step 39 of 39")
     undisturbed().check_equal(run)
 

@@ -10,7 +10,7 @@ import pytest
 from faulty import fault
 
 # What a start of each moment's kill may do before it, in units of the moment: at the most three checkpoints.
-REACH = {"claim": 10, "update": 6, "evaluation": 10, "save": 56, "scoring": 4, "export": 10}
+REACH = {"claim": 10, "update": 6, "evaluation": 10, "save": 56, "scoring": 1, "export": 10}
 ON_RANK_0 = ("claim", "save", "export")
 # Besides saves, a kill leaves what the newest checkpoint holds: that of an evaluation is left to the proof.
 SHORT = {2: ("update", "save"), 3: ("update", "end")}

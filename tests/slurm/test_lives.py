@@ -94,7 +94,7 @@ def test_a_job_that_is_asked_while_it_starts_comes_back(cluster: Cluster, submit
 
 
 def test_a_job_saves_ahead_of_its_time_limit(cluster: Cluster, submit, undisturbed, record):
-    longer = {"phases__0__epochs": 80, "evaluate__every": 30}
+    longer = {"phases__0__epochs": 80, "evaluate__every_epochs": 30}
     job = submit("--nodes=2", "--time=2", "--signal=B:USR1@30", words=arguments(**longer))
     job.wait(seconds=600)
     assert job.starts >= 2
@@ -122,7 +122,7 @@ def test_a_job_survives_the_death_of_a_node(cluster: Cluster, submit, undisturbe
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_a_job_survives_a_network_that_is_gone_for_a_while(cluster: Cluster, submit, undisturbed, record, nodes: int):
-    longer = {"phases__0__epochs": 60, "checkpoint__every_steps": 20, "evaluate__every": 30}
+    longer = {"phases__0__epochs": 60, "checkpoint__every_steps": 20, "evaluate__every_epochs": 30}
     job = submit(f"--nodes={nodes}", words=arguments(**longer))
     job.wait_until_step(25)
     cluster.cut_off("node1")  # where rank 0 and the batch script go on, and see the same run directory
@@ -145,11 +145,11 @@ def test_the_curve_of_a_job_with_two_lives_is_one_run(cluster: Cluster, submit, 
     (command,) = {line.split(maxsplit=1)[1] for line in job.log.splitlines() if line.startswith("upload ")}
     with WandbServer() as server:
         done = subprocess.run(
-            f"{Path(sys.executable).parent}/{command}",
+            command,
             shell=True,
             check=False,
             cwd=job.project,
-            env=os.environ | server.account(),
+            env=os.environ | server.account() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             capture_output=True,
             text=True,
             timeout=120,

@@ -34,7 +34,7 @@ def test_a_run_folder_that_cannot_be_written_ends_the_job(submit):
 def test_a_rank_that_raises_ends_the_job(submit, tmp_path: Path):
     job = submit("--nodes=2", words=arguments(), **killed(1, 5, "raise", tmp_path / "journal"))
     check_failed(job, "error: rank 1 failed at step 4: injected", code=1, seconds=2 * MINUTE)  # imports included
-    assert "rank 1 on node2: this went wrong:\n[rank1]: Traceback" in job.log
+    assert "rank 1 on node2 failed:\n[rank1]: Traceback" in job.log
     assert "ChildFailedError" not in job.log
 
 

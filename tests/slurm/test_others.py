@@ -44,7 +44,8 @@ def test_an_array_in_which_one_task_is_preempted_and_one_fails(cluster: Cluster,
         command, shell=True, check=True, cwd=project, env=environment, capture_output=True, text=True, timeout=60
     ).stdout.splitlines()
     assert table[0].split()[:3] == ["run", "seed", "state"]
-    assert [row.split()[1:3] for row in table[1:]] == [[str(seed), "finished"] for seed in range(1, 6)]
+    assert [row.split()[1:3] for row in table[1:6]] == [[str(seed), "finished"] for seed in range(1, 6)]
+    assert table[6].startswith("val/accuracy: mean 0.") and table[6].endswith(" (5 seeds)")
     record("array", finished=5, failed=1, preempted=1)
 
 

@@ -134,8 +134,8 @@ def test_a_target_told_to_nobody_delays_no_step(tmp_path: Path, record) -> None:
     """
     train = Path(__file__).parents[2] / "train.py"
     recipe = {"data.source": "synthetic", "data.limit": 1200, "data.image_size": 32, "model.name": "test_resnet"}
-    recipe |= {"model.pretrained": False, "batch_size": 16, "phases.0.epochs": 3, "evaluate.every_epochs": 1}
-    recipe |= {"track.trackers": "none", "track.report": False}
+    recipe |= {"model.pretrained": False, "batch_size": 16, "model.ghost_batch_size": 16, "phases.0.epochs": 3}
+    recipe |= {"evaluate.every_epochs": 1, "track.trackers": "none", "track.report": False}
     words = [sys.executable, train, "--recipe", "scratch", *(f"--{field}={value}" for field, value in recipe.items())]
     seconds: dict[str, list[float]] = {"none": [], "none again": [], "refused": [], "silent": []}
     with socket.create_server(("127.0.0.1", 0)) as silent:

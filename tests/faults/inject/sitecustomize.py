@@ -246,6 +246,11 @@ def on_checkpoint(module):
     module._write = torn
 
 
+def on_torch(module):
+    if Path(sys.argv[0]).name == "train.py":  # Accelerate's launcher loads torch, too
+        injector.moment("import")
+
+
 if "SLOW_FILES" in os.environ:
     import slow_files  # noqa: F401
 
@@ -263,4 +268,4 @@ if "FAULTS" in os.environ:
         "data.prepared_data": on_prepared_data,
     }.items():
         wrapt.register_post_import_hook(hook, f"resnet_cifar.{place}")
-    wrapt.register_post_import_hook(lambda module: injector.moment("import"), "torch")
+    wrapt.register_post_import_hook(on_torch, "torch")
