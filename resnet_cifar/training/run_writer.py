@@ -11,6 +11,7 @@ import dataclasses
 import json
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -103,7 +104,7 @@ class RunWriter:
         if not self.context.is_main:
             return
         self._writer.check()
-        self._files.do(partial(self.folder.append_metrics, row))
+        self._write(partial(self.folder.append_metrics, row))
         self.tracker.log(row)
         if "train/loss" in row:  # not in that of step 0
             self.screen.row(row)
@@ -149,7 +150,16 @@ class RunWriter:
     def status(self, state: str, **facts: Any) -> None:
         """Writes status.json, in the background."""
         if self.context.is_main:
-            self._files.do(partial(self.folder.status, state, **self._facts(), **facts))
+            self._write(partial(self.folder.status, state, **self._facts(), **facts))
+
+    def _write(self, work: Callable[[], None]) -> None:
+        """Does `work` in the background; nothing after the final state.
+
+        The watchdog's thread may end the run at any moment, and the main thread goes on until the process has ended.
+        """
+        with self._ending:
+            if not self._has_ended:
+                self._files.do(work)
 
     def _facts(self) -> dict[str, Any]:
         """What status.json says besides the state."""

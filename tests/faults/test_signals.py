@@ -17,7 +17,7 @@ from resnet_cifar.checkpoints import checkpoint
 
 REASONS = {"SIGTERM": "SIGTERM", "SIGINT": "SIGINT", "SIGUSR1": "the end of the launcher"}
 # How far a start may come before its signal, in units of the moment: the rest of the run is for the next ones.
-REACH = {"load": 1, "claim": 10, "update": 3, "evaluation": 5, "save": 30, "scoring": 3}
+REACH = {"load": 1, "claim": 10, "update": 3, "evaluation": 5, "save": 30, "scoring": 1}
 ON_RANK_0 = ("claim", "save")
 BEFORE_TRAINING = ("load", "claim")
 SHORT = [

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from resnet_cifar.checkpoints.run_dir import RunDir
+from resnet_cifar.config.schema import Recipe
 from resnet_cifar.reporting.console import Screen, duration, speed, time_left, track
 from resnet_cifar.training.run_writer import RunWriter
 
@@ -93,3 +98,22 @@ def test_an_interruption_promises_no_checkpoint_that_is_not_there(
     writer.say_interrupted = partial(RunWriter.say_interrupted, writer)
     RunWriter.leave(writer, "interrupted", "SIGINT")
     assert (capsys.readouterr().out, ended) == (f"{said}\n", ["interrupted"])
+
+
+def test_a_main_thread_that_goes_on_does_not_replace_the_final_state(tmp_path: Path) -> None:
+    """The watchdog's thread ends a run while the first step compiles, and the step then ends before the process."""
+    folder = RunDir(tmp_path / "run")
+    folder.acquire(Recipe(), {})
+    context = SimpleNamespace(is_main=True, device=torch.device("cpu"), size=1)
+    writer = RunWriter(
+        SimpleNamespace(recipe=Recipe(), steps=10), context, None, folder, Screen(shown=False), SimpleNamespace()
+    )
+    writer.status("running")
+    writer.leave("interrupted", "SIGTERM")
+    writer.done = 1
+    writer.status("running")
+    writer.row(row(1), is_best=False)
+    writer.wait()
+    status = json.loads((folder.path / "status.json").read_text())
+    assert (status["state"], status["step"], status["why"]) == ("interrupted", 0, "SIGTERM")
+    assert not (folder.path / "metrics.jsonl").exists()
