@@ -121,7 +121,7 @@ def _report(error: UserError) -> int:
     if isinstance(error, RankError):
         if error.is_told_here:
             print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
+        return error.code
     if isinstance(error, NodeError):
         if not is_reported_elsewhere("LOCAL_RANK"):
             several_nodes = "RANK" in os.environ and os.environ.get("WORLD_SIZE") != os.environ.get("LOCAL_WORLD_SIZE")

@@ -54,14 +54,15 @@ def check_name(what: str, name: str, longest: int = 0) -> None:
 
 
 class RankError(UserError):
-    """Another process failed, and this one stops with it. `is_told_here`: whether this process prints it.
+    """Another process failed, and this one stops with it, with the same exit code.
 
-    The process that failed shows its own error, which may be on another machine.
+    `is_told_here`: whether this process prints it. The process that failed shows its own error, which may be on another
+    machine.
     """
 
-    def __init__(self, sentence: str, is_told_here: bool) -> None:
+    def __init__(self, sentence: str, is_told_here: bool, code: int = 1) -> None:
         super().__init__(sentence)
-        self.is_told_here = is_told_here
+        self.is_told_here, self.code = is_told_here, code
 
 
 # Fields and flags of earlier versions.

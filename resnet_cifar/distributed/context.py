@@ -357,28 +357,29 @@ class DistributedContext:
         try:
             if not self._store.check(["failed"]):
                 return
-            rank, reason = self._store.get("failed").decode().split(" ", 1)
+            rank, code, reason = self._store.get("failed").decode().split(" ", 2)
             self._store.add("failed read", 1)
         except RuntimeError:  # includes torch's DistError: rank 0 and its store have ended
             raise self._rank_error(0, _LOST) from None
-        raise self._rank_error(int(rank), reason)
+        raise self._rank_error(int(rank), reason, int(code))
 
-    def _rank_error(self, rank: int, reason: str) -> RankError:
+    def _rank_error(self, rank: int, reason: str, code: int = 1) -> RankError:
         speaker = 1 if rank == 0 else 0  # and one on every other machine
         is_told_here = self.rank == speaker or self.is_first_on_node
-        return RankError(f"rank {rank} failed ({reason}), and the other processes stop", is_told_here)
+        return RankError(f"rank {rank} failed ({reason}), and the other processes stop", is_told_here, code)
 
     def report_failure(self, error: BaseException) -> None:
         """This process ends with `error`: the others raise RankError where they wait in `run_on_main`, now or later."""
         first_line = next(iter(str(error).splitlines()), "")
-        self._tell_failure(
-            first_line if isinstance(error, UserError) else f"{type(error).__name__}: {first_line}".rstrip(": ")
-        )
+        if isinstance(error, UserError):
+            self._tell_failure(first_line)
+        else:
+            self._tell_failure(f"{type(error).__name__}: {first_line}".rstrip(": "), code=1)
 
-    def _tell_failure(self, reason: str) -> None:
+    def _tell_failure(self, reason: str, code: int = 2) -> None:
         if self._store is not None:
             with contextlib.suppress(RuntimeError):  # rank 0 has ended
-                self._store.compare_set("failed", "", f"{self.rank} {reason}")
+                self._store.compare_set("failed", "", f"{self.rank} {code} {reason}")
                 self._await_readers("failed", self.size, _FAILING)
 
     @contextlib.contextmanager

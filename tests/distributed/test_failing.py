@@ -144,6 +144,7 @@ class TestTurns:
         assert isinstance(second, OSError)
         assert isinstance(first, RankError) and first.is_told_here
         assert str(first) == "rank 1 failed (OSError: torn), and the other processes stop"
+        assert first.code == 1
 
     @pytest.mark.parametrize(("per_node", "kind"), [(False, UserError), (True, NodeError)])
     def test_a_mistake_is_raised_by_both(self, per_node: bool, kind: type[UserError]) -> None:
@@ -172,6 +173,7 @@ class TestTurns:
         first, second = self.both(turn, turn)
         assert isinstance(second, NodeError) and str(second) == "the cache is full"
         assert isinstance(first, RankError) and "rank 1 failed (the cache is full)" in str(first)
+        assert first.code == 2, "a user's mistake, whichever process ends first"
 
     def test_a_method_that_waits_inside_another_leaves_it_waiting(self) -> None:
         """The watchdog blames the ranks that are not waiting; rank 0 does not wait while it works for the others."""
