@@ -214,6 +214,9 @@ class Watchdog:
             board["leave"] = board["stop"] == 0 or now - self._decided > _FIRST
         if self.size > 1 and not board["failed"]:
             board["failed"] = self._failure(world, now)
+            if board["failed"] and board["failed"][0] == "lost" and board["asked"] and not most:
+                # The signal also reached ranks that were not listening yet and ended at once: nothing is lost.
+                board["failed"], board["leave"] = None, True
         return board
 
     def _failure(self, world: Beat, now: float) -> tuple[str, str] | None:

@@ -25,7 +25,7 @@ def long_form(value: object):
 
 
 # (processes, where they are stopped, the saved step): while the head is trained, right before all is, in an evaluation.
-HOPS = [(4, ("update", 10), 11), (1, ("update", 32), 33), (2, ("evaluation", 2), 42)]
+HOPS = [(4, ("update", 10), 11), (1, ("update", 32), 33), (2, ("evaluation", 1), 42)]
 
 
 def assert_equal_runs(run: Path, alone: Path, steps: int = STEPS) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from resnet_cifar.distributed.watchdog import RESUME_HINT
+
 ROOT = Path(__file__).parents[2]
 SHORT = Path(__file__).with_name("short_of_memory.py")
 WORDS = "--recipe debug --precision fp64 --data.limit 300 --data.image_size 16 --model.name test_resnet"
@@ -52,7 +54,7 @@ def test_memory_that_runs_out_later_ends_the_start_and_the_next_one_goes_on_with
     (sentence,) = re.findall(r"^error: .*$", ran_out.stderr, re.MULTILINE)
     assert sentence.startswith("error: rank 1 failed at step 5: ")
     assert "ran out of memory in update 5, with micro-batches of 24" in sentence
-    assert sentence.endswith("the same command resumes from the newest checkpoint, with smaller ones")
+    assert sentence.endswith(f"{RESUME_HINT}, with smaller ones")
     assert found(tmp_path / "run") == 12
     finished = start("auto", SHORT, 1, 4, 0)
     assert finished.returncode == 0, finished.stderr[-3000:]

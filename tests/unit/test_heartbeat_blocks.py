@@ -7,11 +7,13 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
 
 from resnet_cifar.distributed.heartbeats import Beat, Heartbeats, disagree, merge
+from resnet_cifar.distributed.watchdog import Watchdog
 
 
 def beat(rank: int, number: int, **more: object) -> Beat:
@@ -125,3 +127,25 @@ def test_a_rank_that_never_posted_is_waited_for_and_a_first_one_that_posted_once
     assert main.gather(0.0) is None
     Heartbeats(store, 3, 4, beat(3, 1))
     assert main.gather(0.5)["numbers"] == [1, 1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "begun", "fate", "leaves"),
+    [
+        ("SIGTERM", 0, "lost", True),
+        ("SIGTERM", 1, "lost", False),  # it may have had something to save
+        (None, 0, "lost", False),
+        ("SIGTERM", 0, "failed", False),  # a mistake is told, whatever was asked
+    ],
+)
+def test_ranks_that_end_at_a_signal_before_they_listen_lose_nothing(
+    monkeypatch: pytest.MonkeyPatch, asked: str | None, begun: int, fate: str, leaves: bool
+) -> None:
+    monkeypatch.setattr(Watchdog, "_failure", lambda self, world, now: (fate, "rank 2 died"))
+    dog = object.__new__(Watchdog)
+    dog.size, dog._beats, dog._step, dog._decided = 3, 5, 0, 0.0
+    dog._world = SimpleNamespace(collectives=SimpleNamespace(latest=[0, "", "", "", 0]))
+    dog._board = {"asked": None, "stop": None, "leave": False, "failed": None, "over": False, "hang": None}
+    board = dog._judge(beat(0, 5, request=asked, begun=[0, begun, begun]), now=1.0)
+    assert board["leave"] == leaves
+    assert board["failed"] == (None if leaves else (fate, "rank 2 died"))
