@@ -136,6 +136,29 @@ def _proofs() -> Iterator[Quote]:
     yield Quote("docs/exactness.md", "`make proof` ({} kills,", kills)
     facts = [f"{report['bytes'] / 1e6:.1f}", f"{report['seconds']:.1f}"]
     yield Quote("docs/benchmarks.md", "({} MB) and its figures take {} s, imports included", facts)
+    alert = faults["median step with an alert to a dead address, over one without"]["medians"]
+    alert = [f"{alert[name]:.3f}" for name in ("refused", "silent", "none again")]
+    took = "the median step took {} and {} times that of a run without alerts; a second run without took {} times"
+    yield Quote("docs/tracking.md", took, alert)
+    page, few, many = "docs/scaling.md", *(faults[f"beats of {ranks} ranks in one store"] for ranks in (512, 4096))
+    reads = [
+        f"{beats[f'{reader}_milliseconds']:.{digits}f}"
+        for reader, digits in (("main", 1), ("first_of_block", 1), ("all_beats", 0))
+        for beats in (few, many)
+    ]
+    sentence = "{} and {} ms for rank 0, {} and {} ms for the first rank of a block; all beats would take {} and {} ms"
+    yield Quote(page, sentence, reads)
+    few, many = (faults[f"heartbeats of {ranks} ranks"] for ranks in (64, 512))
+    threads = [f"{each['main_milliseconds']:.1f}" for each in (few, many)]
+    yield Quote(page, "{} and {} ms on rank 0 with 64 and 512 ranks", threads)
+    stops = [f"{each['seconds_to_stop_all']:.1f}" for each in (few, many)]
+    stopping = (
+        "steps of 10 ms {} s from the request to the stop of the last one; with 512, all in one Python process, and "
+    )
+    yield Quote(page, stopping + "steps of 80 ms, {} s", stops)
+    met = faults["rendezvous of 512 ranks"]
+    met = [f"{met['look_milliseconds']:.2f}", f"{met['seconds_from_the_last_to_all']:.2f}"]
+    yield Quote(page, "a look took {} ms with 512 ranks waiting as threads; {} s after the last one came", met)
 
 
 def _read(name: str) -> dict[str, Any]:
