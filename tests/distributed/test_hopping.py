@@ -65,8 +65,9 @@ def test_several_processes_make_one_run_equal_to_that_of_one(whole, model, proce
 @pytest.mark.parametrize("model", [MODELS[0], long_form(MODELS[1])])
 def test_a_run_that_hops_from_4_to_1_to_2_to_3_processes_is_the_same_run(whole, train, tmp_path, model):
     alone = whole(model, 1)
-    assert not {11, 33} & {row["step"] for row in rows_of(alone)}
-    for processes, (kind, number), step in HOPS:
+    assert not {11, 33, 47} & {row["step"] for row in rows_of(alone)}
+    is_cut = model == "test_resnet"  # the ViT, without batches for BatchNorm, evaluates in one
+    for processes, (kind, number), step in HOPS if is_cut else [*HOPS[:2], (2, ("update", 46), 47)]:
         stopped = train(tmp_path, model, processes, STOPPING, kind, number)
         # With one process accelerate uses no elastic launcher, and its own code is 1 whatever the command's is.
         assert "exit status 75" in stopped.stderr if processes == 1 else stopped.returncode == 0
@@ -75,10 +76,10 @@ def test_a_run_that_hops_from_4_to_1_to_2_to_3_processes_is_the_same_run(whole, 
         assert (status["state"], status["step"]) == ("interrupted", step)
         assert max(row["step"] for row in rows_of(run)) < step
     state = json.loads((run / "checkpoints" / f"step-{step:08d}" / "state.json").read_text())
-    assert state["pending_row"]["step"] == step, "the score that was cut off is taken up"
+    assert not is_cut or state["pending_row"]["step"] == step, "the score that was cut off is taken up"
     finished = train(tmp_path, model, 3)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert f"resuming at step {step}, epoch 1.4" in finished.stdout
+    assert f"resuming at step {step}, epoch 1." in finished.stdout
     assert_equal_runs(run, alone)
 
 
