@@ -46,7 +46,7 @@ class Quote(NamedTuple):
 
 def quotes() -> list[Quote]:
     """All of them."""
-    return [*_whole_jobs(), *_steps_and_images(), *_accuracies(), *_serving(), *_proofs()]
+    return [*_whole_jobs(), *_steps_and_images(), *_accuracies(), *_serving(), *_proofs(), *_many_ranks()]
 
 
 def _whole_jobs() -> Iterator[Quote]:
@@ -140,7 +140,11 @@ def _proofs() -> Iterator[Quote]:
     alert = [f"{alert[name]:.3f}" for name in ("refused", "silent", "none again")]
     took = "the median step took {} and {} times that of a run without alerts; a second run without took {} times"
     yield Quote("docs/tracking.md", took, alert)
-    page, few, many = "docs/scaling.md", *(faults[f"beats of {ranks} ranks in one store"] for ranks in (512, 4096))
+
+
+def _many_ranks() -> Iterator[Quote]:
+    page, faults = "docs/scaling.md", _read("proof-faults-cpu")
+    few, many = (faults[f"beats of {ranks} ranks in one store"] for ranks in (512, 4096))
     reads = [
         f"{beats[f'{reader}_milliseconds']:.{digits}f}"
         for reader, digits in (("main", 1), ("first_of_block", 1), ("all_beats", 0))

@@ -36,6 +36,12 @@ def artifacts_root() -> Path:
     return cache_root() / "wandb"
 
 
+def mark_used(entry: Path) -> None:
+    """Updates the entry's time of last use, if the cache is writable."""
+    with contextlib.suppress(OSError):
+        os.utime(entry)
+
+
 def _place() -> Path:
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("RESNET_CIFAR_CACHE") or Path(home) / "resnet_cifar")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from resnet_cifar.atomic_io import atomic_write
-from resnet_cifar.cache_folder import artifacts_root, ask_once
+from resnet_cifar.cache_folder import artifacts_root, ask_once, mark_used
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.hub_access import Failure, answers
 from resnet_cifar.wandb_env import check_variables, endpoint, has_account
@@ -88,8 +88,7 @@ def _fetch(location: str, path: str, version: str, needed: Collection[str], fold
         return entry.name
 
     entry = root / ask_once(f"artifact {last.resolve()}", download)
-    with contextlib.suppress(OSError):  # another user's
-        os.utime(entry)  # when it was last used
+    mark_used(entry)
     return entry
 
 

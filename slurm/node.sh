@@ -86,8 +86,8 @@ code=$?
 [ -z "$requested" ] || exit $ASKED
 # srun kills the other nodes when this one ends: first rank 0, on node 0, finds out and says who failed. When it is this one's
 # turn it goes at once: SLURM repeats a TERM that takes long, and would hit the job's next start.
-ended=$((code < 50 ? FAILED + code : FAILED + 1))
-trap 'exit $ended' TERM
+exit_with=$((code < 50 ? FAILED + code : FAILED + 1))
+trap 'exit $exit_with' TERM
 if [ "$SLURM_NODEID" -ne 0 ]; then
     sleep 15 &
     wait $!
@@ -96,4 +96,4 @@ if command -v scontrol >/dev/null && ! is_newest_start "$(show_job)"; then
     sleep 600 & # srun would kill the newest start's step; SLURM ends this one when it has found its node again
     wait $!
 fi
-exit $ended
+exit $exit_with

@@ -54,10 +54,10 @@ def check_name(what: str, name: str, longest: int = 0) -> None:
 
 
 class RankError(UserError):
-    """Another process failed, and this one stops with it, with the same exit code.
+    """Another process failed, and this one stops with it.
 
     `is_told_here`: whether this process prints it. The process that failed shows its own error, which may be on another
-    machine.
+    machine. `code`: this process's exit code, 2 if the other one failed with UserError.
     """
 
     def __init__(self, sentence: str, is_told_here: bool, code: int = 1) -> None:

@@ -117,12 +117,6 @@ def find_damage(entry: Path) -> str | None:
         return f"{type(error).__name__}: {error}"
 
 
-def mark_used(entry: Path) -> None:
-    """Updates the entry's time of last use, if the cache is writable."""
-    with contextlib.suppress(OSError):
-        os.utime(entry)
-
-
 def discard(entry: Path) -> None:
     """Deletes an entry atomically: no reader sees a directory that is half deleted. Raises UserError."""
     renamed = entry.with_name(f"{entry.name}.damaged-{secrets.token_hex(4)}")  # needs no room on a full disk

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from resnet_cifar.cache_folder import ask_once, cache_root
+from resnet_cifar.cache_folder import ask_once, cache_root, mark_used
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data, Recipe
 from resnet_cifar.data import cache, splits
@@ -89,7 +89,7 @@ def _find_or_decode(data: Data, how: Decoding | None) -> Path:
             if entry.is_dir():
                 damage = cache.find_damage(entry)
                 if damage is None and _fits(_meta(entry), side, data, how):
-                    cache.mark_used(entry)
+                    mark_used(entry)
                     return entry
                 if damage is None:
                     continue

@@ -132,7 +132,7 @@ class GpuCounters:
         return millijoules.value / 1000 if self._read("TotalEnergyConsumption", millijoules) else None
 
     def utilization(self) -> float | None:
-        """The share of the last sixth of a second to second with a kernel (NVML's period); None for slices (MIG)."""
+        """The share of NVML's last sample period, 1/6 to 1 s, in which a kernel was running; None for slices (MIG)."""
         percent = (ctypes.c_uint * 2)()  # of the time with a kernel, and of the time with reads or writes of memory
         return percent[0] / 100 if self._read("UtilizationRates", percent) else None
 

@@ -20,7 +20,7 @@ TITLES = {
         "images_per_second": "throughput, images/s",
         "mfu": "model FLOPs utilization",
         "memory_gib": "peak memory, GiB",
-        "gpu_utilization": "share of time with a kernel on the GPU",
+        "gpu_utilization": "GPU utilization",
         "wait_share": "share of time waiting for data",
     },
     "optimization": {
@@ -29,7 +29,7 @@ TITLES = {
         "skipped_updates": "updates that fp16 skipped",
     },
 }
-_SHARES = ("accuracy", "f1", "mfu", "share")  # in the names of fields from 0 to 1
+_SHARES = ("accuracy", "f1", "utilization", "share")  # in the names of fields from 0 to 1
 _BAND_POINTS = 100  # evaluations at which an interval is computed
 _MAX_SLICES = 6
 

@@ -236,7 +236,7 @@ def on_prepared_data(module):
 
 def on_checkpoint(module):
     if all(fault["at"] != "save" for fault in injector.faults):
-        return  # what is written twice is counted by slow_files
+        return  # a file is written once: slow_files counts that
     write = module._write
 
     def torn(file, parts):
