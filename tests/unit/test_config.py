@@ -18,7 +18,7 @@ import yaml
 from resnet_cifar.config import diff
 from resnet_cifar.config.diff import differences, field_paths, fingerprint, flatten, to_dict
 from resnet_cifar.config.errors import RENAMED, UserError
-from resnet_cifar.config.loading import read_recipe, recipe_names, write_recipe
+from resnet_cifar.config.loading import is_field, read_recipe, recipe_names, write_recipe
 from resnet_cifar.config.schema import Phase, Recipe, Track
 from resnet_cifar.config.validation import parse
 
@@ -91,6 +91,19 @@ def test_every_field_of_the_dataclasses_has_a_path_and_documentation() -> None:
                 yield f"{prefix}{field.name}"
 
     assert list(paths(Recipe, "")) == FIELDS
+
+
+def test_what_only_the_proof_runs_names_fields_that_there_are() -> None:
+    """A field that is renamed would otherwise break tests that CI leaves out, and nobody would see it for weeks."""
+    rooms = ("slurm", "faults", "distributed", "endtoend", "hub", "tracking", "browser")
+    named = {}
+    for file in (file for room in rooms for file in (Path(__file__).parents[1] / room).rglob("*.py")):
+        text = file.read_text()
+        options = re.findall(r"\"--([a-z_]+(?:\.[a-z0-9_]+)+)\b", text)
+        keywords = re.findall(r"\b([a-z]+(?:__[a-z0-9_]+?)+)=", text)
+        named |= dict.fromkeys([*options, *(word.replace("__", ".") for word in keywords)], file.name)
+    assert len(named) > 30
+    assert {name: file for name, file in named.items() if not is_field(name)} == {"optimizer.nmae": "test_jobs.py"}
 
 
 @pytest.mark.parametrize("name", recipe_names())
