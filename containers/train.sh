@@ -5,7 +5,8 @@
 #
 # torchrun reads from PET_NNODES, PET_NODE_RANK, PET_NPROC_PER_NODE, PET_MASTER_ADDR and PET_MASTER_PORT what starts where; Kubeflow sets
 # them. Its own exit code is 0 for an interrupted run too, or 1 where it got the signal. Here every node ends with 0 when the run is
-# finished, with 75 when it is interrupted or has lost a rank, and so is to be started again, and otherwise with torchrun's code.
+# finished, and with 75 when it is to be started again: it was interrupted, or has lost a rank after a new checkpoint (without one it
+# may be lost at the same place forever). Otherwise the code is torchrun's.
 set -u
 cd "$(dirname "$0")/.." || exit
 
@@ -17,7 +18,9 @@ for ((i = 1; i <= $#; i++)); do
     esac
 done
 [ -n "$folder" ] || { echo "error: containers/train.sh needs --run: it reads from DIRECTORY/status.json how the run ended" >&2; exit 2; }
+newest() { find "$folder/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null | sort | tail -n 1; }
 before=$(cat "$folder/status.json" 2>/dev/null)
+saved=$(newest)
 
 # This shell is the container's first process, which gets its signals. They go to the ranks past torchrun: it would pass them on too,
 # but not end well, and for it the torchruns of other nodes would wait five minutes (torch 2.15).
@@ -41,7 +44,8 @@ after=$(cat "$folder/status.json" 2>/dev/null)
 state=$(sed -n 's/^ "state": "\([a-z]*\)".*/\1/p' <<<"$after")
 case $state in
 finished) [ "$code" -ne 0 ] || exit 0 ;;
-interrupted | lost) [ "$after" = "$before" ] || exit 75 ;; # otherwise it is an earlier start's: this one has failed before training
+interrupted) [ "$after" = "$before" ] || exit 75 ;; # otherwise it is an earlier start's: this one has failed before training
+lost) [ "$(newest)" = "$saved" ] || exit 75 ;;
 esac
 # Asked to end before training: also to be started again.
 [ -z "$asked" ] || exit 75

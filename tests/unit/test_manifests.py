@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +84,25 @@ def test_skypilots_file_runs_train_py_and_comes_back_after_its_exit_code() -> No
 def test_skypilot_takes_its_file() -> None:
     sky = pytest.importorskip("sky", reason="skypilot has the schema, and too many packages for the tests")
     assert sky.Task.from_yaml(str(FOLDER / "skypilot.yaml")).num_nodes == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "checkpoint", "code"),
+    [("lost", 8, EXIT_RESUBMIT), ("lost", 4, 1), ("interrupted", 4, EXIT_RESUBMIT), ("failed", 8, 1)],
+)
+def test_a_run_that_loses_a_rank_is_started_again_if_it_has_saved(
+    tmp_path: Path, state: str, checkpoint: int, code: int
+) -> None:
+    """In place of torchrun, which ends with 1: what a run that resumes from step 4 leaves."""
+    (tmp_path / "run/checkpoints/step-00000004").mkdir(parents=True)
+    program = tmp_path / "python"
+    status = f'{{\n "state": "{state}",\n "step": 9\n}}'
+    program.write_text(
+        f"#!/bin/bash\nmkdir -p run/checkpoints/step-0000000{checkpoint}\necho '{status}' > run/status.json\nexit 1\n"
+    )
+    program.chmod(0o755)
+    (tmp_path / "containers").mkdir()
+    script = shutil.copy(FOLDER / "train.sh", tmp_path / "containers")  # it works in the folder above its own
+    env = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", script, "--run", "run"], env=env, check=False, capture_output=True, timeout=60)
+    assert done.returncode == code, done.stderr
