@@ -67,7 +67,7 @@ def _collective(
 
 
 class DistributedContext:
-    """This process's rank, device and precision, and Accelerate behind a few methods.
+    """This process's rank, node (machine), device and precision, and Accelerate behind a few methods.
 
     `precision` is the recipe's; `auto` is resolved (`launcher_env.resolve_precision`). `compile_mode` overrides the
     launcher's torch.compile mode unless it is ""; `cpu` keeps it off the GPUs. Raises UserError where the launcher or
@@ -111,9 +111,23 @@ class DistributedContext:
         self._store = self.connect()
         self._turns = 0
         self._reduces_gradients = True
+        self.node, self.nodes, self.node_size = self._find_nodes()
         if precision == "auto":
             with self.sharing_failures():
                 self._check_same_precision()
+
+    def _find_nodes(self) -> tuple[int, int, int]:
+        """(the number of this machine from 0, the number of machines, the number of processes on this one).
+
+        Only torch's elastic launcher tells machines apart. Where processes were started by hand, the ranks of a machine
+        follow each other, and the first of them has LOCAL_RANK 0.
+        """
+        if self.size == 1 or "GROUP_RANK" in os.environ:
+            given = [os.environ.get(name) for name in ("GROUP_RANK", "GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE")]
+            return int(given[0] or 0), int(given[1] or 1), int(given[2] or self.size)
+        first = self.rank - int(os.environ["LOCAL_RANK"])
+        of_all = self.gather(torch.tensor([first], device=self.device)).tolist()
+        return sorted(set(of_all)).index(first), len(set(of_all)), of_all.count(first)
 
     def _check_same_precision(self) -> None:
         """Raises NodeError where `auto` resolves differently on this process's GPU and on rank 0's."""
@@ -132,16 +146,6 @@ class DistributedContext:
     @waiting.setter
     def waiting(self, value: bool) -> None:
         self.collectives.waiting = value
-
-    @property
-    def nodes(self) -> int:
-        """How many machines the launcher has started processes on."""
-        return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
-
-    @property
-    def node(self) -> int:
-        """The number of this machine, from 0."""
-        return int(os.environ.get("GROUP_RANK", "0"))
 
     @property
     def is_first_on_node(self) -> bool:
@@ -316,7 +320,7 @@ class DistributedContext:
         is_first = self.is_first_on_node if per_node else self.is_main
         answer = self._work_for_others(work, key) if is_first else self._await(key)
         if answer[0] == "-":
-            self._await_readers(key, int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if per_node else self.size)
+            self._await_readers(key, self.node_size if per_node else self.size)
             if nodes > 1 and is_first:
                 self._tell_failure(answer[1:])
             if not is_first:

@@ -32,11 +32,31 @@ def port() -> int:
         return server.getsockname()[1]
 
 
-def start(rank: int, port: int) -> subprocess.Popen:
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+FAILING = (str(Path(__file__).with_name("failing.py")),)
+# What each machine prepares stays on it, and its processes share it.
+PREPARING = """
+import os, sys
+from resnet_cifar.distributed.context import DistributedContext
+context = DistributedContext("no")
+mine = context.run_on_main(lambda: os.environ["MACHINE"], per_node=True)
+print(context.node, context.nodes, context.node_size, mine)
+context.close()
+"""
+
+
+def start(rank: int, port: int, *program: str, size: int = 2, **place: object) -> subprocess.Popen:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port, **place}
     env = {**os.environ, **{name: str(value) for name, value in place.items()}, "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, str(Path(__file__).with_name("failing.py"))]
+    command = [sys.executable, *(program or FAILING)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_machines_are_told_apart_without_a_launcher(port: int) -> None:
+    """Rank 0 on the first, ranks 1 and 2 on the second."""
+    places = [{"LOCAL_RANK": 0, "MACHINE": "a"}, {"LOCAL_RANK": 0, "MACHINE": "b"}, {"LOCAL_RANK": 1, "MACHINE": "b"}]
+    started = [start(rank, port, "-c", PREPARING, size=3, **place) for rank, place in enumerate(places)]
+    said = [process.communicate(timeout=100) for process in started]
+    assert [out for out, _ in said] == ["0 2 1 a\n", "1 2 2 b\n", "1 2 2 b\n"], said
 
 
 def test_a_process_says_whom_it_waits_for_and_who_failed(port: int) -> None:
@@ -100,6 +120,7 @@ class TestTurns:
         context = object.__new__(DistributedContext)
         context.rank, context.size, context.is_main, context.collectives = rank, 2, rank == 0, CollectiveLog()
         context._store, context._turns = self.stores[rank], 0
+        context.node, context.nodes, context.node_size = 0, 1, 2
         context._accelerator = SimpleNamespace(is_local_main_process=rank == 0)
         return context
 
@@ -156,11 +177,11 @@ class TestTurns:
             (kind, "data.source 'x' is empty")
         ] * 2
 
-    def test_a_node_that_fails_ends_the_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_node_that_fails_ends_the_others(self) -> None:
         """Two machines with one process each: only one of them cannot write its cache."""
-        monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-        self.ranks[1]._accelerator.is_local_main_process = True
+        for rank in self.ranks:
+            rank.node, rank.nodes, rank.node_size = rank.rank, 2, 1
+            rank._accelerator.is_local_main_process = True
 
         def turn(rank: DistributedContext) -> str:
             def work() -> str:
