@@ -24,8 +24,10 @@ def test_a_run_is_left_where_what_followed_it_on_this_machine_has_ended(monkeypa
     monkeypatch.setenv(name, here)
     assert int(number) == os.getpid() and not launcher_env.follower_is_gone()
     process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
     monkeypatch.setenv(name, f"{host}:{process.pid}")
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert launcher_env.follower_is_gone(), "a zombie"
+    process.wait()
     assert launcher_env.follower_is_gone()
     monkeypatch.setenv(name, f"another-{host}:{process.pid}")
     assert not launcher_env.follower_is_gone(), "nobody here can know"
