@@ -13,6 +13,7 @@ from typing import Any
 from resnet_cifar.config.errors import UserError
 
 SERVER_TIMEOUT = 2.0  # seconds
+SERVICE = "wandb-core"  # the process that W&B starts beside ours, in a session of its own
 _DEFAULT_URL = "https://api.wandb.ai"
 _MODES = ("online", "offline", "disabled", "dryrun", "run")  # the last two are W&B's older names
 _YES, _NO = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0")

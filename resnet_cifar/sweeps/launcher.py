@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import psutil
 
+from resnet_cifar import wandb_env
 from resnet_cifar.atomic_io import read_json
 from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.errors import UserError
@@ -25,6 +26,7 @@ from resnet_cifar.distributed import launcher_env
 from resnet_cifar.distributed.signals import EXIT_RESUBMIT, SIGNALS
 
 _ROOT = Path(__file__).parents[2]
+GPU_PRECISION = "bf16"  # of accelerate_configs/multi_gpu.yaml
 _POLL = 1.0  # seconds between checks of a run
 _SHELL_SIGNALS = 128  # a shell's exit code of a command that a signal has ended is this and the signal's number
 _MAX_GROUP = 128  # characters of a group that W&B accepts
@@ -61,7 +63,9 @@ def launch_words(processes: int) -> list[str]:
     has_gpu = torch.cuda.is_available()
     config = _ROOT / "accelerate_configs" / f"{'multi_gpu' if has_gpu else 'cpu_ddp'}.yaml"
     # accelerate starts several processes on a CPU only if it is asked for GPUs, which are then hidden.
-    flags = ["--multi_gpu", "--mixed_precision", "bf16"] if has_gpu else ["--cpu", "--multi_gpu", "--gpu_ids", "-1"]
+    flags = (
+        ["--multi_gpu", "--mixed_precision", GPU_PRECISION] if has_gpu else ["--cpu", "--multi_gpu", "--gpu_ids", "-1"]
+    )
     settings = ["--config_file", str(config)] if config.is_file() else flags
     return ["-m", "accelerate.commands.launch", *settings, "--num_processes", str(processes)]
 
@@ -167,11 +171,12 @@ class Launcher:
         """Signals the processes of a launcher that gives each a session of its own; any other one gets it itself.
 
         Such a launcher (torch's elastic one, which accelerate uses) would die of SIGUSR1 and kill its processes some
-        time after SIGTERM, whether they have saved or not; it ends well after they have ended.
+        time after SIGTERM, whether they have saved or not; it ends well after they have ended. W&B's service, which has
+        a session of its own, too, would end and take the run's curves with it.
         """
         try:
             below = psutil.Process(self._process.pid).children(recursive=True)
-            leaders = [process for process in below if os.getsid(process.pid) == process.pid]
+            leaders = [each for each in below if os.getsid(each.pid) == each.pid and each.name() != wandb_env.SERVICE]
             for process in leaders or [self._process]:
                 process.send_signal(number)
         except (psutil.Error, ProcessLookupError):  # one has just ended

@@ -86,7 +86,7 @@ def end_core() -> None:
     import wandb
 
     for child in psutil.Process().children():
-        if child.name() == "wandb-core":
+        if child.name() == wandb_env.SERVICE:
             child.kill()
             child.wait()
     with contextlib.suppress(Exception, SystemExit):  # it would exit with the exit code of the service

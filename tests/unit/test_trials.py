@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 import signal
 import sys
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from resnet_cifar import wandb_env
 from resnet_cifar.atomic_io import write_json
 from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.sweeps import search_space, tune
@@ -23,12 +25,16 @@ import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[-1]], start_new_session=True)
 sys.exit(child.wait())
 """
+# What it starts is that of W&B: a service in a session of its own.
 TRAINING = """
-import pathlib, signal, sys, time
+import pathlib, signal, subprocess, sys
+run = pathlib.Path(sys.argv[-1])
+service = subprocess.Popen([run / "wandb-core", "60"], start_new_session=True)
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-(pathlib.Path(sys.argv[1]) / "began").touch()
-assert signal.sigtimedwait({signal.SIGUSR1}, 20), "no signal has come"
-(pathlib.Path(sys.argv[1]) / "saved").touch()
+(run / "began").touch()
+if signal.sigtimedwait({signal.SIGUSR1}, 20) and service.poll() is None:
+    (run / "saved").touch()
+service.kill()
 sys.exit(75)
 """
 
@@ -85,13 +91,16 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def test_a_signal_goes_past_a_launcher_to_the_processes_that_save(tmp_path: Path, handlers) -> None:
+@pytest.mark.parametrize("is_elastic", [True, False])
+def test_a_signal_goes_to_the_processes_that_save_and_to_no_other(tmp_path: Path, handlers, is_elastic: bool) -> None:
     script = tmp_path / "elastic.py"
     script.write_text(ELASTIC)
-    launcher = Launcher(f"{sys.executable} {script}")
-    launcher._command[2:] = [TRAINING]  # in place of train.py; the run directory is the last word
+    launcher = Launcher(sys.executable)
+    # In place of train.py; the run directory is the last word.
+    launcher._command[1:] = [script, TRAINING] if is_elastic else ["-c", TRAINING]
     run = RunDir(tmp_path / "run")
     run.path.mkdir()
+    shutil.copy(shutil.which("sleep"), run.path / wandb_env.SERVICE)
 
     def ask() -> None:
         while not (run.path / "began").exists():
