@@ -74,7 +74,7 @@ tell() {
 [ -z "$requested" ] || exit $ASKED
 # shellcheck disable=SC2086  # LAUNCH_OPTIONS are words
 "${CONTAINER[@]}" python slurm/launch.py --config_file accelerate_configs/multi_node.yaml $LAUNCH_OPTIONS \
-    --num_machines "$SLURM_JOB_NUM_NODES" --num_processes $((SLURM_JOB_NUM_NODES * PROCESSES_PER_NODE)) \
+    --num_machines "$SLURM_JOB_NUM_NODES" --num_processes $((SLURM_JOB_NUM_NODES * ${STARTED_PER_NODE:-PROCESSES_PER_NODE})) \
     --machine_rank "$SLURM_NODEID" --main_process_ip "$HEAD_NODE" --main_process_port "$HEAD_PORT" "$@" &
 launcher=$!
 trap 'tell USR1' USR1

@@ -41,14 +41,16 @@ check() {
     [ "$1" -eq 0 ] || exit "$(exit_code "$1")"
 }
 
-run_once -m resnet_cifar scale --processes "$(up_to "$PROCESSES_PER_NODE" | paste -sd,)" "${words[@]}"
-check $?
+# Measures $2 processes on each of $1 nodes: the first of the job, so that the head node is among them.
 options=("${SRUN_OPTIONS[@]}")
-for nodes in $(up_to "$SLURM_JOB_NUM_NODES"); do
-    [ "$nodes" -gt 1 ] || continue
-    # The first nodes of the job, so that the head node is among them.
-    SRUN_OPTIONS=("${options[@]}" "--nodelist=$(IFS=,; echo "${hosts[*]:0:nodes}")")
-    SLURM_JOB_NUM_NODES=$nodes run_everywhere -m resnet_cifar scale --launched "${words[@]}"
+measure() {
+    SRUN_OPTIONS=("${options[@]}" "--nodelist=$(IFS=,; echo "${hosts[*]:0:$1}")")
+    SLURM_JOB_NUM_NODES=$1 STARTED_PER_NODE=$2 run_everywhere -m resnet_cifar scale --launched "${words[@]}"
     check $?
+}
+
+for processes in $(up_to "$PROCESSES_PER_NODE"); do measure 1 "$processes"; done
+for nodes in $(up_to "$SLURM_JOB_NUM_NODES"); do
+    [ "$nodes" -eq 1 ] || measure "$nodes" "$PROCESSES_PER_NODE"
 done
 echo "== $out/index.html"

@@ -90,6 +90,14 @@ def main(arguments: list[str]) -> None:
     if options.launched:
         launcher_env.check_launcher()
 
+        from resnet_cifar.distributed.signals import EXIT_RESUBMIT, StopSignals, end_process
+
+        def leave(reason: str) -> None:
+            sentence = f"stopped by {reason}: what was measured before is in {options.out}"
+            end_process(EXIT_RESUBMIT, "" if launcher_env.is_reported_elsewhere() else sentence)
+
+        StopSignals().hand_over(leave)  # also when the process that has started this one has ended
+
         from resnet_cifar.training import scaling_run
 
         scaling_run.measure_launched(recipe, Path(options.out), options.seconds, options.price)

@@ -54,10 +54,13 @@ def check(recipe: Recipe, counts: Sequence[int], out: Path) -> None:
 def measure_each(counts: Sequence[int], words: Sequence[str]) -> None:
     """Runs `resnet-cifar scale --launched` with `words` on each number of processes. Raises UserError if one fails.
 
-    On CPUs each process gets the threads that the largest number leaves it, so that only communication differs.
+    On CPUs each process gets the threads that the largest number leaves it, so that only communication differs. On
+    GPUs one process, which needs no launcher, gets the precision that accelerate_configs/multi_gpu.yaml gives several.
     """
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, devices_here() // max(counts))))
-    env = {"OMP_NUM_THREADS": threads} if launcher_env.on_cpu() else {}
+    if launcher_env.on_cpu():
+        env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, devices_here() // max(counts))))}
+    else:
+        env = {"ACCELERATE_MIXED_PRECISION": launcher.GPU_PRECISION}
     for processes in counts:
         process = launcher.start(words, processes, quiet=False, program=_PROGRAM, env=env)
         try:

@@ -137,6 +137,12 @@ class Plan:
         """Epochs seen after `step` updates."""
         return step * self.recipe.batch_size / self.images
 
+    @property
+    def longest_phase_start(self) -> int:
+        """The first update of the phase with the most updates."""
+        starts = [0, *self.phase_ends[:-1]]
+        return max(zip(starts, self.phase_ends, strict=False), key=lambda each: each[1] - each[0], default=(0, 0))[0]
+
     def lr(self, step: int) -> float:
         """The learning rate of update `step` (the first is 0)."""
         start = 0

@@ -122,30 +122,28 @@ def whole_step(state: TrainState, loader: Loader, lr: float | None = None) -> Ca
 
 def _longest_phase(plan: Plan) -> tuple[int, Recipe]:
     """(the number of the phase with the most updates, the recipe with that phase alone and without an end)."""
-    lengths = [end - start for start, end in zip([0, *plan.phase_ends], plan.phase_ends, strict=False)]
-    number = lengths.index(max(lengths))
+    number = [0, *plan.phase_ends].index(plan.longest_phase_start)
     phase = replace(plan.recipe.phases[number], epochs=1e6, warmup_epochs=0.0, min_steps=0)
     return number, replace(plan.recipe, phases=(phase,), refit_steps=0)
 
 
 def _shares(recipe: Recipe, processes: int) -> list[int]:
     """Images per device that are measured, descending: the batch on one device (weak scaling), its halves as long as
-    BatchNorm's groups allow, and the share of the batch (strong scaling)."""
+    BatchNorm's groups and micro-batches allow, and the share of the batch (strong scaling)."""
     halves = [recipe.batch_size >> times for times in range(_SHARES)]
-    possible = {images for images in halves if images and images % row_unit(recipe) == 0}
+    micro = 1 if recipe.micro_batch == "auto" else recipe.micro_batch or 1
+    possible = {each for each in halves if each and each % row_unit(recipe) == 0 and each % min(micro, each) == 0}
     return sorted({*possible, recipe.batch_size // processes}, reverse=True)
 
 
 def _place(context: DistributedContext) -> dict[str, Any]:
     """How many machines there are, the devices of each, and whether processes have to share its cores."""
-    threads, local = torch.get_num_threads(), int(os.environ.get("LOCAL_WORLD_SIZE", context.size))
-    machines = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
-    is_gpu = context.device.type == "cuda"
-    devices = torch.cuda.device_count() if is_gpu else max(1, len(os.sched_getaffinity(0)) // threads)
+    is_gpu, cores = context.device.type == "cuda", len(os.sched_getaffinity(0))
+    devices = torch.cuda.device_count() if is_gpu else max(1, cores // torch.get_num_threads())
     return {
-        "machines": machines,
-        "devices_per_machine": local if machines > 1 else devices,
-        "shares_cores": not is_gpu and local > devices,
+        "machines": context.nodes,
+        "devices_per_machine": context.node_size if context.nodes > 1 else devices,
+        "shares_cores": not is_gpu and context.node_size > devices,
     }
 
 

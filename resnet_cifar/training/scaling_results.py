@@ -22,8 +22,8 @@ FILE = "scaling.json"
 TARGET = 0.9  # efficiency that a batch size should keep
 _STEADY = 0.25  # spread of a step's rounds, up to which a machine counts as undisturbed
 _FURTHEST = 64  # times the largest measured number of devices that is predicted
-# What the time of a step depends on, besides the batch.
-_FIELDS = ("model.name", "model.stem", "model.batchnorm", "model.ghost_batch_size", "data.image_size", "optimizer.name")
+# What the time of a step depends on, besides the batch, the precision and the phase.
+_FIELDS = ("model.name", "model.stem", "model.batchnorm", "model.ghost_batch_size", "optimizer.name")
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -51,15 +51,26 @@ def read_kept(out: Path, recipe: Recipe) -> dict[str, Any] | None:
     return kept
 
 
+def check_alike(kept: dict[str, Any] | None, device: str, precision: str) -> None:
+    """Raises UserError where what is kept was measured on other devices, or in another precision."""
+    for world in (kept or {}).get("worlds", {}).values():
+        if world["device"] != device:
+            raise UserError(f"--out holds measurements on {world['device']}, not {device}: name another folder")
+        if world["precision"] != precision:
+            raise UserError(
+                f"--out holds measurements in precision {world['precision']}, not {precision}, which this launch uses: "
+                "name another folder, and give all launches the same --precision"
+            )
+
+
 def add(kept: dict[str, Any] | None, world: dict[str, Any], recipe: Recipe, price: float) -> dict[str, Any]:
     """scaling.json with one more measured world, instead of an earlier one of as many processes.
 
     `kept`: what the file holds, if anything. `price`: of a device for an hour; 0: unknown. Raises UserError where
-    `kept` was measured on other devices.
+    `kept` was measured on other devices or in another precision.
     """
+    check_alike(kept, world["device"], world["precision"])
     worlds = {**(kept or {}).get("worlds", {}), str(world["processes"]): world}
-    if other := next((each["device"] for each in worlds.values() if each["device"] != world["device"]), None):
-        raise UserError(f"--out holds measurements on {other}, not {world['device']}: name another folder")
     worlds = dict(sorted(worlds.items(), key=lambda each: int(each[0])))
     strong, weak = (list(_measured(worlds, recipe, price, kind)) for kind in ("strong", "weak"))
     model, held_back, assumptions = _fitted(worlds)
@@ -136,6 +147,7 @@ def _fitted(worlds: dict[str, Any]) -> tuple[ScalingModel, dict[str, Any], list[
         )
         for world in used
         for point in world["points"]
+        if point["images_per_device"] % world["plan"]["unit"] == 0  # or else SyncBatchNorm, which is not in the model
     ]
     transfers = [
         Transfer(world["processes"], each["bytes"], each["seconds"]) for world in used for each in world["all_reduce"]
@@ -220,37 +232,52 @@ def model_of(scaling: dict[str, Any]) -> ScalingModel:
 def describe(scaling: dict[str, Any], file: Path, plan: Plan, processes: int) -> list[tuple[str, str]]:
     """Lines of the plan: what `processes` devices bring for its recipe, and which batch keeps 90 % efficiency.
 
-    Raises UserError where the file was measured with another model, and where the batch does not divide.
+    Raises UserError where the file was measured with another model, precision or phase, and where the batch does not
+    divide.
     """
-    recipe, before = plan.recipe, flatten(parse(scaling["recipe"]))
-    for name in _FIELDS:
-        if before[name] != flatten(recipe)[name]:
+    recipe, world, start = plan.recipe, next(iter(scaling["worlds"].values())), plan.longest_phase_start
+    before, now = flatten(parse(scaling["recipe"])), flatten(recipe)
+    measured = {
+        **{name: before[name] for name in _FIELDS},
+        "precision": world["precision"],
+        "image size": world["plan"]["image_size"],
+        "trainable": world["plan"]["trainable"],
+    }
+    ours = {
+        **{name: now[name] for name in _FIELDS},
+        "precision": recipe.precision,
+        "image size": plan.image_size(start),
+        "trainable": plan.phase_at(start).trainable,
+    }
+    for name, value in measured.items():
+        if ours[name] != value:
             raise UserError(
-                f"--scaling {file} was measured with {name} {before[name]}, not {flatten(recipe)[name]}: measure this "
-                "recipe with resnet-cifar scale"
+                f"--scaling {file} was measured with {name} {value}, not {ours[name]}: measure this recipe with "
+                "resnet-cifar scale"
             )
     check_batch_size(recipe, processes)
-    ours = {
+    size = {
         "images_per_epoch": plan.images,
         "batch_size": recipe.batch_size,
         "steps": plan.steps,
         "unit": row_unit(recipe),
     }
-    found = predict(model_of(scaling), ours, recipe.batch_size, processes, scaling["price"])
+    found = predict(model_of(scaling), size, recipe.batch_size, processes, scaling["price"])
     row, devices = found["strong"], f"{processes} device{'s' * (processes > 1)}"
+    batch = found["batch_for_90"]
+    keeps = f"batch_size {batch} is the smallest that keeps" if batch else "no batch size keeps"
+    keeps += f" {TARGET:.0%} efficiency on {devices}; another batch is another recipe"
     if row is None:
-        return [("scaling", f"{devices}: BatchNorm's groups would span several of them, which was not measured")]
+        spans = f"{devices}: each of BatchNorm's groups would span several of them, which the model does not know"
+        return [("scaling", spans), ("", keeps)]
     error = scaling["model"]["held_back"]["points"]["largest"]
     trust = "" if error is None else f"; off by up to {error:.0%} for steps that the model had not seen"
     open_points = len(scaling["model"]["assumptions"])
     trust += f"; {open_points} reservation{'s' * (open_points > 1)} on the page beside {file.name}" * (open_points > 0)
     cost = "" if row["cost"] is None else f", which cost {row['cost']:.2f}"
-    device = next(iter(scaling["worlds"].values()))["device"]
     brings = (
         f"{devices}: about {speed(row['images_per_second'])}, {row['efficiency']:.0%} efficiency, "
         f"{duration(row['seconds_per_epoch'])} per epoch, {row['device_hours']:.3g} device-hours{cost} "
-        f"(predicted from measurements on {device}{trust})"
+        f"(predicted from measurements on {world['device']}{trust})"
     )
-    batch = found["batch_for_90"]
-    keeps = f"batch_size {batch} is the smallest that keeps" if batch else "no batch size keeps"
-    return [("scaling", brings), ("", f"{keeps} {TARGET:.0%} efficiency on {devices}; another batch is another recipe")]
+    return [("scaling", brings), ("", keeps)]

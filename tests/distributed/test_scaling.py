@@ -7,15 +7,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from accelerate.state import AcceleratorState
 
 from resnet_cifar.cli import scale
 from resnet_cifar.cli import train as cli_train
+from resnet_cifar.distributed import signals
 from resnet_cifar.training import trainer
 from resnet_cifar.training.scaling_model import ScalingModel
 
@@ -24,6 +26,9 @@ RECIPE = ["--recipe", "debug", "--model.name", "test_resnet", "--data.image_size
 
 class NoStop:
     """In place of StopSignals, which would handle the signals of this process."""
+
+    def hand_over(self, answer: Callable[[str], None]) -> None:
+        """Nothing."""
 
 
 def scaled(cwd: Path, *words: str) -> subprocess.CompletedProcess:
@@ -38,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     AcceleratorState._reset_state(True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
+        patch.setattr(signals, "StopSignals", NoStop)
         scale.main([*RECIPE, "--launched", "--seconds", "0.05", "--out", "out"])
     AcceleratorState._reset_state(True)
     done = scaled(home, "--processes", "2", "--out", "out", "--seconds", "0.05", *RECIPE)
@@ -126,6 +132,22 @@ def test_the_step_without_synchronization_reduces_nothing(launch, tmp_path: Path
     assert counts["local"] == 0
     assert counts["buckets of 100 MiB"] == 1
     assert counts["gradients in bf16"] == 2
+
+
+@pytest.mark.proof_only
+def test_a_measurement_ends_with_the_command_that_has_started_it(tmp_path: Path) -> None:
+    """However that ends: nobody is left who would use the devices."""
+    command = [sys.executable, "-m", "resnet_cifar", "scale", "--processes", "2", "--seconds", "600", *RECIPE]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    below: list[psutil.Process] = []
+    try:
+        while len(below) < 3:  # the launcher and two processes
+            assert process.poll() is None
+            below = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.kill()
+        process.communicate()
+    assert psutil.wait_procs(below, 60)[1] == []
 
 
 @pytest.mark.proof_only

@@ -196,13 +196,16 @@ def test_outside_the_project_a_job_says_where_to_go(cluster: Cluster, project: P
 
 
 def test_a_job_measures_how_training_scales_over_nodes(submit, record):
-    small = {"model.name": "test_resnet", "data.limit": 100, "data.image_size": 32}
+    """Every number of processes is started alike, so the precision that the site's options ask for is that of all."""
+    small = {"model.name": "test_resnet", "data.limit": 100, "data.image_size": 32, "micro_batch": 8}
     words = [word for name, value in small.items() for word in (f"--{name}", str(value))]
-    job = submit("--nodes=2", script="scale.sh", words=("--recipe", "debug", "--seconds", "0.1", *words))
+    options, env = ("--nodes=2", "--gpus-per-node=2"), {"LAUNCH_OPTIONS": "--mixed_precision no"}
+    job = submit(*options, script="scale.sh", words=("--recipe", "debug", "--seconds", "0.1", *words), **env)
     job.wait()
     found = json.loads((job.run / "scaling.json").read_text())
-    assert {name: world["machines"] for name, world in found["worlds"].items()} == {"1": 1, "2": 2}
-    assert found["model"]["machine"] is None and found["model"]["network"]["bandwidth"] > 0
+    assert {name: world["machines"] for name, world in found["worlds"].items()} == {"1": 1, "2": 1, "4": 2}
+    assert {world["precision"] for world in found["worlds"].values()} == {"no"}
+    assert found["model"]["machine"]["bandwidth"] > 0 and found["model"]["network"]["bandwidth"] > 0
     assert f"== {job.run.relative_to(job.project)}/index.html" in job.log
     refused = submit(script="scale.sh", words=("--processes", "1,2"))
     refused.wait("FAILED")

@@ -16,7 +16,7 @@ from resnet_cifar.reporting import scaling_report
 from resnet_cifar.training import scaling_results
 from resnet_cifar.training.plan import Plan
 
-RECIPE = read_recipe("scratch")  # batches of 256 in groups of 32
+RECIPE = replace(read_recipe("scratch"), precision="bf16")  # batches of 256 in groups of 32
 FILE = Path("out/scaling.json")
 
 
@@ -69,6 +69,9 @@ def test_other_devices_and_other_recipes_are_not_mixed(tmp_path: Path) -> None:
     kept = results(RECIPE, (1,))
     world = {**SimulatedCluster(TRUTHS["fast network"], 0.0, 1).world(2, RECIPE), "device": "another"}
     with pytest.raises(UserError, match="--out holds measurements on a simulated device, not another: name another"):
+        scaling_results.add(kept, world, RECIPE, 0.0)
+    world |= {"device": "a simulated device", "precision": "no"}
+    with pytest.raises(UserError, match="holds measurements in precision bf16, not no, which this launch uses: name"):
         scaling_results.add(kept, world, RECIPE, 0.0)
     (tmp_path / "scaling.json").write_text(json.dumps(kept))
     assert scaling_results.read_kept(tmp_path, RECIPE) == kept
@@ -125,10 +128,43 @@ def test_a_plan_says_what_devices_bring_and_which_batch_keeps_90_percent(scaling
     assert truth.images_per_second(8, batch // 8) / 8 / truth.images_per_second(1, 256) == pytest.approx(0.9, abs=0.05)
 
 
-def test_a_plan_refuses_measurements_of_another_model_and_worlds_that_do_not_divide(scaling: dict) -> None:
-    other = replace(RECIPE, model=replace(RECIPE.model, name="resnet18"))
-    with pytest.raises(UserError, match=r"measured with model\.name resnet50, not resnet18: measure this recipe with"):
+def test_a_plan_over_which_batchnorm_spans_devices_still_names_the_batch_that_does_not(scaling: dict) -> None:
+    (_, spans), (_, keeps) = scaling_results.describe(scaling, FILE, Plan(RECIPE, 45_000, 1), 64)
+    assert spans.startswith("64 devices: each of BatchNorm's groups would span several of them")
+    batch = int(re.match(r"batch_size (\d+) is the smallest that keeps 90% efficiency on 64 devices", keeps)[1])
+    assert batch % (64 * 32) == 0
+
+
+def test_steps_whose_batchnorm_spans_devices_are_not_fitted() -> None:
+    """16 devices have 16 images each, half a group."""
+    truth, cluster = TRUTHS["one machine"], SimulatedCluster(TRUTHS["one machine"], 0.0, 1)
+    kept = {"worlds": {str(processes): cluster.world(processes, RECIPE) for processes in (1, 2)}}
+    spanning = cluster.world(16, RECIPE)
+    for point in spanning["points"]:
+        if point["images_per_device"] == 16:
+            point |= {"seconds": 9.0, "local_seconds": 9.0}
+    found = scaling_results.add(kept, spanning, RECIPE, 0.0)
+    assert found["efficiency"]["16"] < 0.01
+    assert found["model"]["per_image"] == pytest.approx(truth.per_image, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("model.name", "resnet18", r"measured with model\.name resnet50, not resnet18: measure this recipe with"),
+        ("precision", "no", "measured with precision bf16, not no: measure"),
+        ("phases.0.image_size", "224", "measured with image size 32, not 224: measure"),
+        ("data.image_size", "64", "measured with image size 32, not 64: measure"),
+        ("phases.0.trainable", "head", "measured with trainable all, not head: measure"),
+    ],
+)
+def test_a_plan_refuses_measurements_of_another_step(scaling: dict, field: str, value: str, said: str) -> None:
+    other = read_recipe("scratch", {"precision": "bf16", field: value})
+    with pytest.raises(UserError, match=said):
         scaling_results.describe(scaling, FILE, Plan(other, 45_000, 1), 8)
+
+
+def test_a_plan_refuses_worlds_over_which_the_batch_does_not_divide(scaling: dict) -> None:
     with pytest.raises(UserError, match=r"batch_size 256 does not divide over 3 processes .*: use 192 or 288"):
         scaling_results.describe(scaling, FILE, Plan(RECIPE, 45_000, 1), 3)
 
