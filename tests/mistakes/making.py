@@ -129,7 +129,8 @@ def check(case: Case, outcome: Outcome) -> None:
     if case.before == "download":
         assert set(outcome.requests) <= {"HEAD /"}, outcome.requests
     spared = case.leaves if case.before != "training" else f"{case.leaves}|{CACHED.pattern}"
-    assert {path for path in outcome.changed if not re.fullmatch(spared, path)} == set()
+    left = {path for path in outcome.changed if not re.fullmatch(spared, path)}
+    assert not left, left
     assert not [path for path in outcome.changed if HALF.search(path) and not re.fullmatch(case.leaves, path)]
     assert outcome.alive == []
 

@@ -92,7 +92,7 @@ CASES = [
     Case(
         "optimizer", f"{HUB} --optimizer.name sgdd", ("optimizer.name 'sgdd'", "timm", "did you mean sgd"), "download"
     ),
-    Case("micro-batch", f"{HUB} --micro_batch 24", ("micro_batch 24", "rows in groups of 32", "use 32"), "download"),
+    Case("micro-batch", f"{HUB} --micro_batch 24", ("micro_batch 24", "in groups of 32", "use 32 or 64"), "download"),
     Case(
         "stem",
         f"{HUB} --model.name test_vit --model.stem cifar",
@@ -259,7 +259,7 @@ CASES = [
         "training",
         prepared.run(prepared.unfinished, prepared.garbled("checkpoints/*/state.json")),
         leaves="RUN(/checkpoints|/status.json|/lease.json|/recipe.yaml|/environment.json|/code.diff|/result-step.*)?"
-        r"|RUN/checkpoints/step-\d+(\.damaged)?(/.*)?",
+        r"|RUN/attempts.json|RUN/checkpoints/step-\d+(\.damaged)?(/.*)?",
     ),
 ]
 LAUNCHED = [
