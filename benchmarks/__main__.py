@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
             for found in _measured(name, asked, deadline):
                 results.keep(file, name, asked.source, found)
         kept = read_json(file) or {}
-    results.show(kept, Console(width=160))
+    results.show(kept, Console(width=180))
     if not asked.rehearse:
         print(f"-> {file}")
     trained = kept.get("training", {}) if "training" in (asked.names or BY_DEFAULT) else {}
