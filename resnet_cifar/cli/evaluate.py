@@ -180,6 +180,7 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
         flipped = predict(context, model.model, images, mirrored, track=bar)
     temperature, origin = _temperature(context, model, data, trained, recipe)
     is_foreign = is_other_data and model.fingerprint is not None
+    seen = 0 if is_other_data else prepared_data.trained_images(entry, recipe, trained, options.split)
     changed |= {"fingerprint": data.fingerprint} if is_foreign else {}
     name = file_name(options, target, model.name, changed)
     folder = Path(options.out) if options.out else target.results
@@ -188,7 +189,7 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
         found = {
             **results_io.evaluation_facts(options.split, recipe, data.fingerprint, model.name),
             **metrics.full(*predictions, model.classes, temperature),
-            **({"trained_on": True} if options.split == "train" and not is_other_data else {}),
+            **({"trained_on": True} if seen == len(images) else {}),
             **({} if flipped is None else {"flip": metrics.overall(*mean_logits(predictions, flipped))}),
             "throughput": {"images_per_second": speed, "processes": context.size, "device": context.describe()},
         }
@@ -196,6 +197,8 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
             screen.warn("these are not the images that the model was trained on, or they have changed since")
         if "trained_on" in found:
             screen.say("the model was trained on these images: this is how well it fits them")
+        elif seen:
+            screen.warn(f"the model was trained on {seen:,} of these {len(images):,} images: this is another division")
         written = _write(folder, name, found, predictions, images, flipped)
         _show(screen, found, origin, model.remark)
         optional_outputs.save_example_images(folder, name, predictions, images, temperature, screen.warn)

@@ -17,6 +17,7 @@ from resnet_cifar.config.schema import Data, Recipe
 from resnet_cifar.data import cache, splits
 from resnet_cifar.data.decoding import decode, is_large
 from resnet_cifar.data.image_dataset import ImageDataset, MmapImages, choose_storage
+from resnet_cifar.data.sources import image_io
 from resnet_cifar.data.sources.base import check_fields, shorten
 from resnet_cifar.data.sources.image_io import AS_IS, Decoding
 from resnet_cifar.data.sources.registry import find_source
@@ -83,8 +84,10 @@ def _find_or_decode(data: Data, how: Decoding | None) -> Path:
     sides: list[Any] = [0] if data.decode_size else [0, data.image_size]
     if how:  # what training has decoded by itself may be just that
         sides += [how.size and how.size[0], how]
+    # What had to be left out may be readable with another package.
+    incomplete = "False" + " without HEIC" * (not image_io.READS_HEIC)
     for side in dict.fromkeys(sides):
-        for complete in (True, False) if data.skip_broken else (True,):
+        for complete in ("True", incomplete) if data.skip_broken else ("True",):
             entry = cache.entry_path(f"{described} {side} {complete}")
             if entry.is_dir():
                 damage = cache.find_damage(entry)
@@ -101,12 +104,13 @@ def _find_or_decode(data: Data, how: Decoding | None) -> Path:
         with cache.new_entry() as folder:  # fails before any download if the cache is not writable
             contents = kind.read(data)
             decoded = decode(contents, data, folder, how)
-            entry = cache.entry_path(f"{described} {how or decoded.side} {not decoded.left_out}")
+            entry = cache.entry_path(f"{described} {how or decoded.side} {incomplete if decoded.left_out else True}")
             cache.publish(folder, entry, contents.classes, {"source": data.source, **asdict(decoded)})
         return str(entry)
 
+    question = f"decode {described} {sides} {how} {data.skip_broken}"
     waiting = f"waiting for another process, which decodes {data.source} into {cache_root()}"
-    while not (entry := Path(ask_once(f"decode {described} {sides} {how}", decode_it, waiting))).is_dir():
+    while not (entry := Path(ask_once(question, decode_it, waiting))).is_dir():
         pass  # that of another process, deleted since; the next time this one decodes
     return entry
 
@@ -132,14 +136,7 @@ def load(entry: Path, recipe: Recipe, device: torch.device) -> ImageData:
     meta = _meta(entry)
     names = json.loads((entry / cache.FILE_NAMES).read_text()) if (entry / cache.FILE_NAMES).is_file() else {}
     labels = {role: np.load(entry / f"{role}-labels.npy") for role in meta["images"]}
-    chosen = splits.split_indices(labels, meta["classes"], recipe)
-    own = {"validation"} if recipe.data.overfit_images else set()  # what is cut off the training split regardless
-    parts: dict[str, _Part] = {
-        name: {name if name in labels.keys() - own else "train": getattr(chosen, name)}
-        for name in ("train", "validation", "test")
-    }
-    if recipe.refit_steps:
-        parts |= {"train": _union(parts["train"], parts["validation"]), "validation": {"train": chosen.train[:0]}}
+    parts, joined = _divide(labels, meta["classes"], recipe)
     nbytes = sum(len(rows) for part in parts.values() for rows in part.values()) * int(np.prod(meta["size"])) * 3
     place, description = choose_storage(recipe.data.storage, nbytes, device)
 
@@ -167,8 +164,31 @@ def load(entry: Path, recipe: Recipe, device: torch.device) -> ImageData:
         origins=_describe_origins(parts, meta["names"], labels, recipe),
         remarks=(*meta["remarks"], *_lacking_classes(parts, labels, meta["classes"])),
         decoding=_decoding(meta),
-        joined=len(chosen.validation) if recipe.refit_steps else 0,
+        joined=joined,
     )
+
+
+def trained_images(entry: Path, recipe: Recipe, trained: Recipe, split: str) -> int:
+    """How many images of `split`, as `recipe` divides those of a cache entry, a run of `trained` has trained on."""
+    meta = _meta(entry)
+    labels = {role: np.load(entry / f"{role}-labels.npy") for role in meta["images"]}
+    asked = _divide(labels, meta["classes"], recipe)[0][split]
+    used = _divide(labels, meta["classes"], trained)[0]["train"]
+    return sum(len(np.intersect1d(rows, used[role])) for role, rows in asked.items() if role in used)
+
+
+def _divide(labels: dict[str, np.ndarray], classes: list[str], recipe: Recipe) -> tuple[dict[str, _Part], int]:
+    """(the images of the splits `train`, `validation` and `test`, how many of a refit were held out before)."""
+    chosen = splits.split_indices(labels, classes, recipe)
+    own = {"validation"} if recipe.data.overfit_images else set()  # what is cut off the training split regardless
+    parts: dict[str, _Part] = {
+        name: {name if name in labels.keys() - own else "train": getattr(chosen, name)}
+        for name in ("train", "validation", "test")
+    }
+    if not recipe.refit_steps:
+        return parts, 0
+    joined = {"train": _union(parts["train"], parts["validation"]), "validation": {"train": chosen.train[:0]}}
+    return parts | joined, len(chosen.validation)
 
 
 def _union(train: _Part, held_out: _Part) -> _Part:

@@ -131,6 +131,14 @@ def test_runs_from_the_caches_when_the_hub_is_gone(copied: Path):
     assert (copied / "again" / "result.json").is_file()
 
 
+@pytest.mark.parametrize("revision", ["2" * 40, pytest.param("v9", marks=PROOF)])
+def test_another_commit_than_the_pinned_one_is_never_taken_from_the_cache(copied: Path, revision: str):
+    """`datasets` itself falls back on whatever it has."""
+    said = sentence(train(copied, CLOSED, "--dry-run", "--data.revision", revision))
+    assert "is not on this machine yet and cannot be downloaded" in said
+    assert len(list(copied.glob("cache/*/test-labels.npy"))) == 1
+
+
 def test_fetch_brings_images_and_weights_and_trains_nothing(hub: HubServer, tmp_path: Path):
     fetched = train(tmp_path, hub.url, "--download-only", "--run", "never")
     succeeded(fetched)

@@ -192,6 +192,8 @@ def test_a_sweep_lists_the_best_first_and_draws_each_searched_number(home: Path)
     assert scores == sorted(scores, reverse=True) and scores[-1] == 0.5
     (panel,) = panels.slice_panels(found, {row["name"]: row["name"] for row in found["rows"]})
     assert {x for x, _, _ in panel["points"]} == {0.0005, 0.01} and panel["log"]
+    runs["runs/faster"].curves.best["val/accuracy"] = float("nan")  # which is no JSON
+    assert tables.sweep(runs)["rows"][-1]["score"] is None
     del runs["runs/faster"]
     assert tables.sweep(runs) is None
 

@@ -145,6 +145,12 @@ def test_class_folders_and_a_table_that_differs_are_refused(tmp_path: Path) -> N
     assert "use the CSV with --data.columns.label label" in said
     assert read(tmp_path, columns=Columns(label="label")).labels["train"].tolist() == [0, 0, 1, 0]
     (tmp_path / "labels.csv").write_text("file,label\ncats/0.png,cats\ncats/1.png,cats\ndogs/0.png,dogs\n")
-    assert read(tmp_path).decoded.remarks == (
-        "not used: files that are not images by their names: 1 .csv ('labels.csv')",
-    )
+    beside = ("not used: files that are not images by their names: 1 .csv ('labels.csv')",)
+    assert read(tmp_path).decoded.remarks == beside
+    for text in (
+        "caf\xe9,x\n",
+        "a,b\n1,2,3\n",
+        "id,score\n0,0.3\n1,0.4\n",
+    ):  # Latin-1, a longer row, and ambiguous names
+        (tmp_path / "labels.csv").write_bytes(text.encode("latin-1"))
+        assert read(tmp_path).decoded.remarks == beside, "what does not concern class folders stops nobody"

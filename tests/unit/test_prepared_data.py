@@ -11,6 +11,7 @@ import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
 from resnet_cifar.config.validation import parse
 from resnet_cifar.data import decoding, prepared_data, splits
+from resnet_cifar.data.sources import image_io
 from resnet_cifar.data.sources.base import SourceData, Split
 from resnet_cifar.data.sources.image_io import Decoding
 from resnet_cifar.data.sources.registry import find_source
@@ -286,6 +288,18 @@ def test_a_validation_split_is_kept_apart_and_reported(source: FakeSource) -> No
     assert "not used: 'val'" in overfit.origins
 
 
+def test_images_that_another_division_has_trained_on_are_counted(source: FakeSource) -> None:
+    entry, trained = prepared_data.prepare(XY), parse({"data": {"source": "synthetic", "validation_fraction": 0.25}})
+
+    def count(split: str, **data: Any) -> int:
+        recipe = replace(trained, data=replace(trained.data, **data))
+        return prepared_data.trained_images(entry, recipe, trained, split)
+
+    assert (count("train"), count("validation"), count("test")) == (30, 0, 0)
+    assert count("train", validation_fraction=0.0) == 30, "of 40"
+    assert count("validation", validation_fraction=0.5) >= 10, "of 20, of which 10 at most were held out"
+
+
 @pytest.mark.parametrize("storage", ["device", "host"])
 def test_a_refit_trains_on_the_validation_split_too(source: FakeSource, storage: str) -> None:
     recipe = parse({"data": {"source": "synthetic", "validation_fraction": 0.25, "storage": storage}, "refit_steps": 3})
@@ -358,7 +372,9 @@ def test_indices_refer_to_the_source_if_images_were_skipped(source: FakeSource) 
     assert "train 3-4, 17; test 3-4, 17" in loaded.remarks[0]
 
 
-def test_the_key_depends_on_what_was_done_and_not_on_what_was_allowed(source: FakeSource) -> None:
+def test_the_key_depends_on_what_was_done_and_not_on_what_was_allowed(
+    source: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sets of small images of one size do not depend on image_size, nor whole ones on skip_broken."""
     entry = prepared_data.prepare(XY)
     assert {prepared_data.prepare(replace(XY, **more)) for more in ({"image_size": 32}, {"skip_broken": True})} == {
@@ -374,6 +390,8 @@ def test_the_key_depends_on_what_was_done_and_not_on_what_was_allowed(source: Fa
     skipping = prepared_data.prepare(replace(XY, skip_broken=True))
     assert prepared_data.prepare(replace(XY, skip_broken=True)) == skipping
     assert source.reads == 3
+    monkeypatch.setattr(image_io, "READS_HEIC", not image_io.READS_HEIC)
+    assert prepared_data.prepare(replace(XY, skip_broken=True)) != skipping, "it may read now what it has left out"
     with pytest.raises(UserError, match="train 7"):
         prepared_data.prepare(XY)
 

@@ -47,10 +47,17 @@ def read(data: Data) -> SourceData:
     import datasets
 
     datasets.disable_progress_bars()
-    source = data.source
+    datasets.logging.set_verbosity_error()  # it warns of what is checked below
+    source, commit = data.source, commit_of(data)
+    if data.revision and commit is None:
+        raise _unreadable(data, ConnectionError("nobody says which commit it is"))
     try:
         # The commit in the cache key, even if another was pushed since, and another process has seen that.
-        loaded = datasets.load_dataset(source, data.config_name or None, revision=commit_of(data))
+        builder = datasets.load_dataset_builder(source, data.config_name or None, revision=commit)
+        if commit not in (None, builder.hash):  # `datasets` takes any commit that it has where the hub does not answer
+            raise ConnectionError(f"{builder.hash} is here, and not {commit}")
+        builder.download_and_prepare()
+        loaded = builder.as_dataset()
     except (_http_error(), OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         not_found = isinstance(error, datasets.exceptions.DatasetNotFoundError)
         # huggingface_hub's errors are HTTP or OS errors; offline, the cache may have the name, but not these files.

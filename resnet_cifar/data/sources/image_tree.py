@@ -36,13 +36,14 @@ def is_image_file(file: str) -> bool:
 def read_tree(tree: Tree, data: Data) -> SourceData:
     """The images, labeled by their class folders or by CSV files beside them. Raises UserError."""
     images = [file for file in tree.files if is_image_file(PurePosixPath(file).name)]
-    tables = label_csv.find(tree, images, data)
+    has_folders = data.columns == Columns() and _has_class_folders(tree, images)
+    tables = label_csv.find(tree, images, data, must_be_read=not has_folders)
     if data.columns != Columns() and not tables:
         given = data.columns.image or data.columns.label
         raise UserError(
             f"data.columns {given!r} does not apply to data.source {data.source!r}, which has no CSV: remove it"
         )
-    if tables and (data.columns != Columns() or not _has_class_folders(tree, images)):
+    if tables and not has_folders:
         return label_csv.read(tables, tree, images, data)
     label_csv.check_agreement(tables, images, data)
     return _read_class_folders(tree, images, data)

@@ -91,12 +91,20 @@ def _normal(text: str) -> str:
     return unicodedata.normalize("NFC", text.removeprefix("./"))
 
 
-def find(tree: Tree, images: list[str], data: Data) -> list[Labels]:
-    """The CSV files of a tree, with their columns. Raises UserError for one that cannot be read."""
+def find(tree: Tree, images: list[str], data: Data, must_be_read: bool = True) -> list[Labels]:
+    """The CSV files of a tree, with their columns. Raises UserError for one that cannot be read, if it must be."""
     files = [file for file in tree.files if file.lower().endswith((".csv", ".tsv"))]
     files = [file for file in files if not PurePosixPath(file).name.startswith(".")]
     finder = _Finder(images) if files else None
-    return [_columns(tree.read(file), file, finder, data) for file in files]
+    found = []
+    for file in files:
+        try:
+            found.append(_columns(tree.read(file), file, finder, data))
+        except UserError as mistake:
+            if must_be_read:
+                raise
+            found.append(Labels(Table(file, [], []), problem=str(mistake)))
+    return found
 
 
 def _columns(content: bytes, file: str, finder: _Finder, data: Data) -> Labels:

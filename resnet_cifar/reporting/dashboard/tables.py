@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Iterator
 from typing import Any
@@ -131,7 +132,8 @@ def sweep(runs: Named) -> dict[str, Any] | None:
     if not fields:
         return None
     sign = -1 if all(recipe.evaluate.select_by == "loss" for recipe in recipes) else 1
-    scores = {name: value for name, run in read.items() if (value := best_value(run)) is not None}
+    best = {name: value for name, run in read.items() if (value := best_value(run)) is not None}
+    scores = {name: value for name, value in best.items() if math.isfinite(value)}
     rows = [
         {
             "name": name,
