@@ -62,8 +62,8 @@ class Tracker(ABC):
         """Opens the tracker."""
 
     def latest(self) -> int:
-        """The step of the latest row from earlier attempts; only later rows are logged."""
-        return 0
+        """The step of the latest row from earlier attempts, or -1; only later rows are logged."""
+        return -1
 
     @abstractmethod
     def log(self, row: dict[str, Any]) -> None:

@@ -73,8 +73,8 @@ class MlflowTracker(Tracker):
         self.commands = (("curves", page if server else f"{program} ui --backend-store-uri {store}"),)
 
     def latest(self) -> int:
-        """The step of the latest row that the store has."""
-        return max((metric.step for metric in self._client.get_metric_history(self._run_id, _EVERY_ROW)), default=0)
+        """The step of the latest row that the store has, or -1."""
+        return max((metric.step for metric in self._client.get_metric_history(self._run_id, _EVERY_ROW)), default=-1)
 
     def log(self, row: dict[str, Any]) -> None:
         """Logs a row of metrics.jsonl."""
@@ -83,13 +83,19 @@ class MlflowTracker(Tracker):
     def summary(self, step: int, values: dict[str, Any], figures: dict[str, Path], files: list[Path]) -> None:
         """Logs numbers at the last step, and figures, files and the model as artifacts."""
         self._log_metrics(step, values)
-        if self._keeps_files:
+        if not self._keeps_files:
+            return
+        try:
             for file in figures.values():
                 self._client.log_artifact(self._run_id, str(file), "figures")
             for file in files:
                 self._client.log_artifact(self._run_id, str(file))
             if self._model:
                 self._client.log_artifacts(self._run_id, str(self._model), "model")
+        except Exception:
+            # The store of files may be another one than that of numbers. It is finished, whatever becomes of its files.
+            self.finish("finished")
+            raise
 
     def finish(self, state: str) -> None:
         """Ends the run."""

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import pkgutil
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -71,7 +72,7 @@ class _Worker:
 
     def __init__(self, name: str, tracker: Tracker, run: Path, step: int, warn: Callable[[str], None]) -> None:
         self._name, self._tracker, self._run, self._warn = name, tracker, run, warn
-        self._latest = 0
+        self._latest = -1
         self._disabled = threading.Event()
         self._calls: queue.Queue[Call | None] = queue.Queue(_MAX_QUEUED)
         self._thread = threading.Thread(target=self._serve, args=(step,), name=f"tracker {name}", daemon=True)
@@ -134,8 +135,9 @@ def _field(name: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what it says: SQLAlchemy adds the query, others a traceback."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:_SHOWN]
+    """The first line of what it says, without passwords of URLs: SQLAlchemy adds the query, others a traceback."""
+    said = next(iter(str(error).splitlines()), type(error).__name__)
+    return re.sub(r"//[^/@\s]+@", "//", said)[:_SHOWN]
 
 
 def check_trackers(recipe: Recipe) -> None:
@@ -161,10 +163,10 @@ def start_trackers(
     environment: dict[str, Any],
     warn: Callable[[str], None],
     identity: str | None = None,
-    step: int = 0,
+    step: int = -1,
     nodes: int = 1,
 ) -> MultiTracker:
-    """Opens the trackers in `track.trackers`, which continue after the first `step` updates of metrics.jsonl.
+    """Opens the trackers in `track.trackers`, which continue after the row of update `step` in metrics.jsonl, or -1.
 
     `identity`: the one kept in the checkpoint, if any. `warn`: receives messages for the user. `nodes`: how many
     machines train the run. Raises UserError.

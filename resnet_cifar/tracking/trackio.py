@@ -56,7 +56,8 @@ class TrackioTracker(Tracker):
 
     def latest(self) -> int:
         """The latest step in the database: a killed process may have lost the last half second."""
-        return self._storage.get_max_step_for_run(self._project, self._name) or 0
+        step = self._storage.get_max_step_for_run(self._project, self._name)
+        return -1 if step is None else step
 
     def log(self, row: dict[str, Any]) -> None:
         """Logs a row of metrics.jsonl."""

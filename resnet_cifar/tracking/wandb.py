@@ -73,7 +73,7 @@ class WandbTracker(Tracker):
         self.recovery_hint = f", and `{self._upload('--include-online ')}` uploads the rows that W&B has stored"
         self._has_warned = self._has_fallen_back = self._has_given_up = False
         self._events = notify.Events(run) if run.recipe.track.notify == "wandb" else None
-        self._after = 0  # this attempt logs the rows after this step
+        self._after = -1  # this attempt logs the rows after this step
         self._result: Callable[[], None] = lambda: None
         mode = wandb_env.mode() or ("online" if wandb_env.has_account() else "offline")
         before = set(folder.iterdir())
@@ -102,10 +102,10 @@ class WandbTracker(Tracker):
     def latest(self) -> int:
         """Online the server decides, offline the segments: a killed process may have lost the last second."""
         if self._run.settings.mode == "disabled":
-            return 0
+            return -1
         if not self._run.offline:
             try:
-                self._after = self._run.summary.get("step", 0)
+                self._after = self._run.summary.get("step", -1)
             except Exception as error:
                 self._go_offline(error)
             else:
@@ -116,7 +116,7 @@ class WandbTracker(Tracker):
             (self._folder / "wandb").glob(f"*run-*-{self.identity}"),
             key=lambda segment: segment.name.removeprefix("offline-"),
         )
-        self._after = next((step for segment in reversed(segments) if (step := _step(segment))), 0)
+        self._after = next((step for segment in reversed(segments) if (step := _step(segment)) >= 0), -1)
         return self._after
 
     def log(self, row: dict[str, Any]) -> None:
@@ -315,13 +315,13 @@ def _config(recipe: Recipe) -> dict[str, Any]:
 
 
 def _step(segment: Path) -> int:
-    """The step of the last row in a segment, read by W&B's own reader; 0 without rows."""
-    steps = [0]
+    """The step of the last row in a segment, read by W&B's own reader; -1 without rows."""
+    steps = [-1]
     for file in segment.glob("run-*.wandb"):
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(file)]
         found = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         with contextlib.suppress(ValueError):
-            steps.append(json.loads(found.stdout)["summary"].get("step", 0))
+            steps.append(json.loads(found.stdout)["summary"].get("step", -1))
     return max(steps)
 
 

@@ -85,8 +85,8 @@ class RunWriter:
                 self._check_best(state)
             self.status("running")  # compilation may precede the first step
             self._files.wait()
-            # The row of an unfinished evaluation is written when that is repeated.
-            step = state["step"] - bool(state["pending_row"]) if state else 0
+            # The row of an unfinished evaluation is written when that is repeated, be it the one before all updates.
+            step = state["step"] - bool(state["pending_row"]) if state else -1
             self.folder.resume_metrics(step)
             identity = state["tracker"] if state else None
             nodes = self.context.nodes

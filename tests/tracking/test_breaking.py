@@ -89,10 +89,11 @@ def check_model(server: WandbServer) -> None:
 
 
 def test_online_run_arrives_whole_and_nothing_is_said(tmp_path: Path):
+    """With the row before all updates, which the evaluation of a linear probe writes."""
     with WandbServer() as server:
         env = server.account() | {"LOG_MODEL": "60"}
-        assert go(tmp_path, "RUN", "wandb", 1, 6, "finish", env=env) == (0, "")
-    assert steps(server) == [1, 2, 3, 4, 5, 6]
+        assert go(tmp_path, "RUN", "wandb", 0, 6, "finish", env=env) == (0, "")
+    assert steps(server) == [0, 1, 2, 3, 4, 5, 6]
     check_result(server)
     check_model(server)
 
@@ -322,7 +323,7 @@ def test_mlflow_keeps_to_its_variables_and_states(
         tracker.log({"step": tracker.latest() + 1, "epoch": 1.0, "val/loss": float("nan")})
         tracker.finish(state)
         assert mlflow_store.get_run(run.info.run_id).info.status == status
-    assert [metric.step for metric in mlflow_store.get_metric_history(run.info.run_id, "val/loss")] == [1, 2, 3, 4]
+    assert [metric.step for metric in mlflow_store.get_metric_history(run.info.run_id, "val/loss")] == [0, 1, 2, 3]
     ((_, command),) = tracker.commands
     assert command.endswith(" ui --backend-store-uri $MLFLOW_TRACKING_URI")
     assert not (tmp_path / "RUN" / "mlflow" / "mlflow.db").exists()
@@ -340,7 +341,33 @@ def test_mlflow_keeps_to_its_variables_and_states(
         opened(tmp_path / "new")
     monkeypatch.delenv("MLFLOW_RUN_ID")
     (tmp_path / "RUN" / "mlflow" / ".id").write_text("0" * 32)
-    assert opened(tmp_path / "RUN").latest() == 0  # another store has this run: a new one gets all rows
+    assert opened(tmp_path / "RUN").latest() == -1  # another store has this run: a new one gets all rows
+
+
+def test_an_mlflow_run_whose_files_are_refused_is_finished(
+    mlflow_store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """And what is said has no password in it."""
+
+    def refuse(*_: object) -> None:
+        raise OSError("API request to https://ada:secret@host/api failed")
+
+    said: list[str] = []
+    recipe = parse({"track": {"trackers": "mlflow"}})
+    trackers = start_trackers(recipe, tmp_path, {}, said.append)
+    monkeypatch.setattr("mlflow.MlflowClient.log_artifact", refuse)
+    (tmp_path / "eval-test.json").write_text("{}")
+    trackers.log({"step": 0, "epoch": 0.0, "val/accuracy": 0.25})
+    trackers.summary(6, {"test/accuracy": 0.5}, {}, [tmp_path / "eval-test.json"])
+    trackers.finish("finished")
+    (experiment,) = [each for each in mlflow_store.search_experiments() if each.name == "resnet-cifar"]
+    (run,) = mlflow_store.search_runs([experiment.experiment_id])
+    assert (run.info.status, run.data.metrics["test/accuracy"]) == ("FINISHED", 0.5)
+    assert [metric.step for metric in mlflow_store.get_metric_history(run.info.run_id, "val/accuracy")] == [0]
+    (sentence,) = said
+    assert sentence.startswith(
+        "track.trackers mlflow is disabled from here on (API request to https://host/api failed)"
+    )
 
 
 def test_mlflow_server_that_does_not_answer_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -401,7 +428,7 @@ def test_one_tracker_that_breaks_leaves_the_others_alone(
 ):
     monkeypatch.setattr(multi, "_FINISH_TIMEOUT", 0.2)
     broken, sound, said = RecordingTracker(**{how: what}), RecordingTracker(), []
-    trackers = MultiTracker({"trackio": broken, "tensorboard": sound}, tmp_path, 0, said.append)
+    trackers = MultiTracker({"trackio": broken, "tensorboard": sound}, tmp_path, -1, said.append)
     for step in (1, 2, 3):
         trackers.log({"step": step})
     trackers.summary(3, {"test/accuracy": 1.0}, {}, [])
@@ -415,7 +442,7 @@ def test_tracker_that_hangs_for_long_is_given_up(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(multi, "_MAX_QUEUED", 3)
     monkeypatch.setattr(multi, "_FINISH_TIMEOUT", 0.2)
     hanging, said = RecordingTracker(hangs="log"), []
-    trackers = MultiTracker({"trackio": hanging}, tmp_path, 0, said.append)
+    trackers = MultiTracker({"trackio": hanging}, tmp_path, -1, said.append)
     for step in range(10):
         trackers.log({"step": step + 1})
     trackers.finish("failed")

@@ -25,7 +25,7 @@ from resnet_cifar.tracking.multi import start_trackers
 
 def row(step: int) -> dict[str, Any]:
     """What metrics.jsonl would have."""
-    return {"step": step, "epoch": step / 4, "train/loss": 1 / step, "lr": 0.1}
+    return {"step": step, "epoch": step / 4, "train/loss": 1 / max(step, 1), "lr": 0.1}
 
 
 def hurt_core(number: signal.Signals) -> None:
