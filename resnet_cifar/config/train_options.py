@@ -44,7 +44,7 @@ class TrainOptions:
 
 
 def extended(recipe: Recipe, epochs: float) -> Recipe:
-    """The recipe with one more phase, of `epochs`: like its last one, without a warm-up. 0 epochs: unchanged.
+    """The recipe with one more phase, of `epochs`: its last one, without warm-up and min_steps. 0 epochs: unchanged.
 
     Raises UserError for a refit, which ends where its run's validation split said.
     """
@@ -54,5 +54,5 @@ def extended(recipe: Recipe, epochs: float) -> Recipe:
         raise UserError("--extend-epochs has no phase to continue: this recipe has none; train with another one")
     if recipe.refit_steps:
         raise UserError(f"--extend-epochs: refit_steps {recipe.refit_steps} ends the run there: remove one of them")
-    phase = dataclasses.replace(recipe.phases[-1], epochs=epochs, warmup_epochs=0.0)
+    phase = dataclasses.replace(recipe.phases[-1], epochs=epochs, warmup_epochs=0.0, min_steps=0)
     return dataclasses.replace(recipe, phases=(*recipe.phases, phase))

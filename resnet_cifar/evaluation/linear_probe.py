@@ -93,9 +93,11 @@ def _choose_strength(scaled: np.ndarray, labels: np.ndarray, seed: int, weights:
     from sklearn.metrics import log_loss
     from sklearn.model_selection import StratifiedKFold
 
-    scaled, labels, weights = scaled[:_TRIED], labels[:_TRIED], None if weights is None else weights[:_TRIED]
+    if len(scaled) > _TRIED:  # at random: folders hold one class after the other
+        some = np.sort(epoch_permutation(seed, 0, len(scaled))[:_TRIED])
+        scaled, labels, weights = scaled[some], labels[some], None if weights is None else weights[some]
     present = np.unique(labels)
-    if np.bincount(labels)[present].min() < _FOLDS:
+    if len(present) < 2 or np.bincount(labels)[present].min() < _FOLDS:
         return _STRENGTHS[1]
     losses = np.zeros(len(_STRENGTHS))
     for train, held_out in StratifiedKFold(_FOLDS, shuffle=True, random_state=seed % 2**32).split(scaled, labels):

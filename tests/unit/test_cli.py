@@ -143,6 +143,7 @@ def test_going_on_and_starting_over_are_not_both_done() -> None:
 
 def test_an_extended_recipe_has_one_more_phase_like_its_last_without_a_warm_up() -> None:
     phases = [{"epochs": 1, "lr": 0.3}, {"epochs": 5, "lr": 0.1, "warmup_epochs": 2, "schedule": "linear"}]
+    phases[1]["min_steps"] = 100
     recipe = parse({"seed": 3, "phases": phases})
     longer = extended(recipe, 2.5)
     assert longer == parse({"seed": 3, "phases": [*phases, {"epochs": 2.5, "lr": 0.1, "schedule": "linear"}]})

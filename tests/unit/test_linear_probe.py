@@ -64,3 +64,13 @@ def test_a_class_of_two_images_is_fitted_without_folds() -> None:
     labels[:2] = 1
     weight, bias = linear_probe.fit(features, labels, 2, seed=0)
     assert np.isfinite(weight).all() and np.isfinite(bias).all()
+
+
+def test_images_in_the_order_of_their_classes_are_fitted_like_others() -> None:
+    """As class folders hold them: the first 5,000 are of one class."""
+    features, labels = blobs(2, images=12_000, features=2)
+    order = np.argsort(labels, kind="stable")
+    weight, bias = linear_probe.fit(features[order], labels[order], 2, seed=0)
+    found = probabilities(features, weight, bias)
+    expected = probabilities(features, *linear_probe.fit(features, labels, 2, seed=0))
+    np.testing.assert_allclose(found, expected, atol=0.01)

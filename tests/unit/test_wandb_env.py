@@ -9,6 +9,7 @@ import yaml
 
 from resnet_cifar import wandb_env
 from resnet_cifar.cli.train import parse_arguments
+from resnet_cifar.config.diff import flatten
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.validation import parse
 from resnet_cifar.tracking.multi import check_trackers
@@ -118,6 +119,9 @@ class TestSweep:
         for name, choice in sweep["parameters"].items():
             for value in choice.get("values") or (choice["min"], choice["max"]):
                 parse_arguments([recipe, f"--{name}={value}"])
+            if "min" in choice:
+                own = flatten(parse_arguments([recipe])[1])[name]
+                assert choice["min"] < own < choice["max"], f"{name} {own} of the recipe is among what is searched"
 
     def test_values_as_the_agent_writes_them(self) -> None:
         words = ["--model.head.hidden_dims=[128, 64]", "--augment.trivial_augment=True", "--phases.0.lr=1e-05"]
