@@ -49,7 +49,7 @@ def figures() -> Path:
     return RESULTS / "proof-faults-cpu.json"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture  # of each test, since the room of the first one has figures of its own
 def record(proof: bool, figures: Path) -> Callable[..., None]:
     """`record(name, **found)`: keeps what a proof has measured, beside what other tests have written before."""
 

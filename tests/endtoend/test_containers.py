@@ -46,11 +46,12 @@ def inside() -> Callable[..., list[str]]:
         run(builder, "build", *words, "--tag", f"resnet-cifar-test:{name}", ".")
 
     def command(name: str, volume: str, *words: str) -> list[str]:
-        options, image = ("--user", USER, "--volume", volume), f"localhost/resnet-cifar-test:{name}"
+        options = ("--user", USER, "--volume", volume, "--network", "host")
+        image = f"localhost/resnet-cifar-test:{name}"
         if builder == "buildah":
             return ["buildah", "run", *options, run("buildah", "from", image).strip(), "--", *words]
         image = image.removeprefix("localhost/")
-        return ["docker", "run", "--rm", "--init", "--network", "host", "--entrypoint", "", *options, image, *words]
+        return ["docker", "run", "--rm", "--init", "--entrypoint", "", *options, image, *words]
 
     return command
 
@@ -68,7 +69,9 @@ def test_a_run_is_trained_exported_and_served_in_containers(inside: Callable[...
         address = next(word for line in service.stdout for word in line.split() if word.startswith("http://"))
         photograph = (Path(sklearn.datasets.__file__).parent / "images" / "flower.jpg").read_bytes()
         request = urllib.request.Request(f"{address}/predict", photograph, {"Content-Type": "image/jpeg"})
-        with urllib.request.urlopen(request) as answer:
-            (found,) = json.load(answer)["images"]
-        service.send_signal(signal.SIGTERM)
+        try:
+            with urllib.request.urlopen(request) as answer:
+                (found,) = json.load(answer)["images"]
+        finally:
+            service.send_signal(signal.SIGTERM)
     assert found["label"] in found["probabilities"] and len(found["probabilities"]) == 10

@@ -43,9 +43,9 @@ def started(words: str, processes: str) -> Callable[[Path], object]:
     return check
 
 
-def planned(file: str, model: str = "resnet50") -> Callable[[Path], object]:
+def planned(file: str, model: str = "resnet50", precision: str = "bf16") -> Callable[[Path], object]:
     """A plan with the measurements of a file."""
-    recipe = read_recipe("scratch", {"model.name": model})
+    recipe = read_recipe("scratch", {"model.name": model, "precision": precision})
     return lambda home: scaling_results.describe(
         scaling_results.read(home / file), Path(file), Plan(recipe, 45_000, 1), 2
     )
@@ -61,14 +61,14 @@ def measured(folder: str, recipe: str = "scratch") -> Prepare:
     return prepare
 
 
-def measured_again(folder: str, device: str) -> Callable[[Path], object]:
-    """Measurements on another device, added to FOLDER."""
+def measured_again(folder: str, **facts: str) -> Callable[[Path], object]:
+    """Measurements of another device or precision, added to FOLDER."""
 
     def add(home: Path) -> None:
         recipe = read_recipe("scratch")
         kept = scaling_results.read_kept(home / folder, recipe)
         world = results(recipe, (1,))["worlds"]["1"]
-        scaling_results.add(kept, {**world, "device": device}, recipe, 0.0)
+        scaling_results.add(kept, {**world, **facts}, recipe, 0.0)
 
     return add
 
@@ -89,12 +89,16 @@ SCALING = [
         numbered(r"or (\d+)$", lambda home, number: started(f"--recipe scratch --batch_size {number}", "3")(home))),
     advice("measurements of another recipe", started("--recipe scratch --batch_size 512 --out out", "1"),
         started("--recipe scratch --batch_size 512 --out other", "1"), prepare=measured("out")),
-    advice("measurements on other devices", measured_again("out", "another"), measured_again("other", "another"),
-        prepare=measured("out")),
+    advice("measurements on other devices", measured_again("out", device="another"),
+        measured_again("other", device="another"), prepare=measured("out")),
+    advice("measurements in two precisions", measured_again("out", precision="no"),
+        measured_again("other", precision="no"), prepare=measured("out")),
     advice("a plan from nothing", planned("out/scaling.json"), (measured("out"), planned("out/scaling.json"))),
     advice("a plan from another file", planned("notes/a.json"), planned("out/scaling.json"),
         prepare=both(prepared.file("notes/a.json", "{}"), measured("out"))),
     advice("a plan from another model", planned("out/scaling.json", "resnet18"), planned("out/scaling.json"),
+        prepare=measured("out")),
+    advice("a plan in another precision", planned("out/scaling.json", precision="no"), planned("out/scaling.json"),
         prepare=measured("out")),
     advice("scaling without a plan", parsed("train", "--recipe debug --scaling out/scaling.json"),
         parsed("train", "--recipe debug --scaling out/scaling.json --dry-run")),

@@ -92,26 +92,39 @@ def _normal(text: str) -> str:
 
 
 def find(tree: Tree, images: list[str], data: Data, must_be_read: bool = True) -> list[Labels]:
-    """The CSV files of a tree, with their columns. Raises UserError for one that cannot be read, if it must be."""
+    """The CSV files of a tree, with their columns. Raises UserError for one that cannot be read.
+
+    `must_be_read`: whether the images have no other labels. If they do, only a CSV of labels can stop anybody.
+    """
     files = [file for file in tree.files if file.lower().endswith((".csv", ".tsv"))]
     files = [file for file in files if not PurePosixPath(file).name.startswith(".")]
     finder = _Finder(images) if files else None
     found = []
     for file in files:
         try:
-            found.append(_columns(tree.read(file), file, finder, data))
+            table = _table(tree.read(file), file, finder, data)
         except UserError as mistake:
             if must_be_read:
                 raise
             found.append(Labels(Table(file, [], []), problem=str(mistake)))
+        else:
+            found.append(_columns(table, file, finder, data, must_be_read))
     return found
 
 
-def _columns(content: bytes, file: str, finder: _Finder, data: Data) -> Labels:
-    where, wanted = f"data.source {data.source!r}: {file}", data.columns
-    table = parse(content, file, where)
+def _where(file: str, data: Data) -> str:
+    return f"data.source {data.source!r}: {file}"
+
+
+def _table(content: bytes, file: str, finder: _Finder, data: Data) -> Table:
+    table = parse(content, file, _where(file, data))
     if any(cell and finder.find(cell, file) for cell in table.columns):  # a row of values, not of names
-        table = parse(content, file, where, has_header=False)
+        table = parse(content, file, _where(file, data), has_header=False)
+    return table
+
+
+def _columns(table: Table, file: str, finder: _Finder, data: Data, must_be_read: bool) -> Labels:
+    wanted = data.columns
 
     def share(column: str) -> float:
         values = [value for value in table.values(column)[:_SAMPLE] if value]
@@ -142,10 +155,13 @@ def _columns(content: bytes, file: str, finder: _Finder, data: Data) -> Labels:
     for (line, _), value in zip(table.rows, table.values(image), strict=True):
         fitting = finder.find(value, file) if value else []
         if len(fitting) > 1:
-            raise UserError(
-                f"{where}, line {line}: {value!r} can be {shorten(map(repr, fitting))}: write its path from the folder "
-                "of the CSV"
+            sentence = (
+                f"{_where(file, data)}, line {line}: {value!r} can be {shorten(map(repr, fitting))}: write its path "
+                "from the folder of the CSV"
             )
+            if must_be_read or label.lower() in _LABELS:
+                raise UserError(sentence)
+            return Labels(table, problem=sentence)
         found.append(fitting[0] if fitting else None)
     return Labels(table, image, label, split, tuple(found))
 
