@@ -90,13 +90,10 @@ def main(arguments: list[str]) -> None:
     if options.launched:
         launcher_env.check_launcher()
 
-        from resnet_cifar.distributed.signals import EXIT_RESUBMIT, StopSignals, end_process
+        from resnet_cifar.distributed.signals import StopSignals, leave
 
-        def leave(reason: str) -> None:
-            sentence = f"stopped by {reason}: what was measured before is in {options.out}"
-            end_process(EXIT_RESUBMIT, "" if launcher_env.is_reported_elsewhere() else sentence)
-
-        StopSignals().hand_over(leave)  # also when the process that has started this one has ended
+        # It is also asked to stop when the process that has started it has ended.
+        StopSignals().hand_over(lambda why: leave(f"stopped by {why}: what was measured before is in {options.out}"))
 
         from resnet_cifar.training import scaling_run
 

@@ -85,9 +85,9 @@ def _find_or_decode(data: Data, how: Decoding | None) -> Path:
     if how:  # what training has decoded by itself may be just that
         sides += [how.size and how.size[0], how]
     # What had to be left out may be readable with another package.
-    incomplete = "False" + " without HEIC" * (not image_io.READS_HEIC)
+    whole, incomplete = "True", "False" + " without HEIC" * (not image_io.READS_HEIC)
     for side in dict.fromkeys(sides):
-        for complete in ("True", incomplete) if data.skip_broken else ("True",):
+        for complete in (whole, incomplete) if data.skip_broken else (whole,):
             entry = cache.entry_path(f"{described} {side} {complete}")
             if entry.is_dir():
                 damage = cache.find_damage(entry)
@@ -104,7 +104,7 @@ def _find_or_decode(data: Data, how: Decoding | None) -> Path:
         with cache.new_entry() as folder:  # fails before any download if the cache is not writable
             contents = kind.read(data)
             decoded = decode(contents, data, folder, how)
-            entry = cache.entry_path(f"{described} {how or decoded.side} {incomplete if decoded.left_out else True}")
+            entry = cache.entry_path(f"{described} {how or decoded.side} {incomplete if decoded.left_out else whole}")
             cache.publish(folder, entry, contents.classes, {"source": data.source, **asdict(decoded)})
         return str(entry)
 

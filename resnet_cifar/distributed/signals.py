@@ -97,7 +97,10 @@ def exit_code() -> int:
     return 0 if launcher_env.by_elastic() else EXIT_RESUBMIT
 
 
-def _leave(reason: str) -> None:
-    """Before training there is nothing to save. The code is not 0: other processes wait for this one."""
-    sentence = f"stopped by {reason} before training began: {how_to_start_again()} to start again"
+def leave(sentence: str) -> NoReturn:
+    """Ends a process with nothing to save; rank 0 says why. The code is not 0: other processes wait for this one."""
     end_process(EXIT_RESUBMIT, "" if launcher_env.is_reported_elsewhere() else sentence)
+
+
+def _leave(reason: str) -> None:
+    leave(f"stopped by {reason} before training began: {how_to_start_again()} to start again")

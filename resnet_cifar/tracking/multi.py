@@ -187,4 +187,4 @@ def start_node_trackers(recipe: Recipe, run: Path, for_nodes: dict[str, dict[str
     """Opens what shows a further node's machine. `for_nodes`: of rank 0's trackers. Nobody is told if it fails."""
     classes = _tracker_classes(recipe)
     trackers = {name: classes[name].on_node(facts, node) for name, facts in for_nodes.items()}
-    return MultiTracker(trackers, run, 0, lambda _: None)
+    return MultiTracker(trackers, run, -1, lambda _: None)

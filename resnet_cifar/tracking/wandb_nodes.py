@@ -32,7 +32,7 @@ class NodeTracker(Tracker):
     def latest(self) -> int:
         """Opens the run, unless this node has no account, or its user wants no uploads from here."""
         if wandb_env.mode() not in (None, "online") or not wandb_env.has_account():
-            return 0
+            return -1
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
@@ -56,7 +56,7 @@ class NodeTracker(Tracker):
         wandb.termsetup(settings, None)
         # Without `resume`, as W&B's documentation has it: it would send a copy of the config from before.
         self._run = wandb.init(mode="shared", settings=settings, dir=self._folder.name, **facts)
-        return 0
+        return -1
 
     def log(self, row: dict[str, Any]) -> None:
         """Rows are rank 0's."""

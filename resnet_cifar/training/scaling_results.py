@@ -237,22 +237,15 @@ def describe(scaling: dict[str, Any], file: Path, plan: Plan, processes: int) ->
     """
     recipe, world, start = plan.recipe, next(iter(scaling["worlds"].values())), plan.longest_phase_start
     before, now = flatten(parse(scaling["recipe"])), flatten(recipe)
-    measured = {
-        **{name: before[name] for name in _FIELDS},
-        "precision": world["precision"],
-        "image size": world["plan"]["image_size"],
-        "trainable": world["plan"]["trainable"],
+    compared = {name: (before[name], now[name]) for name in _FIELDS} | {
+        "precision": (world["precision"], recipe.precision),
+        "image size": (world["plan"]["image_size"], plan.image_size(start)),
+        "trainable": (world["plan"]["trainable"], plan.phase_at(start).trainable),
     }
-    ours = {
-        **{name: now[name] for name in _FIELDS},
-        "precision": recipe.precision,
-        "image size": plan.image_size(start),
-        "trainable": plan.phase_at(start).trainable,
-    }
-    for name, value in measured.items():
-        if ours[name] != value:
+    for name, (measured, ours) in compared.items():
+        if measured != ours:
             raise UserError(
-                f"--scaling {file} was measured with {name} {value}, not {ours[name]}: measure this recipe with "
+                f"--scaling {file} was measured with {name} {measured}, not {ours}: measure this recipe with "
                 "resnet-cifar scale"
             )
     check_batch_size(recipe, processes)

@@ -19,18 +19,16 @@ def measure_launched(recipe: Recipe, out: Path, seconds: float, price: float) ->
     context = DistributedContext(recipe.precision, recipe.deterministic)
     screen = Screen(shown=context.is_main)
     with context.sharing_failures():
-        context.run_on_main(lambda: _check_kept(recipe, context, out))
+        device, precision = context.describe(), context.precision
+        context.run_on_main(
+            lambda: scaling_results.check_alike(scaling_results.read_kept(out, recipe), device, precision) or ""
+        )
         world = scaling_measurement.measure(recipe, context, seconds)
         context.run_on_main(lambda: _write(recipe, world, out, price))
     screen.say(_line(world))
     if world["shares_cores"]:
         screen.warn(f"{context.size} processes share the cores of this machine, so they say little about scaling")
     context.close()
-
-
-def _check_kept(recipe: Recipe, context: DistributedContext, out: Path) -> str:
-    scaling_results.check_alike(scaling_results.read_kept(out, recipe), context.describe(), context.precision)
-    return ""
 
 
 def _write(recipe: Recipe, world: dict[str, Any], out: Path, price: float) -> str:

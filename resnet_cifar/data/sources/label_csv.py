@@ -91,7 +91,7 @@ def _normal(text: str) -> str:
     return unicodedata.normalize("NFC", text.removeprefix("./"))
 
 
-def find(tree: Tree, images: list[str], data: Data, must_be_read: bool = True) -> list[Labels]:
+def find(tree: Tree, images: list[str], data: Data, must_be_read: bool) -> list[Labels]:
     """The CSV files of a tree, with their columns. Raises UserError for one that cannot be read.
 
     `must_be_read`: whether the images have no other labels. If they do, only a CSV of labels can stop anybody.
