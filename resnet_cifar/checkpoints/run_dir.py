@@ -29,6 +29,11 @@ def default_run_path(recipe_name: str, recipe: Recipe) -> Path:
     return Path("runs") / f"{Path(recipe_name).stem}-{fingerprint(recipe)}"
 
 
+def with_a_name(path: Path) -> Path:
+    """`path`, absolute if it ends in `.` or `..`: other directories are named after the run's."""
+    return path if path.name.strip(".") else path.resolve()
+
+
 def check_version(path: Path) -> None:
     """Raises UserError if an earlier version of this package wrote the run directory `path`."""
     if any((path / name).exists() for name in EARLIER_FILES):

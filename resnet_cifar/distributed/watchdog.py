@@ -31,7 +31,7 @@ from resnet_cifar.distributed.heartbeats import Beat, Heartbeats
 from resnet_cifar.distributed.signals import Interrupted, StopSignals, end_process, exit_code
 
 _BEAT = 0.5  # seconds between heartbeats
-_FIRST = 1.5  # seconds that the first unit of work may take before it is abandoned
+_FIRST = 1.5  # seconds that the work before the end of the first update may take before it is abandoned
 _SILENCE = 3.0  # seconds without a heartbeat after which a disconnected process counts as dead
 _TOGETHER = 1.5  # seconds within which ranks are missed that died at one moment: three beats, of them and their blocks
 _VERDICT = 10.0  # seconds to find out which process died
@@ -55,6 +55,7 @@ class Watchdog:
         self._fast_beat = min(_BEAT, rendezvous.poll_interval(self.size))  # while an agreement is pending
         self._changed = threading.Condition()
         self._begun, self._step = 0, 0
+        self._first_update: int | None = None  # which unit of work it is
         self._request: str | None = None
         self._reason: str | None = None
         self._stop: int | None = None
@@ -88,10 +89,11 @@ class Watchdog:
             self._world.collectives.begin("the evaluation" if step is None else f"step {step}")
             if step is not None:
                 self._step, self._training = step, True
+                self._first_update = self._first_update or self._begun
 
     def training_done(self) -> None:
         """Training is over: progress is no longer required, since rank 0 evaluates and exports alone."""
-        self._training = False
+        self._training, self._first_update = False, self._first_update or 0
 
     def fail(self, sentence: str, everywhere: bool) -> None:
         """Reports that this process ends and why, so that the others end too; returns when they had time to do so.
@@ -209,8 +211,9 @@ class Watchdog:
         board["asked"] = board["asked"] or world["request"]
         if board["asked"] and board["stop"] is None and world["frozen"]:
             board["stop"], self._decided = most, now
-        if board["stop"] in (0, 1) and not world["stopped"]:
-            # There is nothing to save yet, and the first unit may include a long compilation.
+        has_updated = self._first_update is not None and most > self._first_update
+        if board["stop"] is not None and not has_updated and not world["stopped"]:
+            # There is nothing to save yet, and a linear probe's fit or a compilation may take long.
             board["leave"] = board["stop"] == 0 or now - self._decided > _FIRST
         if self.size > 1 and not board["failed"]:
             board["failed"] = self._failure(world, now)

@@ -63,7 +63,7 @@ def _set_up(
     base = preflight.resolve(asked, screen.warn, context.run_on_main)
     recipe = extended(base, options.extend_epochs)
     path = Path(options.run) if options.run else run_dir.default_run_path(options.recipe, base)
-    folder = RunDir(wandb_env.trial_path(path))
+    folder = RunDir(wandb_env.trial_path(run_dir.with_a_name(path)))
     preflight.check(recipe, context)
     if not options.dry_run and context.run_on_main(lambda: _existing_run(folder, options, recipe, screen)):
         return None

@@ -142,10 +142,34 @@ def test_ranks_that_end_at_a_signal_before_they_listen_lose_nothing(
     monkeypatch: pytest.MonkeyPatch, asked: str | None, begun: int, fate: str, leaves: bool
 ) -> None:
     monkeypatch.setattr(Watchdog, "_failure", lambda self, world, now: (fate, "rank 2 died"))
-    dog = object.__new__(Watchdog)
-    dog.size, dog._beats, dog._step, dog._decided = 3, 5, 0, 0.0
-    dog._world = SimpleNamespace(collectives=SimpleNamespace(latest=[0, "", "", "", 0]))
-    dog._board = {"asked": None, "stop": None, "leave": False, "failed": None, "over": False, "hang": None}
-    board = dog._judge(beat(0, 5, request=asked, begun=[0, begun, begun]), now=1.0)
+    board = main_watchdog(None)._judge(beat(0, 5, request=asked, begun=[0, begun, begun]), now=1.0)
     assert board["leave"] == leaves
     assert board["failed"] == (None if leaves else (fate, "rank 2 died"))
+
+
+@pytest.mark.parametrize(
+    ("first_update", "begun", "seconds", "leaves"),
+    [
+        (None, 7, 1.0, False),  # a batch whose features a linear probe needs: it ends, and the start with it
+        (None, 7, 2.0, True),  # the probe's fit, on rank 0
+        (8, 8, 2.0, True),  # the first update compiles
+        (8, 9, 2.0, False),  # the first update is done: it is worth saving
+        (0, 1, 2.0, False),  # a resumed run that had only its last evaluation left
+    ],
+)
+def test_nothing_waits_for_work_that_leaves_nothing_to_save(
+    monkeypatch: pytest.MonkeyPatch, first_update: int | None, begun: int, seconds: float, leaves: bool
+) -> None:
+    monkeypatch.setattr(Watchdog, "_failure", lambda self, world, now: None)
+    dog = main_watchdog(first_update)
+    world = beat(0, 5, request="SIGTERM", begun=[begun] * 3, frozen=True)
+    assert dog._judge(world, now=10.0)["stop"] == begun
+    assert dog._judge(world, now=10.0 + seconds)["leave"] == leaves
+
+
+def main_watchdog(first_update: int | None) -> Watchdog:
+    dog = object.__new__(Watchdog)
+    dog.size, dog._beats, dog._step, dog._decided, dog._first_update = 3, 5, 0, 0.0, first_update
+    dog._world = SimpleNamespace(collectives=SimpleNamespace(latest=[0, "", "", "", 0]))
+    dog._board = {"asked": None, "stop": None, "leave": False, "failed": None, "over": False, "hang": None}
+    return dog

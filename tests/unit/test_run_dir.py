@@ -22,7 +22,7 @@ from resnet_cifar import atomic_io, notebook
 from resnet_cifar.atomic_io import read_json, write_json
 from resnet_cifar.checkpoints import lease, metrics_log
 from resnet_cifar.checkpoints.metrics_log import end_of_rows
-from resnet_cifar.checkpoints.run_dir import RunDir, default_run_path
+from resnet_cifar.checkpoints.run_dir import RunDir, default_run_path, with_a_name
 from resnet_cifar.config.diff import fingerprint
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
@@ -49,6 +49,15 @@ def test_the_default_path_is_the_recipes_name_and_fingerprint() -> None:
     recipe = recipe_of(seed=5)
     assert default_run_path("debug", recipe) == Path(f"runs/debug-{fingerprint(recipe)}")
     assert default_run_path("some/where/mine.yaml", recipe) == Path(f"runs/mine-{fingerprint(recipe)}")
+
+
+def test_a_run_in_the_current_folder_can_be_followed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here := tmp_path / "mine" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    assert [with_a_name(Path(name)) for name in (".", "..", "runs/a")] == [here, here.parent, Path("runs/a")]
+    assert RunDir(with_a_name(Path())).move_aside() == here.with_name("deep.before-1")
 
 
 def test_acquiring_writes_recipe_environment_and_lease(folder: RunDir) -> None:
