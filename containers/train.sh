@@ -18,7 +18,7 @@ for ((i = 1; i <= $#; i++)); do
     esac
 done
 [ -n "$folder" ] || { echo "error: containers/train.sh needs --run: it reads from DIRECTORY/status.json how the run ended" >&2; exit 2; }
-newest() { find "$folder/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null | sort | tail -n 1; }
+newest() { find "$folder/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null | grep -E '/step-[0-9]+$' | sort | tail -n 1; }
 before=$(cat "$folder/status.json" 2>/dev/null)
 saved=$(newest)
 
@@ -40,8 +40,20 @@ launcher=$!
 [ -z "$asked" ] || tell
 while wait "$launcher"; code=$?; kill -0 "$launcher" 2>/dev/null; do :; done
 
-after=$(cat "$folder/status.json" 2>/dev/null)
-state=$(sed -n 's/^ "state": "\([a-z]*\)".*/\1/p' <<<"$after")
+has_ended() {
+    after=$(cat "$folder/status.json" 2>/dev/null)
+    state=$(sed -n 's/^ "state": "\([a-z]*\)".*/\1/p' <<<"$after")
+    case $state in
+    finished) ;;
+    interrupted | lost | failed) [ "$after" != "$before" ] ;;
+    *) false ;;
+    esac
+}
+# The first node writes status.json, and others may see it later (a cached bucket). They wait, unless torchrun's own code says enough.
+for ((seconds = 0; seconds < 60; seconds += 2)); do
+    has_ended || [ "$code" -ne 0 ] || [ -n "$asked" ] || [ "${PET_NODE_RANK:-0}" = 0 ] || { sleep 2 && continue; }
+    break
+done
 case $state in
 finished) [ "$code" -ne 0 ] || exit 0 ;;
 interrupted) [ "$after" = "$before" ] || exit 75 ;; # otherwise it is an earlier start's: this one has failed before training

@@ -73,7 +73,7 @@ search() {
         [ $code -ne 0 ] || end_for_good 0
     fi
     [ -z "$ended" ] || end_by_slurm
-    [ -n "$asked" ] || [ $code -eq $ASKED ] || [ $code -gt 128 ] || end_for_good "$code" # killed: as after a signal
+    [ -n "$asked" ] || [ $code -eq $ASKED ] || [ $code -gt 128 ] || end_for_good "$(exit_code $code)" # killed: as after a signal
     come_again
 }
 

@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
     if found.has_seeds:
         recipe_comparison.print_recipes(found)
     else:
-        compare(runs)
+        compare(runs, found.seed_lines())
         for sentence in filter(None, (image_sentence(each.runs) for each in found.recipes)):
             print(sentence)
         if len(found.recipes) == 1 and len(found.recipes[0].runs) > 1:

@@ -40,7 +40,8 @@ def mean_line(runs: Sequence[Curves], name: str) -> tuple[list[float], np.ndarra
     rows = [{row["step"]: row for row in run.rows if name in row} for run in runs]
     steps = sorted(set.intersection(*map(set, rows)))
     values = np.array([[of_run[step][name] for step in steps] for of_run in rows], np.float64)
-    every = max(run.rows_per_point for run in runs)
+    # Training rows are averaged, as in a run's report; an evaluation is a point of its own.
+    every = 1 if name.startswith("val/") else max(run.rows_per_point for run in runs)
     starts = range(0, len(steps), every)
     points = np.array([values[:, start : start + every].mean(1) for start in starts]).reshape(-1, len(runs))
     epochs = [rows[0][steps[min(start + every, len(steps)) - 1]]["epoch"] for start in starts]

@@ -15,7 +15,6 @@ from resnet_cifar.evaluation.significance import McNemar
 from resnet_cifar.reporting import (
     comparison_curves,
     comparison_files,
-    comparison_table,
     curves,
     evaluation_summary,
     html_page,
@@ -64,6 +63,7 @@ def write_comparison(runs: list[Run], file: Path) -> Path:
     else:
         lines = {name: [found] if found else [] for name, found in curves_of.items()}
         values = {"recipes": None, "panels": _panels(lines), **_run_values(runs, names)}
+        values["spread"] = compared.seed_lines()
         values["spread"] += filter(None, (image_sentence(each.runs) for each in compared.recipes))
     shown = [_row(*each) for each in zip(places, names, runs, curves_of.values(), strict=True)]
     text = html_page.render(
@@ -124,7 +124,6 @@ def _run_values(runs: list[Run], names: list[str]) -> dict[str, Any]:
         "fields": fields.items(),
         "pairs": pairs(predictions),
         "incomparable": incomparable(predictions),
-        "spread": list(comparison_table.seed_summary(runs)) if list(fields) == ["seed"] else [],
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from resnet_cifar.config.diff import differing_fields
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.reporting.console import listing
-from resnet_cifar.reporting.seed_stats import metrics_of, spread, summary_line
+from resnet_cifar.reporting.seed_stats import metrics_of
 
 _METRICS = ("val/accuracy", "test/accuracy", "test/loss")
 MAX_COLUMNS = 8  # of a table on a terminal
@@ -47,8 +47,8 @@ def unique_names(folders: list[Path]) -> list[str]:
     return [f"{name} ({number})" for number, name in enumerate(map(str, folders), start=1)]
 
 
-def compare(runs: Sequence[Run]) -> None:
-    """Prints a table with a row per run: differing recipe fields, state, steps and metrics."""
+def compare(runs: Sequence[Run], spread: Iterable[str] = ()) -> None:
+    """Prints a table with a row per run: differing recipe fields, state, steps and metrics; `spread` below it."""
     fields = differing_fields([run.recipe for run in runs])
     metrics = dict.fromkeys((*_METRICS, *(name for run in runs for name in metrics_of(run.recipe))))
     console = listing()
@@ -61,7 +61,7 @@ def compare(runs: Sequence[Run]) -> None:
         table.add_row(*map(escape, (str(folder), *values, status.get("state", "claimed"), steps, *reached)))
     console.print(table)
     print_hidden(console, list(fields)[len(shown) :])
-    for line in seed_summary(runs) if list(fields) == ["seed"] else ():
+    for line in spread:
         console.print(line, markup=False)
     for run in runs:
         if why := run.status.get("why"):
@@ -72,10 +72,3 @@ def print_hidden(console: Console, fields: Sequence[str]) -> None:
     """Names the differing fields for which a table on a terminal has no room."""
     if fields:
         console.print(f"Also differing, see the page: {', '.join(fields)}.", soft_wrap=True)
-
-
-def seed_summary(runs: Sequence[Run]) -> Iterator[str]:
-    """Mean and spread of the finished runs, which differ in their seed only."""
-    for name in metrics_of(runs[0].recipe):
-        if values := [run.result[name] for run in runs if name in run.result]:
-            yield summary_line(name, spread(values))

@@ -14,7 +14,7 @@ from resnet_cifar.evaluation.significance import TTest
 from resnet_cifar.reporting.comparison_table import MAX_COLUMNS, Run, print_hidden
 from resnet_cifar.reporting.console import listing
 from resnet_cifar.reporting.recipe_groups import SPLITS, RecipeRuns, differ_by_seed, group_by_recipe, image_sentence
-from resnet_cifar.reporting.seed_stats import metrics_of, spread
+from resnet_cifar.reporting.seed_stats import metrics_of, spread, summary_line
 
 
 class Row(NamedTuple):
@@ -100,11 +100,22 @@ class Comparison:
                 f"{first.name} and {', '.join(others)} are tested on different images under the same seed: the "
                 "difference includes that of the images."
             )
-        if self.has_seeds and not any(row.recipe is first and row.spread["runs"] > 1 for row in self.rows):
-            found.append(f"Nothing is tested against {first.name}, which has only one finished run.")
-        if left_out := [f"{run} ({why})" for each in self.recipes for run, why in each.left_out.items()]:
-            found.append(f"Not counted: {', '.join(left_out)}.")
-        return found
+        finished = max((row.spread["runs"] for row in self.rows if row.recipe is first), default=0)
+        if self.has_seeds and finished < 2:
+            number = "only one" if finished else "no"
+            found.append(f"Nothing is tested against {first.name}, which has {number} finished run.")
+        return found + self._left_out()
+
+    def seed_lines(self) -> list[str]:
+        """Mean and spread over the seeds of the only recipe; none if there are several, or one seed."""
+        if len(self.recipes) > 1 or len(self.recipes[0].runs) < 2:
+            return []
+        lines = [summary_line(row.metric, row.spread) for row in self.rows]
+        return lines + self._left_out() if lines else []
+
+    def _left_out(self) -> list[str]:
+        left_out = [f"{run} ({why})" for each in self.recipes for run, why in each.left_out.items()]
+        return [f"Not counted: {', '.join(left_out)}."] if left_out else []
 
 
 def compare_recipes(runs: Sequence[Run]) -> Comparison:

@@ -16,7 +16,7 @@ from resnet_cifar.reporting.comparison_table import Run, unique_names
 from resnet_cifar.reporting.curves import Curves
 
 SPLITS = {"val": "validation", "test": "test"}  # prefix of a metric -> split
-_OF_STUDY = re.compile(r"(seed|trial)-\d+")  # run directories of seeds and searches
+_OF_STUDY = re.compile(r"(seed|(?P<trial>trial))-\d+")  # run directories of seeds and searches
 _NUMBER = re.compile(r"[-_.]*(seed)?[-_.]*\d+$")  # at the end of a run's name
 
 
@@ -70,6 +70,12 @@ def group_by_recipe(runs: Sequence[Run]) -> list[RecipeRuns]:
         study = folder.parent if _OF_STUDY.fullmatch(folder.name) else None
         groups.setdefault((study, recipe_key(run.recipe)), []).append(run)
     return [_recipe_runs(*each) for each in zip(_names(list(groups.values())), groups.values(), strict=True)]
+
+
+def is_trial(folder: Path) -> bool:
+    """Whether it is the run directory of a search's trial, by its name."""
+    found = _OF_STUDY.fullmatch(folder.resolve().name)
+    return bool(found and found["trial"])
 
 
 def image_sentence(runs: Iterable[Run], start: str = "The") -> str:

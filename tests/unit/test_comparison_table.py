@@ -9,6 +9,7 @@ import pytest
 from resnet_cifar.atomic_io import write_json
 from resnet_cifar.config.loading import read_recipe, write_recipe
 from resnet_cifar.reporting.comparison_table import compare, read_runs
+from resnet_cifar.reporting.recipe_comparison import compare_recipes
 
 
 def folder_of(path: Path, status: dict, result: dict | None = None, **overrides: str) -> Path:
@@ -80,7 +81,8 @@ def test_runs_that_differ_in_their_seed_alone_have_a_mean(
         for seed, score, more in ((1, 0.25, {}), (2, 0.75, changes))
     ]
     runs.append(folder_of(tmp_path / "3", {"state": "running"}, seed="3", **by_f1))
-    compare(read_runs(runs))
+    read = read_runs(runs)
+    compare(read, compare_recipes(read).seed_lines())
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].endswith("val/accuracy  test/accuracy  test/loss  val/macro_f1  test/macro_f1")
     lines = [line for line in printed if "mean" in line]

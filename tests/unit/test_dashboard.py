@@ -110,6 +110,17 @@ def test_a_resumed_run_is_one_curve_with_its_interruptions(tmp_path: Path) -> No
     assert read.stops[2].text == "killed, resumed from step 24"
 
 
+def test_rows_that_were_replaced_twice_between_two_looks_are_gone(tmp_path: Path) -> None:
+    run = reported.start(tmp_path / "run", 30)
+    read = feed(run.path)
+    file, inode = run.path / "metrics.jsonl", (run.path / "metrics.jsonl").stat().st_ino
+    rows = [reported.row(step) | ({"lr": 7.0} if step > 20 else {}) for step in range(1, 35)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))  # file systems give a freed inode to the next file
+    assert file.stat().st_ino == inode
+    assert again(read)
+    assert [value for step, _, value in read.lines["lr"] if step > 20] == [7.0] * 14
+
+
 def test_a_run_that_starts_over_under_the_same_name_is_read_from_its_start(tmp_path: Path) -> None:
     run = reported.start(tmp_path / "run", 30)
     read = feed(run.path)
@@ -173,15 +184,38 @@ def test_seeds_are_grouped_with_mean_and_interval(home: Path) -> None:
     runs = {run.run: feed(Path(run.run)) for run in list_runs([Path("runs")])}
     ((name, group),) = tables.seed_groups(runs).items()
     assert re.fullmatch("[0-9a-f]{8}", name), "the runs are in several directories"
-    assert sorted(Path(each).name for each in group) == ["cut", "done", "seed-1", "seed-2"]
+    assert sorted(Path(each).name for each in group) == ["done", "seed-1", "seed-2"], "a seed counts once"
     (result,) = [row for row in tables.seeds({name: group}) if row["metric"] == "val/accuracy"]
-    assert (result["finished"], result["mean"], result["interval"]) == ("2 of 4", "0.6000", "0.6000 to 0.6000")
+    assert (result["finished"], result["mean"], result["interval"]) == ("2 of 3", "0.6000", "0.6000 to 0.6000")
+    trial = {"a": feed(Path(shutil.copytree(home / "runs" / "done", home / "runs" / "trial-007")))}
+    ((_, again),) = tables.seed_groups(trial | runs).items()
+    assert again == group, "a trial was chosen by its result"
     lines = [[(10, 1.0, value), (20, 2.0, value)][:count] for value, count in ((0.5, 2), (0.7, 2), (0.9, 1))]
     first, second = panels.band(lines)
     expected = spread([0.5, 0.7, 0.9])
     assert first == (10, 1.0, expected["mean"], *expected["interval"])
     assert second[2] == pytest.approx(0.6), "of the runs that have come that far"
     assert panels.band([lines[0]]) == []
+
+
+def test_drawn_runs_never_look_alike_and_keep_their_colors(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [reported.start(tmp_path / "runs" / f"r{number:02d}", 2).path for number in range(30)]
+    dashboard = Dashboard([Path("runs")], lambda key, run: "")
+
+    def strokes(*latest: int) -> dict[str, tuple[str, str]]:
+        for place, number in enumerate([*(n for n in range(30) if n not in latest), *latest]):
+            for file in folders[number].iterdir():
+                os.utime(file, (place, place))
+        parts = dashboard.look().parts
+        drawn = [part for name, part in parts.items() if name.startswith("run:")]
+        return {each["name"]: (each["color"], each["dash"]) for each in drawn}
+
+    first, second = strokes(0, 24), strokes(0, 1, 2, 3, 4, 24)
+    for found in (first, second):
+        assert len(found) == len(set(found.values())) == panels.MAX_RUNS
+    assert {"r00", "r24"} <= first.keys() and "r01" not in first and "r01" in second
+    assert all(first[name] == second[name] for name in first.keys() & second.keys())
 
 
 def test_a_sweep_lists_the_best_first_and_draws_each_searched_number(home: Path) -> None:

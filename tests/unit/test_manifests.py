@@ -88,21 +88,46 @@ def test_skypilot_takes_its_file() -> None:
 
 @pytest.mark.parametrize(
     ("state", "checkpoint", "code"),
-    [("lost", 8, EXIT_RESUBMIT), ("lost", 4, 1), ("interrupted", 4, EXIT_RESUBMIT), ("failed", 8, 1)],
+    [
+        ("lost", "step-00000008", EXIT_RESUBMIT),
+        ("lost", "step-00000004", 1),
+        ("lost", "step-00000008.writing-ab12", 1),
+        ("lost", "step-00000004.damaged", 1),
+        ("interrupted", "step-00000004", EXIT_RESUBMIT),
+        ("failed", "step-00000008", 1),
+    ],
 )
 def test_a_run_that_loses_a_rank_is_started_again_if_it_has_saved(
-    tmp_path: Path, state: str, checkpoint: int, code: int
+    tmp_path: Path, state: str, checkpoint: str, code: int
 ) -> None:
     """In place of torchrun, which ends with 1: what a run that resumes from step 4 leaves."""
-    (tmp_path / "run/checkpoints/step-00000004").mkdir(parents=True)
-    program = tmp_path / "python"
-    status = f'{{\n "state": "{state}",\n "step": 9\n}}'
-    program.write_text(
-        f"#!/bin/bash\nmkdir -p run/checkpoints/step-0000000{checkpoint}\necho '{status}' > run/status.json\nexit 1\n"
-    )
-    program.chmod(0o755)
-    (tmp_path / "containers").mkdir()
-    script = shutil.copy(FOLDER / "train.sh", tmp_path / "containers")  # it works in the folder above its own
-    env = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    left = f"mkdir -p run/checkpoints/{checkpoint}\n{status_as(state)}"
+    assert node_ends(tmp_path, python=f"{left}\nexit 1") == code
+
+
+@pytest.mark.parametrize(
+    ("node", "state", "code"),
+    [(1, "finished", 0), (1, "interrupted", EXIT_RESUBMIT), (1, "failed", 1), (0, "finished", 1)],
+)
+def test_other_nodes_wait_for_what_the_first_one_writes(tmp_path: Path, node: int, state: str, code: int) -> None:
+    """Where /runs is a cached bucket, status.json says how the run ended only when the second wait is over."""
+    late = f"[ -e waited ] && {status_as(state)}\ntouch waited"
+    assert node_ends(tmp_path, python=status_as("running"), sleep=late, PET_NODE_RANK=str(node)) == code
+
+
+def status_as(state: str) -> str:
+    """A command."""
+    return f'printf \'{{\\n "state": "{state}",\\n "step": 9\\n}}\' > run/status.json'
+
+
+def node_ends(home: Path, python: str, sleep: str = "exit 1", **env: str) -> int:
+    """The exit code of containers/train.sh, with scripts in place of two programs."""
+    (home / "run/checkpoints/step-00000004").mkdir(parents=True)
+    for name, script in (("python", python), ("sleep", sleep)):
+        (home / name).write_text(f"#!/bin/bash\n{script}\n")
+        (home / name).chmod(0o755)
+    (home / "containers").mkdir()
+    script = shutil.copy(FOLDER / "train.sh", home / "containers")  # it works in the folder above its own
+    env["PATH"] = f"{home}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(["bash", script, "--run", "run"], env=env, check=False, capture_output=True, timeout=60)
-    assert done.returncode == code, done.stderr
+    return done.returncode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import math
 import re
@@ -157,6 +158,30 @@ def test_a_recipe_of_few_seeds_has_no_interval_and_a_second_run_of_a_seed_does_n
     )
     backwards = compared(other.parent, base)
     assert "Nothing is tested against run, which has only one finished run." in backwards.notes()
+    for run in ("run-5", "run-6"):
+        (other.parent / run / "result.json").unlink()
+    backwards = compared(other.parent, base)
+    assert "Nothing is tested against run, which has no finished run." in backwards.notes()
+
+
+def test_runs_of_one_recipe_have_the_spread_of_their_seeds(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for job in (12, 13):  # one array, submitted twice: six runs of three seeds
+        for seed in range(3):
+            finished_run(Path(f"job-{job}_{seed}"), seed, BASE[seed])
+    compare.main([*sorted(map(str, Path().glob("job-*"))), "--out", "page.html"])
+    t, deviation, mean = 4.302653, np.std(BASE[:3], ddof=1), np.mean(BASE[:3])
+    low, high = mean - t * deviation / math.sqrt(3), mean + t * deviation / math.sqrt(3)
+    said = f"95 % interval of the mean {low:.4f} to {high:.4f} (3 seeds)"
+    for text in (capsys.readouterr().out, html.unescape(Path("page.html").read_text())):
+        assert said in text
+        assert "Not counted: job-13_0 (seed 0 again, as in job-12_0), job-13_1 (" in text
+
+
+def test_runs_of_a_search_and_of_its_best_recipe_have_no_mean(tmp_path: Path) -> None:
+    finished_run(tmp_path / "search" / "trial-007", 0, 0.9)
+    finished_run(tmp_path / "again" / "seed-1", 1, 0.8)
+    assert compared(tmp_path / "search", tmp_path / "again").seed_lines() == []
 
 
 def test_trials_of_a_search_are_not_averaged_with_seeds_of_the_same_recipe(tmp_path: Path) -> None:
@@ -310,6 +335,10 @@ def test_mean_curve_over_the_steps_that_all_runs_have() -> None:
     single = Curves([{"step": s, "epoch": s, "lr": s % 7} for s in range(1, 1001)])
     epochs, mean, deviation = comparison_curves.mean_line([single], "lr")
     assert (epochs, mean.tolist(), deviation) == (*single.line("lr"), None)
+    scores = {step: step % 40 / 100 for step in range(20, 2001, 20)}  # each evaluation is a point, however many rows
+    rows = [{"step": s, "epoch": s, "lr": 0.1, **({"val/loss": scores[s]} if s in scores else {})} for s in range(2001)]
+    epochs, mean, _ = comparison_curves.mean_line([Curves(rows)], "val/loss")
+    assert (epochs, mean.tolist()) == ([*scores], [*scores.values()])
 
 
 def test_a_folder_without_finished_runs_is_a_sentence(both: tuple[Path, Path]) -> None:

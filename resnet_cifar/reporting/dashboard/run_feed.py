@@ -50,7 +50,7 @@ class RunFeed:
         self.facts: dict[str, str] = {}
         self.test, self.error = "", ""
         self._rows: list[dict[str, float]] = []
-        self._inode, self._read_to = 0, 0
+        self._inode, self._read_to, self._last = 0, 0, b""
         self._kept: dict[str, tuple[Any, Any]] = {}
 
     def read(self, listed: ListedRun) -> bool:
@@ -96,21 +96,28 @@ class RunFeed:
         ]
 
     def _read_rows(self) -> bool:
-        """Adds the new rows; whether there are any. A resumed run replaces the file, without rows of lost updates."""
+        """Adds the new rows; whether there are any. A resumed run replaces the file, without rows of lost updates.
+
+        The new file may have the inode of one before it, but not its last line: rows hold measured times.
+        """
         try:
             stream = (self.folder / "metrics.jsonl").open("rb")
         except FileNotFoundError:
-            self._inode, self._read_to, self._rows = 0, 0, []
+            self._inode, self._read_to, self._last, self._rows = 0, 0, b"", []
             return True
         with stream:
             inode, size, _ = _stamp(stream.fileno())
             is_another = inode != self._inode or size < self._read_to
+            if not is_another:
+                stream.seek(self._read_to - len(self._last))
+                is_another = stream.read(len(self._last)) != self._last
             if is_another:
-                self._inode, self._read_to, self._rows = inode, 0, []
+                self._inode, self._read_to, self._last, self._rows = inode, 0, b"", []
             stream.seek(self._read_to)
             content = stream.read()
         whole = content[: content.rfind(b"\n") + 1]  # the last line may be half written
         self._read_to += len(whole)
+        self._last = whole[whole[:-1].rfind(b"\n") + 1 :] or self._last
         numbers = (
             {name: value for name, value in row.items() if isinstance(value, int | float)}
             for row in curves.parse_rows(whole)
@@ -120,7 +127,7 @@ class RunFeed:
 
     def _seen(self) -> tuple[Any, ...]:
         stamps = {name: stamp for name, (stamp, _) in self._kept.items()}
-        return self.listed, self.error, self._inode, self._read_to, stamps
+        return self.listed, self.error, self._inode, self._read_to, self._last, stamps
 
 
 def _lines(rows: list[dict[str, float]]) -> dict[str, Line]:

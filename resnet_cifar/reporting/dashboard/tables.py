@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from resnet_cifar.config.diff import differing_fields, fingerprint
+from resnet_cifar.config.diff import differing_fields, recipe_key
 from resnet_cifar.config.schema import METRIC_NAMES
 from resnet_cifar.reporting import evaluation_summary, per_class, suspect_list
 from resnet_cifar.reporting.console import duration
 from resnet_cifar.reporting.dashboard.run_feed import RunFeed
 from resnet_cifar.reporting.figures import READABLE
 from resnet_cifar.reporting.per_class import accuracy, percent
+from resnet_cifar.reporting.recipe_groups import is_trial
 from resnet_cifar.reporting.seed_stats import metrics_of, spread
 
 Named = dict[str, RunFeed]  # by the names that the page shows
@@ -84,16 +84,19 @@ def speed(runs: Named) -> dict[str, Any]:
 
 
 def seed_groups(runs: Named) -> dict[str, Named]:
-    """Runs whose recipes differ in the seed only, two or more, by the names of the groups."""
-    groups: dict[str, Named] = {}
+    """Runs whose recipes differ in the seed only, two or more, by the names of the groups.
+
+    A seed counts once, with its first finished run. A trial of a search was chosen by its result and does not count.
+    """
+    groups: dict[str, dict[int, str]] = {}
     for name, run in runs.items():
-        if run.recipe is not None:
-            groups.setdefault(fingerprint(dataclasses.replace(run.recipe, seed=0)), {})[name] = run
-    return {
-        _group_name(group, key): group
-        for key, group in groups.items()
-        if len({run.recipe.seed for run in group.values()}) > 1
-    }
+        if run.recipe is not None and not is_trial(run.folder):
+            names = groups.setdefault(recipe_key(run.recipe), {})
+            first = names.setdefault(run.recipe.seed, name)
+            if run.result and not runs[first].result:
+                names[run.recipe.seed] = name
+    found = {key: {name: runs[name] for name in names.values()} for key, names in groups.items() if len(names) > 1}
+    return {_group_name(group, key): group for key, group in found.items()}
 
 
 def _group_name(group: Named, key: str) -> str:

@@ -52,7 +52,7 @@ class Dashboard:
     def __init__(self, roots: Sequence[Path], link: Callable[[str, Path], str]) -> None:
         self.roots, self._link = roots, link
         self.feeds: dict[str, RunFeed] = {}
-        self._numbers: dict[str, int] = {}  # of runs in the order in which they appeared: their colors stay
+        self._numbers: dict[str, int] = {}  # of the drawn runs, for colors and dash patterns: a run keeps its own
         self._view: View | None = None
 
     def look(self) -> View:
@@ -90,10 +90,11 @@ class Dashboard:
     def _parts(self) -> dict[str, Any]:
         """The drawn runs are the latest active ones, in the order of their names."""
         active = sorted(self.feeds, key=lambda key: self.feeds[key].listed.active, reverse=True)
-        for key in self.feeds:
-            self._numbers.setdefault(key, len(self._numbers))
         names = dict(zip(self.feeds, unique_names([feed.folder for feed in self.feeds.values()]), strict=True))
         keys = [key for key in self.feeds if key in active[: panels.MAX_RUNS]]
+        self._numbers = {key: number for key, number in self._numbers.items() if key in keys}
+        free = iter(sorted({*range(panels.MAX_RUNS)} - {*self._numbers.values()}))
+        self._numbers |= {key: next(free) for key in keys if key not in self._numbers}
         every = {names[key]: feed for key, feed in self.feeds.items()}
         drawn = {names[key]: self.feeds[key] for key in keys}
         by_name = {name: key for key, name in names.items()}
