@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import graphlib
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -105,6 +107,21 @@ def test_only_context_imports_accelerate() -> None:
         if any(name.split(".")[0] == "accelerate" for name in imported(ast.walk(ast.parse(file.read_text()))))
     }
     assert users == {"distributed.context"}
+
+
+def test_an_installation_has_every_package_that_is_imported() -> None:
+    """Without the extras for tests: `make test` has those packages, a cluster that follows the README has not."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = config["options.extras_require"]
+    wanted = config["options"]["install_requires"] + "".join(extras[name] for name in extras.keys() - {"test", "dev"})
+    declared = {re.split("[^a-z0-9-]", line.lower().replace("_", "-"))[0] for line in wanted.split()}
+    names = {name.split(".")[0] for file in FILES.values() for name in imported(ast.walk(ast.parse(file.read_text())))}
+    names -= {"resnet_cifar", *sys.stdlib_module_names}
+    names -= {"IPython", "triton", "anyio", "starlette"}  # of a notebook, of PyTorch for GPUs, and two of FastAPI
+    projects = importlib.metadata.packages_distributions()
+    lacking = {name for name in names if not {p.lower().replace("_", "-") for p in projects[name]} & declared}
+    assert not lacking
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
