@@ -482,7 +482,7 @@ class Recipe:
     and about 32 on CPUs."""
     deterministic: bool = False
     """Use only operations that repeat bit for bit, on GPUs too (slower; others are refused)."""
-    rank_timeout: Annotated[Number, Field(ge=2)] = 300.0
+    rank_timeout: Annotated[Number, Field(ge=2, le=1e9)] = 300.0
     """Seconds without a heartbeat or progress after which the other processes give up on a rank."""
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)

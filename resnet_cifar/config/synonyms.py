@@ -158,7 +158,7 @@ _OTHER_VALUES = """gradient_accumulation_steps accumulate_grad_batches grad_accu
     evaluation_strategy val_check_interval head_lr classifier_lr lr_head max_time time time_limit max_hours hflip fliplr
     horizontal_flip random_flip hflip_prob train_hflip random_crop early_stop save_strategy save_freq
     train_val_split monitor checkpoint_metric cls_pw eval_metric metric_for_best_model best_metric torch_compile timeout
-    ddp_timeout crop_mode"""
+    ddp_timeout crop_mode opt_betas adam_betas"""
 # What has no field, and what to do instead.
 _ANSWERS = {
     "rerun the same command: it resumes from the latest checkpoint of its run directory (--run)": """resume

@@ -86,7 +86,7 @@ def _check_track(track: Track) -> None:
             "mlflow to it, or set log_model to False"
         )
     address = urllib.parse.urlsplit(track.notify)
-    if address.username or address.query or address.fragment or address.hostname == "hooks.slack.com":
+    if "@" in address.netloc or address.query or address.fragment or address.hostname == "hooks.slack.com":
         raise UserError(  # without the value: this line ends up in a job's log
             "track.notify holds a secret, which recipe.yaml would keep: set a variable to that address and name it, as "
             "env:VARIABLE or slack:VARIABLE"
@@ -137,6 +137,7 @@ def _example_under(path: str, value: Any) -> str:
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _NO = ("false", "no", "none", "null", "off", "0", "")
+_FRACTIONS = {"data.splits.validation": "data.validation_fraction", "data.splits.test": "data.test_fraction"}
 _SWITCHED_OFF = {"precision": "no", "track.trackers": "none"}  # where a field's default would leave it on
 
 
@@ -158,6 +159,8 @@ def unknown_field(
     if target not in (*known, *synonyms.OPTIONS):
         return f"{start}{did_you_mean(name, known) or '; --help lists all'}"
     target, is_off = found.target, str(value).lower() in _NO
+    if (fraction := _FRACTIONS.get(target)) and value is not None and _fits(fraction, value):
+        target = fraction
     if target in synonyms.OPTIONS and target not in known:
         return f"{start}: it is no field of a recipe, but an option of train.py: {synonyms.as_flag(target, value)}"
     if found.value is not None and value is not None and is_off:
@@ -224,4 +227,5 @@ def _sentence(error: ValidationError, values: dict[str, Any]) -> str:
     }
     message = problem["msg"].replace("Input should", "it should").removeprefix("Value error, ")
     reason = reasons.get(problem["type"], message)
-    return f"{path} cannot be {problem['input']!r}: {reason}"
+    value = "what it is set to" if path == "track.notify" else repr(problem["input"])  # a secret, perhaps
+    return f"{path} cannot be {value}: {reason}"

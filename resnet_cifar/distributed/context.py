@@ -153,6 +153,11 @@ class DistributedContext:
         return self._accelerator.is_local_main_process
 
     @property
+    def speaks_without_main(self) -> bool:
+        """Whether this process says what became of rank 0: one of its machine's does, and one of each other machine."""
+        return self.rank == 1 or self.is_first_on_node
+
+    @property
     def dtype(self) -> torch.dtype:
         """The data type of weights and inputs."""
         return torch.float64 if self.precision == "fp64" else torch.float32
@@ -368,8 +373,7 @@ class DistributedContext:
         raise self._rank_error(int(rank), reason, int(code))
 
     def _rank_error(self, rank: int, reason: str, code: int = 1) -> RankError:
-        speaker = 1 if rank == 0 else 0  # and one on every other machine
-        is_told_here = self.rank == speaker or self.is_first_on_node
+        is_told_here = self.speaks_without_main if rank == 0 else self.is_first_on_node
         return RankError(f"rank {rank} failed ({reason}), and the other processes stop", is_told_here, code)
 
     def report_failure(self, error: BaseException) -> None:

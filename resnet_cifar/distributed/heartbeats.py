@@ -19,7 +19,7 @@ import torch.distributed as dist
 # step and sentence. The others are below.
 Beat = dict[str, Any]
 
-_ALL, _ANY, _FIRST = ("frozen", "training"), ("stopped", "broken", "differs"), ("request", "failed")
+_ALL, _ANY, _FIRST = ("frozen",), ("training", "stopped", "broken", "differs"), ("request", "failed")
 _LATE = 1.0  # seconds, two beats, after which a block's beat that has not changed is not relied on
 
 
@@ -69,6 +69,10 @@ class Heartbeats:
     def silent(self, now: float, patience: float) -> list[int]:
         """The ranks of which `gather` has read no new beat for `patience` seconds."""
         return [rank for rank, (_, heard) in enumerate(self._heard) if now - heard > patience]
+
+    def excuse(self, seconds: float) -> None:
+        """Nobody counts as silent for these seconds, in which this process did not run itself."""
+        self._heard = [(number, heard + seconds) for number, heard in self._heard]
 
     def _all_have_begun(self) -> bool:
         self._have_begun = self._have_begun or self._store.check([f"beat {rank}" for rank in self._watched])

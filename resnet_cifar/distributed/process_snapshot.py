@@ -142,7 +142,8 @@ def _stack(frame: FrameType | None) -> list[_Frame]:
     """Innermost first."""
     found = []
     while frame is not None:
-        found.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname))
+        code = frame.f_code
+        found.append((code.co_filename, frame.f_lineno, getattr(code, "co_qualname", code.co_name)))  # Python 3.11+
         frame = frame.f_back
     return found
 

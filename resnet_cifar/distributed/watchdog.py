@@ -68,6 +68,7 @@ class Watchdog:
         self._board |= {"failed": None, "over": False, "hang": None, "call": NO_CALL}
         now = time.monotonic()
         self._read_at = now  # when the board last changed
+        self._exchanged_at = now
         self._progress: tuple[list[int], float] = ([], now)
         if self._store is not None:
             self._hang = HangInquiry(context, self._store, folder)
@@ -88,8 +89,8 @@ class Watchdog:
             self._begun += 1
             self._world.collectives.begin("the evaluation" if step is None else f"step {step}")
             if step is not None:
-                self._step, self._training = step, True
-                self._first_update = self._first_update or self._begun
+                self._training = self._first_update is not None  # the first update may include a compilation
+                self._step, self._first_update = step, self._first_update or self._begun
 
     def training_done(self) -> None:
         """Training is over: progress is no longer required, since rank 0 evaluates and exports alone."""
@@ -173,8 +174,12 @@ class Watchdog:
             if self.rank == 0:
                 now = time.monotonic()
                 world = self._pulse.gather(now)
+                paused, self._exchanged_at = now - self._exchanged_at, now
                 if world is None:  # some process has not started yet
                     return False
+                if paused > _SILENCE:  # with the whole job, perhaps: the others' silence during it says nothing
+                    self._pulse.excuse(paused)
+                    self._progress = (self._progress[0], self._progress[1] + paused)
                 board = self._judge(world, now)
                 self._store.set("board", json.dumps(board))
             else:
@@ -237,8 +242,7 @@ class Watchdog:
         if world["failed"]:
             rank, step, sentence = world["failed"]
             return "failed", f"rank {rank} failed at step {step}: {sentence}"
-        # The first unit may include a compilation.
-        if world["begun"] != self._progress[0] or world["begun"][0] < 2 or not world["training"]:
+        if world["begun"] != self._progress[0] or not world["training"]:
             self._progress = (world["begun"], now)
         elif now - self._progress[1] > self.timeout:
             return self._inquire(world, now)
@@ -272,9 +276,14 @@ class Watchdog:
 
     def _guard(self) -> None:
         """Gives up on rank 0 when its board no longer changes: a call to a frozen store never returns."""
+        now = time.monotonic()
         while self._thread.is_alive():
             time.sleep(_BEAT)
-            if time.monotonic() - self._read_at > (_SILENCE if self._broken else self.timeout):
+            paused, now = time.monotonic() - now, time.monotonic()
+            if paused > _SILENCE:
+                self._read_at += paused
+            patience = _SILENCE if self._broken else self.timeout
+            if now - self._read_at > patience + 2 * _FINISHING * bool(self._board["failed"]):
                 self._lose_main(is_silent=not self._broken)
 
     def _lose_main(self, is_silent: bool = False) -> None:
@@ -284,7 +293,7 @@ class Watchdog:
         if not self._failed:  # a failed process prints its own error
             self._losing.acquire()  # for good: two threads may notice, and one of them explains it
             sentence = f"{self._fate_of_main(is_silent)}: {RESUME_HINT}"
-            end_process(1, f"error: {sentence}" if self.rank == 1 else "")
+            end_process(1, f"error: {sentence}" if self._world.speaks_without_main else "")
 
     def _fate_of_main(self, is_silent: bool) -> str:
         """What became of rank 0, without its help."""

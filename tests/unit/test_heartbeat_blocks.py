@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch.distributed as dist
 
+from resnet_cifar.distributed import watchdog
+from resnet_cifar.distributed.collective_log import CollectiveLog
 from resnet_cifar.distributed.heartbeats import Beat, Heartbeats, disagree, merge
 from resnet_cifar.distributed.watchdog import Watchdog
 
@@ -68,12 +72,12 @@ def test_rank_0_reads_what_all_ranks_have_posted_and_few_keys(size: int) -> None
         "failed": lambda rank: [rank, 3, "a sentence"] if rank in (last, last // 2) else None,
         "begun": lambda rank: [rank] * 3,
         "ended": lambda rank: [rank] * (rank == last),
-        "training": lambda rank: rank != last,
+        "training": lambda rank: rank == last,
     }
     found = world.pulse(**own)  # what ranks after the first of a block posted in this round is there
     assert found["numbers"] == [world.number] * size
     assert (found["request"], found["ended"]) == ("SIGTERM", [last])
-    assert (found["failed"][0], found["training"]) == (last // 2, False)
+    assert (found["failed"][0], found["training"]) == (last // 2, True)
     assert found["begun"] == [0, last, sum(range(size))]
     assert max(store.read for store in world.stores) <= 2 * math.isqrt(size) + 1
 
@@ -83,7 +87,7 @@ def test_beats_of_blocks_merge_like_those_of_ranks() -> None:
     for _ in range(200):
         beats = [_anything(rank, seeded) for rank in range(seeded.randint(1, 9))]
         cuts = sorted({0, len(beats), *seeded.choices(range(len(beats)), k=2)})
-        blocks = [merge(beats[begin:end]) for begin, end in pairwise(cuts)]
+        blocks = [merge(beats[begin:end]) for begin, end in itertools.pairwise(cuts)]
         assert merge(blocks) == merge(beats)
         numbers = Counter(number for number, _ in {(call[0], call[1]) for each in beats for call in each["calls"]})
         assert disagree(merge(blocks)) == (max(numbers.values()) > 1)
@@ -170,6 +174,63 @@ def test_nothing_waits_for_work_that_leaves_nothing_to_save(
 def main_watchdog(first_update: int | None) -> Watchdog:
     dog = object.__new__(Watchdog)
     dog.size, dog._beats, dog._step, dog._decided, dog._first_update = 3, 5, 0, 0.0, first_update
-    dog._world = SimpleNamespace(collectives=SimpleNamespace(latest=[0, "", "", "", 0]))
+    dog._world = SimpleNamespace(collectives=CollectiveLog())
     dog._board = {"asked": None, "stop": None, "leave": False, "failed": None, "over": False, "hang": None}
     return dog
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    made = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: made.now))
+    return made
+
+
+class Pair:
+    """Rank 0's watchdog, in steps of its thread, and the heartbeats of rank 1."""
+
+    def __init__(self, clock: SimpleNamespace) -> None:
+        store, self.clock = dist.HashStore(), clock
+        context = SimpleNamespace(rank=0, size=2, collectives=CollectiveLog(), connect=lambda: store)
+        context.run_on_main = lambda work: work()
+        self.other = Heartbeats(store, 1, 2, beat(1, 1))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(watchdog, "HangInquiry", lambda *_: Mock(**{"neighbors_mismatch.return_value": False}))
+            patch.setattr(watchdog.threading.Thread, "start", lambda self: None)
+            self.dog = Watchdog(context, Mock(), 30.0, Path("run"))
+
+    def exchange(self, seconds: float, step: int = 0) -> str | None:
+        """After so many seconds; in `step`, rank 1 is in it, too. Whether, and why, the run hangs or has failed."""
+        self.clock.now += seconds
+        if step:
+            self.other.post(beat(1, step, begun=[step] * 3, training=step > 1))
+        self.dog._exchange()
+        return self.dog._board["hang"] or self.dog._board["failed"]
+
+
+def test_what_a_suspended_job_slept_through_is_no_silence(clock: SimpleNamespace) -> None:
+    pair = Pair(clock)
+    for step in range(1, 9):
+        pair.dog.check_stop(step)
+        assert not pair.exchange(0.5, step)
+    assert not pair.exchange(1000.0), "rank 0 runs again, and rank 1 has not posted yet"
+    assert not any(pair.exchange(0.5) for _ in range(59))
+    assert any(pair.exchange(0.5) for _ in range(8)), "rank 1 does not come back"
+
+
+@pytest.mark.parametrize(("updates", "hangs"), [(1, False), (2, True)])
+def test_the_first_update_may_compile_for_any_time_whatever_was_evaluated(
+    clock: SimpleNamespace, updates: int, hangs: bool
+) -> None:
+    pair = Pair(clock)
+    for _ in range(5):
+        pair.dog.check_stop()  # a probe's features
+    for step in range(updates):
+        pair.dog.check_stop(step)
+
+    def beat_on() -> bool:
+        pair.other.post(beat(1, next(numbers), begun=[5 + updates] * 3, training=pair.dog._training))
+        return bool(pair.exchange(0.5))
+
+    numbers = itertools.count(2)
+    assert any(beat_on() for _ in range(100)) == hangs

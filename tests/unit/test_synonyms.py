@@ -101,6 +101,9 @@ def follow(advised: str, take: Any, words: Any) -> None:
         ("-b 64", "use --batch_size 64"),
         ("--per_device_train_batch_size 32", "use --batch_size 32, the images of one step on all devices together"),
         ("--data_dir 'my photos'", "use --data.source 'my photos'"),
+        ("--validation_split 0.1", "use --data.validation_fraction 0.1"),  # as in Keras
+        ("--test_split held-out", "use --data.splits.test held-out"),
+        ("--opt-betas 0.9 0.999", "use --optimizer.betas"),  # its own answer shows how two are written
         ("--sched cosine", "use --phases.0.schedule cosine"),
         ("--sched plateau", "use --phases.0.schedule"),  # its own answer names the choices
         ("--warmup_ratio 0.1", "use --phases.0.warmup_epochs, in epochs"),
