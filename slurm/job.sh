@@ -47,8 +47,10 @@ submission() {
     local command=(sbatch) facts
     facts=$(timeout 60 scontrol show job "$(job_number)" 2>/dev/null)
     fact() { sed -n "s/.*\b$1=\([^ ]*\).*/\1/p" <<<"$facts" | head -n 1; }
-    add() { # OPTION VALUE DEFAULT
-        [[ -z $2 || $2 == "(null)" || $2 == "$3" ]] || command+=("--$1=$2")
+    add() { # OPTION VALUE DEFAULT; the default is said, too, where a variable of site.sh asks for something else
+        local variable=SBATCH_${1^^}
+        variable=${variable//-/_}
+        [[ -z $2 || $2 == "(null)" || ($2 == "$3" && -z ${!variable:-}) ]] || command+=("--$1=$2")
     }
     [[ $SLURM_JOB_NAME == resnet-cifar* ]] || add job-name "$SLURM_JOB_NAME" ''
     add account "${SLURM_JOB_ACCOUNT:-}" ''
@@ -68,7 +70,7 @@ submission() {
         add mem "${SLURM_MEM_PER_NODE:-}" ''
         add mem-per-cpu "${SLURM_MEM_PER_CPU:-}" ''
     fi
-    add time "$(fact TimeLimit)" 04:00:00
+    add time "$(fact TimeLimit)" "${SBATCH_TIMELIMIT:-04:00:00}"
     printf '%s' "$(printf ' %q' "${command[@]}" "$@" | cut -c 2-)"
 }
 

@@ -1,8 +1,12 @@
-"""What `sbatch slurm/check.sh` makes of what the ranks have seen (tests/slurm runs it on a cluster)."""
+"""What `sbatch slurm/check.sh` makes of what the ranks have seen, and the command with which a job resumes.
+
+tests/slurm runs both on a cluster.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,8 @@ import pytest
 
 from resnet_cifar import hub_access
 
-FILE = Path(__file__).parents[2] / "slurm" / "check.py"
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "slurm" / "check.py"
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +72,26 @@ def test_ranks_without_gpus_share_none(check) -> None:
     for facts in everyone:
         del facts["identity"]
     assert check._judge(everyone, everyone) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("site", "said"),
+    [
+        ({}, "sbatch --partition=gpu --time=01:00:00 slurm/train.sh --seed 1"),
+        (
+            {"SBATCH_GPUS_PER_NODE": "h100:8", "SBATCH_QOS": "long", "SBATCH_CPUS_PER_GPU": "4"},
+            "sbatch --partition=gpu --qos=normal --gpus-per-node=1 --cpus-per-gpu=8 --time=01:00:00 "
+            "slurm/train.sh --seed 1",
+        ),
+    ],
+)
+def test_the_command_that_resumes_asks_for_what_the_job_had(tmp_path: Path, site: dict[str, str], said: str) -> None:
+    """Defaults of the script are left out, unless variables of site.sh, which win over the script's lines, differ."""
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho 'JobId=7 TimeLimit=01:00:00 Features=(null)'\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    job = {"PARTITION": "gpu", "QOS": "normal", "ID": "7", "NAME": "resnet-cifar", "NUM_NODES": "1"}
+    env = {f"SLURM_JOB_{name}": value for name, value in job.items()}
+    env |= {"SLURM_GPUS_PER_NODE": "1", "SLURM_CPUS_PER_GPU": "8", "PATH": f"{tmp_path}:/usr/bin:/bin", **site}
+    script = "source slurm/job.sh; submission slurm/train.sh --seed 1"
+    done = subprocess.run(["bash", "-c", script], env=env, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout == said
