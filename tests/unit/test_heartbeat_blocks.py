@@ -200,7 +200,7 @@ class Pair:
             self.dog = Watchdog(context, Mock(), 30.0, Path("run"))
 
     def exchange(self, seconds: float, step: int = 0) -> str | None:
-        """After so many seconds; in `step`, rank 1 is in it, too. Whether, and why, the run hangs or has failed."""
+        """`seconds` later; in `step`, rank 1 has begun it, too. Why the run hangs or has failed, if it does."""
         self.clock.now += seconds
         if step:
             self.other.post(beat(1, step, begun=[step] * 3, training=step > 1))

@@ -147,3 +147,18 @@ def test_the_modules_and_tests_that_a_page_names_exist(page: str) -> None:
         text,
     )
     assert {path for path in own if not (PACKAGE / path).exists()} == set()
+
+
+PAGES = [page for place in ("*.md", "docs/*.md", "*/README.md") for page in ROOT.glob(place)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
+    for link in re.findall(r"\]\((?!\w+:)([^)\s]+)\)", page.read_text()):
+        name, _, heading = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.*)", target.read_text(), flags=re.MULTILINE)
+            found = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}  # as GitHub does
+            assert heading in found, link
