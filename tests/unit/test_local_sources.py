@@ -16,7 +16,7 @@ from read_sources import Arrays, arrays, both, encoded, in_memory, read, sentenc
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Columns, Data, SplitNames
 from resnet_cifar.data import prepared_data
-from resnet_cifar.data.sources import image_folder, npz
+from resnet_cifar.data.sources import image_folder, npz, parquet_folder
 from resnet_cifar.data.sources.registry import find_source
 
 NAMES = ["cats", "dogs"]
@@ -132,6 +132,19 @@ def test_a_folder_may_be_nested_and_contain_other_files(grove: Path) -> None:
         "images of folders inside a class folder belong to the class: 'dogs/more'",
         "not used: files that are not images by their names: 1 .png, 1 .db ('dogs/._2.png', 'dogs/Thumbs.db')",
     )
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "dogs/metadata.jsonl", "backup.tar"])
+def test_files_of_other_kinds_do_not_change_the_classes(name: str, tmp_path: Path) -> None:
+    """In the hub's layout the innermost folder would be the class."""
+    for number, folder in enumerate(("cats/day1", "cats/day2", "dogs/day1", "dogs/day2")):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.fromarray(arrays(1, seed=number)[0]).save(tmp_path / folder / "0.png")
+    (tmp_path / name).write_text('{"camera": 1}\n')
+    found = read(tmp_path)
+    assert (found.classes, found.labels["train"].tolist()) == (("cats", "dogs"), [0, 0, 1, 1])
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "cats/day1/0.png", "label": "x"}\n')
+    assert find_source(str(tmp_path)) is parquet_folder
 
 
 @pytest.mark.parametrize(("train", "role", "name"), [("Training", "test", "Testing"), ("train", "validation", "Val")])

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from resnet_cifar.config.schema import Data
 from resnet_cifar.data.sources.base import SourceData
-from resnet_cifar.data.sources.image_tree import SPLIT_NAMES, is_image_file, read_tree
+from resnet_cifar.data.sources.image_tree import SPLIT_NAMES, has_class_folders, is_image_file, read_tree
 from resnet_cifar.data.sources.walk import file_stamps, is_hidden, walk
 
 FIELDS = ("splits", "columns")
-_TABLES = (".parquet", ".arrow", ".tar")  # in the hub's layout, as is a folder with metadata.csv or .jsonl
 
 
 def recognizes(folder: Path) -> bool:
     """Whether there are images and no tables of the hub's layout anywhere in the folder."""
-    files = [folder / file for file in walk(folder).files]
-    return any(is_image_file(file.name) for file in files) and not any(map(_is_of_the_hub, files))
+    tree = _Folder(Data(source=str(folder)))
+    images = [file for file in tree.files if is_image_file(PurePath(file).name)]
+    if not images or any(_is_table(tree.root / file) for file in tree.files):
+        return False
+    # Beside class folders a .tar is a backup; elsewhere it may be a part of a WebDataset.
+    return has_class_folders(tree, images) or not any(file.endswith(".tar") for file in tree.files)
 
 
-def _is_of_the_hub(file: Path) -> bool:
-    if file.name == "metadata.csv" and file.is_file():
+def _is_table(file: Path) -> bool:
+    if file.name in ("metadata.csv", "metadata.jsonl") and file.is_file():
         with file.open(encoding="utf-8", errors="replace") as lines:
             return "file_name" in lines.readline()  # `datasets` requires this column
-    return file.name.endswith(_TABLES) or file.stem == "metadata"
+    return file.name.endswith((".parquet", ".arrow"))
 
 
 def identity(data: Data) -> str:
