@@ -18,7 +18,7 @@ from resnet_cifar.data.sources import archives, csv_table, image_io
 from resnet_cifar.data.sources.archives.spool import MemberSpool, SpooledImages
 from resnet_cifar.data.sources.base import SourceData, Split, encode_labels
 from resnet_cifar.data.sources.image_tree import is_image_file
-from resnet_cifar.data.sources.walk import file_stamps
+from resnet_cifar.data.sources.walk import file_stamps, is_hidden
 
 FIELDS = ("columns",)
 _TABLE = "trainLabels.csv"
@@ -105,7 +105,7 @@ def _has_test(paths: Iterable[str | Path]) -> bool:
 def _images(archive: archives.Archive) -> tuple[list[str], list[str]]:
     """The images in folders called train, and those in no folder."""
     ours = [path for path in map(PurePosixPath, archive.sizes) if is_image_file(path.name)]
-    ours = [path for path in ours if not any(part.startswith((".", "__")) for part in path.parts)]
+    ours = [path for path in ours if not any(map(is_hidden, path.parts[:-1]))]
     return [str(path) for path in ours if path.parent.name == "train"], [str(p) for p in ours if len(p.parts) == 1]
 
 
