@@ -37,7 +37,7 @@ def read(data: Data) -> SourceData:
 
 
 class _Members:
-    """The files of an archive, or of the only folder in it, without those in hidden folders: as `walk` lists a folder."""
+    """The files of an archive, or of the only folder in it, as `walk` lists those of a folder."""
 
     def __init__(self, archive: archives.Archive, source: Path, data: Data) -> None:
         self.archive, self.root = archive, source

@@ -163,16 +163,17 @@ def encode_labels(train: np.ndarray, *others: np.ndarray) -> tuple[tuple[str, ..
 
     Values are integers or strings. Negative numbers, empty strings and values that `train` lacks become -1.
     """
-    known = np.unique(train[_is_label(train)])
+    known = np.unique(train[is_label(train)])
 
     def encode(values: np.ndarray) -> np.ndarray:
         if not len(known):
             return np.full(len(values), -1)
         places = np.searchsorted(known, values).clip(max=len(known) - 1)
-        return np.where(_is_label(values) & (known[places] == values), places, -1)
+        return np.where(is_label(values) & (known[places] == values), places, -1)
 
     return tuple(str(value) for value in known), [encode(values) for values in (train, *others)]
 
 
-def _is_label(values: np.ndarray) -> np.ndarray:
+def is_label(values: np.ndarray) -> np.ndarray:
+    """Which values (integers or strings, [n]) are labels: neither negative nor empty."""
     return values != "" if values.dtype.kind == "U" else values >= 0

@@ -14,6 +14,7 @@ from resnet_cifar.data.sources.base import (
     choose_held_out,
     choose_train,
     encode_labels,
+    is_label,
     shorten,
 )
 
@@ -100,7 +101,7 @@ def _problem(split: Dataset, label: str) -> str:
     if not len(split):
         return "is empty"
     values = _values(split, label) if label in split.column_names else np.array([-1])
-    return "" if (values != "" if values.dtype.kind == "U" else values >= 0).any() else "has no labels"
+    return "" if is_label(values).any() else "has no labels"
 
 
 def _labels(splits: dict[str, Dataset], label: str, data: Data) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:

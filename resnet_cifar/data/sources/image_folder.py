@@ -32,7 +32,7 @@ def _is_table(file: Path) -> bool:
 
 def identity(data: Data) -> str:
     """Path, size and modification time of every file."""
-    return f"tree {file_stamps(Path(data.source))}"
+    return f"tree 2 {file_stamps(Path(data.source))}"
 
 
 def read(data: Data) -> SourceData:

@@ -10,7 +10,7 @@ import numpy as np
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Columns, Data, SplitNames
-from resnet_cifar.data.sources import label_csv
+from resnet_cifar.data.sources import label_csv, label_splits
 from resnet_cifar.data.sources.base import (
     TEST,
     TRAIN,
@@ -44,7 +44,7 @@ def read_tree(tree: Tree, data: Data) -> SourceData:
             f"data.columns {given!r} does not apply to data.source {data.source!r}, which has no CSV: remove it"
         )
     if tables and not has_folders:
-        return label_csv.read(tables, tree, images, data)
+        return label_splits.read(tables, tree, images, data)
     label_csv.check_agreement(tables, images, data)
     return _read_class_folders(tree, images, data)
 
