@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,13 @@ def test_validation_arrays_are_the_validation_split(file: Path) -> None:
     assert found.decoded.remarks == ("not used: the arrays 'weights'",)
 
 
+def test_arrays_without_labels_are_not_a_split(file: Path) -> None:
+    np.savez(file, x_train=X, y_train=Y, x_test=X_TEST, y_test=np.full(3, -1))
+    found = read(file)
+    assert list(found.images) == ["train"]
+    assert found.decoded.remarks == ("not used: the splits 'test' (has no labels)",)
+
+
 def test_one_pair_of_arrays_is_all_train(file: Path) -> None:
     np.savez(file, images=X, labels=Y)
     assert list(read(file).images) == ["train"]
@@ -285,6 +293,8 @@ def test_words_are_classes_in_their_order(file: Path) -> None:
         ({"x_train": X, "y_train": np.array([None] * 5)}, "cannot be read"),  # pickled
         ({"x_train": X[:0], "y_train": Y[:0]}, "the split train is empty"),
         ({"x_train": X, "y_train": Y, "x_test": X_TEST, "y_test": Y_TEST + 1}, "(test 0, 2)"),
+        ({"x_train": X, "y_train": Y, "x_test": X_TEST[:0], "y_test": Y_TEST[:0]}, "the split test is empty"),
+        ({"x_train": X, "y_train": np.full(5, -1)}, "no label of train is one of the 0 classes"),
     ],
 )
 def test_unusable_arrays_are_refused(content: dict[str, np.ndarray], said: str, file: Path) -> None:
@@ -292,7 +302,14 @@ def test_unusable_arrays_are_refused(content: dict[str, np.ndarray], said: str, 
     assert said in sentence(file)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"\x80\x04K\x01."])
+def saved(array: np.ndarray) -> bytes:
+    """A .npy file."""
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"\x80\x04K\x01.", saved(X)])
 def test_a_file_that_is_not_an_archive_is_refused(content: bytes, file: Path) -> None:
     file.write_bytes(content)
     assert "cannot be read" in sentence(file)
