@@ -34,7 +34,8 @@ class Split:
 class SourceData:
     """The contents of a source; `remarks` are shown to the user and name everything that is not used.
 
-    `has_columns`: whether images and labels come from columns of a table, which data.columns can name.
+    `has_columns`: whether images and labels come from columns of a table, which data.columns can name. `incomplete`:
+    whether images that the source lists do not exist and were skipped.
     """
 
     train: Split
@@ -43,6 +44,7 @@ class SourceData:
     remarks: tuple[str, ...] = ()
     validation: Split | None = None
     has_columns: bool = False
+    incomplete: bool = False
 
     @property
     def splits(self) -> dict[str, Split]:

@@ -44,16 +44,18 @@ def read(tables: list[Labels], tree: Tree, images: list[str], data: Data) -> Sou
     }
     listed = {image for each in parts.values() for image, _ in each[0]}
     unlisted = [repr(image) for image in images if image not in listed]
+    skipped = [remark for _, remark in parts.values() if remark]
     remarks = [
         *(f"labels are read from {_describe(each)}" for each in usable),
         *(f"not used: {each.table.file} ({each.problem.partition(':')[0]})" for each in tables if each.problem),
         f"not used: the splits {shorten(unused)}" if unused else "",
         f"not used: images that no CSV lists: {shorten(unlisted)}" if unlisted else "",
-        *(remark for _, remark in parts.values()),
+        *skipped,
         *tree.remarks,
     ]
     remarks = tuple(filter(None, remarks))
-    return SourceData(splits["train"], splits.get("test"), classes, remarks, splits.get("validation"), True)
+    train, validation, test = (splits.get(role) for role in ("train", "validation", "test"))
+    return SourceData(train, test, classes, remarks, validation, has_columns=True, incomplete=bool(skipped))
 
 
 def _parts(usable: list[Labels], data: Data) -> dict[str, tuple[list[tuple[str, str]], str]]:
