@@ -217,6 +217,16 @@ def test_a_folders_identity_changes_with_its_files_and_not_with_the_way_it_is_wr
     assert identity(str(in_folder)) not in (first, touched)
 
 
+def test_a_file_replaced_by_one_with_the_same_time_of_change_is_read_again(in_folder: Path) -> None:
+    """The cache of `datasets` itself looks at the time only."""
+    file = in_folder / "train-00000.parquet"
+    before = file.stat().st_mtime_ns
+    assert len(read(in_folder).images["train"]) == 4
+    split_of([encoded(a) for a in arrays(6, seed=2)], label=(ABC, [0, 1, 2] * 2)).to_parquet(file)
+    os.utime(file, ns=(before, before))
+    np.testing.assert_array_equal(read(in_folder).images["train"], arrays(6, seed=2))
+
+
 @pytest.mark.parametrize("content", [None, b"no parquet"])
 def test_a_folder_without_a_data_set_is_refused(content: bytes | None, tmp_path: Path) -> None:
     if content:
