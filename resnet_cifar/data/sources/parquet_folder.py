@@ -29,7 +29,7 @@ def read(data: Data) -> SourceData:
 
     datasets.disable_progress_bars()
     root = Path(data.source).expanduser()
-    # The cache of `datasets` looks at the times of change only: a copied file may have that of the one that it replaces.
+    # The cache of `datasets` looks at the times of change only, and a file may have that of the one that it replaces.
     version = hashlib.sha256(identity(data).encode()).hexdigest()[:16]
     cache_dir = Path(datasets.config.HF_DATASETS_CACHE) / "resnet_cifar" / version
     try:
