@@ -184,6 +184,7 @@ SOURCES = [
         prepare=both(pictures(*(f"a/{folder}/{n}.png" for folder in "bc" for n in range(20))), csv(TABLE))),
     advice("two image columns", load(), load(columns__image="image"), prepare=pairs),
     advice("no source", load("nowhere.zip"), Remedy(load("a.zip"), both(classes("b"), zipped("a.zip", "b")))),
+    advice("home of nobody", load("~no-such-user/a"), Remedy(lambda home: load(str(home / "a"))(home), classes("a"))),
     advice("no hub id", load("cifar"), Remedy(load(), classes("a")), load("synthetic", limit="100")),
     advice("fields of another kind", load("synthetic", columns__label="x"), load("synthetic", limit="100")),
     advice("empty folder", load(), Remedy(load(), classes("a")), Remedy(load(), both(FLAT, csv(TABLE))),
