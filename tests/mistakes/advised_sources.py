@@ -223,6 +223,7 @@ SOURCES = [
     advice("row without a file", load(), Remedy(load(), csv(TABLE)), prepare=both(FLAT, csv(TABLE + ",cat\n"))),
     advice("row twice", load(), Remedy(load(), csv(TABLE)), prepare=both(FLAT, csv(TABLE + "0.png,cat\n"))),
     advice("split that is not one", load(), Remedy(load(), csv(SPLIT)),
+        Remedy(load(), csv(SPLIT.replace("0.png,dog,train\n", "", 1))),
         Remedy(load(), csv(SPLIT.replace(",split", ",part", 1).replace("0.png,dog,train", "0.png,dog,tarin"))),
         prepare=both(FLAT, csv(SPLIT.replace("0.png,dog,train", "0.png,dog,tarin", 1)))),
     advice("image in two splits", load(), Remedy(load(), csv(SPLIT)),

@@ -135,17 +135,18 @@ def test_a_folder_may_be_nested_and_contain_other_files(grove: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["metadata.json", "dogs/metadata.jsonl", "backup.tar"])
-def test_files_of_other_kinds_do_not_change_the_classes(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["metadata.json", "dogs/metadata.jsonl", "backup.tar", "features.parquet"])
+def test_files_of_other_kinds_do_not_change_the_classes(name: str, tmp_path: Path, cache: Path) -> None:
     """In the hub's layout the innermost folder would be the class."""
+    root = tmp_path / "photos"
     for number, folder in enumerate(("cats/day1", "cats/day2", "dogs/day1", "dogs/day2")):
-        (tmp_path / folder).mkdir(parents=True)
-        Image.fromarray(arrays(1, seed=number)[0]).save(tmp_path / folder / "0.png")
-    (tmp_path / name).write_text('{"camera": 1}\n')
-    found = read(tmp_path)
+        (root / folder).mkdir(parents=True)
+        Image.fromarray(arrays(1, seed=number)[0]).save(root / folder / "0.png")
+    (root / name).write_text('{"camera": 1}\n')
+    found = read(root)
     assert (found.classes, found.labels["train"].tolist()) == (("cats", "dogs"), [0, 0, 1, 1])
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "cats/day1/0.png", "label": "x"}\n')
-    assert find_source(str(tmp_path)) is parquet_folder
+    (root / "metadata.jsonl").write_text('{"file_name": "cats/day1/0.png", "label": "x"}\n')
+    assert find_source(str(root)) is parquet_folder
 
 
 @pytest.mark.parametrize(("train", "role", "name"), [("Training", "test", "Testing"), ("train", "validation", "Val")])

@@ -15,19 +15,25 @@ FIELDS = ("splits", "columns")
 
 def recognizes(folder: Path) -> bool:
     """Whether there are images and no tables of the hub's layout anywhere in the folder."""
-    tree = _Folder(Data(source=str(folder)))
-    images = [file for file in tree.files if is_image_file(PurePath(file).name)]
-    if not images or any(_is_table(tree.root / file) for file in tree.files):
+    files = [folder / file for file in walk(folder).files]
+    if not any(is_image_file(file.name) for file in files) or any(map(_is_table, files)):
         return False
-    # Beside class folders a .tar is a backup; elsewhere it may be a part of a WebDataset.
-    return has_class_folders(tree, images) or not any(file.endswith(".tar") for file in tree.files)
+    if not any(file.suffix == ".tar" for file in files):
+        return True
+    tree = _Folder(Data(source=str(folder)))  # beside class folders a .tar is a backup, elsewhere part of a WebDataset
+    return has_class_folders(tree, [file for file in tree.files if is_image_file(PurePath(file).name)])
 
 
 def _is_table(file: Path) -> bool:
+    return file.name.endswith((".parquet", ".arrow")) or is_metadata(file)
+
+
+def is_metadata(file: Path) -> bool:
+    """Whether it is one of the files from which `datasets` takes the labels of images."""
     if file.name in ("metadata.csv", "metadata.jsonl") and file.is_file():
         with file.open(encoding="utf-8", errors="replace") as lines:
             return "file_name" in lines.readline()  # `datasets` requires this column
-    return file.name.endswith((".parquet", ".arrow"))
+    return file.name == "metadata.parquet"
 
 
 def identity(data: Data) -> str:

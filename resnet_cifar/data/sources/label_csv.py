@@ -166,7 +166,7 @@ def _split_column(table: Table, names: list[str], where: str, must_be_read: bool
             known = sorted(values.difference(odd))
             raise UserError(
                 f"{where}: the column {name!r} has {shorten(map(repr, odd))} beside {shorten(map(repr, known))}: write "
-                "train, validation or test in every row, or rename the column, which is then not used"
+                "train, validation or test in these rows, remove them, or rename the column, which is then not used"
             )
     return ""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
+from resnet_cifar.data.sources import image_folder
 from resnet_cifar.data.sources.base import SourceData, shorten
 from resnet_cifar.data.sources.hf_columns import source_data
 from resnet_cifar.data.sources.hf_hub import check_configuration, check_disk_space
@@ -29,11 +30,14 @@ def read(data: Data) -> SourceData:
 
     datasets.disable_progress_bars()
     root = Path(data.source).expanduser()
+    files = walk(root).files
     # The cache of `datasets` looks at the times of change only, and a file may have that of the one that it replaces.
     version = hashlib.sha256(identity(data).encode()).hexdigest()[:16]
     cache_dir = Path(datasets.config.HF_DATASETS_CACHE) / "resnet_cifar" / version
     try:
         builder = datasets.load_dataset_builder(str(root), data.config_name or None, cache_dir=str(cache_dir))
+        if builder.name == "imagefolder" and not any(image_folder.is_metadata(root / file) for file in files):
+            return image_folder.read(data)  # where the outermost folder is the class
         builder.download_and_prepare()
         loaded = builder.as_dataset()
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -45,7 +49,7 @@ def read(data: Data) -> SourceData:
             "parquet files such as train-00000.parquet, or a folder written by save_to_disk"
         ) from None
     read = {os.path.realpath(file) for files in builder.config.data_files.values() for file in files}
-    others = [file for file in walk(root).files if os.path.realpath(root / file) not in read]
+    others = [file for file in files if os.path.realpath(root / file) not in read]
     unused = [repr(file) for file in others if Path(file).name not in _DESCRIPTIONS]
     contents = source_data(loaded, data)
     remarks = (f"not used: the files {shorten(unused)}",) if unused else ()
