@@ -145,6 +145,8 @@ def test_files_of_other_kinds_do_not_change_the_classes(name: str, tmp_path: Pat
     (root / name).write_text('{"camera": 1}\n')
     found = read(root)
     assert (found.classes, found.labels["train"].tolist()) == (("cats", "dogs"), [0, 0, 1, 1])
+    (root / "mice").mkdir()
+    assert "the class folders 'mice' of train contain no images: add images to them, or remove them" in sentence(root)
     (root / "metadata.jsonl").write_text('{"file_name": "cats/day1/0.png", "label": "x"}\n')
     assert find_source(str(root)) is parquet_folder
 

@@ -40,6 +40,8 @@ def read(data: Data) -> SourceData:
             return image_folder.read(data)  # where the outermost folder is the class
         builder.download_and_prepare()
         loaded = builder.as_dataset()
+    except UserError:
+        raise
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         check_disk_space(error)
         check_configuration(error, data)
