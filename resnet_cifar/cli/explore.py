@@ -95,10 +95,13 @@ def _analyze(recipe: Recipe) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     from resnet_cifar.reporting.dataset_report import charts, near_duplicates, page_context, pixel_stats, samples
     from resnet_cifar.reporting.dataset_report.augmentation_preview import Training
     from resnet_cifar.training import preflight
+    from resnet_cifar.training.plan import Plan
 
-    recipe = preflight.named(recipe)
+    recipe = preflight.resolve(recipe)
     data = prepared_data.load(prepared_data.prepare(recipe.data), recipe, torch.device("cpu"))
-    training = Training(data, recipe)  # early, for what it may refuse
+    # Early, for what they may refuse.
+    plan = Plan(recipe, data.epoch_images, 1, class_counts=data.class_counts().get("train", {}))
+    training = Training(data, recipe, plan.image_size)
     parts = page_context.parts(data, recipe)
     trained_on = [images for name, images in parts.items() if name != "test"]
     shown = samples.shown_classes(data.train.labels.numpy(), len(data.classes))

@@ -7,7 +7,6 @@ import re
 import sys
 import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
 
 _CONTROL = ("Cc", "Zl", "Zp")  # Unicode's categories of control characters, line and paragraph separators
 
@@ -52,14 +51,6 @@ def check_name(what: str, name: str, longest: int = 0) -> None:
         raise UserError(f"{what} {name!r} contains a line break or control character: rename it")
     if longest and any(len(part.encode()) > longest for part in name.split("/")):
         raise UserError(f"{what} {name[:_SHOWN]!r}... is longer than the {longest} bytes of a file name: shorten it")
-
-
-def expanded(what: str, path: str) -> Path:
-    """`path` with the home directory for `~` or `~user`. Raises UserError if there is no such user."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise UserError(f"{what} {path!r} begins with a user that is not known here: write the whole path") from None
 
 
 class RankError(UserError):

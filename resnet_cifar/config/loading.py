@@ -14,7 +14,7 @@ import yaml
 
 from resnet_cifar.atomic_io import atomic_write
 from resnet_cifar.config.diff import field_paths, to_dict
-from resnet_cifar.config.errors import UserError, did_you_mean, expanded
+from resnet_cifar.config.errors import UserError, did_you_mean
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.validation import parse
 
@@ -37,7 +37,7 @@ def with_overrides(values: dict[str, Any], overrides: dict[str, str] | None) -> 
     for path, word in (overrides or {}).items():
         _set(values, path, word)
     recipe = parse(values)
-    source = expanded("data.source", recipe.data.source)
+    source = Path(recipe.data.source).expanduser()
     if recipe.data.source != "synthetic" and source.exists():  # a run directory must mean the same from anywhere
         values = to_dict(recipe)
         values["data"]["source"] = str(source.resolve())

@@ -6,6 +6,7 @@ import math
 import re
 import urllib.parse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -30,8 +31,19 @@ def parse(values: dict[str, Any]) -> Recipe:
     for path, value in flatten(recipe).items():
         if isinstance(value, str):
             check_name(path, value, FILE_NAME)
+        if path in ("data.source", "model.name", "model.init_from"):
+            _check_home(path, value)
     check_across(recipe)
     return recipe
+
+
+def _check_home(path: str, value: str) -> None:
+    try:
+        Path(value.removeprefix("local-dir:")).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{path} cannot be {value!r}: there is no such user or home directory; write the whole path"
+        ) from None
 
 
 def check_across(recipe: Recipe) -> None:

@@ -133,7 +133,7 @@ def list_entries() -> list[Entry]:
         for path in artifacts_root().iterdir():
             if (found := _ARTIFACT_NAME.fullmatch(path.name)) and path.is_dir():
                 entries.append(_entry(path, {} if found[1] else {"source": "wandb"}))
-    return sorted(entries, key=lambda entry: -entry.last_used)
+    return sorted(filter(None, entries), key=lambda entry: -entry.last_used)
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
@@ -143,9 +143,13 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _entry(folder: Path, meta: dict[str, Any]) -> Entry:
-    files = [file.stat() for file in folder.rglob("*") if file.is_file()]
-    used = folder.stat().st_mtime
+def _entry(folder: Path, meta: dict[str, Any]) -> Entry | None:
+    """None if another process renames or deletes the folder meanwhile."""
+    try:
+        files = [file.stat() for file in folder.rglob("*") if file.is_file()]
+        used = folder.stat().st_mtime
+    except FileNotFoundError:
+        return None
     return Entry(folder, meta, sum(file.st_size for file in files), min([used, *(f.st_mtime for f in files)]), used)
 
 

@@ -124,12 +124,6 @@ class ImageDataset:
         return tuple(self.images.shape[1:3])
 
     @property
-    def side(self) -> int:
-        """Side of the stored images if they are square, else 0."""
-        height, width = self.size
-        return height if height == width else 0
-
-    @property
     def resident_bytes(self) -> int:
         """Bytes of the images in device memory."""
         return self.images.nbytes if isinstance(self.images, Tensor) else 0

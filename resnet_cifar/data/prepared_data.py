@@ -104,7 +104,8 @@ def _find_or_decode(data: Data, how: Decoding | None) -> Path:
         with cache.new_entry() as folder:  # fails before any download if the cache is not writable
             contents = kind.read(data)
             decoded = decode(contents, data, folder, how)
-            entry = cache.entry_path(f"{described} {how or decoded.side} {incomplete if decoded.left_out else whole}")
+            complete = incomplete if decoded.left_out or contents.incomplete else whole
+            entry = cache.entry_path(f"{described} {how or decoded.side} {complete}")
             cache.publish(folder, entry, contents.classes, {"source": data.source, **asdict(decoded)})
         return str(entry)
 

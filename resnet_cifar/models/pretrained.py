@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from resnet_cifar import hub_access, wandb_artifacts
-from resnet_cifar.config.errors import UserError, expanded
+from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data, Recipe
 from resnet_cifar.models import mlp_head
 from resnet_cifar.models.cifar_stem import SUFFIX
@@ -89,7 +89,7 @@ def find_init_weights(start: str) -> InitialWeights:
 
 
 def _local(start: str) -> Path:
-    return expanded("model.init_from", start.removeprefix(_FOLDER))
+    return Path(start.removeprefix(_FOLDER)).expanduser()
 
 
 def _folder(path: Path) -> Path:

@@ -324,8 +324,6 @@ MODEL = [
     advice("model.name of a deep head", f"{TRAIN} --model.name local-dir:place",
         f"{TRAIN} --model.name test_resnet --model.head.hidden_dims 8 --model.init_from place --dry-run",
         prepare=deep_export),
-    advice("init_from of a user who is not there", f"{TRAIN} --model.init_from ~nobody-here/run",
-        f"{TRAIN} --model.init_from RUN --dry-run", prepare=prepared.run()),
     advice("init_from pickle", f"{TRAIN} --model.init_from a.pth",
         (resaved, f"{TRAIN} --model.init_from a.safetensors --dry-run"), prepare=pickled),
     advice("init_from file of another model", f"{TRAIN} --model.name resnet18 --model.init_from {FILE}",

@@ -45,6 +45,9 @@ def numbered_load(pattern: str, field: str, **fields: str) -> Remedy:
 
 
 TABLE = "file,label\n" + "".join(f"{n}.png,{'cat' if n % 2 else 'dog'}\n" for n in range(20))
+SPLIT = "file,label,split\n" + "".join(
+    f"{n}.png,{'cat' if n % 2 else 'dog'},{'test' if n > 15 else 'train'}\n" for n in range(20)
+)
 FLAT = pictures(*(f"a/{n}.png" for n in range(20)))
 KAGGLE = "id,label\n" + "".join(f"{n},{'cat' if n % 2 else 'dog'}\n" for n in range(1, 21))
 COMPETITION = both(pictures(*(f"a/train/{n}.png" for n in range(1, 21))), prepared.file("a/trainLabels.csv", KAGGLE))
@@ -181,6 +184,7 @@ SOURCES = [
         prepare=both(pictures(*(f"a/{folder}/{n}.png" for folder in "bc" for n in range(20))), csv(TABLE))),
     advice("two image columns", load(), load(columns__image="image"), prepare=pairs),
     advice("no source", load("nowhere.zip"), Remedy(load("a.zip"), both(classes("b"), zipped("a.zip", "b")))),
+    advice("home of nobody", load("~no-such-user/a"), Remedy(lambda home: load(str(home / "a"))(home), classes("a"))),
     advice("no hub id", load("cifar"), Remedy(load(), classes("a")), load("synthetic", limit="100")),
     advice("fields of another kind", load("synthetic", columns__label="x"), load("synthetic", limit="100")),
     advice("empty folder", load(), Remedy(load(), classes("a")), Remedy(load(), both(FLAT, csv(TABLE))),
@@ -218,6 +222,12 @@ SOURCES = [
         load(skip_broken="True"), prepare=both(FLAT, csv(TABLE + "99.png,cat\n"))),
     advice("row without a file", load(), Remedy(load(), csv(TABLE)), prepare=both(FLAT, csv(TABLE + ",cat\n"))),
     advice("row twice", load(), Remedy(load(), csv(TABLE)), prepare=both(FLAT, csv(TABLE + "0.png,cat\n"))),
+    advice("split that is not one", load(), Remedy(load(), csv(SPLIT)),
+        Remedy(load(), csv(SPLIT.replace("0.png,dog,train\n", "", 1))),
+        Remedy(load(), csv(SPLIT.replace(",split", ",part", 1).replace("0.png,dog,train", "0.png,dog,tarin"))),
+        prepare=both(FLAT, csv(SPLIT.replace("0.png,dog,train", "0.png,dog,tarin", 1)))),
+    advice("image in two splits", load(), Remedy(load(), csv(SPLIT)),
+        prepare=both(FLAT, csv(SPLIT + "0.png,dog,test\n"))),
     advice("long row", load(), Remedy(load(), csv(TABLE)), prepare=both(FLAT, csv(TABLE + "1.png,cat,3\n"))),
     advice("no UTF-8", load(), Remedy(load(), csv(TABLE)),
         prepare=both(FLAT, lambda home, trained: (home / "a/labels.csv").write_bytes(b"file,label\n0.png,\xff\xfe\n"))),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +73,22 @@ def test_one_entry_is_cleared_and_reported(entries: list[Path], say: Say) -> Non
     assert [entry.exists() for entry in entries] == [True, False, True]
     assert said[0].startswith(f"cleared {entries[1].name} ({entries[1].parents[1] / 'b.npz'}), ")
     assert said[1].startswith("1 of 3 entries cleared, ")
+
+
+def test_an_entry_that_another_process_publishes_meanwhile_is_left_out(
+    entries: list[Path], say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    building = entries[0].with_name("new.building-x")
+    building.mkdir()
+    original = Path.rglob
+
+    def listed(folder: Path, pattern: str) -> Iterator[Path]:
+        if folder == building:
+            building.rmdir()
+        return original(folder, pattern)
+
+    monkeypatch.setattr(Path, "rglob", listed)
+    assert say()[0].startswith(f"{entries[0].parent}: 3 entries, ")
 
 
 @pytest.mark.parametrize(("days", "left"), [("30", [True, True, False]), ("5", [True, False, False])])

@@ -226,6 +226,9 @@ def test_a_suggestion_stays_in_the_phase_that_was_written() -> None:
         ("checkpoint.every_minutes", "often"),
         ("data", None),
         ("phases", 5),
+        ("data.source", "~no-such-user/photos"),
+        ("model.init_from", "local-dir:~no-such-user/M"),
+        ("model.name", "local-dir:~no-such-user/M"),
     ],
 )
 def test_a_wrong_type_is_answered_with_path_and_value(path: str, value: Any) -> None:

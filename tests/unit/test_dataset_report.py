@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from resnet_cifar.cli import explore
+from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.data import prepared_data
 from resnet_cifar.data.image_dataset import ImageDataset
@@ -29,6 +31,7 @@ from resnet_cifar.reporting.dataset_report import (
     pixel_stats,
     samples,
 )
+from resnet_cifar.training.plan import Plan
 
 
 def image_set(images: np.ndarray, labels: list[int] | np.ndarray) -> ImageDataset:
@@ -116,7 +119,7 @@ def test_a_changed_copy_is_found_and_nothing_else(change: str) -> None:
     assert list(zip(found.first, found.second, strict=True)) == [(11, 207)]
     assert found.mirrored.tolist() == [change == "mirrored"]
     assert near_duplicates.THRESHOLD <= found.agreement[0] <= 1 + 1e-5
-    assert found.complete and not found.flat
+    assert found.complete and not found.flat.any()
 
 
 def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +147,7 @@ def test_uniform_pictures_are_compared_to_the_pixel_only() -> None:
     images = np.full((6, 32, 32, 3), 90, np.uint8)
     images[3:] += np.random.default_rng(0).integers(0, 3, (3, 32, 32, 3), dtype=np.uint8)
     found = near_duplicates.find_duplicates({"train": image_set(images, [0] * 6)})
-    assert (found.exact["train", "train"], found.near["train", "train"], found.flat) == (3, 3, 4)
+    assert (found.exact["train", "train"], found.near["train", "train"], found.flat) == (3, 3, 6)
 
 
 def test_so_many_pairs_that_the_search_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,31 +287,53 @@ def test_thumbnails_are_bounded_and_small_pictures_whole() -> None:
     assert size(samples.thumbnail(np.zeros((300, 150, 3), np.uint8))) == (32, 64)
 
 
-@pytest.mark.parametrize(("recipe_name", "sampling"), [("debug", "uniform"), ("scratch", "balanced")])
-def test_views_are_the_images_of_training(recipe_name: str, sampling: str) -> None:
+SHORT = {"phases.0.epochs": "1", "phases.0.warmup_epochs": "0"}
+
+
+@pytest.mark.parametrize(
+    ("recipe_name", "sampling", "more", "sides"),
+    [
+        ("debug", "uniform", {}, [48, 48, 48]),
+        ("scratch", "balanced", {}, [32, 32, 32]),
+        ("speedrun", "uniform", {**SHORT, "model.ghost_batch_size": "32"}, [24, 32, 32]),
+    ],
+)
+def test_views_are_the_images_of_training(recipe_name: str, sampling: str, more: dict, sides: list[int]) -> None:
     fields = {"data.source": "synthetic", "data.limit": "100", "batch_size": "32", "data.validation_fraction": "0.2"}
-    fields["data.sampling"] = sampling
-    recipe = read_recipe(recipe_name, fields)
+    recipe = read_recipe(recipe_name, {**fields, "data.sampling": sampling, **more})
     data = prepared_data.load(prepared_data.prepare(recipe.data), recipe, torch.device("cpu"))
-    training = augmentation_preview.Training(data, recipe)
+    plan = Plan(recipe, len(data.train), 1)
+    training = augmentation_preview.Training(data, recipe, plan.image_size)
     preprocess = Preprocess(recipe.data, torch.tensor(training.mean), torch.tensor(training.std))
     loader = Loader(recipe, data.train, 10, preprocess, slice(0, recipe.batch_size))
     balanced = balanced_order(recipe, data.train.labels.numpy())
-    for use, view in enumerate(training.views(17, uses=3)):
+    views = training.views(17, uses=3)
+    assert [len(view.image) for view in views] == sides
+    for use, view in enumerate(views):
         assert sampling == "balanced" or view.epoch == use
         indices, uses = sample_indices(recipe.seed, len(data.train), 32, view.step, slice(0, 32), balanced)
         [row] = np.flatnonzero((indices == 17) & (uses == use))
-        inputs, targets = (torch.cat(part) for part in zip(*loader.batch(view.step), strict=True))
+        inputs, targets = (
+            torch.cat(part) for part in zip(*loader.batch(view.step, plan.image_size(view.step)), strict=True)
+        )
         seen = 255 * (inputs[row].permute(1, 2, 0) * preprocess.std + preprocess.mean)
         assert np.abs(seen.numpy() - view.image).max() <= 0.51
         assert dict(view.shares) == {n: share for n, share in enumerate(targets[row].tolist()) if share >= 0.005}
+
+
+def test_a_source_whose_images_are_all_tested_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=scenes(20), labels=np.arange(20) % 2)
+    recipe = read_recipe("debug", {"data.source": str(tmp_path / "a.npz"), "data.test_fraction": "1"})
+    with pytest.raises(UserError, match=r"data\.test_fraction 1 leaves no training images: lower it"):
+        explore._analyze(recipe)
 
 
 def test_every_class_is_shown_augmented_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {"data.source": "synthetic", "data.limit": "100", "batch_size": "32"}
     recipe = read_recipe("debug", fields)
     data = prepared_data.load(prepared_data.prepare(recipe.data), recipe, torch.device("cpu"))
-    training, shown = augmentation_preview.Training(data, recipe), list(range(10))
+    training, shown = augmentation_preview.Training(data, recipe, lambda step: (24, 32)[step > 2]), list(range(10))
+    assert page_context.augmented(training, data, shown)["sides"] == [24, 32]
     monkeypatch.setattr(page_context, "_EPOCHS", 1)
     found = page_context.augmented(training, data, shown)
     assert [row["name"] for row in found["rows"]] == list(data.classes)

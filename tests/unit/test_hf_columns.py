@@ -49,6 +49,11 @@ def test_cifar_100_uses_its_fine_labels(four: list[Any]) -> None:
     assert len(found.classes) == 7
 
 
+def test_a_column_called_label_precedes_one_with_more_classes(four: list[Any]) -> None:
+    kinds = {"patient": (ABC, [0, 1, 2, 0]), "label": (ClassLabel(names=["benign", "malignant"]), [1, 0, 0, 1])}
+    assert in_memory(both(split_of(four, **kinds))).classes == ("benign", "malignant")
+
+
 def test_whole_numbers_without_names_are_their_own_names(four: list[Any]) -> None:
     found = in_memory(both(split_of(four, image="picture", label=(Value("int32"), [2, 0, 1, 2]))))
     assert found.classes == ("0", "1", "2")
@@ -156,6 +161,21 @@ def test_class_names_in_another_order_in_the_test_split_are_matched_by_name(four
     assert in_memory(both(train, test)).labels["test"].tolist() == [2, 1, 0, 2]
 
 
+def test_names_in_the_test_split_are_matched_with_the_class_names_of_the_training_split(four: list[Any]) -> None:
+    train = split_of(four, label=(ABC, [0, 1, 2, 0]))
+    test = both(train, split_of(four, label=(Value("string"), ["c", "b", "d", None])))
+    assert in_memory(test, skip_broken=True).labels["test"].tolist() == [2, 1]
+    assert "2 labels are not among the 3 classes (test 2-3)" in sentence(test)
+
+
+@pytest.mark.parametrize("kind", [ABC, Value("int64"), Value("string")])
+def test_labels_of_another_type_in_the_test_split_are_refused(kind: Any, four: list[Any]) -> None:
+    train = split_of(four, label=(kind, ["a", "b"] * 2 if kind == Value("string") else [0, 1, 0, 1]))
+    for other, values in ((Value("float32"), [0.6, 1.2, None, 0]), (Value("timestamp[s]"), [0, 1, 0, 1])):
+        said = "the column 'label' of its splits differs in type: convert one of them"
+        assert said in sentence(both(train, split_of(four, label=(other, values))))
+
+
 def test_images_written_to_parquet_by_other_programs_are_found(four: list[Any]) -> None:
     """Without the description of `datasets` the column is a struct of bytes and path."""
     bare = Dataset.from_dict({"image": four, "label": [0, 1, 0, 1]})
@@ -215,6 +235,16 @@ def test_a_folders_identity_changes_with_its_files_and_not_with_the_way_it_is_wr
     assert touched != first
     shutil.copy(file, in_folder / "test-00001.parquet")
     assert identity(str(in_folder)) not in (first, touched)
+
+
+def test_a_file_replaced_by_one_with_the_same_time_of_change_is_read_again(in_folder: Path) -> None:
+    """The cache of `datasets` itself looks at the time only."""
+    file = in_folder / "train-00000.parquet"
+    before = file.stat().st_mtime_ns
+    assert len(read(in_folder).images["train"]) == 4
+    split_of([encoded(a) for a in arrays(6, seed=2)], label=(ABC, [0, 1, 2] * 2)).to_parquet(file)
+    os.utime(file, ns=(before, before))
+    np.testing.assert_array_equal(read(in_folder).images["train"], arrays(6, seed=2))
 
 
 @pytest.mark.parametrize("content", [None, b"no parquet"])

@@ -237,15 +237,18 @@ PACK: dict[str, Callable[[Path, Path], Path]] = {
 @pytest.mark.parametrize("layout", ["classes", "splits", "table"])
 @pytest.mark.parametrize("name", PACK)
 def test_an_archive_is_read_as_the_folder_that_was_packed(name: str, layout: str, three: Path, tmp_path: Path) -> None:
-    """With and without a folder that contains everything, and with what a Mac adds."""
+    """With and without a folder that contains everything, with hidden folders and files, and with what a Mac adds."""
     folder = three / "train" if layout == "classes" else three
     if layout == "table":
         folder = plant(tmp_path / "table", 4, "pictures")
         (folder / "labels.csv").write_text("file,label\n" + "".join(f"{n}.png,{'ab'[n % 2]}\n" for n in range(4)))
+    plant(folder, 1, "__bg__")
+    shutil.copy(folder / "__bg__" / "0.png", max(path for path in folder.iterdir() if path.is_dir()) / "__0.png")
     expected = read(folder)
     (folder / "__MACOSX").mkdir()
     (folder / "__MACOSX" / "._0.png").write_bytes(b"left by a Mac")
     (tmp_path / "outer").mkdir()
+    (tmp_path / "outer" / "._inner").write_bytes(b"left by a Mac")
     shutil.copytree(folder, tmp_path / "outer" / "inner")
     for packed in (folder, tmp_path / "outer"):
         found = read(PACK[name](tmp_path / name, packed))

@@ -176,6 +176,13 @@ def test_unpacked_images_take_precedence_over_their_archive(unpacked: Path) -> N
     assert len(read(unpacked).labels["train"]) == 23
 
 
+def test_only_the_competitions_own_test_folder_is_named(unpacked: Path, tmp_path: Path) -> None:
+    assert read(unpacked).decoded.remarks == ("not used: the images in test, which have no labels",)
+    shutil.rmtree(unpacked / "test")
+    unpacked.parent.rename(tmp_path / "test")
+    assert read(tmp_path / "test" / "cifar-10").decoded.remarks == ()
+
+
 def test_images_in_a_folder_may_be_links(unpacked: Path, work: Path) -> None:
     """As in a folder of class folders; a link that leads nowhere is a picture that does not decode."""
     (unpacked / "train" / "3.png").rename(work / "elsewhere.png")

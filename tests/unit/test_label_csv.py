@@ -110,6 +110,61 @@ def test_several_files_or_a_column_name_the_splits(root: Path) -> None:
     assert read(root, splits=SplitNames(train="two")).classes == ("a", "two")
 
 
+def test_a_column_of_splits_is_used_in_every_file(tmp_path: Path) -> None:
+    """And beside a file that names another split; two files with one split have to be told apart."""
+    pictures(tmp_path, 9)
+    rows = "".join(f"{n}.png,{'ab'[n % 2]},{'train' if n < 4 else 'val'}\n" for n in range(6))
+    (tmp_path / "train.csv").write_text(f"file,label,split\n{rows}")
+    (tmp_path / "test.csv").write_text("file,label\n6.png,a\n7.png,b\n8.png,a\n")
+    found = read(tmp_path)
+    assert {role: len(labels) for role, labels in found.labels.items()} == {"train": 4, "validation": 2, "test": 3}
+    assert "of train.csv, file names from 'file', splits from 'split'" in " ".join(found.decoded.remarks)
+    (tmp_path / "val.csv").write_text("file,label\n8.png,a\n")
+    said = "has the splits ['test.csv', 'train.csv: train', 'train.csv: validation', 'val.csv'], none called train"
+    assert said in sentence(tmp_path)
+    named = SplitNames(train="train.csv: train", validation="val.csv")
+    assert read(tmp_path, splits=named).decoded.names == {"train": "train.csv: train", "validation": "val.csv"}
+
+
+def test_names_of_published_splits_are_known_and_others_are_refused(root: Path) -> None:
+    """FER2013 has a public and a private test split; a typing error must not make test images training images."""
+    for words, expected in (
+        (("Training", "Training", "PublicTest", "PrivateTest"), {"train": 2, "validation": 1, "test": 1}),
+        (("train", "train", "train", "train"), {"train": 4}),
+        (("0", "1", "2", "0"), {"train": 4}),  # folds, which are not splits
+    ):
+        rows = "".join(f"{n}.png,{'ab'[n % 2]},{word}\n" for n, word in enumerate(words))
+        (root / "labels.csv").write_text(f"file,label,Usage\n{rows}")
+        assert {role: len(labels) for role, labels in read(root).labels.items()} == expected
+    for odd in ("", "tset"):
+        rows = "".join(f"{n}.png,{'ab'[n % 2]},{('train', 'train', 'test', odd)[n]}\n" for n in range(4))
+        (root / "labels.csv").write_text(f"file,label,split\n{rows}")
+        said = f"labels.csv: the column 'split' has {odd!r} beside 'test', 'train': write train, validation or test in"
+        assert said in sentence(root)
+        assert len(read(root, columns=Columns(label="split"), skip_broken=True).classes) == 2 + bool(odd)
+
+
+@pytest.mark.parametrize("label", ["", "-1"])
+def test_a_split_without_labels_is_not_used(label: str, root: Path) -> None:
+    rows = "".join(f"{n}.png,{'ab'[n] if n < 2 else label},{'train' if n < 2 else 'test'}\n" for n in range(4))
+    (root / "labels.csv").write_text(f"file,label,split\n{rows}")
+    found = read(root)
+    assert {role: labels.tolist() for role, labels in found.labels.items()} == {"train": [0, 1]}
+    assert "not used: the splits 'test' (has no labels)" in found.decoded.remarks
+
+
+def test_an_image_in_two_splits_is_refused(tmp_path: Path) -> None:
+    pictures(tmp_path, 8)
+    for name, numbers in (("train", range(5)), ("test", range(3, 8))):
+        rows = "".join(f"{n}.png,{'ab'[n % 2]}\n" for n in numbers)
+        (tmp_path / f"{name}.csv").write_text(f"file,label\n{rows}")
+    said = "2 images are listed in 'train' and in 'test' ('3.png', '4.png'): remove each from one of them"
+    assert said in sentence(tmp_path)
+    (tmp_path / "test.csv").unlink()
+    (tmp_path / "train.csv").write_text("file,label,split\n0.png,a,train\n1.png,b,train\n./0.png,a,test\n")
+    assert "1 image is listed in 'train' and in 'test' ('0.png'): remove each from one of them" in sentence(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
@@ -117,12 +172,13 @@ def test_several_files_or_a_column_name_the_splits(root: Path) -> None:
         ("0.png,a\n1.png,b\n9.png,b\n", "1 of the images in labels.csv do not exist ('9.png'); restore them or remove"),
         ("0.png,a\n1.png,b\n,b\n", "line 4: the column 'file' is empty: correct the row"),
         ("0.png,a\n1.png,\n2.png,b\n", "1 label is not among the 2 classes"),
+        ("0.png,a\n1.png,-1\n2.png,b\n", "1 label is not among the 2 classes"),
     ],
 )
 def test_unusable_rows_are_named(rows: str, said: str, root: Path) -> None:
     (root / "labels.csv").write_text(f"file,label\n{rows}")
     assert said.replace("is not among", "is not one of") in sentence(root)
-    if "9.png" in rows or "1.png," in rows.splitlines():
+    if "9.png" in rows or "1.png,\n" in rows:
         assert "skipped (data.skip_broken)" in read(root, skip_broken=True).decoded.remarks[-1]
 
 

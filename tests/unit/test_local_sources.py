@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from read_sources import Arrays, arrays, both, encoded, in_memory, read, sentenc
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Columns, Data, SplitNames
 from resnet_cifar.data import prepared_data
-from resnet_cifar.data.sources import image_folder, npz
+from resnet_cifar.data.sources import image_folder, npz, parquet_folder
 from resnet_cifar.data.sources.registry import find_source
 
 NAMES = ["cats", "dogs"]
@@ -134,6 +135,22 @@ def test_a_folder_may_be_nested_and_contain_other_files(grove: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["metadata.json", "dogs/metadata.jsonl", "backup.tar", "features.parquet"])
+def test_files_of_other_kinds_do_not_change_the_classes(name: str, tmp_path: Path, cache: Path) -> None:
+    """In the hub's layout the innermost folder would be the class."""
+    root = tmp_path / "photos"
+    for number, folder in enumerate(("cats/day1", "cats/day2", "dogs/day1", "dogs/day2")):
+        (root / folder).mkdir(parents=True)
+        Image.fromarray(arrays(1, seed=number)[0]).save(root / folder / "0.png")
+    (root / name).write_text('{"camera": 1}\n')
+    found = read(root)
+    assert (found.classes, found.labels["train"].tolist()) == (("cats", "dogs"), [0, 0, 1, 1])
+    (root / "mice").mkdir()
+    assert "the class folders 'mice' of train contain no images: add images to them, or remove them" in sentence(root)
+    (root / "metadata.jsonl").write_text('{"file_name": "cats/day1/0.png", "label": "x"}\n')
+    assert find_source(str(root)) is parquet_folder
+
+
 @pytest.mark.parametrize(("train", "role", "name"), [("Training", "test", "Testing"), ("train", "validation", "Val")])
 def test_split_folders_of_other_names_are_found(train: str, role: str, name: str, forest: Path) -> None:
     expected = read(forest)
@@ -235,6 +252,13 @@ def test_validation_arrays_are_the_validation_split(file: Path) -> None:
     assert found.decoded.remarks == ("not used: the arrays 'weights'",)
 
 
+def test_arrays_without_labels_are_not_a_split(file: Path) -> None:
+    np.savez(file, x_train=X, y_train=Y, x_test=X_TEST, y_test=np.full(3, -1))
+    found = read(file)
+    assert list(found.images) == ["train"]
+    assert found.decoded.remarks == ("not used: the splits 'test' (has no labels)",)
+
+
 def test_one_pair_of_arrays_is_all_train(file: Path) -> None:
     np.savez(file, images=X, labels=Y)
     assert list(read(file).images) == ["train"]
@@ -272,6 +296,8 @@ def test_words_are_classes_in_their_order(file: Path) -> None:
         ({"x_train": X, "y_train": np.array([None] * 5)}, "cannot be read"),  # pickled
         ({"x_train": X[:0], "y_train": Y[:0]}, "the split train is empty"),
         ({"x_train": X, "y_train": Y, "x_test": X_TEST, "y_test": Y_TEST + 1}, "(test 0, 2)"),
+        ({"x_train": X, "y_train": Y, "x_test": X_TEST[:0], "y_test": Y_TEST[:0]}, "the split test is empty"),
+        ({"x_train": X, "y_train": np.full(5, -1)}, "no label of train is one of the 0 classes"),
     ],
 )
 def test_unusable_arrays_are_refused(content: dict[str, np.ndarray], said: str, file: Path) -> None:
@@ -279,7 +305,14 @@ def test_unusable_arrays_are_refused(content: dict[str, np.ndarray], said: str, 
     assert said in sentence(file)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"\x80\x04K\x01."])
+def saved(array: np.ndarray) -> bytes:
+    """A .npy file."""
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"\x80\x04K\x01.", saved(X)])
 def test_a_file_that_is_not_an_archive_is_refused(content: bytes, file: Path) -> None:
     file.write_bytes(content)
     assert "cannot be read" in sentence(file)

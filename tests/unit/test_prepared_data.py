@@ -101,6 +101,21 @@ def test_the_arrays_are_plain_numpy_files_with_their_checksums(source: FakeSourc
     assert len(arrays) == 4
 
 
+@pytest.mark.parametrize("table", ["labels.csv", "trainLabels.csv"])
+def test_an_entry_without_the_missing_images_is_used_only_where_they_may_be_skipped(
+    table: str, tmp_path: Path, cache: Path
+) -> None:
+    (tmp_path / "a" / "train").mkdir(parents=True)
+    for number in range(4):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "a" / "train" / f"{number}.png")
+    (tmp_path / "a" / table).write_text("id,label\n" + "".join(f"{number},{number % 2}\n" for number in range(5)))
+    skipping = Data(source=str(tmp_path / "a"), skip_broken=True)
+    for _ in range(2):
+        with pytest.raises(UserError, match="skip them with"):
+            prepared_data.prepare(replace(skipping, skip_broken=False))
+        assert prepared_data.prepare(skipping) == prepared_data.prepare(skipping)
+
+
 FILES = ["train-images.npy", "train-labels.npy", "test-images.npy", "test-labels.npy", "meta.json"]
 
 

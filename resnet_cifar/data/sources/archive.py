@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -11,7 +12,7 @@ from resnet_cifar.data.sources import archives, cifar_batches, kaggle
 from resnet_cifar.data.sources.archives.spool import SpooledImages
 from resnet_cifar.data.sources.base import SourceData, check_fields
 from resnet_cifar.data.sources.image_tree import SPLIT_NAMES, is_image_file, read_tree
-from resnet_cifar.data.sources.walk import file_stamps, is_hidden
+from resnet_cifar.data.sources.walk import Walk, file_stamps, is_hidden
 
 FIELDS = ("splits", "columns")
 ENDINGS = (".zip", ".7z", ".tar", ".tar.gz", ".tgz")
@@ -21,7 +22,7 @@ def identity(data: Data) -> str:
     """Path, size and modification time of the archive, and of a table of labels beside it."""
     source = Path(data.source).expanduser()
     table = kaggle.table_beside(source)
-    return f"archive {file_stamps(source)} {file_stamps(table) if table.is_file() else ''}"
+    return f"archive 2 {file_stamps(source)} {file_stamps(table) if table.is_file() else ''}"
 
 
 def read(data: Data) -> SourceData:
@@ -36,22 +37,19 @@ def read(data: Data) -> SourceData:
 
 
 class _Members:
-    """The files of an archive, or of the only folder in it, without hidden ones."""
-
-    remarks = ()
+    """The files of an archive, or of the only folder in it, as `walk` lists those of a folder."""
 
     def __init__(self, archive: archives.Archive, source: Path, data: Data) -> None:
         self.archive, self.root = archive, source
-        paths = [PurePosixPath(name) for name in archive.sizes]
-        self.prefix = ""
-        files = [str(path) for path in paths if not any(map(is_hidden, path.parts))]
-        named = (*SPLIT_NAMES, data.splits.train, data.splits.validation, data.splits.test)
-        while files and (top := files[0].partition("/")[0]) not in named and _is_only_folder(top, files):
+        self.prefix, files = "", list(archive.sizes)
+        named = (data.splits.train, data.splits.validation, data.splits.test)
+        while (top := _only_folder(files)) and top.lower() not in SPLIT_NAMES and top not in named:
             self.prefix += f"{top}/"
-            files = [file.removeprefix(f"{top}/") for file in files]
-        self.files = sorted(files, key=lambda file: (str(PurePosixPath(file).parent), file))
-        folders = {str(folder) for file in files for folder in PurePosixPath(file).parents}
-        self.folders = sorted(folders - {"."})
+            files = [file.removeprefix(f"{top}/") for file in files if file.startswith(f"{top}/")]
+        hidden = {file: _hidden_folder(file) for file in files}
+        self.files = sorted((file for file in files if not hidden[file]), key=os.path.split)
+        self.folders = sorted({str(folder) for file in self.files for folder in PurePosixPath(file).parents} - {"."})
+        self.remarks = Walk(hidden=sorted({*hidden.values()} - {""})).remarks
 
     def read(self, file: str) -> bytes:
         """The content of a file."""
@@ -64,8 +62,15 @@ class _Members:
         return SpooledImages(self.archive.extract(names), names, self.root)
 
 
-def _is_only_folder(top: str, files: list[str]) -> bool:
-    """Whether a folder contains everything, images in folders included."""
-    return all(file.startswith(f"{top}/") for file in files) and any(
-        file.count("/") > 1 and is_image_file(PurePosixPath(file).name) for file in files
-    )
+def _only_folder(files: list[str]) -> str:
+    """The folder that contains everything that is not hidden, images in folders included, or ""."""
+    visible = [file for file in files if not is_hidden(file) and not _hidden_folder(file)]
+    tops = {file.partition("/")[0] for file in visible}
+    nested = any(file.count("/") > 1 and is_image_file(PurePosixPath(file).name) for file in visible)
+    return tops.pop() if len(tops) == 1 and nested else ""
+
+
+def _hidden_folder(file: str) -> str:
+    """The outermost hidden folder that the file lies in, or ""."""
+    folders = file.split("/")[:-1]
+    return next(("/".join(folders[: n + 1]) for n, name in enumerate(folders) if is_hidden(name)), "")

@@ -34,7 +34,8 @@ class Split:
 class SourceData:
     """The contents of a source; `remarks` are shown to the user and name everything that is not used.
 
-    `has_columns`: whether images and labels come from columns of a table, which data.columns can name.
+    `has_columns`: whether images and labels come from columns of a table, which data.columns can name. `incomplete`:
+    whether images that the source lists do not exist and were skipped.
     """
 
     train: Split
@@ -43,6 +44,7 @@ class SourceData:
     remarks: tuple[str, ...] = ()
     validation: Split | None = None
     has_columns: bool = False
+    incomplete: bool = False
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -163,16 +165,17 @@ def encode_labels(train: np.ndarray, *others: np.ndarray) -> tuple[tuple[str, ..
 
     Values are integers or strings. Negative numbers, empty strings and values that `train` lacks become -1.
     """
-    known = np.unique(train[_is_label(train)])
+    known = np.unique(train[is_label(train)])
 
     def encode(values: np.ndarray) -> np.ndarray:
         if not len(known):
             return np.full(len(values), -1)
         places = np.searchsorted(known, values).clip(max=len(known) - 1)
-        return np.where(_is_label(values) & (known[places] == values), places, -1)
+        return np.where(is_label(values) & (known[places] == values), places, -1)
 
     return tuple(str(value) for value in known), [encode(values) for values in (train, *others)]
 
 
-def _is_label(values: np.ndarray) -> np.ndarray:
+def is_label(values: np.ndarray) -> np.ndarray:
+    """Which values (integers or strings, [n]) are labels: neither negative nor empty."""
     return values != "" if values.dtype.kind == "U" else values >= 0

@@ -44,7 +44,8 @@ def parse(content: bytes, file: str, where: str, has_header: bool = True) -> Tab
 
 
 def label_values(words: list[str]) -> np.ndarray:
-    """Labels as integers if all of them are, -1 if missing; else as strings, "" if missing."""
-    if all(re.fullmatch(r"-?\d{1,18}|", word) for word in words):
+    """Labels as integers if all of them are, -1 if missing; else as strings, "" if missing, as negative numbers are."""
+    words = ["" if re.fullmatch(r"-\d+", word) else word for word in words]
+    if all(re.fullmatch(r"\d{1,18}|", word) for word in words):
         return np.array([int(word or -1) for word in words])
     return np.array(words)

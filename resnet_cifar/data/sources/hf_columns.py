@@ -14,6 +14,7 @@ from resnet_cifar.data.sources.base import (
     choose_held_out,
     choose_train,
     encode_labels,
+    is_label,
     shorten,
 )
 
@@ -59,7 +60,9 @@ def _image_column(split: Dataset, data: Data) -> str:
 
 
 def _label_column(split: Dataset, data: Data) -> str:
-    """The one with the most classes (CIFAR-100 has 20 coarse and 100 fine ones), or one with a common name."""
+    """Of the columns with class names the one with a common name, or the most classes (CIFAR-100 has 20 coarse and 100
+    fine ones); without class names, one with a common name.
+    """
     from datasets import ClassLabel
 
     names = split.column_names
@@ -67,7 +70,7 @@ def _label_column(split: Dataset, data: Data) -> str:
         return _named("label", data.columns.label, names, data)
     sizes = {name: f.num_classes for name, f in split.features.items() if isinstance(f, ClassLabel)}
     if sizes:
-        return max(sizes, key=sizes.__getitem__)
+        return next((name for name in _LABELS if name in sizes), max(sizes, key=sizes.__getitem__))
     for name in _LABELS:
         if name in names and _kind(split, name):
             return name
@@ -92,15 +95,17 @@ def _fields(feature: object) -> set[str]:
 def _kind(split: Dataset, column: str) -> str:
     """`number` or `string`, or "" for values that cannot be labels."""
     dtype = str(getattr(split.features[column], "dtype", ""))
-    return "number" if "int" in dtype or dtype == "bool" else "string" if "string" in dtype else ""
+    return "number" if "int" in dtype or dtype in ("bool", "null") else "string" if "string" in dtype else ""
 
 
 def _problem(split: Dataset, label: str) -> str:
     """Why images cannot be held out from a split: it is empty, or none has a label."""
     if not len(split):
         return "is empty"
-    values = _values(split, label) if label in split.column_names else np.array([-1])
-    return "" if (values != "" if values.dtype.kind == "U" else values >= 0).any() else "has no labels"
+    if label not in split.column_names:
+        return "has no labels"
+    is_usable = not _kind(split, label) or is_label(_values(split, label)).any()  # `_labels` refuses other types
+    return "" if is_usable else "has no labels"
 
 
 def _labels(splits: dict[str, Dataset], label: str, data: Data) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
@@ -112,19 +117,23 @@ def _labels(splits: dict[str, Dataset], label: str, data: Data) -> tuple[tuple[s
             "of integers or names"
         )
     names = getattr(train.features[label], "names", None)
+    kinds = {_kind(split, label) for split in splits.values()}
+    if "" in kinds or (len(kinds) > 1 and not names):
+        raise UserError(
+            f"data.source {data.source!r}: the column {label!r} of its splits differs in type: convert one of them"
+        )
     values = {role: _values(split, label) for role, split in splits.items()}
     if not names:
-        if any(each.dtype.kind != values["train"].dtype.kind for each in values.values()):
-            raise UserError(
-                f"data.source {data.source!r}: the column {label!r} of its splits differs in type: convert one of them"
-            )
         classes, encoded = encode_labels(*values.values())
         return classes, dict(zip(values, encoded, strict=True))
-    for role, split in splits.items():
+    places = {name: place for place, name in enumerate(names)}
+    for role, split in splits.items():  # which were written one by one
         other_names = getattr(split.features[label], "names", None)
-        if other_names and other_names != names:  # the splits were written one by one
-            places = np.array([names.index(name) if name in names else -1 for name in other_names] + [-1])
-            values[role] = places[np.where(values[role] < len(other_names), values[role], -1)]
+        if _kind(split, label) == "string":
+            values[role] = np.array([places.get(name, -1) for name in values[role].tolist()])
+        elif other_names and other_names != names:
+            ours = np.array([places.get(name, -1) for name in other_names] + [-1])
+            values[role] = ours[np.where(values[role] < len(other_names), values[role], -1)]
     return tuple(names), values
 
 

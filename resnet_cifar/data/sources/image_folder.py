@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from resnet_cifar.config.schema import Data
 from resnet_cifar.data.sources.base import SourceData
-from resnet_cifar.data.sources.image_tree import SPLIT_NAMES, is_image_file, read_tree
+from resnet_cifar.data.sources.image_tree import SPLIT_NAMES, has_class_folders, is_image_file, read_tree
 from resnet_cifar.data.sources.walk import file_stamps, is_hidden, walk
 
 FIELDS = ("splits", "columns")
-_TABLES = (".parquet", ".arrow", ".tar")  # in the hub's layout, as is a folder with metadata.csv or .jsonl
 
 
 def recognizes(folder: Path) -> bool:
     """Whether there are images and no tables of the hub's layout anywhere in the folder."""
     files = [folder / file for file in walk(folder).files]
-    return any(is_image_file(file.name) for file in files) and not any(map(_is_of_the_hub, files))
+    if not any(is_image_file(file.name) for file in files) or any(map(_is_table, files)):
+        return False
+    if not any(file.suffix == ".tar" for file in files):
+        return True
+    tree = _Folder(Data(source=str(folder)))  # beside class folders a .tar is a backup, elsewhere part of a WebDataset
+    return has_class_folders(tree, [file for file in tree.files if is_image_file(PurePath(file).name)])
 
 
-def _is_of_the_hub(file: Path) -> bool:
-    if file.name == "metadata.csv" and file.is_file():
+def _is_table(file: Path) -> bool:
+    return file.name.endswith((".parquet", ".arrow")) or is_metadata(file)
+
+
+def is_metadata(file: Path) -> bool:
+    """Whether it is one of the files from which `datasets` takes the labels of images."""
+    if file.name in ("metadata.csv", "metadata.jsonl") and file.is_file():
         with file.open(encoding="utf-8", errors="replace") as lines:
             return "file_name" in lines.readline()  # `datasets` requires this column
-    return file.name.endswith(_TABLES) or file.stem == "metadata"
+    return file.name == "metadata.parquet"
 
 
 def identity(data: Data) -> str:
     """Path, size and modification time of every file."""
-    return f"tree {file_stamps(Path(data.source))}"
+    return f"tree 2 {file_stamps(Path(data.source))}"
 
 
 def read(data: Data) -> SourceData:

@@ -10,7 +10,7 @@ import numpy as np
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Columns, Data, SplitNames
-from resnet_cifar.data.sources import label_csv
+from resnet_cifar.data.sources import label_csv, label_splits
 from resnet_cifar.data.sources.base import (
     TEST,
     TRAIN,
@@ -36,7 +36,7 @@ def is_image_file(file: str) -> bool:
 def read_tree(tree: Tree, data: Data) -> SourceData:
     """The images, labeled by their class folders or by CSV files beside them. Raises UserError."""
     images = [file for file in tree.files if is_image_file(PurePosixPath(file).name)]
-    has_folders = data.columns == Columns() and _has_class_folders(tree, images)
+    has_folders = data.columns == Columns() and has_class_folders(tree, images)
     tables = label_csv.find(tree, images, data, must_be_read=not has_folders)
     if data.columns != Columns() and not tables:
         given = data.columns.image or data.columns.label
@@ -44,12 +44,12 @@ def read_tree(tree: Tree, data: Data) -> SourceData:
             f"data.columns {given!r} does not apply to data.source {data.source!r}, which has no CSV: remove it"
         )
     if tables and not has_folders:
-        return label_csv.read(tables, tree, images, data)
+        return label_splits.read(tables, tree, images, data)
     label_csv.check_agreement(tables, images, data)
     return _read_class_folders(tree, images, data)
 
 
-def _has_class_folders(tree: Tree, images: list[str]) -> bool:
+def has_class_folders(tree: Tree, images: list[str]) -> bool:
     """Whether there are several folders of images that are not splits, or splits with class folders."""
     filled = {image.split("/")[0] for image in images if "/" in image}
     return bool(_train_folders(tree)) or (len(filled) > 1 and not all(name.lower() in SPLIT_NAMES for name in filled))

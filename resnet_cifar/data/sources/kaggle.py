@@ -18,7 +18,7 @@ from resnet_cifar.data.sources import archives, csv_table, image_io
 from resnet_cifar.data.sources.archives.spool import MemberSpool, SpooledImages
 from resnet_cifar.data.sources.base import SourceData, Split, encode_labels
 from resnet_cifar.data.sources.image_tree import is_image_file
-from resnet_cifar.data.sources.walk import file_stamps
+from resnet_cifar.data.sources.walk import file_stamps, is_hidden
 
 FIELDS = ("columns",)
 _TABLE = "trainLabels.csv"
@@ -53,7 +53,7 @@ def identity(data: Data) -> str:
     """Path, size and time of change of every file that is read."""
     images = _image_location(Path(data.source).expanduser())
     table = table_beside(images)
-    return f"kaggle {file_stamps(images)} {file_stamps(table) if table.is_file() else ''}"
+    return f"kaggle 2 {file_stamps(images)} {file_stamps(table) if table.is_file() else ''}"
 
 
 def read(data: Data) -> SourceData:
@@ -63,7 +63,9 @@ def read(data: Data) -> SourceData:
         with archives.user_errors(f"data.source {data.source!r}"):
             files = [path for path in place.iterdir() if is_image_file(path.name)]
             table = table_beside(place).read_bytes()
-        return _source_data(table, _sort_by_id(files, data), data, _has_test(place.parent.iterdir()))
+        return _source_data(
+            table, _sort_by_id(files, data), data, _has_test(path.name for path in place.parent.iterdir())
+        )
     with archives.open_archive(place, data) as archive:
         return read_archive(archive, place, data)
 
@@ -82,7 +84,7 @@ def read_archive(archive: archives.Archive, place: Path, data: Data) -> SourceDa
     images, loose = _images(archive)
     inner = [name for name in archive.sizes if PurePosixPath(name).name in _PLACES[1:]]
     images = images or ([] if inner else loose)
-    has_test = _has_test(archive.sizes if tables else beside.parent.iterdir())
+    has_test = _has_test(archive.sizes if tables else (path.name for path in beside.parent.iterdir()))
     spool = archive.extract([*tables, *images])  # in one call: a solid archive is read from its start each time
     table = spool.read(tables[0]) if tables else beside.read_bytes()
     if images or not inner:
@@ -97,7 +99,7 @@ def _image_location(folder: Path) -> Path | None:
     return next((folder / name for name in _PLACES if (folder / name).exists()), None)
 
 
-def _has_test(paths: Iterable[str | Path]) -> bool:
+def _has_test(paths: Iterable[str]) -> bool:
     """Whether images without labels are among the files and folders."""
     return any({"test", "test.7z", "test.zip"} & {*PurePosixPath(path).parts} for path in paths)
 
@@ -105,7 +107,7 @@ def _has_test(paths: Iterable[str | Path]) -> bool:
 def _images(archive: archives.Archive) -> tuple[list[str], list[str]]:
     """The images in folders called train, and those in no folder."""
     ours = [path for path in map(PurePosixPath, archive.sizes) if is_image_file(path.name)]
-    ours = [path for path in ours if not any(part.startswith((".", "__")) for part in path.parts)]
+    ours = [path for path in ours if not any(map(is_hidden, path.parts[:-1]))]
     return [str(path) for path in ours if path.parent.name == "train"], [str(p) for p in ours if len(p.parts) == 1]
 
 
@@ -144,7 +146,7 @@ def _source_data(table: bytes, found: tuple[list[str], Any], data: Data, has_tes
         remarks.append(
             f"labels 0 to 9 are interpreted as CIFAR-10's, {classes[0]} to {classes[-1]}: write others as names"
         )
-    return SourceData(Split("train", images, labels), None, classes, tuple(remarks))
+    return SourceData(Split("train", images, labels), None, classes, tuple(remarks), incomplete=bool(lost))
 
 
 def _labels(content: bytes, data: Data) -> dict[str, str]:

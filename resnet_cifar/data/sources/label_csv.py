@@ -1,4 +1,4 @@
-"""CSV files of labels beside pictures: their columns are detected, and several files, or a column, name the splits."""
+"""CSV files of labels beside images: their columns are detected. `label_splits` reads the rows."""
 
 from __future__ import annotations
 
@@ -9,28 +9,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-import numpy as np
-
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Data
-from resnet_cifar.data.sources.base import (
-    TEST,
-    TRAIN,
-    VALIDATION,
-    SourceData,
-    Split,
-    Tree,
-    choose_held_out,
-    choose_train,
-    encode_labels,
-    shorten,
-)
-from resnet_cifar.data.sources.csv_table import Table, label_values, parse
+from resnet_cifar.data.sources.base import TEST, TRAIN, VALIDATION, Tree, shorten
+from resnet_cifar.data.sources.csv_table import Table, parse
 
 _IMAGES = ("file", "filename", "file_name", "image", "image_id", "image_name", "img", "path", "filepath", "id", "name")
 _LABELS = ("label", "labels", "class", "class_name", "target", "category", "y")
 _SPLITS = ("split", "subset", "set", "partition", "fold", "usage")
-_ROLES = {word: role[0] for role in (TRAIN, VALIDATION, TEST) for word in role}
+ROLES = {word: role[0] for role in (TRAIN, VALIDATION, TEST) for word in role}
+ROLES |= {"publictest": VALIDATION[0], "privatetest": TEST[0]}  # FER2013's
 _SAMPLE = 200  # rows that tell what a column holds
 
 
@@ -50,7 +38,7 @@ class Labels:
         """The split that the name of the file or its folder tells, else the name itself."""
         path = PurePosixPath(self.table.file)
         words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", path.stem)
-        roles = {_ROLES[word.lower()] for word in [*words, path.parent.name] if word.lower() in _ROLES}
+        roles = {ROLES[word.lower()] for word in [*words, path.parent.name] if word.lower() in ROLES}
         return roles.pop() if len(roles) == 1 else path.stem
 
 
@@ -74,7 +62,7 @@ class _Finder:
         for closest in (
             lambda image: PurePosixPath(_normal(image)).with_suffix("") == (folder / wanted).with_suffix(""),
             lambda image: PurePosixPath(image).is_relative_to(folder) and folder != PurePosixPath("."),
-            lambda image: role in {_ROLES.get(part.lower()) for part in PurePosixPath(image).parts[:-1]},
+            lambda image: role in {ROLES.get(part.lower()) for part in PurePosixPath(image).parts[:-1]},
         ):
             if len(fitting) > 1:
                 fitting = list(filter(closest, fitting)) or fitting
@@ -145,7 +133,8 @@ def _columns(table: Table, file: str, finder: _Finder, data: Data, must_be_read:
         what = "none of which names the images" if not naming else f"several of which name images, {naming}"
         return Labels(table, problem=f"has the columns {table.columns}, {what}: name it with --data.columns.image")
     others = [name for name in table.columns if name not in (image, "", "Unnamed: 0")]  # pandas writes its index
-    split = next((name for name in others if name.lower() in _SPLITS and _is_split(table.values(name))), "")
+    splits = [name for name in others if name.lower() in _SPLITS and name != wanted.label]
+    split = _split_column(table, splits, _where(file, data), must_be_read)
     labels = [wanted.label] if wanted.label else [name for name in others if name != split]
     label = _only(labels, _LABELS)
     if label is None:
@@ -166,8 +155,20 @@ def _columns(table: Table, file: str, finder: _Finder, data: Data, must_be_read:
     return Labels(table, image, label, split, tuple(found))
 
 
-def _is_split(values: list[str]) -> bool:
-    return len(set(values)) > 1 and all(value.lower() in _ROLES for value in values)
+def _split_column(table: Table, names: list[str], where: str, must_be_read: bool) -> str:
+    """The column that names the split of every row, or "". Raises UserError for one that does so in some rows only."""
+    for name in names:
+        values = {*table.values(name)}
+        odd = sorted(value for value in values if value.lower() not in ROLES)
+        if values and not odd:
+            return name
+        if must_be_read and len(odd) < len(values):
+            known = sorted(values.difference(odd))
+            raise UserError(
+                f"{where}: the column {name!r} has {shorten(map(repr, odd))} beside {shorten(map(repr, known))}: write "
+                "train, validation or test in these rows, remove them, or rename the column, which is then not used"
+            )
+    return ""
 
 
 def _only(names: list[str], usual: Iterable[str]) -> str | None:
@@ -188,77 +189,3 @@ def check_agreement(tables: list[Labels], images: list[str], data: Data) -> None
                 f"labels the images otherwise: use the CSV with --data.columns.label {each.label}, or the folders by "
                 "moving the CSV elsewhere"
             )
-
-
-def read(tables: list[Labels], tree: Tree, images: list[str], data: Data) -> SourceData:
-    """The images that the CSV files list, in their order. Raises UserError."""
-    usable = [each for each in tables if not each.problem]
-    if not usable:
-        raise UserError(f"data.source {data.source!r}: {tables[0].table.file} {tables[0].problem}")
-    if len(usable) == 1 and usable[0].split:
-        names = dict.fromkeys(_ROLES[value.lower()] for value in usable[0].table.values(usable[0].split))
-        parts = {name: _rows(usable[0], data, name) for name in names}
-    else:
-        doubled = len({each.name for each in usable}) < len(usable)
-        parts = {(each.table.file if doubled else each.name): _rows(each, data) for each in usable}
-    chosen, unused = choose_held_out(
-        parts,
-        choose_train(parts, data),
-        data,
-        lambda name: "" if any(label for _, label in parts[name][0]) else "has no labels",
-    )
-    rows = {role: parts[name][0] for role, name in chosen.items()}
-    ends = np.cumsum([len(each) for each in rows.values()])[:-1]
-    values = np.split(label_values([label for each in rows.values() for _, label in each]), ends)
-    classes, labels = encode_labels(*values)
-    splits = {
-        role: Split(chosen[role], tree.images([image for image, _ in each]), own)
-        for (role, each), own in zip(rows.items(), labels, strict=True)
-    }
-    listed = {image for each in parts.values() for image, _ in each[0]}
-    unlisted = [repr(image) for image in images if image not in listed]
-    remarks = [
-        *(f"labels are read from {_describe(each)}" for each in usable),
-        *(f"not used: {each.table.file} ({each.problem.partition(':')[0]})" for each in tables if each.problem),
-        f"not used: the splits {shorten(unused)}" if unused else "",
-        f"not used: images that no CSV lists: {shorten(unlisted)}" if unlisted else "",
-        *(remark for _, remark in parts.values()),
-        *tree.remarks,
-    ]
-    remarks = tuple(filter(None, remarks))
-    return SourceData(splits["train"], splits.get("test"), classes, remarks, splits.get("validation"), True)
-
-
-def _describe(each: Labels) -> str:
-    others = [repr(name) for name in each.table.columns if name not in (each.image, each.label, each.split)]
-    used = f"the column {each.label!r} of {each.table.file}, file names from {each.image!r}"
-    used += f", splits from {each.split!r}" if each.split else ""
-    return used + (f"; not used: the columns {shorten(others)}" if others else "")
-
-
-def _rows(each: Labels, data: Data, split: str = "") -> tuple[list[tuple[str, str]], str]:
-    """(image, label) of every row, or of those of a split, and a remark on those that are skipped. Raises UserError."""
-    where = f"data.source {data.source!r}: {each.table.file}"
-    splits = each.table.values(each.split) if split else [""] * len(each.found)
-    labels: dict[str, str] = {}
-    missing = []
-    cells = zip(each.table.rows, each.found, each.table.values(each.image), each.table.values(each.label), strict=True)
-    for ((line, _), image, value, label), own in zip(cells, splits, strict=True):
-        if split and _ROLES[own.lower()] != split:
-            continue
-        if not value:
-            raise UserError(f"{where}, line {line}: the column {each.image!r} is empty: correct the row")
-        if image is None:
-            missing.append(repr(value))
-        elif labels.setdefault(image, label) != label:
-            raise UserError(
-                f"{where}, line {line}: {value!r} is {label!r}, and {labels[image]!r} in a line before: keep one of "
-                "the rows"
-            )
-    problem = f"{len(missing):,} of the images in {each.table.file} do not exist ({shorten(missing)})"
-    if missing and not data.skip_broken:
-        raise UserError(
-            f"data.source {data.source!r}: {problem}; restore them or remove their rows, or skip them with "
-            "--data.skip_broken True"
-        )
-    return list(labels.items()), f"skipped (data.skip_broken): {problem}" if missing else ""

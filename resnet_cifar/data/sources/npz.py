@@ -10,7 +10,7 @@ import numpy as np
 
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Columns, Data
-from resnet_cifar.data.sources.base import SourceData, Split, encode_labels, shorten
+from resnet_cifar.data.sources.base import SourceData, Split, encode_labels, is_label, shorten
 from resnet_cifar.data.sources.walk import file_stamps
 
 FIELDS = ("columns",)
@@ -34,7 +34,10 @@ def read(data: Data) -> SourceData:
     """The arrays in the file. Raises UserError."""
     try:
         # Pickled objects could execute code.
-        with np.load(Path(data.source).expanduser(), allow_pickle=False) as arrays:
+        arrays = np.load(Path(data.source).expanduser(), allow_pickle=False)
+        if isinstance(arrays, np.ndarray):
+            raise ValueError("it is a .npy file of one array")
+        with arrays:
             return _source_data(arrays, data)
     except UserError:
         raise
@@ -54,11 +57,14 @@ def _source_data(arrays: np.lib.npyio.NpzFile, data: Data) -> SourceData:
                 f"data.source {data.source!r} has {len(images[role])} images in {x} and {len(labels[role])} "
                 f"labels in {y}: save one label per image"
             )
+    unlabeled = [role for role, own in labels.items() if role != "train" and len(own) and not is_label(own).any()]
+    labels = {role: own for role, own in labels.items() if role not in unlabeled}
     classes, encoded = encode_labels(*labels.values())
-    splits = {role: Split(role, images[role], own) for role, own in zip(names, encoded, strict=True)}
+    splits = {role: Split(role, images[role], own) for role, own in zip(labels, encoded, strict=True)}
     unused = [repr(name) for name in arrays.files if name not in {name for pair in names.values() for name in pair}]
-    remarks = (f"not used: the arrays {shorten(unused)}",) if unused else ()
-    return SourceData(splits["train"], splits.get("test"), classes, remarks, splits.get("validation"))
+    remarks = [f"not used: the splits {role!r} (has no labels)" for role in unlabeled]
+    remarks += [f"not used: the arrays {shorten(unused)}"] if unused else []
+    return SourceData(splits["train"], splits.get("test"), classes, tuple(remarks), splits.get("validation"))
 
 
 def _choose(names: list[str], data: Data) -> dict[str, tuple[str, str]]:

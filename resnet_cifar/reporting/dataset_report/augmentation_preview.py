@@ -6,6 +6,7 @@ processes, so one pair of rows (the unit of Mixup and CutMix) is loaded as if it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,14 +36,14 @@ class View:
 
 
 class Training:
-    """Loads single training images as the recipe does."""
+    """Loads single training images as the recipe does; `image_size(step)`: the inputs' size at an update, pixels."""
 
-    def __init__(self, data: ImageData, recipe: Recipe) -> None:
+    def __init__(self, data: ImageData, recipe: Recipe, image_size: Callable[[int], int]) -> None:
         check_crop_padding(recipe, data.train)
         with torch.device("meta"):  # the normalization needs the model's config, not its weights
             model = create_model(recipe, len(data.classes), pretrained=False)
         self.mean, self.std = normalization(model, recipe)
-        self._recipe, self._data = recipe, data
+        self._recipe, self._data, self._image_size = recipe, data, image_size
         self._balanced = balanced_order(recipe, data.train.labels.cpu().numpy())
         self._format = Preprocess(recipe.data, torch.tensor(self.mean), torch.tensor(self.std), data.decoding)
 
@@ -58,7 +59,7 @@ class Training:
         inside = position % 2
         pair = slice(position - inside, position - inside + 2)
         loader = Loader(recipe, self._data.train, len(self._data.classes), self._format, pair)
-        [(inputs, targets)] = loader.batch(step)
+        [(inputs, targets)] = loader.batch(step, self._image_size(step))
         pixels = inputs[inside].permute(1, 2, 0) * self._format.std + self._format.mean
         shares = sorted(enumerate(targets[inside].tolist()), key=lambda pair: -pair[1])
         named = [(label, share) for label, share in shares if share >= _NAMED]

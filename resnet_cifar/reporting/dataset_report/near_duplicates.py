@@ -42,15 +42,15 @@ MAX_CANDIDATES = 500_000
 class NearDuplicates:
     """Pairs of images, `first` < `second`, int64 [k], in descending order of `agreement` (similarity, float32 [k]).
 
-    `mirrored`, bool [k]: whether the mirror image agrees. `flat`: number of images too uniform to compare. `complete`:
-    False if there were more candidates than MAX_CANDIDATES.
+    `mirrored`, bool [k]: whether the mirror image agrees. `flat`, bool [n]: the images that are too uniform to compare.
+    `complete`: False if there were more candidates than MAX_CANDIDATES.
     """
 
     first: np.ndarray
     second: np.ndarray
     agreement: np.ndarray
     mirrored: np.ndarray
-    flat: int
+    flat: np.ndarray
     complete: bool
 
 
@@ -70,7 +70,7 @@ def find_near_duplicates(thumbnails: np.ndarray) -> NearDuplicates:
     order = np.lexsort((second, first, -agreement))
     order = order[agreement[order] >= THRESHOLD]
     return NearDuplicates(
-        kept[first[order]], kept[second[order]], agreement[order], mirrored[order] == 1, int(is_flat.sum()), complete
+        kept[first[order]], kept[second[order]], agreement[order], mirrored[order] == 1, is_flat, complete
     )
 
 
@@ -175,7 +175,7 @@ class Duplicates:
 
     `exact`, `near`: {(split, other): images of `split` with a duplicate in `other`}; `near` includes the exact ones.
     `elsewhere`: {split: its images with a near-duplicate in any other split}. `pairs`: most similar first; n identical
-    images give n - 1 pairs. `flat`, `complete`: see `NearDuplicates`.
+    images give n - 1 pairs. `flat`: number of images too uniform to compare. `complete`: see `NearDuplicates`.
     """
 
     images: dict[str, int]
@@ -232,7 +232,7 @@ def find_duplicates(parts: Mapping[str, ImageDataset]) -> Duplicates:
             name: int(members[np.delete(reached, i, axis=1).any(axis=1), i].sum()) for i, name in enumerate(names)
         },
         pairs=pairs,
-        flat=near.flat,
+        flat=int(near.flat[group].sum()),
         complete=near.complete,
     )
 

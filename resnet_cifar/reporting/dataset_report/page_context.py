@@ -174,14 +174,16 @@ def augmented(training: Training, data: ImageData, shown: Sequence[int]) -> dict
     """A training image of each class, and what training makes of it in its first epochs, with the labels it learns.
 
     Of many classes evenly spaced ones; `left_out` and `more` are the other ones' first names, and how many come after.
+    `sides`: the sizes of the inputs, pixels.
     """
     labels = data.train.labels.numpy()
     few = [shown[i * len(shown) // _AUGMENTED] for i in range(_AUGMENTED)] if len(shown) > _AUGMENTED else shown
     left_out = [data.classes[label] for label in np.setdiff1d(labels, few)]
-    rows = []
+    rows, sides = [], set()
     for label in few:
         row = samples.rows(labels, label, len(shown))[:1]
         views = training.views(int(row[0]), _EPOCHS)
+        sides |= {len(view.image) for view in views}
         rows.append(
             {
                 "name": data.classes[label],
@@ -190,11 +192,11 @@ def augmented(training: Training, data: ImageData, shown: Sequence[int]) -> dict
                 "views": [
                     (samples.thumbnail(view.image, _AUGMENTED_LONGEST), _shares(view.shares, data)) for view in views
                 ],
-                "side": len(views[0].image),
             }
         )
     return {
         "rows": rows,
+        "sides": sorted(sides),
         "left_out": left_out[:_MOST_NAMES],
         "more": len(left_out) - len(left_out[:_MOST_NAMES]),
         "epochs": _EPOCHS,
