@@ -74,6 +74,8 @@ class RunDir:
             wanted = dataclasses.replace(recipe, phases=recipe.phases[: len(ours.phases)])
             if (self.result() or {}).get("stopped_early"):
                 raise UserError(f"--extend-epochs: the run in {self.path} stopped early, and would stop again at once")
+        if self.result() is None:  # images may have moved: those of the checkpoint are compared when it is resumed
+            wanted = dataclasses.replace(wanted, data=dataclasses.replace(wanted.data, source=ours.data.source))
         if differing := differences(ours, wanted):
             fix = "name another folder, or start over with --restart"
             if missing < 0:

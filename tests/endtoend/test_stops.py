@@ -138,7 +138,7 @@ def test_a_run_that_has_stopped_early_is_finished(capsys: pytest.CaptureFixture)
         train(dataclasses.replace(RUN, extend_epochs=1.0), recipe)
 
 
-def test_other_images_under_the_same_recipe_are_refused_with_both_fingerprints() -> None:
+def test_other_images_are_refused_with_both_fingerprints_and_the_same_ones_may_move() -> None:
     recipe = small(**{"data.source": str(write_images(0).resolve()), "data.limit": "0"})
     interrupt(RUN, recipe, "update", 3)
     ours = json.loads(Path("run/environment.json").read_text())["data"]
@@ -148,9 +148,10 @@ def test_other_images_under_the_same_recipe_are_refused_with_both_fingerprints()
     theirs = prepared_data.load(prepared_data.prepare(recipe.data), recipe, torch.device("cpu")).fingerprint
     assert ours != theirs
     assert f"{theirs}, not {ours}" in str(refused.value) and "--restart" in str(refused.value)
-    write_images(0)
-    train(RUN, recipe)
+    moved = write_images(0).rename("moved").resolve()
+    train(RUN, dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, source=str(moved))))
     assert json.loads(Path("run/status.json").read_text())["state"] == "finished"
+    assert read_recipe("run/recipe.yaml").data.source == str(moved)
 
 
 def write_images(seed: int) -> Path:

@@ -225,6 +225,15 @@ def test_check_names_the_fields_that_differ(folder: RunDir) -> None:
     assert "data.limit: 50, not 0" in str(caught.value)
 
 
+def test_images_may_move_until_the_run_is_finished(folder: RunDir) -> None:
+    folder.acquire(recipe_of(data={"source": "/job-1/images"}), {})
+    moved = recipe_of(data={"source": "/job-2/images"})
+    folder.check(moved)
+    write_json(folder.path / "result.json", {})  # of the images there, whatever the others are
+    with pytest.raises(UserError, match=r"another recipe \(data.source: /job-2/images, not /job-1/images\)"):
+        folder.check(moved)
+
+
 def test_check_refuses_a_file_and_a_directory_of_other_files(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("")
