@@ -163,12 +163,13 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
     indices = class_indices(data.classes, model.classes, recipe.data.source)
     images = dataclasses.replace(images, labels=torch.tensor(indices, device=context.device)[images.labels])
 
-    if is_other_data or not len(data.train):
+    if is_other_data:
         model.check_fresh()
     elif not model.is_fresh:
-        rows = bn_indices(recipe.seed, len(data.train))
+        own = data if recipe.data == trained.data else prepared_data.load(entry, trained, context.device)
+        rows = bn_indices(recipe.seed, len(own.train))
         bar = partial(track, description="BatchNorm statistics", shown=context.is_main)
-        precise_bn(context, model.plain, data.train, model.preprocess, rows, track=bar)
+        precise_bn(context, model.plain, own.train, model.preprocess, rows, track=bar)
 
     bar = partial(track, description=f"{options.split} split", shown=context.is_main)
     timer = ThroughputTimer(context.device)

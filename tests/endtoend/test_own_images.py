@@ -203,5 +203,10 @@ def test_a_checkpoint_between_two_evaluations_gets_precise_bn(folder: Path, fres
         logits.append(np.array(pyarrow.parquet.read_table(file)["logits"].to_pylist()))
     np.testing.assert_array_equal(*logits)
     AcceleratorState._reset_state(True)
+    other = ["--data.validation_fraction", "0.5", "--out", "other"]  # its statistics stay those of its training images
+    evaluate.evaluate(*parse_arguments(["seldom/checkpoints/step-00000003", *other]))
+    (file,) = Path("other").glob("predictions-*.parquet")
+    np.testing.assert_array_equal(pyarrow.parquet.read_table(file)["logits"].to_pylist(), logits[0])
+    AcceleratorState._reset_state(True)
     with pytest.raises(UserError, match=r"was saved between two evaluations.*use a checkpoint that was evaluated"):
         evaluate.main(["seldom/checkpoints/step-00000003", "--images", "mine/red"])
