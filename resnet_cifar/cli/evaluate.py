@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from resnet_cifar.cli.parser import parse
-from resnet_cifar.cli.predict import PredictOptions, check_paths, classify_images
+from resnet_cifar.cli.predict import INPUT_FIELDS, PredictOptions, check_paths, classify_images
 from resnet_cifar.config.diff import flatten
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 _USAGE = "resnet-cifar evaluate TARGET [--split validation] [--data.source SOURCE] [--data.FIELD VALUE ...]"
 _DIGITS = 6  # hex digits in a file name that identify the changed settings
-_INPUT_FIELDS = ("image_size", "interpolation", "normalize")  # how images are preprocessed, not which they are
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,9 @@ def parse_arguments(arguments: list[str]) -> tuple[EvaluateOptions, Recipe]:
 def _check(options: EvaluateOptions, given: list[str]) -> None:
     """Raises UserError if options exclude each other. `given`: the options and overrides on the command line."""
     if options.images:
-        for name in ("split", "tta", "out"):
-            if name in given:
+        for name in given:
+            is_unread = name.startswith("data.") and name.replace("-", "_") not in INPUT_FIELDS
+            if is_unread or name in ("split", "tta", "out"):
                 raise UserError(f"--{name} is for evaluations, and --images classifies images: remove one of them")
         check_paths(options.images, "--images ")
     elif options.json:
@@ -174,9 +174,10 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
     if options.tta == "flip":
         mirrored = MirroredPreprocess(**vars(model.preprocess))
         flipped = predict(context, model.model, images, mirrored, track=bar)
-    temperature, origin = _temperature(context, model, data, trained if target.has_recipe else None, recipe)
-    is_foreign = is_other_data and model.fingerprint is not None
     is_known = target.has_recipe and not is_other_data
+    is_held_out = is_known and changed.keys() <= {"precision", *INPUT_FIELDS}
+    temperature, origin = _temperature(context, model, data, is_held_out)
+    is_foreign = is_other_data and model.fingerprint is not None
     seen = 0 if is_unseen else _trained_images(entry, recipe, trained if is_known else None, options.split)
     changed |= {"fingerprint": data.fingerprint} if is_foreign else {}
     name = file_name(options, target, model.name, changed)
@@ -279,19 +280,14 @@ def file_name(options: EvaluateOptions, target: Target, weights: str, changed: d
 
 
 def _temperature(
-    context: DistributedContext, model: LoadedModel, data: ImageData, trained: Recipe | None, recipe: Recipe
+    context: DistributedContext, model: LoadedModel, data: ImageData, is_held_out: bool
 ) -> tuple[float | None, str]:
-    """(temperature, its origin or why there is none): fitted only on images that are known to have been held out.
-
-    `trained`: the recipe of the training; None if it is unknown.
-    """
+    """(temperature, its origin or why there is none). `is_held_out`: whether the validation split is known to be."""
     from resnet_cifar.evaluation.calibration import fit_temperature
     from resnet_cifar.evaluation.predict import predict_held_out
     from resnet_cifar.reporting import console
 
-    same_input = {name: getattr(trained.data, name) for name in _INPUT_FIELDS} if trained else {}
-    same_division = trained and dataclasses.replace(recipe.data, **same_input) == trained.data
-    if same_division and model.fingerprint == data.fingerprint:
+    if is_held_out:
         bar = partial(console.track, description="calibration", shown=context.is_main)
         held_out = predict_held_out(context, model.model, data, model.preprocess, track=bar)
         fitted = fit_temperature(*held_out) if held_out else None

@@ -125,6 +125,10 @@ def test_eval_reads_the_runs_recipe_and_changes_of_its_data(run_dir: Path) -> No
         (("--images", "nowhere", "a.png"), "TARGET is missing"),
         (("nowhere", "--images", "a.png", "--split", "test"), "--split is for evaluations"),
         (("nowhere", "--images", "a.png", "--out", "o"), "--out is for evaluations"),
+        (
+            ("nowhere", "--images", "tests", "--data.image-size", "64", "--data.value_range=0,4095"),
+            "--data.value_range is for evaluations, and --images classifies images: remove one of them",
+        ),
         (("nowhere", "--json"), "--json is for --images"),
         (
             ("nowhere", "--verify-export", "--split", "test"),
