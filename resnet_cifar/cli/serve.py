@@ -37,7 +37,7 @@ _PACKAGES = {
 }
 _ONNX = "model.onnx"
 _EVERYWHERE = ("0.0.0.0", "::", "")
-_PATIENCE = 10  # seconds that a client has to read its answer when the service ends
+_PATIENCE = 10  # seconds that a request has for its answer after it has arrived, when the service ends
 _HEADERS = [
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "no-referrer"),
@@ -230,4 +230,6 @@ def _serve(options: ServeOptions, model: LoadedModel | OnnxModel, backend: str, 
             screen.warn("every machine that reaches this one can use the service: it has no authentication")
         screen.say(f"listening on http://{shown}:{port} (Ctrl-C ends it)")
         server.run(sockets=[listener])
-    screen.say("ended: all requests are answered")
+    count = metrics.cut_off
+    many = f"{count} request{'s were' if count > 1 else ' was'} cut off"
+    screen.say(f"ended: {many if count else 'all requests are answered'}")

@@ -83,6 +83,7 @@ ELSEWHERE = {
     "push_files.py": "tests/hub/test_push.py serves what they are about",
     "export_files.py: export starts processes of its own": "a launcher; tests/endtoend/test_export.py",
     "cli/request_images.py": "clients of the service: tests/endtoend/test_serve.py",
+    "cli/serve_metrics.py": "clients of the service: tests/endtoend/test_serve.py",
     "cli/serve_app.py": "clients of the service: tests/endtoend/test_serve.py",
     "cli/reproduce.py": "a second training: tests/endtoend/test_reproduce.py",
     "dashboard.py: --port {} cannot be used": "another program: tests/unit/test_dashboard.py",
