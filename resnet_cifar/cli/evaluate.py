@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from resnet_cifar.cli.parser import parse
-from resnet_cifar.cli.predict import PredictOptions, check_paths, classify_images
+from resnet_cifar.cli.predict import INPUT_FIELDS, PredictOptions, check_paths, classify_images
 from resnet_cifar.config.diff import flatten
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 _USAGE = "resnet-cifar evaluate TARGET [--split validation] [--data.source SOURCE] [--data.FIELD VALUE ...]"
 _DIGITS = 6  # hex digits in a file name that identify the changed settings
-_INPUT_FIELDS = ("image_size", "interpolation", "normalize")  # how images are preprocessed, not which they are
 
 
 @dataclass(frozen=True)
@@ -66,19 +65,17 @@ def parse_arguments(arguments: list[str]) -> tuple[EvaluateOptions, Recipe]:
     if options.verify_export:
         _check_export(target)
     recipe = model_location.recipe(target, overrides)
-    if target.kind == "model" and target.run is None and "data.source" not in overrides and not options.images:
+    if not target.has_recipe and "data.source" not in overrides and not options.images:
         raise UserError(f"{target.path} is a model without a recipe: name its evaluation data with --data.source")
-    if options.split != "validation" and recipe.data.source != model_location.recipe(target).data.source:
-        # Do not cut a validation split that is not used, which a small source may not be large enough for.
-        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, validation_fraction=0.0))
     return options, recipe
 
 
 def _check(options: EvaluateOptions, given: list[str]) -> None:
     """Raises UserError if options exclude each other. `given`: the options and overrides on the command line."""
     if options.images:
-        for name in ("split", "tta", "out"):
-            if name in given:
+        for name in given:
+            is_unread = name.startswith("data.") and name.replace("-", "_") not in INPUT_FIELDS
+            if is_unread or name in ("split", "tta", "out"):
                 raise UserError(f"--{name} is for evaluations, and --images classifies images: remove one of them")
         check_paths(options.images, "--images ")
     elif options.json:
@@ -148,11 +145,9 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
     prepare = partial(prepared_data.prepare, recipe.data, how, one_class=True)
     entry = Path(context.run_on_main(lambda: str(prepare()), per_node=True))
     is_other_data = model.fingerprint != prepared_data.fingerprint(entry)
-    if is_other_data and options.split == "test" and "data.source" in changed and "data.test_fraction" not in changed:
-        # None of it was used for training: without a test split of its own, all of it is one.
-        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, test_fraction=1.0))
-    if is_other_data and "data.source" in changed:
-        recipe = dataclasses.replace(recipe, refit_steps=0)  # its validation images were not trained on
+    is_unseen = is_other_data and ("data.source" in changed or not target.has_recipe)
+    if is_unseen:
+        recipe = for_unseen_images(recipe, options.split, keep_test="data.test_fraction" in changed)
     data = prepared_data.load(entry, recipe, context.device)
     images: ImageDataset = getattr(data, options.split)
     if not len(images):
@@ -163,12 +158,13 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
     indices = class_indices(data.classes, model.classes, recipe.data.source)
     images = dataclasses.replace(images, labels=torch.tensor(indices, device=context.device)[images.labels])
 
-    if is_other_data or not len(data.train):
+    if is_other_data:
         model.check_fresh()
     elif not model.is_fresh:
-        rows = bn_indices(recipe.seed, len(data.train))
+        own = data if recipe.data == trained.data else prepared_data.load(entry, trained, context.device)
+        rows = bn_indices(recipe.seed, len(own.train))
         bar = partial(track, description="BatchNorm statistics", shown=context.is_main)
-        precise_bn(context, model.plain, data.train, model.preprocess, rows, track=bar)
+        precise_bn(context, model.plain, own.train, model.preprocess, rows, track=bar)
 
     bar = partial(track, description=f"{options.split} split", shown=context.is_main)
     timer = ThroughputTimer(context.device)
@@ -178,9 +174,11 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
     if options.tta == "flip":
         mirrored = MirroredPreprocess(**vars(model.preprocess))
         flipped = predict(context, model.model, images, mirrored, track=bar)
-    temperature, origin = _temperature(context, model, data, trained, recipe)
+    is_known = target.has_recipe and not is_other_data
+    is_held_out = is_known and changed.keys() <= {"precision", *INPUT_FIELDS}
+    temperature, origin = _temperature(context, model, data, is_held_out)
     is_foreign = is_other_data and model.fingerprint is not None
-    seen = 0 if is_other_data else prepared_data.trained_images(entry, recipe, trained, options.split)
+    seen = 0 if is_unseen else _trained_images(entry, recipe, trained if is_known else None, options.split)
     changed |= {"fingerprint": data.fingerprint} if is_foreign else {}
     name = file_name(options, target, model.name, changed)
     folder = Path(options.out) if options.out else target.results
@@ -197,6 +195,8 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
             screen.warn("these are not the images that the model was trained on, or they have changed since")
         if "trained_on" in found:
             screen.say("the model was trained on these images: this is how well it fits them")
+        elif seen is None:
+            screen.warn("the model may have been trained on some of these images: what its run held out is unknown")
         elif seen:
             screen.warn(f"the model was trained on {seen:,} of these {len(images):,} images: this is another division")
         written = _write(folder, name, found, predictions, images, flipped)
@@ -207,6 +207,29 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
         page = optional_outputs.write_report(folder, name, screen.warn)
         lists = [file for file in [page and suspect_list.list_file(page)] if file and file.is_file()]
         screen.say("written: " + ", ".join(map(str, (*written, *lists, *filter(None, [page])))))
+
+
+def for_unseen_images(recipe: Recipe, split: str, keep_test: bool) -> Recipe:
+    """The recipe that divides images of which the model has seen none, as an evaluation of `split` needs them.
+
+    Without a test split of their own all are one (unless `keep_test`), none were added to the training images, and no
+    validation split is cut that is not evaluated, for which there may be too few.
+    """
+    division: dict[str, float] = {} if split == "validation" else {"validation_fraction": 0.0}
+    if split == "test" and not keep_test:
+        division["test_fraction"] = 1.0
+    return dataclasses.replace(recipe, refit_steps=0, data=dataclasses.replace(recipe.data, **division))
+
+
+def _trained_images(entry: Path, recipe: Recipe, trained: Recipe | None, split: str) -> int | None:
+    """How many images of `split` the model was trained on; None if that is unknown, as it is without the recipe
+    `trained` of its training for these images, unless they are a test split of the source's own.
+    """
+    from resnet_cifar.data import prepared_data
+
+    if trained:
+        return prepared_data.trained_images(entry, recipe, trained, split)
+    return 0 if split == "test" and (entry / "test-labels.npy").is_file() else None
 
 
 def _write(
@@ -257,15 +280,14 @@ def file_name(options: EvaluateOptions, target: Target, weights: str, changed: d
 
 
 def _temperature(
-    context: DistributedContext, model: LoadedModel, data: ImageData, trained: Recipe, recipe: Recipe
+    context: DistributedContext, model: LoadedModel, data: ImageData, is_held_out: bool
 ) -> tuple[float | None, str]:
-    """(temperature, its origin or why there is none): fitted only on images that are known to have been held out."""
+    """(temperature, its origin or why there is none). `is_held_out`: whether the validation split is known to be."""
     from resnet_cifar.evaluation.calibration import fit_temperature
     from resnet_cifar.evaluation.predict import predict_held_out
     from resnet_cifar.reporting import console
 
-    same_input = {name: getattr(trained.data, name) for name in _INPUT_FIELDS}
-    if model.fingerprint == data.fingerprint and dataclasses.replace(recipe.data, **same_input) == trained.data:
+    if is_held_out:
         bar = partial(console.track, description="calibration", shown=context.is_main)
         held_out = predict_held_out(context, model.model, data, model.preprocess, track=bar)
         fitted = fit_temperature(*held_out) if held_out else None

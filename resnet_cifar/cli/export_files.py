@@ -9,14 +9,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from resnet_cifar.atomic_io import sha256, write_json
+from resnet_cifar.atomic_io import read_json, sha256, write_json
 from resnet_cifar.cli.verify_export import DIFFERENT, ROUNDING, Comparison, timm_logits
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
@@ -42,6 +42,7 @@ def export(target: Target, recipe: Recipe, formats: Collection[str], out: Path) 
 
     The files are written to OUT/unverified and moved to OUT once all of them give the run's logits, computed here in
     float32 on the CPU by the run's own pipeline, up to rounding, and the same class for every test image. int8 differs.
+    Those of an earlier export stay if they have the same weights, and are removed otherwise.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("export starts processes of its own: run it without a launcher, resnet-cifar export RUN")
@@ -55,7 +56,7 @@ def export(target: Target, recipe: Recipe, formats: Collection[str], out: Path) 
             f"exports are verified on test images, and {target.path} is not known to be trained on the present images "
             f"of {recipe.data.source!r}: name its own with --data.source"
         )
-    aside = out / "unverified"
+    aside, earlier = out / "unverified", read_json(out / "export.json") or {}
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -74,11 +75,34 @@ def export(target: Target, recipe: Recipe, formats: Collection[str], out: Path) 
         print(f"error: {_complaint(aside / name, each, model.name)}", file=sys.stderr, flush=True)
     if wrong:
         raise SystemExit(DIFFERENT)
+    names = [*facts["files"], "README.md", "export.json"]
+    stale = _join_earlier(facts, earlier, out)
+    write_json(aside / "export.json", facts)
     (aside / "README.md").write_text(export_card.render(_model_folder(target), facts), encoding="utf-8")
     for file in aside.iterdir():
         file.replace(out / file.name)
     aside.rmdir()
-    screen.say(f"written: {', '.join(str(out / name) for name in [*facts['files'], 'README.md', 'export.json'])}")
+    screen.say(f"written: {', '.join(str(out / name) for name in names)}")
+    for file in stale:
+        file.unlink(missing_ok=True)
+    if stale:
+        screen.say(f"removed, of other weights: {', '.join(map(str, stale))}")
+
+
+def _join_earlier(facts: dict[str, Any], earlier: Mapping[str, Any], out: Path) -> list[Path]:
+    """Adds to `facts` those files of the export.json `earlier` that are still in `out` and have the same weights.
+
+    Returns those of other weights.
+    """
+    others = {
+        name: found
+        for name, found in earlier.get("files", {}).items()
+        if name not in facts["files"] and (out / name).is_file() and sha256(out / name) == found.get("sha256")
+    }
+    if earlier.get("model") == facts["model"]:
+        facts["files"] |= others
+        return []
+    return [out / name for name in [*others, *["config.json"] * (export_card.TIMM in others)]]
 
 
 def _model_folder(target: Target) -> Path:

@@ -135,7 +135,8 @@ class _OptionParser(argparse.ArgumentParser):
 
     def _check_changeable(self, start: str, name: str) -> None:
         if not name.startswith(self._fields):
-            only = " and ".join(f"--{prefix}" + "*" * prefix.endswith(".") for prefix in self._fields)
+            *others, last = (f"--{prefix}" + "*" * prefix.endswith(".") for prefix in self._fields)
+            only = f"{', '.join(others)} and {last}" if others else last
             raise UserError(f"{start} cannot be changed here: only {only} can")
 
     def _refuse(self, word: str, name: str, value: str | None) -> typing.NoReturn:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from resnet_cifar.evaluation.loaded_model import LoadedModel
     from resnet_cifar.reporting.review_page import Pool
 
+INPUT_FIELDS = ("data.image_size", "data.interpolation", "data.normalize")  # what prediction reads of `data`
 UNREADABLE = 3  # the exit code if some images cannot be read and the others are classified
 _SHOWN = 3  # classes per image in the table
 _DIGITS = 6  # decimals of probabilities in JSON and CSV
@@ -55,7 +56,7 @@ class PredictOptions:
 def parse_arguments(arguments: list[str]) -> tuple[PredictOptions, Recipe]:
     """The options and the target's recipe. Exits after --help; raises UserError."""
     usage = "resnet-cifar predict TARGET PATH ... [--json|--csv] [--review PAGE.html] [--precision bf16]"
-    options, overrides = parse(PredictOptions, usage, arguments, fields=("precision", "data."))
+    options, overrides = parse(PredictOptions, usage, arguments, fields=("precision", *INPUT_FIELDS))
     if options.json and options.csv:
         raise UserError("--json and --csv are two formats of one output: remove one of them")
     if options.review:

@@ -37,7 +37,7 @@ _PACKAGES = {
 }
 _ONNX = "model.onnx"
 _EVERYWHERE = ("0.0.0.0", "::", "")
-_PATIENCE = 10  # seconds that a client has to read its answer when the service ends
+_PATIENCE = 10  # seconds that a request has for its answer after it has arrived, when the service ends
 _HEADERS = [
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "no-referrer"),
@@ -138,14 +138,15 @@ def _address_errors(options: ServeOptions) -> Iterator[None]:
     """Turns errors of the address into UserError."""
     try:
         yield
-    except OSError as error:
-        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+    except (OSError, UnicodeError) as error:  # a part of the name is empty, or too long for a name of the DNS
+        reason = "not a host name" if isinstance(error, UnicodeError) else error.strerror
+        if isinstance(error, socket.gaierror | UnicodeError) or error.errno == errno.EADDRNOTAVAIL:
             raise UserError(
-                f"--host {options.host} is not an address of this machine ({error.strerror}): use 127.0.0.1, or "
-                "0.0.0.0 to be reached from others"
+                f"--host {options.host} is not an address of this machine ({reason}): use 127.0.0.1, or 0.0.0.0 to be "
+                "reached from others"
             ) from None
         raise UserError(
-            f"--port {options.port} cannot be used on {options.host} ({error.strerror}): choose another, such as "
+            f"--port {options.port} cannot be used on {options.host} ({reason}): choose another, such as "
             f"--port {int(options.port) % 65535 + 1}"
         ) from None
 
@@ -230,4 +231,6 @@ def _serve(options: ServeOptions, model: LoadedModel | OnnxModel, backend: str, 
             screen.warn("every machine that reaches this one can use the service: it has no authentication")
         screen.say(f"listening on http://{shown}:{port} (Ctrl-C ends it)")
         server.run(sockets=[listener])
-    screen.say("ended: all requests are answered")
+    count = metrics.cut_off
+    many = f"{count} request{'s were' if count > 1 else ' was'} cut off"
+    screen.say(f"ended: {many if count else 'all requests are answered'}")

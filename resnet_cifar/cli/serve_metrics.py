@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection
 
 import prometheus_client as prometheus
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 prometheus.disable_created_metrics()  # a second line for each
@@ -17,9 +17,10 @@ _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
 class ServiceMetrics:
-    """Counters and histograms; `gauge` adds values that are asked for."""
+    """Counters and histograms; `gauge` adds values that are asked for. `cut_off`: requests that the end cut off."""
 
     def __init__(self) -> None:
+        self.cut_off = 0
         self._registry = registry = prometheus.CollectorRegistry()
         self.requests = prometheus.Counter(
             f"{_PREFIX}requests", "Answered requests.", ["path", "status"], registry=registry
@@ -50,17 +51,20 @@ class MeasureRequests:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
-        status, began = 500, time.perf_counter()
+        status, has_begun, began = 500, False, time.perf_counter()
 
         async def observed(message: Message) -> None:
-            nonlocal status
-            status = message.get("status", status)
+            nonlocal status, has_begun
+            status, has_begun = message.get("status", status), True
             await send(message)
 
         try:
             await self._app(scope, receive, observed)
-        except asyncio.CancelledError:
-            status = 503  # the server ends and has waited long enough for this client
+        except asyncio.CancelledError:  # the server ends and waits no longer
+            self._metrics.cut_off += 1
+            if not has_begun:
+                refusal = {"error": "the service is ending: retry in a second"}
+                await JSONResponse(refusal, 503, {"Retry-After": "1"})(scope, receive, observed)
         finally:
             path = scope["path"] if scope["path"] in self._paths else "other"
             self._metrics.requests.labels(path, str(status)).inc()

@@ -40,6 +40,11 @@ class Target:
         return folder if lies_in_one and (folder / "recipe.yaml").is_file() else None
 
     @property
+    def has_recipe(self) -> bool:
+        """Whether the recipe of its training is known: an exported model has none without its run."""
+        return self.kind == "checkpoint" or self.run is not None
+
+    @property
     def exports(self) -> Path:
         """Where `resnet-cifar export` writes its files."""
         return Path(f"{self.artifact}-export") if self.artifact else (self.run or self.path) / "export"
@@ -158,7 +163,7 @@ def recipe(target: Target, overrides: dict[str, str] | None = None) -> Recipe:
         exported = read_export_config(target.path)
         size = {"image_size": exported.image_size, "interpolation": exported.interpolation}
         values["data"] = {**values.get("data", {}), **size, "decode_mode": exported.decode_mode}
-        if target.run is None:
+        if not target.has_recipe:
             values["model"] = {"name": exported.architecture, "pretrained": False}
     return with_overrides(values, overrides)
 

@@ -216,7 +216,7 @@ def check_init_weights(model: nn.Module, found: InitialWeights) -> list[str]:
         more = f", and {len(parts) - _NAMED} more" if len(parts) > _NAMED else ""
         raise UserError(
             f"model.init_from {found.start!r} does not fit model.name: {', '.join(parts[:_NAMED])}{more}; "
-            + _matching_model(found.config.get("architecture"))
+            + _matching_fields(model, found.config)
         )
     return list(ours if found.shapes == ours else here)
 
@@ -225,10 +225,13 @@ def _describe(shape: tuple[int, ...] | None) -> str:
     return "is missing" if shape is None else f"is {list(shape)}"
 
 
-def _matching_model(architecture: str | None) -> str:
-    """The fields of a recipe that make a model of this architecture."""
+def _matching_fields(model: nn.Module, config: dict[str, Any]) -> str:
+    """The fields of a recipe that make the model of this config.json, instead of `model`."""
+    architecture, size = config.get("architecture"), config.get("pretrained_cfg", config).get("input_size")
     if not architecture or architecture == mlp_head.NAME:
         return "set model.name and model.stem to those of its recipe"
+    if architecture == model.pretrained_cfg["architecture"] and model.pretrained_cfg.get("fixed_input_size") and size:
+        return f"set data.image_size to {size[-1]}"
     name = architecture.removesuffix(SUFFIX)
     return f"set model.name to {name}" + f" and model.stem to {'cifar' if name != architecture else 'imagenet'}"
 

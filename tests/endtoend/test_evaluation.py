@@ -21,12 +21,14 @@ from starting import train
 
 from resnet_cifar.cli import evaluate, predict
 from resnet_cifar.config.errors import UserError
-from resnet_cifar.config.loading import read_recipe
+from resnet_cifar.config.loading import read_recipe, with_overrides
+from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.train_options import TrainOptions
 from resnet_cifar.data.preprocess import Preprocess
 from resnet_cifar.data.sources import synthetic
-from resnet_cifar.evaluation import classify_files, metrics, throughput, tta
+from resnet_cifar.evaluation import classify_files, metrics, model_location, throughput, tta
 from resnet_cifar.evaluation.predict import Predictions
+from resnet_cifar.reporting import optional_outputs
 
 ROOT = Path(__file__).parents[2]
 IMAGES = 200  # of each split
@@ -205,6 +207,39 @@ def test_the_runs_own_result_keeps_its_file_and_all_others_are_named(place: Path
     for words, text in said.items():
         for file in text.split("written: ")[1].strip().split(", "):
             assert (place / file).is_file(), words
+
+
+def test_without_its_run_a_model_is_not_thought_to_have_the_division_of_a_default_recipe(
+    place: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    fresh_accelerator: None,
+) -> None:
+    """Its images are those of the default source here, divided otherwise: a tenth for validation, not a fifth."""
+    from accelerate.state import AcceleratorState
+
+    def by_default(values: dict, overrides: dict | None = None) -> Recipe:
+        data = {"source": "synthetic", "limit": IMAGES, **values.get("data", {})}
+        return with_overrides({**values, "data": data}, overrides)
+
+    monkeypatch.setattr(model_location, "with_overrides", by_default)
+    monkeypatch.setattr(optional_outputs, "write_report", lambda *_: None)
+    shutil.copytree(place / "model-moved", tmp_path / "M")
+    fitted = json.loads((tmp_path / "M" / "config.json").read_text())
+    for temperature, split, is_doubtful in (
+        (fitted["temperature"], "test", False),
+        (None, "validation", True),
+        (None, "train", True),
+    ):
+        (tmp_path / "M" / "config.json").write_text(json.dumps({**fitted, "temperature": temperature}))
+        AcceleratorState._reset_state(True)
+        words = [str(tmp_path / "M"), "--data.source", "synthetic", "--split", split, "--out", str(tmp_path / split)]
+        evaluate.evaluate(*evaluate.parse_arguments(words))
+        found, said = scores(tmp_path / split, split), capsys.readouterr().out
+        assert found["temperature"] == temperature and "trained_on" not in found
+        assert ("fitted before" if temperature else "these images may not be held out") in said
+        assert ("the model may have been trained on some of these images" in said) == is_doubtful
 
 
 def test_other_images_are_matched_by_the_names_of_their_classes(place: Path, said: dict) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from starting import train
 
+from resnet_cifar.atomic_io import sha256
 from resnet_cifar.cli import export, export_files, predict
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
@@ -223,6 +224,46 @@ def test_families_and_16_bit_weights(name: str, stored: torch.dtype, tmp_path: P
     ):
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
         assert (logits.argmax(1) == expected.argmax(1)).all() and len(set(expected.argmax(1))) > 1
+
+
+def test_files_of_an_earlier_export_stay_with_the_same_weights_and_are_removed_with_others(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """What is not known to be of an earlier export is left alone."""
+    compared = json.loads((finished / "export" / "export.json").read_text())
+
+    def write(formats: set[str], model: object, target: object, folder: Path, calibration: object) -> None:
+        names = {"onnx": ["model.onnx"], "int8": ["model-int8.onnx"], "pt2": ["model.pt2"]}
+        for name in ["config.json", "model.safetensors"] if formats == {"timm"} else names[min(formats)]:
+            (folder / name).write_text(name)
+
+    def run_all(folder: Path, *_: object) -> dict:
+        names = [file.name for file in folder.iterdir() if file.name != "config.json"]
+        found = {name: {**compared["files"]["model.onnx"], "sha256": sha256(folder / name)} for name in names}
+        return {**compared, "files": found}
+
+    def files() -> set[str]:
+        return {file.name for file in tmp_path.iterdir()}
+
+    monkeypatch.setattr(export_files, "write_formats", write)
+    monkeypatch.setattr(export_files, "_run_all", run_all)
+    (tmp_path / "notes.txt").write_text("")
+    for formats in ("timm", "pt2"):
+        AcceleratorState._reset_state(True)
+        export.main([str(finished), "--to", formats, "--out", str(tmp_path)])
+    earlier = {"config.json", "model.safetensors", "model.pt2"}
+    always = {"notes.txt", "README.md", "export.json"}
+    assert files() == earlier | always
+    found = json.loads((tmp_path / "export.json").read_text())
+    assert list(found["files"]) == ["model.pt2", "model.safetensors"], "push uploads both"
+    (tmp_path / "export.json").write_text(json.dumps({**found, "model": "other weights"}))
+    (tmp_path / "model.pt2").write_text("of another program")
+    AcceleratorState._reset_state(True)
+    capsys.readouterr()
+    export.main([str(finished), "--out", str(tmp_path)])
+    assert files() == {"model.onnx", "model.pt2"} | always
+    names = f"{tmp_path / 'model.safetensors'}, {tmp_path / 'config.json'}"
+    assert f"removed, of other weights: {names}" in capsys.readouterr().out
 
 
 def test_only_a_model_that_has_seen_these_images_is_exported(finished: Path, tmp_path: Path) -> None:

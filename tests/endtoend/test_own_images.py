@@ -24,6 +24,7 @@ from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.train_options import TrainOptions
+from resnet_cifar.reporting import optional_outputs
 
 Run = Callable[..., subprocess.CompletedProcess]
 WORDS = {
@@ -163,29 +164,43 @@ def test_names_of_any_kind_get_through_to_the_end_on_a_console_without_them(tmp_
     assert NAMES[0] in page and "<script>x<" not in page
 
 
-def test_a_moved_folder_is_recognized_as_the_same_images(folder: Path, fresh_accelerator: None) -> None:
-    """Its class folders have no test split: of the same images the same tenth is scored, of others all are, however
-    few they are.
+def test_a_moved_folder_is_recognized_as_the_same_images(
+    folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, fresh_accelerator: None
+) -> None:
+    """Its class folders have no test split: of the same images the same half is scored, of others all are, however
+    few they are. If images were added, the half is not the same any more.
     """
-    train(TrainOptions(recipe="debug", run="run"), recipe_of(folder, **{"data.skip_broken": "True"}))
+    for number in range(3, 30):
+        next((folder / "blue").glob(f"{number}.*")).unlink()  # three are left, of which one or two are tested
+    words = {"data.skip_broken": "True", "data.test_fraction": "0.5", "data.validation_fraction": "0.2"}
+    train(TrainOptions(recipe="debug", run="run"), recipe_of(folder, **words))
+    monkeypatch.setattr(optional_outputs, "write_report", lambda *_: None)  # the pages take longer than all else
     shutil.copytree(folder, "elsewhere")
     shutil.copytree(folder, "others")
     (Path("others") / "red" / "0.png").unlink()
-    for name, word, file in (("few", "red", "0.png"), ("few", "blue", "3.png"), ("one", "blue", "6.png")):
+    for name, word, file in (("few", "red", "0.png"), ("few", "blue", "0.png"), ("one", "red", "6.png")):
         (Path(name) / word).mkdir(parents=True, exist_ok=True)
         shutil.copy(folder / word / file, Path(name) / word)
-    for name, count in (("elsewhere", 9), ("others", 89), ("few", 2), ("one", 1)):
+    for name, count in (("elsewhere", 32), ("others", 62), ("few", 2), ("one", 1)):
         AcceleratorState._reset_state(True)
         evaluate.evaluate(*parse_arguments(["run", "--data.source", name]))
         (file,) = Path("run").glob(f"eval-test-{name}-*.json")
         assert json.loads(file.read_text())["images"] == count
-    own = json.loads(Path("run/eval-test.json").read_text())
-    (moved,) = Path("run").glob("eval-test-elsewhere-*.json")
-    assert json.loads(moved.read_text())["accuracy"] == own["accuracy"]
+    (moved,) = Path("run").glob("predictions-test-elsewhere-*.parquet")
+    assert pyarrow.parquet.read_table(moved).equals(pyarrow.parquet.read_table("run/predictions-test.parquet"))
+    assert "may have been trained on" not in capsys.readouterr().out
+    shutil.copy("elsewhere/red/3.png", folder / "red" / "added.png")
+    AcceleratorState._reset_state(True)
+    evaluate.evaluate(*parse_arguments(["run"]))
+    said = capsys.readouterr().out
+    assert "they have changed since" in said and "may have been trained on some of these images" in said
 
 
-def test_a_checkpoint_between_two_evaluations_gets_precise_bn(folder: Path, fresh_accelerator: None) -> None:
+def test_a_checkpoint_between_two_evaluations_gets_precise_bn(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fresh_accelerator: None
+) -> None:
     """It is scored as the same step is in a run that scores every step."""
+    monkeypatch.setattr(optional_outputs, "write_report", lambda *_: None)  # the pages take longer than all else
     words = {
         "data.skip_broken": "True",
         "model.ema_decay": "0.5",
@@ -202,6 +217,11 @@ def test_a_checkpoint_between_two_evaluations_gets_precise_bn(folder: Path, fres
         (file,) = Path(run).glob("predictions-test*-step-00000003.parquet")
         logits.append(np.array(pyarrow.parquet.read_table(file)["logits"].to_pylist()))
     np.testing.assert_array_equal(*logits)
+    AcceleratorState._reset_state(True)
+    other = ["--data.validation_fraction", "0.5", "--out", "other"]  # its statistics stay those of its training images
+    evaluate.evaluate(*parse_arguments(["seldom/checkpoints/step-00000003", *other]))
+    (file,) = Path("other").glob("predictions-*.parquet")
+    np.testing.assert_array_equal(pyarrow.parquet.read_table(file)["logits"].to_pylist(), logits[0])
     AcceleratorState._reset_state(True)
     with pytest.raises(UserError, match=r"was saved between two evaluations.*use a checkpoint that was evaluated"):
         evaluate.main(["seldom/checkpoints/step-00000003", "--images", "mine/red"])

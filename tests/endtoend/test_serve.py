@@ -283,6 +283,22 @@ def test_a_signal_ends_it_after_the_requests_in_progress(model: Path, photograph
         assert serving.errors() == ""
 
 
+def test_a_second_signal_cuts_requests_off_and_they_are_told_so(model: Path, photographs: list[Path]) -> None:
+    with Serving(model / "export" / "model.onnx") as serving:
+        pending = serving.half_a_request(photographs[0].read_bytes())
+        serving.process.send_signal(signal.SIGINT)
+        with pytest.raises(ConnectionError):
+            while True:  # until it accepts no more
+                serving.connect().connect()
+        serving.process.send_signal(signal.SIGINT)
+        answer = pending.getresponse()
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        assert json.loads(answer.read()) == {"error": "the service is ending: retry in a second"}
+        assert serving.process.wait(TIMEOUT) == 0
+        assert serving.process.stdout.read() == "ended: 1 request was cut off\n"
+        assert serving.errors() == ""
+
+
 def test_it_warns_where_others_can_reach_it(model: Path) -> None:
     with Serving(model / "export", "--host", "0.0.0.0") as serving:
         assert any(line.startswith("warning: every machine that reaches this one") for line in serving.said)

@@ -83,6 +83,7 @@ ELSEWHERE = {
     "push_files.py": "tests/hub/test_push.py serves what they are about",
     "export_files.py: export starts processes of its own": "a launcher; tests/endtoend/test_export.py",
     "cli/request_images.py": "clients of the service: tests/endtoend/test_serve.py",
+    "cli/serve_metrics.py": "clients of the service: tests/endtoend/test_serve.py",
     "cli/serve_app.py": "clients of the service: tests/endtoend/test_serve.py",
     "cli/reproduce.py": "a second training: tests/endtoend/test_reproduce.py",
     "dashboard.py: --port {} cannot be used": "another program: tests/unit/test_dashboard.py",
@@ -227,6 +228,17 @@ def resaved(home: Path, trained: Path) -> None:
     save_file(torch.load(home / "a.pth", weights_only=True), home / "a.safetensors")
 
 
+def export_at(size: int) -> Prepare:
+    """The exported model of a transformer that takes images of this size only, in `place`."""
+
+    def prepare(home: Path, trained: Path) -> None:
+        recipe = read_recipe("debug", {"model.name": "test_vit", "data.image_size": str(size)})
+        model = create_model(recipe, 10, pretrained=False)
+        export_model(model, home / "place", recipe, tuple("abcdefghij"), model.state_dict(), {}, {})
+
+    return prepare
+
+
 def deep_export(home: Path, trained: Path) -> None:
     """An exported model with a dense layer before its classifier, in `place`."""
     recipe = read_recipe("debug", {"model.name": "test_resnet", "model.head.hidden_dims": "8"})
@@ -324,6 +336,10 @@ MODEL = [
     advice("model.name of a deep head", f"{TRAIN} --model.name local-dir:place",
         f"{TRAIN} --model.name test_resnet --model.head.hidden_dims 8 --model.init_from place --dry-run",
         prepare=deep_export),
+    advice("init_from another size", f"{TRAIN} --model.name local-dir:place --model.pretrained True",
+        numbered(r"set data\.image_size to (\d+)$",
+            f"{TRAIN} --model.name local-dir:place --model.pretrained True --data.image_size {{}} --dry-run"),
+        prepare=export_at(64)),
     advice("init_from pickle", f"{TRAIN} --model.init_from a.pth",
         (resaved, f"{TRAIN} --model.init_from a.safetensors --dry-run"), prepare=pickled),
     advice("init_from file of another model", f"{TRAIN} --model.name resnet18 --model.init_from {FILE}",

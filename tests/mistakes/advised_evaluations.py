@@ -136,7 +136,10 @@ EVALUATIONS = [
         prepare=both(prepared.run(), prepared.file("RUN/export/model.onnx"))),
     advice("a run without ONNX", parsed("serve", "RUN --backend onnx"),
         (prepared.file("RUN/export/model.onnx"), parsed("serve", "RUN --backend onnx")), prepare=prepared.run()),
-    advice("another machine's address", bound("192.0.2.1"), bound("127.0.0.1"), bound("0.0.0.0")),
+    *(
+        advice(f"{name} to serve at", bound(host), bound("127.0.0.1"), bound("0.0.0.0"))
+        for name, host in {"another machine's address": "192.0.2.1", "no address": "127.0.0..1"}.items()
+    ),
     advice("push to no repository", parsed("push", "RUN mine"), parsed("push", "RUN alice/mine"),
         prepare=prepared.run()),
     advice("push of a model without a run", parsed("push", "M alice/mine"), parsed("push", "RUN alice/mine"),

@@ -125,6 +125,10 @@ def test_eval_reads_the_runs_recipe_and_changes_of_its_data(run_dir: Path) -> No
         (("--images", "nowhere", "a.png"), "TARGET is missing"),
         (("nowhere", "--images", "a.png", "--split", "test"), "--split is for evaluations"),
         (("nowhere", "--images", "a.png", "--out", "o"), "--out is for evaluations"),
+        (
+            ("nowhere", "--images", "tests", "--data.image-size", "64", "--data.value_range=0,4095"),
+            "--data.value_range is for evaluations, and --images classifies images: remove one of them",
+        ),
         (("nowhere", "--json"), "--json is for --images"),
         (
             ("nowhere", "--verify-export", "--split", "test"),
@@ -263,13 +267,16 @@ def test_serve_says_which_package_is_missing(run_dir: Path, monkeypatch: pytest.
         serve.parse_arguments([str(run_dir)])
 
 
-def test_another_source_is_not_cut_for_a_validation_split_that_nobody_asked_for(run_dir: Path) -> None:
-    def validation(*words: str) -> float:
-        return evaluate.parse_arguments([str(run_dir), *words])[1].data.validation_fraction
-
-    assert validation() == validation("--data.source", "synthetic") == 0.1
-    assert validation("--data.source", "a/b") == 0
-    assert validation("--data.source", "a/b", "--split", "validation") == 0.1
+@pytest.mark.parametrize(
+    ("split", "keep_test", "fractions"),
+    [("test", False, (0, 1)), ("test", True, (0, 0.1)), ("train", False, (0, 0.1)), ("validation", False, (0.1, 0.1))],
+)
+def test_other_images_are_not_cut_for_a_split_that_is_not_evaluated(
+    split: str, keep_test: bool, fractions: tuple[float, float]
+) -> None:
+    refit = read_recipe("debug", {"refit_steps": "3"})
+    found = evaluate.for_unseen_images(refit, split, keep_test)
+    assert (found.data.validation_fraction, found.data.test_fraction) == fractions and found.refit_steps == 0
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,11 @@ def test_a_python_argument_of_another_tool_is_answered_with_ours(given: dict[str
         (evaluate, "runs/a --data x", "use --data.source x"),
         (evaluate, "runs/a --image x", "use --images x"),
         (predict, "runs/a --images a.jpg", "PATHS is given without a flag: resnet-cifar predict TARGET PATH"),
+        (
+            predict,
+            "runs/a b.png --data.value_range 0,4095",
+            "only --precision, --data.image_size, --data.interpolation and --data.normalize can",
+        ),
         (explore, "--data x", "SOURCE is given without a flag: resnet-cifar explore SOURCE"),
         (report, "--run x", "RUN is given without a flag: resnet-cifar report RUN"),
         (report, "x --lr 3", "unknown option --lr; --help lists all"),
