@@ -20,6 +20,7 @@ from resnet_cifar.config.diff import differences, fingerprint
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe, write_recipe
 from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.train_options import extended
 
 EARLIER_FILES = ("owner.json", "starts.json")  # of run directories that an earlier version of this package wrote
 
@@ -81,6 +82,26 @@ class RunDir:
                 fix = fix if differences(unextended, recipe) else "give the same --extend-epochs again"
             raise UserError(f"--run {self.path} belongs to another recipe ({'; '.join(differing[:6])}): {fix}")
 
+    def is_extending(self, recipe: Recipe, source: str, epochs: float) -> bool:
+        """Whether `recipe` is this run's own recipe.yaml (`source`) and ends in the phase that an interrupted
+        --extend-epochs has appended there, so that appending it again would make the run longer at every attempt.
+
+        Raises UserError if the run is unfinished otherwise.
+        """
+        own = self.path / "recipe.yaml"
+        if not (epochs and own.is_file() and Path(source).is_file() and own.samefile(source)) or self.result():
+            return False
+        results = (read_json(file) for file in self.path.glob("result-step-*.json"))
+        finished = max(results, key=lambda result: result["steps"], default={}).get("phases", 0)
+        if finished == len(recipe.phases):  # killed before the longer recipe was written
+            return False
+        if not finished or extended(dataclasses.replace(recipe, phases=recipe.phases[:finished]), epochs) != recipe:
+            raise UserError(
+                f"--extend-epochs {epochs:g}: the run in {self.path} is not finished: remove --extend-epochs to finish "
+                "it first"
+            )
+        return True
+
     def check_writable(self) -> None:
         """Raises UserError if permissions or mounts do not allow writing."""
         place = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
@@ -121,8 +142,9 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lease = Lease.acquire(self.path)
             if result := self.result():  # of the run that is extended
-                with contextlib.suppress(FileNotFoundError):  # another attempt has just renamed it
-                    (self.path / "result.json").rename(self.path / f"result-step-{result['steps']}.json")
+                facts = {**result, "phases": len(self._recipe().phases)}
+                write_json(self.path / f"result-step-{result['steps']}.json", facts)
+                (self.path / "result.json").unlink(missing_ok=True)  # another attempt may just have done so
             write_recipe(recipe, self.path / "recipe.yaml")
             write_json(self.path / "environment.json", environment)
             if code_diff:

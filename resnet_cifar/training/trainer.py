@@ -61,9 +61,11 @@ def _set_up(
     screen = Screen(shown=context.is_main)
     asked = dataclasses.replace(recipe, precision=context.precision)
     base = preflight.resolve(asked, screen.warn, context.run_on_main)
-    recipe = extended(base, options.extend_epochs)
     path = Path(options.run) if options.run else run_dir.default_run_path(options.recipe, base)
     folder = RunDir(wandb_env.trial_path(run_dir.with_a_name(path)))
+    extends = options.recipe, options.extend_epochs
+    is_extending = context.run_on_main(lambda: "yes" if folder.is_extending(base, *extends) else "")
+    recipe = base if is_extending else extended(base, options.extend_epochs)
     preflight.check(recipe, context)
     if not options.dry_run and context.run_on_main(lambda: _existing_run(folder, options, recipe, screen)):
         return None

@@ -359,6 +359,7 @@ def longer(home: Path, trained: Path) -> None:
 
 OLD_FILE = "starts" + ".json"  # of an earlier version
 RUN = f"{TRAIN} --micro_batch 8 --run RUN"
+OWN_RECIPE = "--recipe RUN/recipe.yaml --run RUN"
 REFIT, VAL = "--refit RUN --dry-run", "val/accuracy"
 OTHER, RESTART = f"{TRAIN} --micro_batch 8 --run other", f"{RUN} --restart"
 
@@ -436,6 +437,8 @@ RUNS = [
     advice("run of another recipe", f"{RUN} --seed 3", f"{OTHER} --seed 3", f"{RESTART} --seed 3",
         prepare=prepared.run()),
     advice("run that was extended", RUN, f"{RUN} --extend-epochs 1", prepare=longer),
+    advice("own recipe of an unfinished run", f"{OWN_RECIPE} --extend-epochs 1", OWN_RECIPE,
+        prepare=prepared.run(prepared.unfinished)),
     advice("run with a recipe of another version", RUN, OTHER, RESTART,
         prepare=both(prepared.run(), prepared.file("RUN/recipe.yaml", "seed: x"))),
     advice("run of other images", f"{OWN} a --run R", f"{OWN} a --run R --restart",

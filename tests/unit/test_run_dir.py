@@ -438,7 +438,31 @@ def test_the_result_before_an_extension_is_kept_under_its_step(folder: RunDir) -
     assert folder.result() is None
     assert folder.finished(phases_of(1, 2)) is None
     kept = read_json(folder.path / "result-step-20.json")
-    assert (kept["steps"], kept["test/accuracy"]) == (20, 0.5)
+    assert kept == {"steps": 20, "stopped_early": False, "test/accuracy": 0.5, "phases": 1}
+
+
+def test_the_recipe_in_the_directory_gets_the_phase_once(folder: RunDir) -> None:
+    source = str(folder.path / "recipe.yaml")
+    finish(folder, phases_of(1))
+    assert not folder.is_extending(phases_of(1), source, 2)
+    folder.acquire(phases_of(1, 2), {})
+    assert folder.is_extending(phases_of(1, 2), source, 2)
+    assert not folder.is_extending(phases_of(1), "debug", 2), "another recipe, to which the phase is appended"
+    assert not folder.is_extending(phases_of(1), source, 2), "killed before the longer recipe was written"
+    finish(folder, phases_of(1, 2), steps=40)
+    folder.acquire(phases_of(1, 2, 2), {})
+    assert folder.is_extending(phases_of(1, 2, 2), source, 2)
+
+
+@pytest.mark.parametrize(("phases", "epochs"), [((1, 2), 3), ((1, 2, 2), 2), ((2,), 2)])
+def test_the_recipe_of_an_unfinished_run_is_not_extended(
+    phases: tuple[float, ...], epochs: float, folder: RunDir
+) -> None:
+    if len(phases) > 1:
+        finish(folder, phases_of(1))
+    folder.acquire(phases_of(*phases), {})
+    with pytest.raises(UserError, match=rf"--extend-epochs {epochs}: .* is not finished: remove --extend-epochs"):
+        folder.is_extending(phases_of(*phases), str(folder.path / "recipe.yaml"), epochs)
 
 
 # Rows
