@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,17 @@ class RunDir:
     def check_lease(self) -> None:
         """Raises UserError if another attempt has taken the directory over."""
         self.lease.check(self.path)
+
+    @contextlib.contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """A context for writing. Raises UserError if another attempt has taken the directory over, also in place of
+        what follows from that in the context: the other one may have moved the files aside."""
+        self.check_lease()
+        try:
+            yield
+        except Exception:
+            self.check_lease()
+            raise
 
     def status(self, state: str, **facts: Any) -> None:
         """Writes status.json, and attempts.json if the attempt begins or ends.

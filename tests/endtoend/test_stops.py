@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from metric_rows import rows_of
+from safetensors import SafetensorError
 from starting import assert_same_run, interrupt, train
 
+from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.train_options import TrainOptions
 from resnet_cifar.data import prepared_data
+from resnet_cifar.training import finalize
 from resnet_cifar.training.trainer import Trainer
 
 RUN = TrainOptions(recipe="debug", run="run")
@@ -186,3 +191,44 @@ def test_an_extension_that_is_refused_leaves_the_finished_run_as_it_was() -> Non
     with pytest.raises(UserError, match="is not what this run was trained on"):
         train(dataclasses.replace(RUN, extend_epochs=1.0), recipe)
     assert {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()} == kept
+
+
+@pytest.fixture
+def trained(whole: str) -> set[str]:
+    """RUN, killed after its last checkpoint; the names in it."""
+    shutil.copytree(whole, "run", ignore=shutil.ignore_patterns("result.json", "model", "eval-*", "predictions-*"))
+    return {path.name for path in Path("run").iterdir()}
+
+
+@pytest.mark.parametrize(("owner", "name"), [(finalize, "predict"), (timm.models, "save_for_hf"), (finalize, "sha256")])
+def test_an_attempt_that_is_replaced_at_its_end_writes_nothing_into_the_directory_of_the_other(
+    owner: object, name: str, trained: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, other = getattr(owner, name), RunDir(Path("run"))
+
+    def replaced(*arguments: object, **named: object) -> object:
+        found = original(*arguments, **named)
+        if other.lease is None:
+            other.move_aside()
+            other.acquire(small(seed="3"), {})
+        return found
+
+    monkeypatch.setattr(owner, name, replaced)
+    with pytest.raises(UserError, match=r"--run run was taken over by attempt 1 .*: stopping"):
+        train(RUN, small())
+    assert {path.name for path in Path("run").iterdir()} == {"recipe.yaml", "environment.json", "lease.json"}
+
+
+def test_a_disk_that_is_full_at_the_end_is_one_sentence(trained: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(UserError, match=r"run cannot be written \(No space left on device\): make room, and rerun"):
+        train(RUN, small())
+    assert {path.name for path in Path("run").iterdir()} - trained == {
+        "eval-test.json",
+        "predictions-test.parquet",
+        "eval-validation.json",
+        "predictions-validation.parquet",
+    }
