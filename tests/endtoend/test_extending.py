@@ -67,6 +67,8 @@ def test_a_finished_run_goes_on_to_what_a_recipe_with_all_phases_gives(capsys: p
 
     train(dataclasses.replace(RUN, run="at-once"), read_recipe("debug", {**WORDS, **THIRD}))
     assert_same_weights("run", "at-once")
+    ours, theirs = ([row["step"] for row in rows_of(run) if "val/accuracy" in row] for run in ("run", "at-once"))
+    assert ours == theirs and FIRST_END in ours, "so both select among the same models"
 
     # By the command that the end of an extended run prints, whose --recipe becomes longer with the first attempt.
     by_own = dataclasses.replace(MORE, run="own", recipe="own/recipe.yaml")

@@ -40,8 +40,8 @@ def small(**words: str) -> Recipe:
         "batch_size": "16",
         "micro_batch": "8",
         "model.name": "test_resnet",
-        "phases.0.epochs": "0.6",
-        "phases.1.epochs": "0.6",
+        "phases.0.epochs": "0.5",
+        "phases.1.epochs": "0.7",
         "track.trackers": "none",
         "track.report": "False",
     }
