@@ -19,6 +19,7 @@ from metric_rows import rows_of
 from safetensors import SafetensorError
 from starting import assert_same_run, interrupt, train
 
+from resnet_cifar.checkpoints import checkpoint
 from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
@@ -232,3 +233,18 @@ def test_a_disk_that_is_full_at_the_end_is_one_sentence(trained: set[str], monke
         "eval-validation.json",
         "predictions-validation.parquet",
     }
+
+
+def test_the_best_that_is_left_counts_if_the_best_is_damaged_after_the_last_evaluation(
+    whole: str, trained: set[str], capsys: pytest.CaptureFixture
+) -> None:
+    older, newest = (Path(f"run/checkpoints/step-000000{step}") for step in (30, 36))
+    state = json.loads((newest / "state.json").read_text())
+    state["best"] |= {"step": 30, "val/accuracy": 0.9}
+    del state["checksum"]
+    (newest / "state.json").write_text(json.dumps({**state, "checksum": checkpoint._state_checksum(state)}))
+    (older / "model.safetensors").write_text("garbage")
+    train(RUN, small())
+    said = capsys.readouterr()
+    assert "it was the best so far; that of step 36 is the best that is left" in said.out + said.err
+    assert_same_run("run", whole)
