@@ -188,9 +188,11 @@ class RunDir:
         file, step, is_first = self.path / "attempts.json", status.get("step", 0), not self.attempts
         if is_first:
             earlier = (read_json(file) or {}).get("attempts", [])
-            last = read_json(self.path / "status.json")
-            if earlier and last and "state" not in earlier[-1]:
-                earlier[-1] |= {"state": "killed", "ended": last["time"], "step": last.get("step", 0)}
+            if earlier and "state" not in earlier[-1]:
+                began, step_then = earlier[-1]["began"], earlier[-1]["from_step"]
+                last = read_json(self.path / "status.json") or {}  # of the attempt before that one, if it wrote none
+                ended, reached = max(began, last.get("time", began)), last.get("step", step_then)
+                earlier[-1] |= {"state": "killed", "ended": ended, "step": reached}
             this = {"attempt": self.lease.attempt, "host": self.lease.host, "pid": self.lease.pid}
             this |= {"gpus": status["gpus"]} if "gpus" in status else {}
             self.attempts = [*earlier, {**this, "began": status["time"], "from_step": step}]

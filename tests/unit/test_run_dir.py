@@ -270,6 +270,20 @@ def test_every_attempt_is_recorded_with_its_first_step_and_its_end(folder: RunDi
     assert all(each["began"] <= each["ended"] for each in starts)
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_attempt_that_was_killed_before_its_first_status_took_no_time(number: int, folder: RunDir) -> None:
+    """Number 0 leaves no status.json, number 1 that of the attempt before."""
+    for attempt in range(3):
+        now = RunDir(folder.path)
+        now.acquire(recipe_of(), {})
+        status = read_json(file := folder.path / "status.json")
+        now.status("running", step=0)
+        if attempt == number:
+            file.unlink() if status is None else write_json(file, status)
+    killed = read_json(folder.path / "attempts.json")["attempts"][number]
+    assert (killed["state"], killed["step"], killed["ended"]) == ("killed", 0, killed["began"])
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "status.json"
     file.write_text('{"old": 1}')
