@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -74,14 +75,28 @@ class RunDir:
         wanted = recipe
         if extends and missing > 0:
             wanted = dataclasses.replace(recipe, phases=recipe.phases[: len(ours.phases)])
-            if (self.result() or {}).get("stopped_early"):
-                raise UserError(f"--extend-epochs: the run in {self.path} stopped early, and would stop again at once")
+            if self.is_out_of_patience(ours):
+                patience = ours.early_stopping.patience
+                raise UserError(
+                    f"--extend-epochs: early_stopping.patience {patience} of the run in {self.path} has run out, so it "
+                    f"would stop again at once: start a new run from its weights with --model.init_from {self.path}"
+                )
         if differing := differences(ours, wanted):
             fix = "name another folder, or start over with --restart"
             if missing < 0:
                 unextended = dataclasses.replace(ours, phases=ours.phases[: len(recipe.phases)])
                 fix = fix if differences(unextended, recipe) else "give the same --extend-epochs again"
             raise UserError(f"--run {self.path} belongs to another recipe ({'; '.join(differing[:6])}): {fix}")
+
+    def is_out_of_patience(self, recipe: Recipe) -> bool:
+        """Whether early stopping ends the run at its latest checkpoint, be that its last step, and finished or not."""
+        from resnet_cifar.checkpoints import checkpoint  # imports torch
+
+        steps = checkpoint.steps(self.checkpoints)
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # a damaged one, which resuming names
+            state = json.loads((self.checkpoints / checkpoint.name(steps[-1]) / "state.json").read_text())
+            return 0 < recipe.early_stopping.patience <= state["stopping"]["waited"]
+        return False
 
     def is_extending(self, recipe: Recipe, source: str, epochs: float) -> bool:
         """Whether `recipe` is this run's own recipe.yaml (`source`) and ends in the phase that an interrupted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +30,12 @@ class TrainingOutcome:
     """How training ended. `best`: step and scores of the best model, None where nothing is held out.
 
     `validated`: its step and validation predictions where this process made them; `bn_stats_step`: the step that
-    BatchNorm's statistics in memory belong to; `began`: time.perf_counter() when this attempt began.
+    BatchNorm's statistics in memory belong to.
     """
 
     best: dict[str, Any] | None
     validated: tuple[int, Predictions] | None
     bn_stats_step: int
-    stopped_early: bool
-    began: float
 
 
 def test_and_export(
@@ -84,9 +81,8 @@ def test_and_export(
         "checkpoint": found["checkpoint"],
         "step": step,
         "steps": writer.done,
-        "stopped_early": outcome.stopped_early,
+        "stopped_early": writer.done < state.plan.steps,
         **({"refit_of": recipe.refit_of} if recipe.refit_steps else {}),
-        "seconds": time.perf_counter() - outcome.began,
         "world_size": context.size,
         **writer.costs(),
     }

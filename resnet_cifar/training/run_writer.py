@@ -173,7 +173,7 @@ class RunWriter:
         return facts if self.energy_kwh is None else {**facts, "energy_kwh": self.energy_kwh}
 
     def costs(self) -> dict[str, float]:
-        """The cost of all attempts on GPUs: see `telemetry.costs`. On rank 0."""
+        """The cost of all attempts: see `telemetry.costs`. On rank 0."""
         *earlier, this = self.folder.attempts
         return telemetry.costs([*earlier, {**this, "ended": time.time(), "energy_kwh": self.energy_kwh}])
 

@@ -130,7 +130,8 @@ def _existing_run(folder: RunDir, options: TrainOptions, recipe: Recipe, screen:
     except OSError as error:
         raise UserError(f"--run {folder.path} cannot be used ({error.strerror}): name another folder") from None
     again = f"--recipe {folder.path / 'recipe.yaml'} --run {folder.path} " if options.extend_epochs else ""
-    longer = "" if recipe.refit_steps else f", {again}--extend-epochs EPOCHS continues it"
+    can_go_on = recipe.phases and not recipe.refit_steps and not folder.is_out_of_patience(recipe)
+    longer = f", {again}--extend-epochs EPOCHS continues it" if can_go_on else ""
     screen.say(f"this run is finished (--restart starts it over{longer})")
     finalize.closing_table(screen, folder, recipe, result, [])
     return "finished"
@@ -160,7 +161,6 @@ class Trainer:
         self.bn_rows = bn_indices(plan.recipe.seed, len(data.train))
         self.stopping = EarlyStopping(plan.recipe.early_stopping)
         self.telemetry = Telemetry(plan, context, data)
-        self.began = time.perf_counter()
         self.best: dict[str, Any] | None = None
         self.validated: tuple[int, Predictions] | None = None  # the best model's step and validation predictions
         self.bn_stats_step = -1  # the step whose weights BatchNorm's statistics belong to
@@ -177,9 +177,7 @@ class Trainer:
                 with writer.timings.part("steps"):
                     self._train()
                 self.watchdog.training_done()
-                outcome = finalize.TrainingOutcome(
-                    self.best, self.validated, self.bn_stats_step, self.stopping.over, self.began
-                )
+                outcome = finalize.TrainingOutcome(self.best, self.validated, self.bn_stats_step)
                 check_stop = self.watchdog.check_stop
                 finalize.test_and_export(self.state, self.data, writer, self.telemetry, outcome, check_stop)
                 ended = "finished"

@@ -133,14 +133,17 @@ def test_a_run_stops_early_at_the_same_step_whether_it_was_interrupted_or_not() 
     assert_same_run("run", "undisturbed")
 
 
-def test_a_run_that_has_stopped_early_is_finished(capsys: pytest.CaptureFixture) -> None:
-    recipe = small(**{"early_stopping.patience": "1", "evaluate.every_epochs": "0.1", "phases.0.lr": "1e-9"})
+@pytest.mark.parametrize(("every", "is_early"), [("0.1", True), ("9", False)], ids=["before its end", "at its end"])
+def test_a_run_whose_patience_runs_out_is_finished(every: str, is_early: bool, capsys: pytest.CaptureFixture) -> None:
+    stops = {"early_stopping.patience": "1", "early_stopping.min_delta": "1", "evaluate.every_epochs": every}
+    recipe = small(**stops, **{"phases.0.epochs": "0.2", "phases.0.warmup_epochs": "0", "phases.1.epochs": "0.1"})
     train(RUN, recipe)
-    capsys.readouterr()
+    assert ("stopped early at step 6" in capsys.readouterr().out) == is_early
     train(RUN, recipe)
     printed = capsys.readouterr().out
-    assert "this run is finished" in printed and "stopped early at step" in printed
-    with pytest.raises(UserError, match=r"--extend-epochs: the run in run stopped early"):
+    assert "this run is finished (--restart starts it over)" in printed
+    assert ("stopped early at step 6" in printed) == is_early
+    with pytest.raises(UserError, match=r"--extend-epochs: early_stopping\.patience 1 of the run in run has run out"):
         train(dataclasses.replace(RUN, extend_epochs=1.0), recipe)
 
 

@@ -425,12 +425,22 @@ def test_an_extended_run_asks_for_its_extension(folder: RunDir) -> None:
         folder.check(phases_of(1, seed=3))
 
 
-def test_a_run_that_stopped_early_is_not_extended(folder: RunDir) -> None:
-    finish(folder, phases_of(1), stopped_early=True)
-    with pytest.raises(UserError, match=r"--extend-epochs: the run in .* stopped early"):
-        folder.check(phases_of(1, 2), extends=True)
-    folder.check(phases_of(1), extends=True)
-    folder.check(phases_of(1))
+@pytest.mark.parametrize("is_finished", [True, False], ids=["finished", "killed before its result"])
+def test_a_run_whose_patience_ran_out_is_not_extended(is_finished: bool, folder: RunDir) -> None:
+    stops = {"early_stopping": {"patience": 2}}
+    folder.acquire(phases_of(1, **stops), {})
+    if is_finished:
+        write_json(folder.path / "result.json", {"steps": 20, "stopped_early": False})  # at its last step
+    for step, waited in ((10, 1), (20, 2)):
+        last = folder.checkpoints / f"step-{step:08d}"
+        last.mkdir(parents=True)
+        write_json(last / "state.json", {"stopping": {"best": 0.5, "waited": waited}})
+    with pytest.raises(UserError, match=r"--extend-epochs: early_stopping\.patience 2 of .* has run out"):
+        folder.check(phases_of(1, 2, **stops), extends=True)
+    folder.check(phases_of(1, **stops), extends=True)
+    folder.check(phases_of(1, **stops))
+    (last / "state.json").write_text("garbage")
+    folder.check(phases_of(1, 2, **stops), extends=True)
 
 
 def test_an_extension_that_stopped_early_is_finished(folder: RunDir) -> None:
