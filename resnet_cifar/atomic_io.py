@@ -1,4 +1,4 @@
-"""Files that are complete or absent: each is written aside, flushed to disk and renamed."""
+"""Files and folders that are complete or absent: each is written aside, flushed to disk and renamed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,31 @@ def atomic_write(file: Path, flush: bool = True, before_rename: Callable[[], Non
         raise
 
 
-def write_json(file: Path, values: dict[str, Any]) -> None:
-    """Writes the object atomically."""
-    with atomic_write(file) as temporary:
+@contextlib.contextmanager
+def atomic_folder(folder: Path, before_rename: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """The same for a folder of files: yields a temporary path, at which a folder is to be created.
+
+    All is flushed to disk. What earlier processes left there because they were killed is removed.
+    """
+    for left in folder.parent.glob(f"{folder.name}.writing*"):
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = folder.with_name(f"{folder.name}.writing-{secrets.token_hex(4)}")
+    try:
+        yield temporary
+        for path in (*temporary.iterdir(), temporary):
+            fsync_path(path)
+        before_rename()
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        fsync_path(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_json(file: Path, values: dict[str, Any], before_rename: Callable[[], None] = lambda: None) -> None:
+    """Writes the object atomically; `before_rename` as in `atomic_write`."""
+    with atomic_write(file, before_rename=before_rename) as temporary:
         temporary.write_text(json.dumps(values, indent=1) + "\n")
 
 

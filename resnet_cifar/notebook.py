@@ -91,8 +91,9 @@ def train(
         raise UserError(f"processes cannot be {processes!r}: it should be a whole number above 0")
     chosen = run or options.run
     folder = Path(chosen).expanduser() if chosen else _default_run_path(options.recipe, base)
-    wanted = extended(base, options.extend_epochs)
-    if restart or not launcher.finished(RunDir(folder), wanted, extends=bool(extend_epochs)):
+    run_dir, extends = RunDir(folder), options.extend_epochs
+    wanted = base if run_dir.is_extending(base, options.recipe, extends) else extended(base, extends)
+    if restart or not launcher.finished(run_dir, wanted, extends=bool(extends)):
         process = launcher.start([*words, f"--run={folder}"], processes, quiet=is_notebook())
         run_monitor.follow(process, folder, is_shown=is_notebook())
     return Run(folder)

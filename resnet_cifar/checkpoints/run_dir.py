@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from resnet_cifar.config.diff import differences, fingerprint
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe, write_recipe
 from resnet_cifar.config.schema import Recipe
+from resnet_cifar.config.train_options import extended
 
 EARLIER_FILES = ("owner.json", "starts.json")  # of run directories that an earlier version of this package wrote
 
@@ -72,16 +75,50 @@ class RunDir:
         wanted = recipe
         if extends and missing > 0:
             wanted = dataclasses.replace(recipe, phases=recipe.phases[: len(ours.phases)])
-            if (self.result() or {}).get("stopped_early"):
-                raise UserError(f"--extend-epochs: the run in {self.path} stopped early, and would stop again at once")
+            if self.is_out_of_patience(ours):
+                patience = ours.early_stopping.patience
+                raise UserError(
+                    f"--extend-epochs: early_stopping.patience {patience} of the run in {self.path} has run out, so it "
+                    f"would stop again at once: start a new run from its weights with --model.init_from {self.path}"
+                )
         if self.result() is None:  # images may have moved: those of the checkpoint are compared when it is resumed
             wanted = dataclasses.replace(wanted, data=dataclasses.replace(wanted.data, source=ours.data.source))
         if differing := differences(ours, wanted):
             fix = "name another folder, or start over with --restart"
             if missing < 0:
                 unextended = dataclasses.replace(ours, phases=ours.phases[: len(recipe.phases)])
-                fix = fix if differences(unextended, recipe) else "give the same --extend-epochs again"
+                fix = fix if differences(unextended, wanted) else "give the same --extend-epochs again"
             raise UserError(f"--run {self.path} belongs to another recipe ({'; '.join(differing[:6])}): {fix}")
+
+    def is_out_of_patience(self, recipe: Recipe) -> bool:
+        """Whether early stopping ends the run at its latest checkpoint, be that its last step, and finished or not."""
+        from resnet_cifar.checkpoints import checkpoint  # imports torch
+
+        steps = checkpoint.steps(self.checkpoints)
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # a damaged one, which resuming names
+            state = json.loads((self.checkpoints / checkpoint.name(steps[-1]) / "state.json").read_text())
+            return 0 < recipe.early_stopping.patience <= state["stopping"]["waited"]
+        return False
+
+    def is_extending(self, recipe: Recipe, source: str, epochs: float) -> bool:
+        """Whether `recipe` is this run's own recipe.yaml (`source`) and ends in the phase that an interrupted
+        --extend-epochs has appended there, so that appending it again would make the run longer at every attempt.
+
+        Raises UserError if the run is unfinished otherwise.
+        """
+        own = self.path / "recipe.yaml"
+        if not (epochs and own.is_file() and Path(source).is_file() and own.samefile(source)) or self.result():
+            return False
+        results = (read_json(file) for file in self.path.glob("result-step-*.json"))
+        finished = max(results, key=lambda result: result["steps"], default={}).get("phases", 0)
+        if finished == len(recipe.phases):  # killed before the longer recipe was written
+            return False
+        if not finished or extended(dataclasses.replace(recipe, phases=recipe.phases[:finished]), epochs) != recipe:
+            raise UserError(
+                f"--extend-epochs {epochs:g}: the run in {self.path} is not finished: remove --extend-epochs to finish "
+                "it first"
+            )
+        return True
 
     def check_writable(self) -> None:
         """Raises UserError if permissions or mounts do not allow writing."""
@@ -123,8 +160,9 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lease = Lease.acquire(self.path)
             if result := self.result():  # of the run that is extended
-                with contextlib.suppress(FileNotFoundError):  # another attempt has just renamed it
-                    (self.path / "result.json").rename(self.path / f"result-step-{result['steps']}.json")
+                facts = {**result, "phases": len(self._recipe().phases)}
+                write_json(self.path / f"result-step-{result['steps']}.json", facts)
+                (self.path / "result.json").unlink(missing_ok=True)  # another attempt may just have done so
             write_recipe(recipe, self.path / "recipe.yaml")
             write_json(self.path / "environment.json", environment)
             if code_diff:
@@ -137,6 +175,17 @@ class RunDir:
     def check_lease(self) -> None:
         """Raises UserError if another attempt has taken the directory over."""
         self.lease.check(self.path)
+
+    @contextlib.contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """A context for writing. Raises UserError if another attempt has taken the directory over, also in place of
+        what follows from that in the context: the other one may have moved the files aside."""
+        self.check_lease()
+        try:
+            yield
+        except Exception:
+            self.check_lease()
+            raise
 
     def status(self, state: str, **facts: Any) -> None:
         """Writes status.json, and attempts.json if the attempt begins or ends.
@@ -156,9 +205,11 @@ class RunDir:
         file, step, is_first = self.path / "attempts.json", status.get("step", 0), not self.attempts
         if is_first:
             earlier = (read_json(file) or {}).get("attempts", [])
-            last = read_json(self.path / "status.json")
-            if earlier and last and "state" not in earlier[-1]:
-                earlier[-1] |= {"state": "killed", "ended": last["time"], "step": last.get("step", 0)}
+            if earlier and "state" not in earlier[-1]:
+                began, step_then = earlier[-1]["began"], earlier[-1]["from_step"]
+                last = read_json(self.path / "status.json") or {}  # of the attempt before that one, if it wrote none
+                ended, reached = max(began, last.get("time", began)), last.get("step", step_then)
+                earlier[-1] |= {"state": "killed", "ended": ended, "step": reached}
             this = {"attempt": self.lease.attempt, "host": self.lease.host, "pid": self.lease.pid}
             this |= {"gpus": status["gpus"]} if "gpus" in status else {}
             self.attempts = [*earlier, {**this, "began": status["time"], "from_step": step}]

@@ -407,7 +407,7 @@ class Evaluate:
     __pydantic_config__ = _STRICT
 
     every_epochs: Annotated[Number, Field(ge=0.01)] = 1.0
-    """Epochs between evaluations; the end of training is always evaluated."""
+    """Epochs between evaluations; the end of every phase is evaluated, too."""
     select_by: Metric = "accuracy"
     """The validation metric that selects the best checkpoint, and by which `tune` compares trials."""
 

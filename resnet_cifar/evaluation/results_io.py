@@ -54,7 +54,7 @@ def write_results(
         "logits": list(logits.numpy()),
         **({} if flipped is None else {"logits_flip": list(flipped.numpy())}),
     }
-    with atomic_write(file, flush=False) as aside:
+    with atomic_write(file) as aside:
         pyarrow.parquet.write_table(pyarrow.table(columns), aside)
     return summary, file
 

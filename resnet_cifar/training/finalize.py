@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +30,12 @@ class TrainingOutcome:
     """How training ended. `best`: step and scores of the best model, None where nothing is held out.
 
     `validated`: its step and validation predictions where this process made them; `bn_stats_step`: the step that
-    BatchNorm's statistics in memory belong to; `began`: time.perf_counter() when this attempt began.
+    BatchNorm's statistics in memory belong to.
     """
 
     best: dict[str, Any] | None
     validated: tuple[int, Predictions] | None
     bn_stats_step: int
-    stopped_early: bool
-    began: float
 
 
 def test_and_export(
@@ -56,7 +53,7 @@ def test_and_export(
     chosen = folder.checkpoints / checkpoint.name(step)
     is_in_memory = step == writer.done == outcome.bn_stats_step  # its checkpoint is written during the evaluation
     if context.is_main and not is_in_memory:
-        with part("checkpoint"):
+        with part("checkpoint"), folder.exclusively():
             checkpoint.read_state(chosen)
             state.scored.load_state_dict(checkpoint.weights(chosen))
     context.broadcast_(state.scored)
@@ -69,11 +66,11 @@ def test_and_export(
     writer.energy_kwh = telemetry.energy_kwh()
     if not context.is_main:
         return
-    with part("checkpoint"):
+    with part("checkpoint"), folder.exclusively():
         writer.wait()
         if is_in_memory:
             checkpoint.read_state(chosen)  # a result never names a damaged checkpoint
-    with part("evaluation"):
+    with part("evaluation"), folder.exclusively():
         if validated:
             _write_results("validation", validated, temperature, data, writer, chosen)
         found = _write_results("test", predictions, temperature, data, writer, chosen)
@@ -84,19 +81,19 @@ def test_and_export(
         "checkpoint": found["checkpoint"],
         "step": step,
         "steps": writer.done,
-        "stopped_early": outcome.stopped_early,
+        "stopped_early": writer.done < state.plan.steps,
         **({"refit_of": recipe.refit_of} if recipe.refit_steps else {}),
-        "seconds": time.perf_counter() - outcome.began,
         "world_size": context.size,
         **writer.costs(),
     }
     facts = {"temperature": temperature, "preprocess": state.preprocess.facts, "fingerprint": data.fingerprint}
-    with part("export"):
+    with part("export"), folder.exclusively():
         card = optional_outputs.make_card(lambda: _card(state, found, {**result, **facts}), writer.screen.warn)
         weights, geometry = state.scored.state_dict(), state.preprocess.timm_config
-        export_model(state.scored, folder.model, recipe, data.classes, weights, geometry, facts, card)
+        model = state.scored, folder.model, recipe, data.classes, weights, geometry
+        export_model(*model, facts, card, before_rename=folder.check_lease)
         result["weights_sha256"] = sha256(folder.model / "model.safetensors")
-    write_json(folder.path / "result.json", result)
+        write_json(folder.path / "result.json", result, folder.check_lease)
     writer.status("finished")
     writer.wait()
     writer.screen.end()

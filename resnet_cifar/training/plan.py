@@ -171,8 +171,11 @@ class Plan:
         return slice(rank * self.per_rank_batch, (rank + 1) * self.per_rank_batch)
 
     def should_eval(self, done: int) -> bool:
-        """Whether the model is evaluated after `done` updates: every `evaluate.every_epochs`, and at the end."""
-        return done == self.steps or self._is_multiple(done, self.recipe.evaluate.every_epochs)
+        """Whether the model is evaluated after `done` updates: every `evaluate.every_epochs`, and as phases end.
+
+        An extended run was evaluated where it ended before, so a run of all its phases must be, too, to select alike.
+        """
+        return done in self.phase_ends or self._is_multiple(done, self.recipe.evaluate.every_epochs)
 
     def should_save(self, done: int) -> bool:
         """Whether a checkpoint is written after `done` updates; `checkpoint.every_minutes` adds others."""

@@ -24,11 +24,13 @@ from resnet_cifar.checkpoints.snapshot import Snapshot
 from resnet_cifar.config.diff import to_dict
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.rerun import how_to_resume
+from resnet_cifar.config.schema import selection_key
 from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.data.sources import hf_hub
 from resnet_cifar.distributed.context import DistributedContext
 from resnet_cifar.reporting import environment
 from resnet_cifar.reporting.console import Screen
+from resnet_cifar.tracking.base import kept_rows
 from resnet_cifar.tracking.multi import MultiTracker, start_node_trackers, start_trackers
 from resnet_cifar.training import telemetry
 from resnet_cifar.training.plan import Plan
@@ -82,12 +84,13 @@ class RunWriter:
             if state:
                 self.done = self.saved = state["step"]
                 self._check_data(state["data"])
-                self._check_best(state)
             self.status("running")  # compilation may precede the first step
             self._files.wait()
             # The row of an unfinished evaluation is written when that is repeated, be it the one before all updates.
             step = state["step"] - bool(state["pending_row"]) if state else -1
             self.folder.resume_metrics(step)
+            if state:
+                self._check_best(state)
             identity = state["tracker"] if state else None
             nodes = self.context.nodes
             self.tracker = start_trackers(recipe, self.folder.path, facts, self.screen.warn, identity, step, nodes)
@@ -170,7 +173,7 @@ class RunWriter:
         return facts if self.energy_kwh is None else {**facts, "energy_kwh": self.energy_kwh}
 
     def costs(self) -> dict[str, float]:
-        """The cost of all attempts on GPUs: see `telemetry.costs`. On rank 0."""
+        """The cost of all attempts: see `telemetry.costs`. On rank 0."""
         *earlier, this = self.folder.attempts
         return telemetry.costs([*earlier, {**this, "ended": time.time(), "energy_kwh": self.energy_kwh}])
 
@@ -224,13 +227,24 @@ class RunWriter:
         self.screen.say(f"interrupted by {why} {at}: {how_to_resume()} {resumes}")
 
     def _check_best(self, state: dict[str, Any]) -> None:
-        """Forgets the best checkpoint if it is damaged: only later ones count."""
-        if state["best"] and state["best"]["step"] != state["step"]:
-            try:
-                checkpoint.read_state(self.folder.checkpoints / checkpoint.name(state["best"]["step"]))
-            except checkpoint.Damage as damage:
-                self.screen.warn(f"{damage}: it was the best so far; only later checkpoints can become the best now")
-                state["best"] = None
+        """Replaces the best checkpoint if it is damaged: by the best of those that are left, by their rows' scores."""
+        if not state["best"] or state["best"]["step"] == state["step"]:
+            return
+        folder, select_by = self.folder.checkpoints, self.plan.recipe.evaluate.select_by
+        try:
+            checkpoint.read_state(folder / checkpoint.name(state["best"]["step"]))
+            return
+        except checkpoint.Damage as damage:
+            damaged = damage
+        left = []
+        for row in kept_rows(self.folder.path, -1, state["step"]):
+            if "val/accuracy" in row and row["step"] in checkpoint.steps(folder):
+                with contextlib.suppress(checkpoint.Damage):
+                    checkpoint.read_state(folder / checkpoint.name(row["step"]))
+                    left.append({name: row[name] for name in row if name == "step" or name.startswith("val/")})
+        state["best"] = max(left, key=lambda scores: selection_key(scores, select_by), default=None)
+        best = f"that of step {state['best']['step']} is the best that is left" if left else "only later ones count"
+        self.screen.warn(f"{damaged}: it was the best so far; {best}")
 
     def _check_data(self, fingerprint: str) -> None:
         if fingerprint != self.data.fingerprint:

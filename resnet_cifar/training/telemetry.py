@@ -142,16 +142,17 @@ class GpuCounters:
 
 
 def costs(attempts: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """gpu_hours and energy_kwh of a run, summed over the attempts in attempts.json; unknown values are absent.
+    """seconds, gpu_hours and energy_kwh of a run, summed over the attempts in attempts.json; unknown values are absent.
 
     An attempt lasts from when it acquired the run directory to its end or its last sign of life. Energy is absent if an
     attempt did not record it, for example because it was killed.
     """
+    found = {"seconds": sum(attempt["ended"] - attempt["began"] for attempt in attempts)}
     on_gpus = [attempt for attempt in attempts if attempt.get("gpus")]
     if not on_gpus:
-        return {}
+        return found
     gpu_seconds = sum(attempt["gpus"] * (attempt["ended"] - attempt["began"]) for attempt in on_gpus)
-    found = {"gpu_hours": gpu_seconds / 3600}
+    found["gpu_hours"] = gpu_seconds / 3600
     energies = [attempt.get("energy_kwh") for attempt in on_gpus]
     if None not in energies:
         found["energy_kwh"] = sum(energies)

@@ -23,7 +23,7 @@ from resnet_cifar.data.loader import Batch, Loader, check_crop_padding
 from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.data.sampling import bn_indices
 from resnet_cifar.distributed import launcher_env
-from resnet_cifar.distributed.context import DistributedContext, is_lost_connection
+from resnet_cifar.distributed.context import DistributedContext, is_lost_connection, is_out_of_memory
 from resnet_cifar.distributed.signals import Interrupted, StopSignals, exit_code
 from resnet_cifar.distributed.watchdog import RESUME_HINT, Watchdog
 from resnet_cifar.evaluation import metrics
@@ -61,9 +61,11 @@ def _set_up(
     screen = Screen(shown=context.is_main)
     asked = dataclasses.replace(recipe, precision=context.precision)
     base = preflight.resolve(asked, screen.warn, context.run_on_main)
-    recipe = extended(base, options.extend_epochs)
     path = Path(options.run) if options.run else run_dir.default_run_path(options.recipe, base)
     folder = RunDir(wandb_env.trial_path(run_dir.with_a_name(path)))
+    extends = options.recipe, options.extend_epochs
+    is_extending = context.run_on_main(lambda: "yes" if folder.is_extending(base, *extends) else "")
+    recipe = base if is_extending else extended(base, options.extend_epochs)
     preflight.check(recipe, context)
     if not options.dry_run and context.run_on_main(lambda: _existing_run(folder, options, recipe, screen)):
         return None
@@ -128,7 +130,8 @@ def _existing_run(folder: RunDir, options: TrainOptions, recipe: Recipe, screen:
     except OSError as error:
         raise UserError(f"--run {folder.path} cannot be used ({error.strerror}): name another folder") from None
     again = f"--recipe {folder.path / 'recipe.yaml'} --run {folder.path} " if options.extend_epochs else ""
-    longer = "" if recipe.refit_steps else f", {again}--extend-epochs EPOCHS continues it"
+    can_go_on = recipe.phases and not recipe.refit_steps and not folder.is_out_of_patience(recipe)
+    longer = f", {again}--extend-epochs EPOCHS continues it" if can_go_on else ""
     screen.say(f"this run is finished (--restart starts it over{longer})")
     finalize.closing_table(screen, folder, recipe, result, [])
     return "finished"
@@ -158,7 +161,6 @@ class Trainer:
         self.bn_rows = bn_indices(plan.recipe.seed, len(data.train))
         self.stopping = EarlyStopping(plan.recipe.early_stopping)
         self.telemetry = Telemetry(plan, context, data)
-        self.began = time.perf_counter()
         self.best: dict[str, Any] | None = None
         self.validated: tuple[int, Predictions] | None = None  # the best model's step and validation predictions
         self.bn_stats_step = -1  # the step whose weights BatchNorm's statistics belong to
@@ -175,9 +177,7 @@ class Trainer:
                 with writer.timings.part("steps"):
                     self._train()
                 self.watchdog.training_done()
-                outcome = finalize.TrainingOutcome(
-                    self.best, self.validated, self.bn_stats_step, self.stopping.over, self.began
-                )
+                outcome = finalize.TrainingOutcome(self.best, self.validated, self.bn_stats_step)
                 check_stop = self.watchdog.check_stop
                 finalize.test_and_export(self.state, self.data, writer, self.telemetry, outcome, check_stop)
                 ended = "finished"
@@ -249,23 +249,39 @@ class Trainer:
             return
         except OutOfMemory as error:
             failed = str(error)  # not the error itself, whose frames hold the pass's tensors
-        if self.plan.recipe.micro_batch != "auto":
-            half = self.plan.smaller_micro_batch
-            fix = (
-                f"set --micro_batch {half} or auto" if half else "lower model.ghost_batch_size, or use a smaller model"
-            )
-            raise _RankOutOfMemory(f"{failed}, with micro_batch {self.plan.micro_batch}: {fix}")
         while True:
-            plan = auto_micro_batch.smaller(self.plan)
-            with contextlib.suppress(OSError):  # of a rank that does not see the directory: rank 0 will find it again
-                auto_micro_batch.save(plan, self.context, self.writer.folder)
-            if self.context.size > 1:
-                smaller = f"{RESUME_HINT}, with smaller ones"
-                raise _RankOutOfMemory(f"{failed}, with micro-batches of {self.plan.micro_batch}: {smaller}")
-            self._use_micro_batch(plan)
+            if self.plan.recipe.micro_batch != "auto" or self.context.size > 1:
+                raise self._out_of_memory(failed)
+            self._use_micro_batch(self._smaller_micro_batch())
             with contextlib.suppress(OutOfMemory):
-                train_step(self.state, step, self._batch(step), plan.lr(step))
+                train_step(self.state, step, self._batch(step), self.plan.lr(step))
                 return
+
+    def _out_of_memory(self, failed: str) -> _RankOutOfMemory:
+        """What ends this rank; with `auto` the next attempt takes smaller micro-batches."""
+        before, recipe = self.plan.micro_batch, self.plan.recipe
+        if recipe.micro_batch == "auto":
+            self._smaller_micro_batch()
+            return _RankOutOfMemory(f"{failed}, with micro-batches of {before}: {RESUME_HINT}, with smaller ones")
+        half = self.plan.smaller_micro_batch
+        fix = f"set --micro_batch {half} or auto" if half else "lower model.ghost_batch_size, or use a smaller model"
+        return _RankOutOfMemory(f"{failed}, with micro_batch {before}: {fix}")
+
+    def _smaller_micro_batch(self) -> Plan:
+        """The plan with the next smaller micro-batch, which is recorded in the run directory."""
+        plan = auto_micro_batch.smaller(self.plan)
+        with contextlib.suppress(OSError):  # of a rank that does not see the directory: rank 0 will find it again
+            auto_micro_batch.save(plan, self.context, self.writer.folder)
+        return plan
+
+    def _prime_ddp(self, step: int) -> None:
+        """`TrainState.prime_ddp` with images of update `step`."""
+        try:
+            self.state.prime_ddp(*next(self._batch(step)))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._out_of_memory(f"{self.context.describe()} ran out of memory before update {step}") from None
 
     def _batch(self, step: int) -> Iterator[Batch]:
         return self.loader.batch(step, self.plan.image_size(step), self.plan.micro_batch)
@@ -273,7 +289,7 @@ class Trainer:
     def _start_stage(self, step: int) -> None:
         """From `step` on other weights are trained, with a new optimizer."""
         self.state.start_stage(self.plan.phase_at(step).trainable)
-        self.state.prime_ddp(*next(self._batch(step)))
+        self._prime_ddp(step)
         self._estimate_frozen_bn(step)
 
     def _estimate_frozen_bn(self, step: int) -> None:
@@ -295,7 +311,7 @@ class Trainer:
         if self.plan.phase_at(step).trainable != self.plan.phase_at(0).trainable:
             state.start_stage(self.plan.phase_at(step).trainable)
         if self.plan.steps:
-            state.prime_ddp(*next(self._batch(min(step, self.plan.steps - 1))))
+            self._prime_ddp(min(step, self.plan.steps - 1))
         if values is not None:
             state.restore(saved, values)
             writer.done = step

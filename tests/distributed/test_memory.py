@@ -45,6 +45,16 @@ def test_ranks_agree_on_what_fits_all(start, tmp_path: Path) -> None:
     assert found(tmp_path / "run") == 12
 
 
+def test_a_micro_batch_that_does_not_fit_one_rank_is_one_sentence(start) -> None:
+    """The first pass is the one that lets DDP build its buckets, before any update."""
+    short = start(24, SHORT, 1, 12, 0)
+    assert short.returncode != 0
+    (sentence,) = re.findall(r"^error: .*$", short.stderr, re.MULTILINE)
+    assert "rank 1 " in sentence and "ran out of memory before update 0, with micro_batch 24" in sentence
+    assert sentence.endswith("set --micro_batch 12 or auto")
+    assert 'resnet_cifar/training/trainer.py"' not in short.stderr, "no traceback"
+
+
 @pytest.mark.proof_only
 def test_memory_that_runs_out_later_ends_the_start_and_the_next_one_goes_on_with_less(start, tmp_path: Path) -> None:
     by_hand = start(4, name="hand")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,9 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_accelerat
 def test_a_finished_run_goes_on_to_what_a_recipe_with_all_phases_gives(capsys: pytest.CaptureFixture) -> None:
     recipe = read_recipe("debug", WORDS)
     train(RUN, recipe)
-    rows, result = Path("run/metrics.jsonl").read_bytes(), Path("run/result.json").read_bytes()
-    assert json.loads(result)["steps"] == FIRST_END
+    shutil.copytree("run", "own")
+    rows, result = Path("run/metrics.jsonl").read_bytes(), json.loads(Path("run/result.json").read_text())
+    assert result["steps"] == FIRST_END
 
     # Stopped in the phase that is new, and gone on with by the same command.
     assert interrupt(MORE, recipe, "update", FIRST_END + 2)["step"] == FIRST_END + 3
@@ -49,7 +51,7 @@ def test_a_finished_run_goes_on_to_what_a_recipe_with_all_phases_gives(capsys: p
         train(RUN, recipe)
     train(MORE, recipe)
     assert f"resuming at step {FIRST_END + 3}" in capsys.readouterr().out
-    assert Path(f"run/result-step-{FIRST_END}.json").read_bytes() == result
+    assert json.loads(Path(f"run/result-step-{FIRST_END}.json").read_text()) == {**result, "phases": 2}
     assert json.loads(Path("run/result.json").read_text())["steps"] == END
     assert Path("run/metrics.jsonl").read_bytes().startswith(rows)
     assert rows_of("run")[-1]["step"] == END
@@ -65,6 +67,16 @@ def test_a_finished_run_goes_on_to_what_a_recipe_with_all_phases_gives(capsys: p
 
     train(dataclasses.replace(RUN, run="at-once"), read_recipe("debug", {**WORDS, **THIRD}))
     assert_same_weights("run", "at-once")
+    ours, theirs = ([row["step"] for row in rows_of(run) if "val/accuracy" in row] for run in ("run", "at-once"))
+    assert ours == theirs and FIRST_END in ours, "so both select among the same models"
+
+    # By the command that the end of an extended run prints, whose --recipe becomes longer with the first attempt.
+    by_own = dataclasses.replace(MORE, run="own", recipe="own/recipe.yaml")
+    assert interrupt(by_own, read_recipe(by_own.recipe), "update", FIRST_END + 2)["steps"] == END
+    assert interrupt(by_own, read_recipe(by_own.recipe), "update", FIRST_END + 4)["steps"] == END
+    train(by_own, read_recipe(by_own.recipe))
+    assert read_recipe("own/recipe.yaml") == read_recipe("run/recipe.yaml")
+    assert_same_weights("own", "at-once")
 
 
 @pytest.mark.proof_only

@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from metric_rows import rows_of
+from safetensors import SafetensorError
 from starting import assert_same_run, interrupt, train
 
+from resnet_cifar.checkpoints import checkpoint
+from resnet_cifar.checkpoints.run_dir import RunDir
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.train_options import TrainOptions
 from resnet_cifar.data import prepared_data
+from resnet_cifar.training import finalize
 from resnet_cifar.training.trainer import Trainer
 
 RUN = TrainOptions(recipe="debug", run="run")
@@ -35,8 +41,8 @@ def small(**words: str) -> Recipe:
         "batch_size": "16",
         "micro_batch": "8",
         "model.name": "test_resnet",
-        "phases.0.epochs": "0.6",
-        "phases.1.epochs": "0.6",
+        "phases.0.epochs": "0.5",
+        "phases.1.epochs": "0.7",
         "track.trackers": "none",
         "track.report": "False",
     }
@@ -127,14 +133,17 @@ def test_a_run_stops_early_at_the_same_step_whether_it_was_interrupted_or_not() 
     assert_same_run("run", "undisturbed")
 
 
-def test_a_run_that_has_stopped_early_is_finished(capsys: pytest.CaptureFixture) -> None:
-    recipe = small(**{"early_stopping.patience": "1", "evaluate.every_epochs": "0.1", "phases.0.lr": "1e-9"})
+@pytest.mark.parametrize(("every", "is_early"), [("0.1", True), ("9", False)], ids=["before its end", "at its end"])
+def test_a_run_whose_patience_runs_out_is_finished(every: str, is_early: bool, capsys: pytest.CaptureFixture) -> None:
+    stops = {"early_stopping.patience": "1", "early_stopping.min_delta": "1", "evaluate.every_epochs": every}
+    recipe = small(**stops, **{"phases.0.epochs": "0.2", "phases.0.warmup_epochs": "0", "phases.1.epochs": "0.1"})
     train(RUN, recipe)
-    capsys.readouterr()
+    assert ("stopped early at step 6" in capsys.readouterr().out) == is_early
     train(RUN, recipe)
     printed = capsys.readouterr().out
-    assert "this run is finished" in printed and "stopped early at step" in printed
-    with pytest.raises(UserError, match=r"--extend-epochs: the run in run stopped early"):
+    assert "this run is finished (--restart starts it over)" in printed
+    assert ("stopped early at step 6" in printed) == is_early
+    with pytest.raises(UserError, match=r"--extend-epochs: early_stopping\.patience 1 of the run in run has run out"):
         train(dataclasses.replace(RUN, extend_epochs=1.0), recipe)
 
 
@@ -187,3 +196,59 @@ def test_an_extension_that_is_refused_leaves_the_finished_run_as_it_was() -> Non
     with pytest.raises(UserError, match="is not what this run was trained on"):
         train(dataclasses.replace(RUN, extend_epochs=1.0), recipe)
     assert {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()} == kept
+
+
+@pytest.fixture
+def trained(whole: str) -> set[str]:
+    """RUN, killed after its last checkpoint; the names in it."""
+    shutil.copytree(whole, "run", ignore=shutil.ignore_patterns("result.json", "model", "eval-*", "predictions-*"))
+    return {path.name for path in Path("run").iterdir()}
+
+
+@pytest.mark.parametrize(("owner", "name"), [(finalize, "predict"), (timm.models, "save_for_hf"), (finalize, "sha256")])
+def test_an_attempt_that_is_replaced_at_its_end_writes_nothing_into_the_directory_of_the_other(
+    owner: object, name: str, trained: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, other = getattr(owner, name), RunDir(Path("run"))
+
+    def replaced(*arguments: object, **named: object) -> object:
+        found = original(*arguments, **named)
+        if other.lease is None:
+            other.move_aside()
+            other.acquire(small(seed="3"), {})
+        return found
+
+    monkeypatch.setattr(owner, name, replaced)
+    with pytest.raises(UserError, match=r"--run run was taken over by attempt 1 .*: stopping"):
+        train(RUN, small())
+    assert {path.name for path in Path("run").iterdir()} == {"recipe.yaml", "environment.json", "lease.json"}
+
+
+def test_a_disk_that_is_full_at_the_end_is_one_sentence(trained: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(UserError, match=r"run cannot be written \(No space left on device\): make room, and rerun"):
+        train(RUN, small())
+    assert {path.name for path in Path("run").iterdir()} - trained == {
+        "eval-test.json",
+        "predictions-test.parquet",
+        "eval-validation.json",
+        "predictions-validation.parquet",
+    }
+
+
+def test_the_best_that_is_left_counts_if_the_best_is_damaged_after_the_last_evaluation(
+    whole: str, trained: set[str], capsys: pytest.CaptureFixture
+) -> None:
+    older, newest = (Path(f"run/checkpoints/step-000000{step}") for step in (30, 36))
+    state = json.loads((newest / "state.json").read_text())
+    state["best"] |= {"step": 30, "val/accuracy": 0.9}
+    del state["checksum"]
+    (newest / "state.json").write_text(json.dumps({**state, "checksum": checkpoint._state_checksum(state)}))
+    (older / "model.safetensors").write_text("garbage")
+    train(RUN, small())
+    said = capsys.readouterr()
+    assert "it was the best so far; that of step 36 is the best that is left" in said.out + said.err
+    assert_same_run("run", whole)

@@ -375,6 +375,7 @@ def longer(home: Path, trained: Path) -> None:
 
 OLD_FILE = "starts" + ".json"  # of an earlier version
 RUN = f"{TRAIN} --micro_batch 8 --run RUN"
+OWN_RECIPE = "--recipe RUN/recipe.yaml --run RUN"
 REFIT, VAL = "--refit RUN --dry-run", "val/accuracy"
 OTHER, RESTART = f"{TRAIN} --micro_batch 8 --run other", f"{RUN} --restart"
 
@@ -417,6 +418,13 @@ def recipe_changed(run: str, **fields: str) -> Prepare:
     return change
 
 
+def out_of_patience(home: Path, trained: Path) -> None:
+    """RUN as early stopping has ended it."""
+    recipe_changed("RUN", **{"early_stopping.patience": "1"})(home, trained)
+    state = f"{max((home / 'RUN/checkpoints').iterdir()).relative_to(home)}/state.json"
+    edited(state, lambda values: values["stopping"].update(waited=1))(home, trained)
+
+
 def cut_line(home: Path) -> None:
     """The last line of the search's journal, removed."""
     journal = home / "S/journal.log"
@@ -452,6 +460,10 @@ RUNS = [
     advice("run of another recipe", f"{RUN} --seed 3", f"{OTHER} --seed 3", f"{RESTART} --seed 3",
         prepare=prepared.run()),
     advice("run that was extended", RUN, f"{RUN} --extend-epochs 1", prepare=longer),
+    advice("run out of patience", f"{RUN} --early_stopping.patience 1 --extend-epochs 1",
+        f"{TRAIN} --model.init_from RUN --dry-run", prepare=both(prepared.run(), out_of_patience)),
+    advice("own recipe of an unfinished run", f"{OWN_RECIPE} --extend-epochs 1", OWN_RECIPE,
+        prepare=prepared.run(prepared.unfinished)),
     advice("run with a recipe of another version", RUN, OTHER, RESTART,
         prepare=both(prepared.run(), prepared.file("RUN/recipe.yaml", "seed: x"))),
     advice("run of other images", f"{OWN} a --run R", f"{OWN} a --run R --restart",

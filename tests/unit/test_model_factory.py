@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -248,9 +250,11 @@ def test_inputs_are_normalized_as_in_pretraining_or_not_at_all() -> None:
 # Warm start
 
 
-def exported(model: nn.Module, recipe: Recipe, folder: Path, classes: tuple[str, ...] = CLASSES) -> Path:
+def exported(
+    model: nn.Module, recipe: Recipe, folder: Path, classes: tuple[str, ...] = CLASSES, **more: Callable[[], None]
+) -> Path:
     preprocess = Preprocess(recipe.data, *map(torch.tensor, normalization(model, recipe)))
-    export_model(model, folder, recipe, classes, model.state_dict(), preprocess.timm_config, {})
+    export_model(model, folder, recipe, classes, model.state_dict(), preprocess.timm_config, {}, **more)
     return folder
 
 
@@ -421,6 +425,7 @@ FRESH = """
 import sys
 {imports}
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 torch.set_num_threads(1)
 for folder in sys.argv[1:]:
@@ -492,10 +497,29 @@ def test_an_exports_files_can_be_read_by_whom_the_umask_allows(tmp_path: Path) -
 def test_an_export_replaces_an_older_one_and_leaves_nothing_aside(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").write_text("")
-    (tmp_path / "model.writing").mkdir()
+    (tmp_path / "model.writing-1234abcd").mkdir()  # of a process that was killed
     exported(built(dtype=torch.float32), recipe_of(), tmp_path / "model")
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_an_export_that_fails_leaves_the_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    def taken_over() -> None:
+        raise UserError("taken over")
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").write_text("")
+    model, recipe = built(dtype=torch.float32), recipe_of()
+    with pytest.raises(UserError, match="taken over"):
+        exported(model, recipe, tmp_path / "model", before_rename=taken_over)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        exported(model, recipe, tmp_path / "model")
+    assert caught.value.errno == errno.ENOSPC
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["model", "model/old"]
 
 
 def test_an_exported_model_has_the_logits_of_the_evaluated_one(tmp_path: Path) -> None:

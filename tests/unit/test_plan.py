@@ -298,7 +298,7 @@ def every_so_many_epochs(plan: Plan, epochs: float) -> set[int]:
 def lists(plan: Plan) -> tuple[list[int], list[int], list[int]]:
     """Scores, checkpoints and rows, written out."""
     settings, last = plan.recipe.checkpoint, plan.steps
-    scores = every_so_many_epochs(plan, plan.recipe.evaluate.every_epochs) | {last}
+    scores = every_so_many_epochs(plan, plan.recipe.evaluate.every_epochs) | set(plan.phase_ends)
     checkpoints = set(scores)
     if settings.every_steps:
         checkpoints |= set(range(settings.every_steps, last + 1, settings.every_steps))
@@ -319,7 +319,7 @@ def test_what_happens_after_a_step_is_what_the_written_out_lists_say(
 ) -> None:
     recipe = recipe_of(
         2 * half_batch,
-        phases=[{"epochs": epochs, "lr": 1}],
+        phases=[{"epochs": epochs / 2, "lr": 1}, {"epochs": epochs / 2, "lr": 1}],
         evaluate={"every_epochs": every},
         checkpoint={"every_steps": every_steps, "every_epochs": every_epochs},
     )
@@ -332,10 +332,11 @@ def test_what_happens_after_a_step_is_what_the_written_out_lists_say(
     assert scores[-1] == plan.steps
 
 
-def test_scores_come_every_so_many_epochs_and_at_the_end() -> None:
-    recipe = recipe_of(10, phases=[{"epochs": 3.2, "lr": 1}], evaluate={"every_epochs": 1.5})
+def test_scores_come_every_so_many_epochs_and_at_the_end_of_a_phase() -> None:
+    phases = [{"epochs": 1.2, "lr": 1, "min_steps": 13}, {"epochs": 1.9, "lr": 1}]
+    recipe = recipe_of(10, phases=phases, evaluate={"every_epochs": 1.5})
     seldom = replace(recipe, evaluate=replace(recipe.evaluate, every_epochs=9))
-    for ours, steps in ((recipe, [15, 30, 32]), (seldom, [32])):
+    for ours, steps in ((recipe, [13, 15, 30, 32]), (seldom, [13, 32])):
         plan = Plan(ours, 100, 1)
         assert taken(plan.should_eval, plan) == steps
 
@@ -365,12 +366,12 @@ def test_there_are_about_twenty_rows_an_epoch() -> None:
 
 
 def test_a_longer_run_scores_and_saves_at_the_same_steps_before() -> None:
-    """An extension must find what the run before it left; only its own end is one more."""
+    """An extension must find what the run before it left."""
     short = recipe_of(10, phases=[{"epochs": 2.5, "lr": 1}], checkpoint={"every_epochs": 0.7})
     long = replace(short, phases=(*short.phases, *short.phases))
     ours, theirs = Plan(short, 100, 1), Plan(long, 100, 1)
     for happens, extended in ((ours.should_eval, theirs.should_eval), (ours.should_save, theirs.should_save)):
-        assert taken(happens, ours)[:-1] == [done for done in taken(extended, theirs) if done < ours.steps]
+        assert taken(happens, ours) == [done for done in taken(extended, theirs) if done <= ours.steps]
     assert [ours.lr(step) for step in range(ours.steps)] == [theirs.lr(step) for step in range(ours.steps)]
 
 

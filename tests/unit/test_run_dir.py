@@ -279,6 +279,20 @@ def test_every_attempt_is_recorded_with_its_first_step_and_its_end(folder: RunDi
     assert all(each["began"] <= each["ended"] for each in starts)
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_attempt_that_was_killed_before_its_first_status_took_no_time(number: int, folder: RunDir) -> None:
+    """Number 0 leaves no status.json, number 1 that of the attempt before."""
+    for attempt in range(3):
+        now = RunDir(folder.path)
+        now.acquire(recipe_of(), {})
+        status = read_json(file := folder.path / "status.json")
+        now.status("running", step=0)
+        if attempt == number:
+            file.unlink() if status is None else write_json(file, status)
+    killed = read_json(folder.path / "attempts.json")["attempts"][number]
+    assert (killed["state"], killed["step"], killed["ended"]) == ("killed", 0, killed["began"])
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "status.json"
     file.write_text('{"old": 1}')
@@ -420,12 +434,22 @@ def test_an_extended_run_asks_for_its_extension(folder: RunDir) -> None:
         folder.check(phases_of(1, seed=3))
 
 
-def test_a_run_that_stopped_early_is_not_extended(folder: RunDir) -> None:
-    finish(folder, phases_of(1), stopped_early=True)
-    with pytest.raises(UserError, match=r"--extend-epochs: the run in .* stopped early"):
-        folder.check(phases_of(1, 2), extends=True)
-    folder.check(phases_of(1), extends=True)
-    folder.check(phases_of(1))
+@pytest.mark.parametrize("is_finished", [True, False], ids=["finished", "killed before its result"])
+def test_a_run_whose_patience_ran_out_is_not_extended(is_finished: bool, folder: RunDir) -> None:
+    stops = {"early_stopping": {"patience": 2}}
+    folder.acquire(phases_of(1, **stops), {})
+    if is_finished:
+        write_json(folder.path / "result.json", {"steps": 20, "stopped_early": False})  # at its last step
+    for step, waited in ((10, 1), (20, 2)):
+        last = folder.checkpoints / f"step-{step:08d}"
+        last.mkdir(parents=True)
+        write_json(last / "state.json", {"stopping": {"best": 0.5, "waited": waited}})
+    with pytest.raises(UserError, match=r"--extend-epochs: early_stopping\.patience 2 of .* has run out"):
+        folder.check(phases_of(1, 2, **stops), extends=True)
+    folder.check(phases_of(1, **stops), extends=True)
+    folder.check(phases_of(1, **stops))
+    (last / "state.json").write_text("garbage")
+    folder.check(phases_of(1, 2, **stops), extends=True)
 
 
 def test_an_extension_that_stopped_early_is_finished(folder: RunDir) -> None:
@@ -447,7 +471,31 @@ def test_the_result_before_an_extension_is_kept_under_its_step(folder: RunDir) -
     assert folder.result() is None
     assert folder.finished(phases_of(1, 2)) is None
     kept = read_json(folder.path / "result-step-20.json")
-    assert (kept["steps"], kept["test/accuracy"]) == (20, 0.5)
+    assert kept == {"steps": 20, "stopped_early": False, "test/accuracy": 0.5, "phases": 1}
+
+
+def test_the_recipe_in_the_directory_gets_the_phase_once(folder: RunDir) -> None:
+    source = str(folder.path / "recipe.yaml")
+    finish(folder, phases_of(1))
+    assert not folder.is_extending(phases_of(1), source, 2)
+    folder.acquire(phases_of(1, 2), {})
+    assert folder.is_extending(phases_of(1, 2), source, 2)
+    assert not folder.is_extending(phases_of(1), "debug", 2), "another recipe, to which the phase is appended"
+    assert not folder.is_extending(phases_of(1), source, 2), "killed before the longer recipe was written"
+    finish(folder, phases_of(1, 2), steps=40)
+    folder.acquire(phases_of(1, 2, 2), {})
+    assert folder.is_extending(phases_of(1, 2, 2), source, 2)
+
+
+@pytest.mark.parametrize(("phases", "epochs"), [((1, 2), 3), ((1, 2, 2), 2), ((2,), 2)])
+def test_the_recipe_of_an_unfinished_run_is_not_extended(
+    phases: tuple[float, ...], epochs: float, folder: RunDir
+) -> None:
+    if len(phases) > 1:
+        finish(folder, phases_of(1))
+    folder.acquire(phases_of(*phases), {})
+    with pytest.raises(UserError, match=rf"--extend-epochs {epochs}: .* is not finished: remove --extend-epochs"):
+        folder.is_extending(phases_of(*phases), str(folder.path / "recipe.yaml"), epochs)
 
 
 # Rows

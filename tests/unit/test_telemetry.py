@@ -254,17 +254,18 @@ class TestCosts:
 
         run(4, 0.5, "interrupted", energy_kwh=1.0)
         folder = run(2, 1.5, "finished", energy_kwh=0.25)
-        assert telemetry.costs(folder.attempts) == {"gpu_hours": 5.0, "energy_kwh": 1.25}
+        assert telemetry.costs(folder.attempts) == {"seconds": 7200.0, "gpu_hours": 5.0, "energy_kwh": 1.25}
         run(1, 1.0, "running")  # killed
         folder = run(1, 1.0, "finished", energy_kwh=0.25)
-        assert telemetry.costs(folder.attempts) == {"gpu_hours": 7.0}, "what the killed one used is not known"
+        costs = telemetry.costs(folder.attempts)
+        assert costs == {"seconds": 14400.0, "gpu_hours": 7.0}, "the energy of the killed one is not known"
 
-    def test_there_are_none_on_a_cpu(self, tmp_path: Path) -> None:
+    def test_it_is_only_time_on_a_cpu(self, tmp_path: Path) -> None:
         folder = RunDir(tmp_path / "run")
         folder.acquire(RECIPE, {})
         folder.status("running")
         folder.status("finished")
-        assert telemetry.costs(folder.attempts) == {}
+        assert telemetry.costs(folder.attempts).keys() == {"seconds"}
 
     @pytest.mark.parametrize(
         ("costs", "line"),

@@ -37,7 +37,7 @@ FILES = {
     "decode": re.compile(r"\.building-"),
     "claim": re.compile(r"/(lease\.json|recipe\.yaml|environment\.json|metrics\.jsonl)"),
     "save": re.compile(r"/checkpoints/step-|^(model\.safetensors|optimizer\.safetensors|state\.json)$"),
-    "export": re.compile(r"/(eval-test|predictions-test|model(\.writing)?$|model\.writing/|result\.json)"),
+    "export": re.compile(r"/(eval-test|predictions-test|model(\.writing-\w+)?$|model\.writing-\w+/|result\.json)"),
 }
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
 SLOW = 0.25  # seconds of every update after a signal: the rest of a run on a fast machine is no longer than its answer
