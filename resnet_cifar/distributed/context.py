@@ -373,7 +373,8 @@ class DistributedContext:
         raise self._rank_error(int(rank), reason, int(code))
 
     def _rank_error(self, rank: int, reason: str, code: int = 1) -> RankError:
-        is_told_here = self.speaks_without_main if rank == 0 else self.is_first_on_node
+        is_mistake = code == 2  # which rank 0 prints itself, as the only sentence on its machine
+        is_told_here = self.speaks_without_main if rank == 0 and not is_mistake else self.is_first_on_node
         return RankError(f"rank {rank} failed ({reason}), and the other processes stop", is_told_here, code)
 
     def report_failure(self, error: BaseException) -> None:

@@ -144,6 +144,16 @@ class TestTurns:
         assert isinstance(second, RankError) and second.is_told_here
         assert str(second).startswith(f"rank 0 failed ({type(error).__name__}")
 
+    @pytest.mark.parametrize(("error", "is_told"), [(UserError("a field is wrong"), False), (OSError("torn"), True)])
+    def test_a_mistake_of_rank_0_alone_is_one_sentence_of_a_machine(self, error: Exception, is_told: bool) -> None:
+        def fail(rank: DistributedContext) -> None:
+            with rank.sharing_failures():
+                raise error
+
+        first, second = self.both(fail, lambda rank: rank.run_on_main(lambda: "never"))
+        assert first is error and isinstance(second, RankError)
+        assert (second.is_told_here, second.code) == (is_told, 1 if is_told else 2)
+
     def test_a_failure_beside_the_turns_ends_the_other_at_its_next_turn(self) -> None:
         failed = threading.Event()
 
