@@ -24,8 +24,9 @@ def long_form(value: object):
     return pytest.param(value, marks=pytest.mark.proof_only)
 
 
-# (processes, where they are stopped, the saved step): while the head is trained, right before all is, in an evaluation.
-HOPS = [(4, ("update", 10), 11), (1, ("update", 32), 33), (2, ("evaluation", 1), 42)]
+# (processes, where to stop, the saved step): while the head is trained; as that ends and is yet to be evaluated;
+# in the second evaluation of a start.
+HOPS = [(4, ("update", 10), 11), (1, ("update", 32), 33), (2, ("evaluation", 6), 42)]  # an evaluation has five parts
 
 
 def assert_equal_runs(run: Path, alone: Path, steps: int = STEPS) -> None:
@@ -65,7 +66,7 @@ def test_several_processes_make_one_run_equal_to_that_of_one(whole, model, proce
 @pytest.mark.parametrize("model", [MODELS[0], long_form(MODELS[1])])
 def test_a_run_that_hops_from_4_to_1_to_2_to_3_processes_is_the_same_run(whole, train, tmp_path, model):
     alone = whole(model, 1)
-    assert not {11, 33, 47} & {row["step"] for row in rows_of(alone)}
+    assert not {11, 47} & {row["step"] for row in rows_of(alone)}
     is_cut = model == "test_resnet"  # the ViT, without batches for BatchNorm, evaluates in one
     for processes, (kind, number), step in HOPS if is_cut else [*HOPS[:2], (2, ("update", 46), 47)]:
         stopped = train(tmp_path, model, processes, STOPPING, kind, number)
