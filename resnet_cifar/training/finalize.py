@@ -113,6 +113,8 @@ def _write_results(
     folder, images = writer.folder.path, getattr(data, split)
     facts = results_io.evaluation_facts(split, writer.plan.recipe, data.fingerprint, str(chosen.relative_to(folder)))
     found = {**facts, **metrics.full(*predictions, data.classes, temperature)}
+    for left in folder.glob(f"predictions-{split}.parquet.writing-*"):  # of an attempt that was killed
+        left.unlink(missing_ok=True)
     results_io.write_results(folder, split, found, *predictions, images.indices, images.file_names)
     return found
 

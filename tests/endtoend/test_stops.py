@@ -62,6 +62,15 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_accelerat
     monkeypatch.chdir(tmp_path)
 
 
+def test_predictions_that_a_killed_attempt_had_begun_to_write_are_removed() -> None:
+    recipe = small(**{"phases.0.epochs": "0.5", "phases.1.epochs": "0.1"})
+    interrupt(RUN, recipe, "update", 1)
+    left = Path("run/predictions-test.parquet.writing-ab12cd34")
+    left.write_bytes(b"half")
+    train(RUN, recipe)
+    assert not left.exists() and Path("run/predictions-test.parquet").is_file()
+
+
 def test_a_run_that_is_stopped_between_rows_and_in_every_kind_of_evaluation_is_the_same_run(
     whole: str, capsys: pytest.CaptureFixture
 ) -> None:
