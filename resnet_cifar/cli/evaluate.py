@@ -178,7 +178,7 @@ def evaluate(options: EvaluateOptions, recipe: Recipe) -> None:  # noqa: PLR0915
     is_held_out = is_known and changed.keys() <= {"precision", *INPUT_FIELDS}
     temperature, origin = _temperature(context, model, data, is_held_out)
     is_foreign = is_other_data and model.fingerprint is not None
-    seen = 0 if is_unseen else _trained_images(entry, recipe, trained if is_known else None, options.split)
+    seen = 0 if is_unseen else prepared_data.trained_images(entry, recipe, trained if is_known else None, options.split)
     changed |= {"fingerprint": data.fingerprint} if is_foreign else {}
     name = file_name(options, target, model.name, changed)
     folder = Path(options.out) if options.out else target.results
@@ -219,17 +219,6 @@ def for_unseen_images(recipe: Recipe, split: str, keep_test: bool) -> Recipe:
     if split == "test" and not keep_test:
         division["test_fraction"] = 1.0
     return dataclasses.replace(recipe, refit_steps=0, data=dataclasses.replace(recipe.data, **division))
-
-
-def _trained_images(entry: Path, recipe: Recipe, trained: Recipe | None, split: str) -> int | None:
-    """How many images of `split` the model was trained on; None if that is unknown, as it is without the recipe
-    `trained` of its training for these images, unless they are a test split of the source's own.
-    """
-    from resnet_cifar.data import prepared_data
-
-    if trained:
-        return prepared_data.trained_images(entry, recipe, trained, split)
-    return 0 if split == "test" and (entry / "test-labels.npy").is_file() else None
 
 
 def _write(

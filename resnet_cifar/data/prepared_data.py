@@ -169,9 +169,14 @@ def load(entry: Path, recipe: Recipe, device: torch.device) -> ImageData:
     )
 
 
-def trained_images(entry: Path, recipe: Recipe, trained: Recipe, split: str) -> int:
-    """How many images of `split`, as `recipe` divides those of a cache entry, a run of `trained` has trained on."""
+def trained_images(entry: Path, recipe: Recipe, trained: Recipe | None, split: str) -> int | None:
+    """How many images of `split`, as `recipe` divides those of a cache entry, a run of `trained` has trained on.
+
+    None if that is unknown, as it is without `trained`, unless they are a test split of the source's own.
+    """
     meta = _meta(entry)
+    if trained is None:
+        return 0 if split == "test" and "test" in meta["images"] else None
     labels = {role: np.load(entry / f"{role}-labels.npy") for role in meta["images"]}
     asked = _divide(labels, meta["classes"], recipe)[0][split]
     used = _divide(labels, meta["classes"], trained)[0]["train"]

@@ -179,8 +179,9 @@ class HangInquiry:
         self._write(own, seen, self.folder(step), [0])
         others = {rank: replace(report, responds=True) for rank, report in seen.items()}  # they speak as this one does
         reports = dict(sorted({**others, 0: main, self.rank: own.report}.items()))
-        explain = self.explain if self._context.speaks_without_main else lambda reports, _: hang_report.explain(reports)
-        return main, explain(reports, step)[1]
+        if self._context.speaks_without_main:
+            return main, self.explain(reports, step)[1]
+        return main, hang_report.explain(reports)[1]
 
     def finish(self) -> None:
         """Waits for the writing, within limits."""

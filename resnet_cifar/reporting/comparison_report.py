@@ -63,8 +63,8 @@ def write_comparison(runs: list[Run], file: Path) -> Path:
     else:
         lines = {name: [found] if found else [] for name, found in curves_of.items()}
         values = {"recipes": None, "panels": _panels(lines), **_run_values(runs, names)}
-        values["spread"] = compared.seed_lines()
-        values["spread"] += filter(None, (image_sentence(each.runs) for each in compared.recipes))
+        sentences = filter(None, (image_sentence(each.runs) for each in compared.recipes))
+        values["spread"] = [*compared.seed_lines(), *sentences]
     shown = [_row(*each) for each in zip(places, names, runs, curves_of.values(), strict=True)]
     text = html_page.render(
         "compare.html",

@@ -236,9 +236,9 @@ class RunWriter:
             return
         except checkpoint.Damage as damage:
             damaged = damage
-        left = []
+        left, steps = [], checkpoint.steps(folder)
         for row in kept_rows(self.folder.path, -1, state["step"]):
-            if "val/accuracy" in row and row["step"] in checkpoint.steps(folder):
+            if "val/accuracy" in row and row["step"] in steps:
                 with contextlib.suppress(checkpoint.Damage):
                     checkpoint.read_state(folder / checkpoint.name(row["step"]))
                     left.append({name: row[name] for name in row if name == "step" or name.startswith("val/")})

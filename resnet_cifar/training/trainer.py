@@ -63,9 +63,9 @@ def _set_up(
     base = preflight.resolve(asked, screen.warn, context.run_on_main)
     path = Path(options.run) if options.run else run_dir.default_run_path(options.recipe, base)
     folder = RunDir(wandb_env.trial_path(run_dir.with_a_name(path)))
-    extends = options.recipe, options.extend_epochs
-    is_extending = context.run_on_main(lambda: "yes" if folder.is_extending(base, *extends) else "")
-    recipe = base if is_extending else extended(base, options.extend_epochs)
+    recipe, extends = base, options.extend_epochs
+    if extends and not context.run_on_main(lambda: "yes" if folder.is_extending(base, options.recipe, extends) else ""):
+        recipe = extended(base, extends)
     preflight.check(recipe, context)
     if not options.dry_run and context.run_on_main(lambda: _existing_run(folder, options, recipe, screen)):
         return None
