@@ -181,13 +181,18 @@ class DistributedContext:
 
     def describe(self) -> str:
         """The device and, if models are compiled, how."""
-        plugin = self._accelerator.state.dynamo_plugin
-        backend, mode = plugin.backend.value.lower(), f" ({plugin.mode})" if plugin.mode != "default" else ""
-        compiled = f", compiled with {backend}{mode}" if backend != "no" else ""
+        compiled = f", compiled with {self.compiled}" if self.compiled else ""
         if self.device.type == "cuda":
             return f"{torch.cuda.get_device_name(self.device)}{compiled}"
         threads = torch.get_num_threads()
         return f"CPU ({threads} thread{'s' * (threads > 1)}){compiled}"
+
+    @property
+    def compiled(self) -> str:
+        """How models are compiled, such as `inductor (max-autotune)`; empty if they are not."""
+        plugin = self._accelerator.state.dynamo_plugin
+        backend, mode = plugin.backend.value.lower(), f" ({plugin.mode})" if plugin.mode != "default" else ""
+        return f"{backend}{mode}" if backend != "no" else ""
 
     def idle_threads_warning(self) -> str | None:
         """A warning where the launcher leaves cores of a CPU run idle."""

@@ -257,7 +257,8 @@ def _parameters(model: dict[str, Any]) -> Iterable[tuple[str, str]]:
                 f"{1e6 * link['latency']:,.0f} µs per message, times {hops}; {link['bandwidth'] / 1e9:.2f} GB/s",
             )
     if model["machine"] or model["network"]:
-        yield "share of a step behind which communication hides", _percent(model["overlap"])
+        step = f"the last {model['micro_batch']} images of a step" if model["micro_batch"] else "a step"
+        yield f"share of {step} behind which communication hides", _percent(model["overlap"])
         yield "communication inside a step, compared with alone", f"{model['slowdown']:.2f} times"
 
 

@@ -36,15 +36,20 @@ def fit(plan: Plan, state: TrainState, context: DistributedContext, folder: RunD
         is_ours = found.items() >= {"share": plan.per_rank_batch, "device": context.describe()}.items()
         return str(found["micro_batch"] if is_ours else plan.micro_batch)
 
-    plan = plan.with_micro_batch(int(context.run_on_main(known)))
+    plan = largest(plan.with_micro_batch(int(context.run_on_main(known))), state, context)
+    if context.is_main:
+        save(plan, context, folder)
+    return plan
+
+
+def largest(plan: Plan, state: TrainState, context: DistributedContext) -> Plan:
+    """`plan` with the largest micro-batch that fits every rank, at most its own. Raises UserError as `fit` does."""
     size = max(plan.image_size(end - 1) for end in plan.phase_ends)
     # With BatchNorm groups that span processes, a pass would wait for ranks that ran out of memory.
     while (plan.recipe.model.norm_rows or 0) <= plan.per_rank_batch and not _all_fit(
         state, context, plan.micro_batch, size
     ):
         plan = smaller(plan)
-    if context.is_main:
-        save(plan, context, folder)
     return plan
 
 

@@ -221,9 +221,10 @@ def estimate(state: TrainState, data: ImageData) -> list[tuple[str, str]]:
     if not speeds:
         return [("memory", memory), ("time", "no updates: one pass over the images")]
     words = " and ".join(map(speed, speeds.values()))
+    alone = ", without communication" * (plan.world_size > 1)
     return [
         ("memory", memory),
-        ("time", f"about {duration(total)} of training ({words} per device, measured on {images} images)"),
+        ("time", f"about {duration(total)} of training ({words} per device, measured on {images} images{alone})"),
     ]
 
 

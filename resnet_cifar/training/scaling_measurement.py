@@ -25,7 +25,8 @@ from resnet_cifar.data.image_dataset import free_memory
 from resnet_cifar.data.loader import Loader
 from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.distributed.context import DistributedContext
-from resnet_cifar.training import auto_micro_batch, preflight
+from resnet_cifar.reporting import environment
+from resnet_cifar.training import auto_micro_batch, preflight, scaling_results
 from resnet_cifar.training.plan import Plan
 from resnet_cifar.training.train_state import TrainState
 from resnet_cifar.training.train_step import OutOfMemory, train_step
@@ -87,6 +88,7 @@ def measure(recipe: Recipe, context: DistributedContext, seconds: float) -> dict
         "processes": context.size,
         **_place(context),
         "device": context.describe(),
+        "compiled": context.compiled,
         "precision": context.precision,
         "points": points,
         "variants": variants,
@@ -101,7 +103,9 @@ def measure(recipe: Recipe, context: DistributedContext, seconds: float) -> dict
             "image_size": steady.phases[0].image_size or steady.data.image_size,
             "gradient_bytes": gradient_bytes,
             "unit": row_unit(recipe),
+            "step": scaling_results.step_fields(recipe),
         },
+        "environment": environment.describe(),
     }
 
 
@@ -159,6 +163,8 @@ class _Bench:
             context.device,
         )
         self._state = self._new_state(_BUCKET, compress=False)
+        if recipe.micro_batch == "auto":
+            self.plan = self._state.plan = auto_micro_batch.largest(self.plan, self._state, context)
 
     @property
     def gradient_bytes(self) -> int:
@@ -259,14 +265,15 @@ def _measure_share(bench: _Bench, is_strong: bool, seconds: float) -> tuple[dict
         steps |= bench.variants()
     timings = _take_turns(steps, bench.context, seconds)
     variants = [_variant(name, timings) for name in _VARIANTS if name in timings]
-    return _point(bench.plan.per_rank_batch, timings, bench.host_seconds()), variants, bench.gradient_bytes
+    return _point(bench.plan, timings, bench.host_seconds()), variants, bench.gradient_bytes
 
 
-def _point(images: int, timings: dict[str, Timing], host_seconds: float) -> dict[str, Any]:
+def _point(plan: Plan, timings: dict[str, Timing], host_seconds: float) -> dict[str, Any]:
     step = timings["step"]
     local = timings.get("local", step)
     return {
-        "images_per_device": images,
+        "images_per_device": plan.per_rank_batch,
+        "micro_batch": plan.micro_batch,
         "seconds": step.median,
         "local_seconds": local.median,
         "host_seconds": host_seconds,

@@ -2,14 +2,15 @@
 
     step(N, b)  = local(N, b) + exposed(N, b)                               seconds, b images per device
     local(N, b) = max(host, fixed + per_image b) (1 + sharing full(N))      the step without gradient synchronization
-    exposed     = max(T(N) / buckets, T(N) - overlap local(N, b))           communication that the step waits for
+    exposed     = max(T(N) / buckets, T(N) - overlap local(N, b) / passes)  communication that the step waits for
     T(N)        = slowdown (buckets latency hops(N) + 2 (N - 1) / N gradient_bytes / bandwidth)
     hops(N)     = log2 N (tree) or N - 1 (ring), whichever fits the all-reduce sizes better
 
 full(N) is 0 for one process and 1 where every device of a machine has one: they share memory, power or cores. Latency
 and bandwidth are fitted separately within a machine and between machines. The terms are those of Hockney's model of a
 message and of the ring all-reduce (Thakur, Rabenseifner and Gropp 2005); DDP hides communication behind the backward
-pass except for its last bucket (Li et al. 2020).
+pass except for its last bucket (Li et al. 2020), and with gradient accumulation only behind the last of the step's
+passes = b / micro_batch.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ Hops = Literal["tree", "ring"]
 @dataclass(frozen=True)
 class Step:
     """The measured step of `processes` devices with `images` each: seconds with and without synchronization, and of the
-    host alone (0 where it cannot be told from the device)."""
+    host alone (0 where it cannot be told from the device). `passes`: the backward passes that it takes."""
 
     processes: int
     images: int
     seconds: float
     local_seconds: float
     host_seconds: float = 0.0
+    passes: int = 1
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class Link:
 
 @dataclass(frozen=True)
 class ScalingModel:
-    """The fitted model; see the module. `machine` and `network` are the links within and between machines, or None."""
+    """The fitted model; see the module. `machine` and `network` are the links within and between machines, or None;
+    `micro_batch`: the images of a backward pass, or 0 where each step took one."""
 
     gradient_bytes: int
     devices_per_machine: int
@@ -81,6 +84,7 @@ class ScalingModel:
     slowdown: float = 1.0
     machine: Link | None = None
     network: Link | None = None
+    micro_batch: int = 0
 
     @property
     def buckets(self) -> int:
@@ -99,18 +103,19 @@ class ScalingModel:
         compute = max(self.host, self.fixed + self.per_image * images)
         return compute * (1 + self.sharing * _full(processes, self.devices_per_machine))
 
-    def exposed_seconds(self, processes: int, local: float) -> float:
-        """Seconds that a step of `local` seconds waits for communication."""
+    def exposed_seconds(self, processes: int, local: float, passes: float = 1) -> float:
+        """Seconds that a step of `local` seconds in `passes` backward passes waits for communication."""
         link = self.link(processes)
         if processes == 1 or link is None:
             return 0.0
         total = self.slowdown * link.seconds(processes, self.gradient_bytes, self.buckets)
-        return max(total / self.buckets, total - self.overlap * local)
+        return max(total / self.buckets, total - self.overlap * local / passes)
 
     def step_seconds(self, processes: int, images: int) -> float:
         """Seconds of a step."""
         local = self.local_seconds(processes, images)
-        return local + self.exposed_seconds(processes, local)
+        passes = max(1.0, images / self.micro_batch) if self.micro_batch else 1.0
+        return local + self.exposed_seconds(processes, local, passes)
 
     def images_per_second(self, processes: int, images: int) -> float:
         """Throughput of all devices."""
@@ -143,8 +148,9 @@ def fit(
 def _fit_steps(
     steps: Sequence[Step], links: dict[str, Link | None], gradient_bytes: int, devices_per_machine: int
 ) -> ScalingModel:
-    fixed, per_image, host, sharing = _fit_local(steps, devices_per_machine)
-    model = ScalingModel(gradient_bytes, devices_per_machine, fixed, per_image, host, sharing, **links)
+    micro_batch = max(each.images // each.passes for each in steps) if any(each.passes > 1 for each in steps) else 0
+    parameters = _fit_local(steps, devices_per_machine)
+    model = ScalingModel(gradient_bytes, devices_per_machine, *parameters, **links, micro_batch=micro_batch)
     return _fit_overlap(model, [each for each in steps if each.processes > 1 and model.link(each.processes)])
 
 
@@ -255,9 +261,9 @@ def _fit_overlap(model: ScalingModel, steps: Sequence[Step]) -> ScalingModel:
 
     def residuals(values: np.ndarray) -> np.ndarray:
         ours = tried(values)
+        exposed = [ours.exposed_seconds(each.processes, each.local_seconds, each.passes) for each in steps]
         errors = [
-            math.log((each.local_seconds + ours.exposed_seconds(each.processes, each.local_seconds)) / each.seconds)
-            for each in steps
+            math.log((each.local_seconds + wait) / each.seconds) for each, wait in zip(steps, exposed, strict=True)
         ]
         return np.array([*errors, _PRIOR * (values[0] - _TYPICAL_OVERLAP), _PRIOR * values[1]])
 

@@ -12,7 +12,6 @@ from resnet_cifar.config.diff import flatten, to_dict
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.validation import parse, row_unit
-from resnet_cifar.reporting import environment
 from resnet_cifar.reporting.console import duration, speed
 from resnet_cifar.training import scaling_model
 from resnet_cifar.training.plan import Plan, check_batch_size
@@ -22,17 +21,28 @@ FILE = "scaling.json"
 TARGET = 0.9  # efficiency that a batch size should keep
 _STEADY = 0.25  # spread of a step's rounds, up to which a machine counts as undisturbed
 _FURTHEST = 64  # times the largest measured number of devices that is predicted
-# What the time of a step depends on, besides the batch, the precision and the phase.
-_FIELDS = ("model.name", "model.stem", "model.batchnorm", "model.ghost_batch_size", "optimizer.name")
+# What the time of a step depends on, besides the batch, its micro-batches, the precision and the phase.
+_FIELDS = ("deterministic", "augment.", "model.", "optimizer.name", "optimizer.clip_grad_norm")
+_ONLY_AT_START = ("model.pretrained", "model.init_from", "model.head.init")
+
+
+def step_fields(recipe: Recipe) -> dict[str, Any]:
+    """The fields that the time of a step depends on, of a recipe that `preflight.resolve` has completed."""
+    found = flatten(recipe)
+    return {name: found[name] for name in found if name.startswith(_FIELDS) and name not in _ONLY_AT_START}
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The content of a scaling.json. Raises UserError if the file is not one."""
+    """The content of a scaling.json, or of the one in the folder `file`. Raises UserError if it is not one."""
+    if file.is_dir():
+        file /= FILE
     found = read_json(file)
     if found is None:
         raise UserError(f"{file}: there is no such file; write it with resnet-cifar scale --out {file.parent}")
     if "worlds" not in found or "model" not in found:
         raise UserError(f"{file} was not written by resnet-cifar scale: name the scaling.json of its --out")
+    if not all("step" in world["plan"] for world in found["worlds"].values()):
+        raise UserError(f"{file} was written by an earlier version: measure again, into another folder")
     return found
 
 
@@ -66,10 +76,11 @@ def check_alike(kept: dict[str, Any] | None, device: str, precision: str) -> Non
 def add(kept: dict[str, Any] | None, world: dict[str, Any], recipe: Recipe, price: float) -> dict[str, Any]:
     """scaling.json with one more measured world, instead of an earlier one of as many processes.
 
-    `kept`: what the file holds, if anything. `price`: of a device for an hour; 0: unknown. Raises UserError where
-    `kept` was measured on other devices or in another precision.
+    `kept`: what the file holds, if anything. `price`: of a device for an hour; 0: that of `kept`, or unknown. Raises
+    UserError where `kept` was measured on other devices or in another precision.
     """
     check_alike(kept, world["device"], world["precision"])
+    price = price or (kept or {}).get("price", 0.0)
     worlds = {**(kept or {}).get("worlds", {}), str(world["processes"]): world}
     worlds = dict(sorted(worlds.items(), key=lambda each: int(each[0])))
     strong, weak = (list(_measured(worlds, recipe, price, kind)) for kind in ("strong", "weak"))
@@ -84,7 +95,7 @@ def add(kept: dict[str, Any] | None, world: dict[str, Any], recipe: Recipe, pric
         "model": {**asdict(model), "held_back": held_back, "assumptions": assumptions},
         "predictions": list(_predictions(model, worlds, recipe.batch_size, price)),
         "worlds": worlds,
-        "environment": environment.describe(),
+        "environment": world["environment"],
     }
 
 
@@ -144,6 +155,7 @@ def _fitted(worlds: dict[str, Any]) -> tuple[ScalingModel, dict[str, Any], list[
             point["seconds"],
             point["local_seconds"],
             point["host_seconds"],
+            point["images_per_device"] // point["micro_batch"],
         )
         for world in used
         for point in world["points"]
@@ -162,7 +174,20 @@ def _fitted(worlds: dict[str, Any]) -> tuple[ScalingModel, dict[str, Any], list[
         f"The rounds of a step differ by up to {spread:.0%} of their median: the machine was doing something else, or "
         "--seconds is too short; measure again before you rely on these numbers."
     ] * (spread > _STEADY)
-    return model, held_back, disturbed + list(_assumptions(model, steps, transfers, left_out))
+    return model, held_back, disturbed + _versions(used) + list(_assumptions(model, steps, transfers, left_out))
+
+
+def _versions(worlds: list[dict[str, Any]]) -> list[str]:
+    """A sentence if not all worlds were measured with the same code."""
+    found: dict[str, list[str]] = {}
+    for world in worlds:
+        facts = world["environment"]
+        code = " ".join(filter(None, (facts["commit"], *map("{0[0]} {0[1]}".format, facts["packages"].items()))))
+        found.setdefault(code, []).append(str(world["processes"]))
+    if len(found) == 1:
+        return []
+    groups = " and ".join(", ".join(each) for each in found.values())
+    return [f"{groups} processes were measured with different versions of the code or its packages: measure again."]
 
 
 def _assumptions(
@@ -185,8 +210,8 @@ def _assumptions(
         each
         for each in steps
         if each.processes > 1
-        and model.exposed_seconds(each.processes, each.local_seconds)
-        > 1.02 * replace(model, overlap=1e9).exposed_seconds(each.processes, each.local_seconds)
+        and model.exposed_seconds(each.processes, each.local_seconds, each.passes)
+        > 1.02 * replace(model, overlap=1e9).exposed_seconds(each.processes, each.local_seconds, each.passes)
     ]
     if not waiting and model.buckets > 1:
         yield "No measured step waited for more than its last bucket, so how much communication can be hidden is open."
@@ -229,15 +254,18 @@ def model_of(scaling: dict[str, Any]) -> ScalingModel:
     return ScalingModel(**{**values, **links})
 
 
-def describe(scaling: dict[str, Any], file: Path, plan: Plan, processes: int) -> list[tuple[str, str]]:
+def describe(
+    scaling: dict[str, Any], file: Path, plan: Plan, processes: int, compiled: str = ""
+) -> list[tuple[str, str]]:
     """Lines of the plan: what `processes` devices bring for its recipe, and which batch keeps 90 % efficiency.
 
-    Raises UserError where the file was measured with another model, precision or phase, and where the batch does not
-    divide.
+    `compiled`: how the plan's model is compiled. Raises UserError where the file was measured with another step, where
+    `processes` is far beyond the measured ones, and where the batch does not divide.
     """
     recipe, world, start = plan.recipe, next(iter(scaling["worlds"].values())), plan.longest_phase_start
-    before, now = flatten(parse(scaling["recipe"])), flatten(recipe)
-    compared = {name: (before[name], now[name]) for name in _FIELDS} | {
+    before, now = world["plan"]["step"], step_fields(recipe)
+    compared = {name: (before.get(name), value) for name, value in now.items()} | {
+        "compile": (world["compiled"] or "none", compiled or "none"),
         "precision": (world["precision"], recipe.precision),
         "image size": (world["plan"]["image_size"], plan.image_size(start)),
         "trainable": (world["plan"]["trainable"], plan.phase_at(start).trainable),
@@ -249,6 +277,11 @@ def describe(scaling: dict[str, Any], file: Path, plan: Plan, processes: int) ->
                 "resnet-cifar scale"
             )
     check_batch_size(recipe, processes)
+    if processes > (most := _FURTHEST * max(map(int, scaling["worlds"]))):
+        raise UserError(
+            f"--scaling-devices {processes} is more than {_FURTHEST} times the devices that {file} was measured on: "
+            f"lower it to {most}, or measure more devices"
+        )
     size = {
         "images_per_epoch": plan.images,
         "batch_size": recipe.batch_size,

@@ -102,9 +102,9 @@ def _set_up(
         if options.scaling:
             from resnet_cifar.training import scaling_results  # imports scipy, which training does not need
 
-            measured = scaling_results.read(Path(options.scaling))
-            devices = options.scaling_devices or context.size
-            screen.facts(scaling_results.describe(measured, Path(options.scaling), plan, devices))
+            file, devices = Path(options.scaling), options.scaling_devices or context.size
+            measured = scaling_results.read(file)
+            screen.facts(scaling_results.describe(measured, file, plan, devices, context.compiled))
         return None
     writer = RunWriter(plan, context, data, folder, screen, timings)
     watchdog = Watchdog(context, stop, recipe.rank_timeout, folder.path)

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 
 from resnet_cifar.cli import scale
@@ -22,6 +23,7 @@ from resnet_cifar.training import trainer
 from resnet_cifar.training.scaling_model import ScalingModel
 
 RECIPE = ["--recipe", "debug", "--model.name", "test_resnet", "--data.image_size", "32", "--track.trackers", "none"]
+RECIPE += ["--model.stem", "auto"]  # the plan is compared after such fields are resolved
 
 
 class NoStop:
@@ -89,6 +91,7 @@ def test_the_gradients_are_those_of_the_model(scaling: dict[str, Any]) -> None:
     import timm
 
     model = timm.create_model("test_resnet", num_classes=10)
+    model.conv1 = torch.nn.Conv2d(3, 32, 3, bias=False)  # the stem that `auto` takes at 32 pixels
     weights = sum(parameter.numel() for parameter in model.parameters())
     assert scaling["worlds"]["2"]["plan"]["gradient_bytes"] == 4 * weights
 

@@ -43,12 +43,13 @@ def started(words: str, processes: str) -> Callable[[Path], object]:
     return check
 
 
-def planned(file: str, model: str = "resnet50", precision: str = "bf16") -> Callable[[Path], object]:
+def planned(
+    file: str, model: str = "resnet50", precision: str = "bf16", processes: int = 2, batch_size: int = 256
+) -> Callable[[Path], object]:
     """A plan with the measurements of a file."""
-    recipe = read_recipe("scratch", {"model.name": model, "precision": precision})
-    return lambda home: scaling_results.describe(
-        scaling_results.read(home / file), Path(file), Plan(recipe, 45_000, 1), 2
-    )
+    values = {"model.name": model, "precision": precision, "batch_size": str(batch_size)}
+    plan = Plan(read_recipe("scratch", values), 45_000, 1)
+    return lambda home: scaling_results.describe(scaling_results.read(home / file), Path(file), plan, processes)
 
 
 def measured(folder: str, recipe: str = "scratch") -> Prepare:
@@ -100,9 +101,15 @@ SCALING = [
         prepare=measured("out")),
     advice("a plan in another precision", planned("out/scaling.json", precision="no"), planned("out/scaling.json"),
         prepare=measured("out")),
+    advice("a plan from an earlier version", planned("old/scaling.json"), planned("out/scaling.json"),
+        prepare=both(
+            prepared.file("old/scaling.json", '{"worlds": {"1": {"plan": {}}}, "model": {}}'), measured("out"))),
+    advice("a plan far beyond the measurements", planned("out/scaling.json", processes=256, batch_size=8192),
+        planned("out/scaling.json", processes=128, batch_size=8192), prepare=measured("out")),
     advice("scaling without a plan", parsed("train", "--recipe debug --scaling out/scaling.json"),
-        parsed("train", "--recipe debug --scaling out/scaling.json --dry-run")),
+        parsed("train", "--recipe debug --scaling out/scaling.json --dry-run"), prepare=measured("out")),
     advice("devices without scaling", parsed("train", "--recipe debug --dry-run --scaling-devices 8"),
-        parsed("train", "--recipe debug --dry-run --scaling-devices 8 --scaling out/scaling.json")),
+        parsed("train", "--recipe debug --dry-run --scaling-devices 8 --scaling out/scaling.json"),
+        prepare=measured("out")),
 ]
 # fmt: on

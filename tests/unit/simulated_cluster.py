@@ -41,9 +41,10 @@ class SimulatedCluster:
         found = []
         for images in sorted({batch, batch // 2, batch // 4, batch // 8, batch // processes}):
             local = self.truth.local_seconds(processes, images)
-            whole = local + self.truth.exposed_seconds(processes, local)
+            passes = -(-images // self.truth.micro_batch) if self.truth.micro_batch else 1
+            whole = local + self.truth.exposed_seconds(processes, local, passes)
             times = self._measured(whole), self._measured(local), self._measured(self.truth.host)
-            found.append(Step(processes, images, *times))
+            found.append(Step(processes, images, *times, passes))
         return found
 
     def transfers(self, processes: int) -> list[Transfer]:
@@ -62,10 +63,12 @@ class SimulatedCluster:
             "devices_per_machine": self.truth.devices_per_machine,
             "shares_cores": False,
             "device": "a simulated device",
+            "compiled": "",
             "precision": "bf16",
             "points": [
                 {
                     "images_per_device": step.images,
+                    "micro_batch": step.images // step.passes,
                     "seconds": step.seconds,
                     "local_seconds": step.local_seconds,
                     "host_seconds": step.host_seconds,
@@ -92,7 +95,9 @@ class SimulatedCluster:
                 "image_size": recipe.data.image_size,
                 "gradient_bytes": self.truth.gradient_bytes,
                 "unit": 32,
+                "step": scaling_results.step_fields(recipe),
             },
+            "environment": {"commit": "0123456789ab", "packages": {"torch": "2.9.0"}},
         }
 
 

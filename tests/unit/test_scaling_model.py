@@ -100,7 +100,22 @@ def test_communication_hides_behind_computing_but_for_the_last_bucket() -> None:
     assert replace(model, overlap=0.5).exposed_seconds(8, 0.0) == pytest.approx(total)
     assert replace(model, overlap=0.5).exposed_seconds(8, total) == pytest.approx(total / 2)
     assert replace(model, overlap=0.5).exposed_seconds(8, 100 * total) == pytest.approx(total / 5)
+    assert replace(model, overlap=0.5).exposed_seconds(8, total, passes=4) == pytest.approx(total * 7 / 8)
     assert model.exposed_seconds(1, 1.0) == 0
+
+
+def test_with_gradient_accumulation_communication_hides_behind_the_last_pass_alone() -> None:
+    """Of 256 images in passes of 32 an eighth hides it; a model of single passes would be 10 % too fast."""
+    truth = replace(TRUTHS["slow network"], micro_batch=32)
+    cluster = SimulatedCluster(truth, 0.01, 0)
+    steps = [step for processes in (1, 2, 4, 8, 16, 32) for step in cluster.steps(processes)]
+    transfers = [each for processes in (2, 4, 8, 16, 32) for each in cluster.transfers(processes)]
+    model = scaling_model.fit(steps, transfers, truth.gradient_bytes, truth.devices_per_machine)
+    assert model.micro_batch == 32
+    for images in (32, 256):
+        true = truth.images_per_second(64, images)
+        assert model.images_per_second(64, images) == pytest.approx(true, rel=0.05)
+    assert replace(truth, micro_batch=0).images_per_second(64, 256) > 1.1 * truth.images_per_second(64, 256)
 
 
 def test_one_process_alone_gives_a_model_of_itself() -> None:

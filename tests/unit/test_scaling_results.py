@@ -156,12 +156,47 @@ def test_steps_whose_batchnorm_spans_devices_are_not_fitted() -> None:
         ("phases.0.image_size", "224", "measured with image size 32, not 224: measure"),
         ("data.image_size", "64", "measured with image size 32, not 64: measure"),
         ("phases.0.trainable", "head", "measured with trainable all, not head: measure"),
+        ("deterministic", "True", "measured with deterministic False, not True: measure"),
+        ("model.ema_decay", "0.9", r"measured with model\.ema_decay 0\.0, not 0\.9: measure"),
+        ("augment.rand_augment", "9", r"measured with augment\.rand_augment 0, not 9: measure"),
     ],
 )
 def test_a_plan_refuses_measurements_of_another_step(scaling: dict, field: str, value: str, said: str) -> None:
     other = read_recipe("scratch", {"precision": "bf16", field: value})
     with pytest.raises(UserError, match=said):
         scaling_results.describe(scaling, FILE, Plan(other, 45_000, 1), 8)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("micro_batch", "32"), ("optimizer.weight_decay", "0.5"), ("phases.0.lr", "0.2")]
+)
+def test_a_plan_accepts_fields_that_leave_the_step_as_long(scaling: dict, field: str, value: str) -> None:
+    other = read_recipe("scratch", {"precision": "bf16", field: value})
+    assert scaling_results.describe(scaling, FILE, Plan(other, 45_000, 1), 8)
+
+
+def test_a_plan_refuses_measurements_of_a_step_that_is_not_compiled(scaling: dict) -> None:
+    with pytest.raises(UserError, match=r"was measured with compile none, not inductor \(max-autotune\): measure"):
+        scaling_results.describe(scaling, FILE, Plan(RECIPE, 45_000, 1), 8, "inductor (max-autotune)")
+
+
+def test_a_plan_reaches_as_far_as_the_predictions_of_the_page(scaling: dict) -> None:
+    plan = Plan(replace(RECIPE, batch_size=4096 * 32), 45_000, 1)
+    assert scaling_results.describe(scaling, FILE, plan, 2048)
+    with pytest.raises(UserError, match=r"--scaling-devices 4096 is more than 64 times .*: lower it to 2048, or"):
+        scaling_results.describe(scaling, FILE, plan, 4096)
+
+
+def test_worlds_of_two_versions_are_a_reservation_and_an_earlier_price_stays() -> None:
+    kept, cluster = results(RECIPE, (1, 2), price=2.5), SimulatedCluster(TRUTHS["fast network"], 0.0, 1)
+    world = cluster.world(4, RECIPE)
+    same = scaling_results.add(kept, world, RECIPE, 0.0)
+    assert same["price"] == 2.5 and same["strong"][0]["cost"] == kept["strong"][0]["cost"]
+    world["environment"] = {"commit": "0123456789ab", "packages": {"torch": "2.10.0"}}
+    assert scaling_results.add(kept, world, RECIPE, 0.0)["model"]["assumptions"] == [
+        "1, 2 and 4 processes were measured with different versions of the code or its packages: measure again.",
+        *same["model"]["assumptions"],
+    ]
 
 
 def test_a_plan_refuses_worlds_over_which_the_batch_does_not_divide(scaling: dict) -> None:
@@ -173,8 +208,9 @@ def test_a_plan_refuses_worlds_over_which_the_batch_does_not_divide(scaling: dic
 def test_other_files_are_refused(content: str | None, said: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "scaling.json").write_text(content)
-    with pytest.raises(UserError, match=said):
-        scaling_results.read(tmp_path / "scaling.json")
+    for file in (tmp_path / "scaling.json", tmp_path):  # the folder that --out names is as good
+        with pytest.raises(UserError, match=said):
+            scaling_results.read(file)
 
 
 def test_the_page_shows_every_world_and_the_errors_of_the_prediction(scaling: dict) -> None:
