@@ -16,11 +16,12 @@ from resnet_cifar.reporting import environment
 
 FOLDER = Path(__file__).parent / "results"
 _OF_A_RUN = ("time", "commit", "command", "job")  # of the environment; the rest is the machine
+_ALONE = ("finetune", "serve", "checkpoints")  # take long, or need packages that others do without
 
 
 def file(folder: Path, names: Sequence[str]) -> Path:
-    """Of this machine's kind, in `folder`; `serve`, measured alone, has one of its own."""
-    about = "serve-" if list(names) == ["serve"] else ""
+    """Of this machine's kind, in `folder`; the benchmarks of `_ALONE`, each measured alone, have files of their own."""
+    about = f"{names[0]}-" if len(names) == 1 and names[0] in _ALONE else ""
     return folder / f"bench-{about}{'gpu' if torch.cuda.is_available() else 'cpu'}.json"
 
 

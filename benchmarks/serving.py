@@ -72,7 +72,10 @@ def _load(service: Service, images: Sequence[bytes], clients: int, count: int) -
             local.session = requests.Session()
         files = {"images": (f"{number}.png", images[number % len(images)])}
         began = time.perf_counter()
-        answer = local.session.post(f"{service.url}/predict", files=files, timeout=_TIMEOUT)
+        try:
+            answer = local.session.post(f"{service.url}/predict", files=files, timeout=_TIMEOUT)
+        except requests.RequestException:
+            return None
         seconds = time.perf_counter() - began
         return seconds if answer.ok and "label" in answer.json()["images"][0] else None
 
@@ -83,12 +86,14 @@ def _load(service: Service, images: Sequence[bytes], clients: int, count: int) -
         latencies = list(threads.map(send, range(count)))
         seconds = time.perf_counter() - began
     answered = [each for each in latencies if each is not None]
+    if not answered:
+        raise RuntimeError(f"serve answered none of {count} requests: {service.errors()}")
     median, p95, p99 = np.percentile(answered, (50, 95, 99)) * 1000
     return {
         "failed": count - len(answered),
-        "requests_per_second": round(count / seconds, 1),
+        "requests_per_second": round(len(answered) / seconds, 1),
         "milliseconds": {"p50": round(median, 1), "p95": round(p95, 1), "p99": round(p99, 1)},
-        "mean_batch": round(count / (service.metric("batch_images_count") - before), 2),
+        "mean_batch": round(len(answered) / (service.metric("batch_images_count") - before), 2),
     }
 
 

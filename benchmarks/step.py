@@ -35,7 +35,7 @@ from resnet_cifar.evaluation.predict import predict
 from resnet_cifar.models.factory import create_model
 from resnet_cifar.models.ghost_batchnorm import apply_ghost_batchnorm
 from resnet_cifar.optim.factory import create_optimizer
-from resnet_cifar.training import flops
+from resnet_cifar.training import auto_micro_batch, flops
 from resnet_cifar.training.plan import Plan
 from resnet_cifar.training.scaling_measurement import rotated, whole_step
 from resnet_cifar.training.train_state import TrainState
@@ -86,7 +86,7 @@ def measure(configuration: Configuration, source: str) -> dict[str, Any]:
     gpu = context.device.type == "cuda"
     recipe = configuration.read(source)
     data = prepared_data.load(prepared_data.prepare(recipe.data), recipe, context.device)
-    plan = Plan(recipe, len(data.train), world_size=1)
+    plan = auto_micro_batch.first_try(Plan(recipe, len(data.train), world_size=1), context.device)
     state = TrainState(plan, context, data.classes)
     loader = Loader(recipe, data.train, len(data.classes), state.preprocess, plan.rows(0))
     whole = whole_step(state, loader)

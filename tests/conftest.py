@@ -61,7 +61,8 @@ def record(proof: bool, figures: Path) -> Callable[..., None]:
         facts = environment.describe()
         facts.pop("command")  # it names folders of the machine
         kept = json.loads(figures.read_text()) if figures.is_file() else {}
-        kept |= {name: found, "environment": facts}
+        when = {each: facts[each] for each in ("commit", "time")}
+        kept |= {name: {**found, **when}, "environment": facts}
         figures.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
 
     return keep

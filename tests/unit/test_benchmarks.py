@@ -187,6 +187,14 @@ def variant(batchnorm: str = "auto", **values: object) -> dict:
     return {**asdict(gpu_stages.Variant("scratch", 32, 256, batchnorm)), **measured, **values}
 
 
+def test_a_benchmark_that_is_measured_alone_keeps_the_figures_of_the_others(tmp_path: Path) -> None:
+    kind = "gpu" if torch.cuda.is_available() else "cpu"
+    for name in ("finetune", "serve", "checkpoints"):
+        assert results.file(tmp_path, [name]) == tmp_path / f"bench-{name}-{kind}.json"
+    for names in ([], ["training"], ["jobs", "pipeline"]):
+        assert results.file(tmp_path, names) == tmp_path / f"bench-{kind}.json"
+
+
 class TestGpuRunner:
     """benchmarks.gpu, as far as it goes without a GPU."""
 
@@ -263,6 +271,9 @@ class TestGpuRunner:
         (sentence,) = gpu.too_slow([slow, stock])
         assert sentence.startswith("scratch 32 px, batch 256, bf16, auto trains at 96.9% of stock timm")
         assert gpu.too_slow([slow, stock], compare=False) == []
+        left_out = {**asdict(gpu_stages.Variant("scratch", 32, 256, "plain loop")), "left_out": "no time was left"}
+        (sentence,) = gpu.too_slow([slow, left_out])
+        assert sentence.endswith("was not compared with stock timm in a plain loop: give it more --minutes")
         failed = {**asdict(gpu_stages.Variant("scratch", 32, 256)), "error": "out of memory"}
         assert gpu.too_slow([stock, failed]) == ["scratch 32 px, batch 256, bf16, auto failed: out of memory"]
         assert gpu.too_slow([]) == ["no variant of the step was measured"]
