@@ -6,11 +6,11 @@ import configparser
 import contextlib
 import os
 import re
-import urllib.parse
 from pathlib import Path
 from typing import Any
 
 from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import is_web_address
 
 SERVER_TIMEOUT = 2.0  # seconds
 SERVICE = "wandb-core"  # the process that W&B starts beside ours, in a session of its own
@@ -96,24 +96,32 @@ def check_variables() -> None:
     chosen, key = mode(), given["API_KEY"].partition("-")[2] or given["API_KEY"]
     if chosen == "disabled":
         return
-    address = urllib.parse.urlsplit(given["BASE_URL"])
-    if given["BASE_URL"] and not (address.scheme in ("http", "https") and address.hostname):
+    if given["BASE_URL"] and not is_web_address(given["BASE_URL"]):
         raise UserError(f"WANDB_BASE_URL={given['BASE_URL']} is not a web address: use https://HOST, or unset it")
     if chosen != "offline" and key and not _KEY.fullmatch(given["API_KEY"]):
         raise UserError(
             f"WANDB_API_KEY is not a key (it has {len(key)} characters of 40 or more letters and digits): copy it from "
             f"{endpoint()}/authorize, or unset it"
         )
-    if folder := wandb_dir():
-        place = next(place for place in (folder, *folder.parents) if place.exists())
-        if not place.is_dir() or not os.access(place, os.W_OK):
-            raise UserError(f"WANDB_DIR={given['DIR']} cannot be written: name another folder, or unset it")
+    if not _dir_can_be_written():
+        raise UserError(f"WANDB_DIR={given['DIR']} cannot be written: name another folder, or unset it")
     for name in ("PROJECT", "NAME", "RUN_GROUP", "ENTITY", "RUN_ID"):
         value = os.environ.get(f"WANDB_{name}", "")
         forbidden = sorted(set(value) & set("/\\#?%:")) if name in ("PROJECT", "RUN_ID", "ENTITY") else []
         if forbidden or len(value) > 128:
             problem = f"has {' '.join(forbidden)} in it" if forbidden else "is longer than 128 characters"
             raise UserError(f"WANDB_{name}={value[:200]} {problem}, and W&B refuses that: use another, or unset it")
+
+
+def _dir_can_be_written() -> bool:
+    """Whether it can, or is not set."""
+    try:
+        if (folder := wandb_dir()) is None:
+            return True
+        place = next(place for place in (folder, *folder.parents) if place.exists())
+        return place.is_dir() and os.access(place, os.W_OK)
+    except (RuntimeError, OSError):  # ~USER of nobody; a folder that may not be looked into
+        return False
 
 
 def invalid_variable(error: ValueError) -> str:
