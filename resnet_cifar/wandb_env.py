@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import configparser
 import contextlib
+import netrc
 import os
 import re
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from resnet_cifar.config.schema import is_web_address
 
 SERVER_TIMEOUT = 2.0  # seconds
 SERVICE = "wandb-core"  # the process that W&B starts beside ours, in a session of its own
-_DEFAULT_URL = "https://api.wandb.ai"
+_DEFAULT_URL = "https://api.forge.coreweave.com"
+_DEFAULT_PAGE = "https://forge.coreweave.com/wandb"
+_BEHIND = {"api.forge.coreweave.com": "api.wandb.ai"}  # an address under which an earlier login may have stored its key
 _MODES = ("online", "offline", "disabled", "dryrun", "run")  # the last two are W&B's older names
 _YES, _NO = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0")
 _SHARED_MODE = (0, 68)  # the first W&B server with it
@@ -101,7 +105,7 @@ def check_variables() -> None:
     if chosen != "offline" and key and not _KEY.fullmatch(given["API_KEY"]):
         raise UserError(
             f"WANDB_API_KEY is not a key (it has {len(key)} characters of 40 or more letters and digits): copy it from "
-            f"{endpoint()}/authorize, or unset it"
+            f"{endpoint().replace(_DEFAULT_URL, _DEFAULT_PAGE)}/authorize, or unset it"
         )
     if not _dir_can_be_written():
         raise UserError(f"WANDB_DIR={given['DIR']} cannot be written: name another folder, or unset it")
@@ -145,10 +149,22 @@ def endpoint() -> str:
 
 
 def has_account() -> bool:
-    """Whether there is a key for the server."""
-    from requests.utils import get_netrc_auth
+    """Whether there is a key for the server, or the token file that W&B accepts in its place."""
+    return bool(_key() or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"))
 
-    return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(endpoint()))
+
+def _key() -> str | None:
+    """The key of the environment, or as `wandb login` has stored it: under the host with its port, unlike requests."""
+    if key := os.environ.get("WANDB_API_KEY"):
+        return key
+    names = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    host = urllib.parse.urlsplit(endpoint()).netloc
+    with contextlib.suppress(OSError, RuntimeError, netrc.NetrcParseError):  # W&B does without such a file, too
+        for file in (file for name in names if (file := Path(name).expanduser()).exists()):
+            kept = netrc.netrc(file)
+            found = kept.authenticators(host) or kept.authenticators(_BEHIND.get(host, host))
+            return found[2] if found else None
+    return None
 
 
 def lacks_shared_mode() -> str:
@@ -172,7 +188,7 @@ def _query(text: str, **variables: str | None) -> dict[str, Any]:
     """The data that the server answers to a GraphQL query."""
     import requests
 
-    key = os.environ.get("WANDB_API_KEY")  # otherwise requests finds the one in .netrc
+    key = _key()
     answer = requests.post(
         f"{endpoint().rstrip('/')}/graphql",
         json={"query": text, "variables": variables},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -57,6 +58,33 @@ def test_a_key_is_not_needed_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "none")
     monkeypatch.setenv("WANDB_MODE", "dryrun")
     check_trackers(WANDB)
+
+
+@pytest.mark.parametrize(
+    ("server", "machine"),
+    [("http://localhost:8080", "localhost:8080"), ("", "api.forge.coreweave.com"), ("", "api.wandb.ai")],
+)
+def test_a_login_is_found_as_wandb_stores_it(
+    server: str, machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("requests.post", lambda *_, auth, **__: asked.append(auth))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_BASE_URL", server)
+    assert not wandb_env.has_account()
+    (tmp_path / ".netrc").write_text(f"machine {machine}\n  login user\n  password {'0' * 40}\n")
+    assert wandb_env.has_account()
+    assert wandb_env.lacks_shared_mode() == "" and asked == [("api", "0" * 40)]
+    (tmp_path / ".netrc").write_text("machine\n")
+    assert not wandb_env.has_account()
+    monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", "token.jwt")
+    assert wandb_env.has_account()
+
+
+def test_the_server_is_wandbs_own_unless_named() -> None:
+    import wandb
+
+    assert wandb_env.endpoint() == wandb.Settings().base_url
 
 
 @pytest.mark.parametrize(
