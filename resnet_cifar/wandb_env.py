@@ -23,6 +23,7 @@ _MODES = ("online", "offline", "disabled", "dryrun", "run")  # the last two are 
 _YES, _NO = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0")
 _SHARED_MODE = (0, 68)  # the first W&B server with it
 _KEY = re.compile(r"(?:[^-]+-)?[\w-]{40,}|[\w-]+\.[\w-]+\.[\w-]+")  # with a server's prefix, or a JSON web token
+_FORBIDDEN = {"PROJECT": "/\\#?%:", "ENTITY": "/\\#?%:", "RUN_ID": ":;,#?/'"}  # in names
 # W&B's settings whose variable has another name.
 _VARIABLES = {
     "root_dir": "dir",
@@ -90,8 +91,8 @@ def mode() -> str | None:
     return {"dryrun": "offline", "run": "online"}.get(chosen, chosen) or None
 
 
-def check_variables() -> None:
-    """Raises UserError where a WANDB_* variable cannot be what it should be."""
+def check_variables(project: str = "") -> None:
+    """Raises UserError where a WANDB_* variable, or `track.project`, cannot be what it should be."""
     given = {name: os.environ.get(f"WANDB_{name}", "") for name in ("MODE", "DISABLED", "BASE_URL", "API_KEY", "DIR")}
     if given["MODE"] and given["MODE"].lower() not in _MODES:
         raise UserError(f"WANDB_MODE={given['MODE']} is not supported: use online, offline or disabled, or unset it")
@@ -111,10 +112,15 @@ def check_variables() -> None:
         raise UserError(f"WANDB_DIR={given['DIR']} cannot be written: name another folder, or unset it")
     for name in ("PROJECT", "NAME", "RUN_GROUP", "ENTITY", "RUN_ID"):
         value = os.environ.get(f"WANDB_{name}", "")
-        forbidden = sorted(set(value) & set("/\\#?%:")) if name in ("PROJECT", "RUN_ID", "ENTITY") else []
-        if forbidden or len(value) > 128:
-            problem = f"has {' '.join(forbidden)} in it" if forbidden else "is longer than 128 characters"
-            raise UserError(f"WANDB_{name}={value[:200]} {problem}, and W&B refuses that: use another, or unset it")
+        _check_name(f"WANDB_{name}={value[:200]}", value, _FORBIDDEN.get(name, ""), ", or unset it")
+    _check_name(f"track.project {project[:200]!r}", project, _FORBIDDEN["PROJECT"])
+
+
+def _check_name(named: str, value: str, forbidden: str, otherwise: str = "") -> None:
+    found = sorted(set(value) & set(forbidden))
+    if found or len(value) > 128:
+        problem = f"has {' '.join(found)} in it" if found else "is longer than 128 characters"
+        raise UserError(f"{named} {problem}, and W&B refuses that: use another{otherwise}")
 
 
 def _dir_can_be_written() -> bool:

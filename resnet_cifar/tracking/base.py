@@ -54,8 +54,8 @@ class Tracker(ABC):
         raise NotImplementedError
 
     @classmethod  # noqa: B027 (optional)
-    def check(cls) -> None:
-        """Raises UserError where the tracker's environment variables are invalid. Imports nothing heavy."""
+    def check(cls, recipe: Recipe) -> None:
+        """Raises UserError where the tracker's environment variables or fields are invalid. Imports nothing heavy."""
 
     @abstractmethod
     def __init__(self, run: TrackedRun) -> None:

@@ -154,7 +154,7 @@ def check_trackers(recipe: Recipe) -> None:
             raise UserError(
                 f"track.trackers {name!r} needs the package {tracker.package}: pip install -e '.[trackers]'"
             )
-        tracker.check()
+        tracker.check(recipe)
 
 
 def start_trackers(

@@ -36,9 +36,9 @@ class WandbTracker(Tracker):
     package = "wandb"
 
     @classmethod
-    def check(cls) -> None:
-        """Raises UserError where a variable of W&B is invalid."""
-        wandb_env.check_variables()
+    def check(cls, recipe: Recipe) -> None:
+        """Raises UserError where a variable of W&B, or the project, is invalid."""
+        wandb_env.check_variables(recipe.track.project)
 
     def __init__(self, run: TrackedRun) -> None:
         import wandb

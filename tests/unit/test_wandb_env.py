@@ -34,6 +34,7 @@ WANDB = parse({"track": {"trackers": "wandb"}})
         ("PROJECT", "mine/yours", "WANDB_PROJECT=mine/yours has / in it, and W&B refuses that"),
         ("NAME", "n" * 129, "is longer than 128 characters"),
         ("RUN_ID", "a:b", "WANDB_RUN_ID=a:b has : in it"),
+        ("RUN_ID", "a;b,c'd", "WANDB_RUN_ID=a;b,c'd has ' , ; in it"),
     ],
 )
 def test_an_invalid_variable_is_named(name: str, value: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,6 +45,14 @@ def test_an_invalid_variable_is_named(name: str, value: str, sentence: str, monk
     if name == "API_KEY":
         assert value not in str(error.value), "it is a secret"
     check_trackers(parse({"track": {"trackers": "none"}}))
+
+
+@pytest.mark.parametrize(("name", "found"), [("ada/photos", "/"), ("50%", "%")])
+def test_a_project_that_wandb_refuses(name: str, found: str) -> None:
+    sentence = f"^track.project '{name}' has {found} in it, and W&B refuses that: use another$"
+    with pytest.raises(UserError, match=sentence):
+        check_trackers(parse({"track": {"trackers": "wandb", "project": name}}))
+    check_trackers(parse({"track": {"trackers": "tensorboard", "project": name}}))
 
 
 @pytest.mark.parametrize(
