@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resnet_cifar.atomic_io import atomic_write
 from resnet_cifar.config.schema import Recipe
 
 UPLOAD_SECONDS = 240.0  # for the model, at the end; torchrun on other nodes waits 300 s for the last process
@@ -79,6 +80,18 @@ class Tracker(ABC):
 
     def abandon(self) -> None:  # noqa: B027 (optional)
         """Drops whatever hangs or is broken immediately, so that the process can exit."""
+
+
+def kept_identity(file: Path) -> str | None:
+    """The id of a tracker's run, as an earlier attempt has kept it; an empty file was cut off by a kill."""
+    return (file.read_text().strip() or None) if file.is_file() else None
+
+
+def keep_identity(file: Path, identity: str) -> None:
+    """Keeps the id of a tracker's run, so that further attempts continue it."""
+    if identity != kept_identity(file):
+        with atomic_write(file) as aside:
+            aside.write_text(identity)
 
 
 def kept_rows(run: Path, after: int, until: int) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from resnet_cifar.config.diff import flatten, recipe_key
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Track
 from resnet_cifar.hub_access import answers
-from resnet_cifar.tracking.base import UPLOAD_SECONDS, TrackedRun, Tracker
+from resnet_cifar.tracking.base import UPLOAD_SECONDS, TrackedRun, Tracker, keep_identity, kept_identity
 
 _VARIABLES = {  # unless the user has set them; read when mlflow is imported
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -46,7 +46,7 @@ class MlflowTracker(Tracker):
         folder, track = run.path / "mlflow", run.recipe.track
         folder.mkdir(exist_ok=True)
         identity = folder / ".id"
-        if not identity.is_file():  # otherwise the process that created the database was killed meanwhile
+        if kept_identity(identity) is None:  # otherwise the process that created the database was killed meanwhile
             for unfinished in folder.glob("mlflow.db*"):
                 unfinished.unlink()
         self._client = mlflow.MlflowClient(tracking_uri=uri or f"sqlite:///{folder.resolve() / 'mlflow.db'}")
@@ -59,7 +59,7 @@ class MlflowTracker(Tracker):
             tags["mlflow.source.git.commit"] = run.environment.get("commit") or ""
             experiment = self._experiment(name or track.project, place)
             self._run_id = self._client.create_run(experiment, tags=tags, run_name=run.path.name).info.run_id
-        identity.write_text(self._run_id)
+        keep_identity(identity, self._run_id)
         self._log_params(run)
         self._model = run.path / "model" if track.log_model else None
         self.upload_seconds = UPLOAD_SECONDS if track.log_model else 0.0
@@ -124,7 +124,7 @@ class MlflowTracker(Tracker):
         from mlflow.exceptions import MlflowException
 
         given = os.environ.get("MLFLOW_RUN_ID")
-        name = identity.read_text() if identity.is_file() else given
+        name = kept_identity(identity) or given
         if not name:
             return None
         try:

@@ -19,7 +19,7 @@ from resnet_cifar.config.diff import fingerprint, to_dict
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe, Track
 from resnet_cifar.tracking import notify, wandb_nodes
-from resnet_cifar.tracking.base import UPLOAD_SECONDS, TrackedRun, Tracker, kept_rows
+from resnet_cifar.tracking.base import UPLOAD_SECONDS, TrackedRun, Tracker, keep_identity, kept_identity, kept_rows
 
 _TITLE = 63  # characters of an alert's title
 _SCORES = ("best/", "test/")  # prefixes of final numbers that belong to the model
@@ -50,8 +50,10 @@ class WandbTracker(Tracker):
         self._model_facts = {"data_fingerprint": data, "recipe_fingerprint": fingerprint(run.recipe)}
         (run.path / "wandb").mkdir(exist_ok=True)
         self._is_shared = run.path / "wandb" / ".shared"
-        is_new = run.identity is None and not (run.path / "wandb" / ".id").exists()
-        self.identity = _identity(run.path / "wandb" / ".id", run.identity)
+        file = run.path / "wandb" / ".id"
+        is_new = run.identity is None and kept_identity(file) is None
+        self.identity = _identity(file, run.identity)
+        keep_identity(file, self.identity)
         self._folder = wandb_env.wandb_dir() or run.path
         folder = self._folder / "wandb"
         folder.mkdir(parents=True, exist_ok=True)
@@ -326,8 +328,6 @@ def _step(segment: Path) -> int:
 
 
 def _identity(file: Path, saved: str | None) -> str:
-    """The W&B id, stored in the run directory, so that every attempt continues one run; a sweep has its own."""
+    """The W&B id: that of earlier attempts, so that each continues one run; a sweep has its own."""
     given = os.environ.get("WANDB_RUN_ID")
-    if not file.is_file() or wandb_env.in_sweep():
-        file.write_text(given if wandb_env.in_sweep() else saved or given or secrets.token_hex(4))
-    return file.read_text()
+    return given if wandb_env.in_sweep() else kept_identity(file) or saved or given or secrets.token_hex(4)

@@ -28,7 +28,7 @@ from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.validation import parse
 from resnet_cifar.tracking import multi
-from resnet_cifar.tracking.base import TrackedRun, Tracker, kept_rows
+from resnet_cifar.tracking.base import TrackedRun, Tracker, keep_identity, kept_identity, kept_rows
 from resnet_cifar.tracking.mlflow import MlflowTracker
 from resnet_cifar.tracking.multi import MultiTracker, check_trackers, start_trackers
 
@@ -340,8 +340,20 @@ def test_mlflow_keeps_to_its_variables_and_states(
     with pytest.raises(UserError, match=f"^MLFLOW_RUN_ID={'0' * 32} is not a run of this store: correct or unset it$"):
         opened(tmp_path / "new")
     monkeypatch.delenv("MLFLOW_RUN_ID")
-    (tmp_path / "RUN" / "mlflow" / ".id").write_text("0" * 32)
-    assert opened(tmp_path / "RUN").latest() == -1  # another store has this run: a new one gets all rows
+    for name in ("0" * 32, ""):  # another store has this run, or it was never written: a new one gets all rows
+        (tmp_path / "RUN" / "mlflow" / ".id").write_text(name)
+        assert opened(tmp_path / "RUN").latest() == -1
+
+
+@pytest.mark.parametrize("content", ["", "mine"])
+def test_an_id_is_kept_whole_and_written_once(content: str, tmp_path: Path):
+    file = tmp_path / ".id"
+    file.write_text(content)
+    assert kept_identity(file) == (content or None)
+    before = file.stat().st_ino
+    keep_identity(file, "mine")
+    assert (file.read_text(), file.stat().st_ino == before) == ("mine", bool(content))
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_an_mlflow_run_whose_files_are_refused_is_finished(
