@@ -264,12 +264,17 @@ class WandbTracker(Tracker):
         if self._has_given_up:
             raise ConnectionError("W&B has given up uploading")
         server = self._run.settings.base_url
-        try:
-            status = requests.get(server, timeout=wandb_env.SERVER_TIMEOUT, allow_redirects=False).status_code
-        except requests.RequestException as error:
-            raise ConnectionError(f"{server} does not answer: {type(error).__name__}") from None
-        if status >= 500:
-            raise ConnectionError(f"{server} answers {status}")
+        for _ in range(2):  # a hiccup is no reason to end a healthy run offline
+            try:
+                status = requests.get(server, timeout=wandb_env.SERVER_TIMEOUT, allow_redirects=False).status_code
+                problem = f"answers {status}" if status >= 500 else ""
+            except requests.exceptions.SSLError:  # W&B has certificates of its own, and its own opinion
+                problem = ""
+            except requests.RequestException as error:
+                problem = f"does not answer: {type(error).__name__}"
+            if not problem:
+                return
+        raise ConnectionError(f"{server} {problem}")
 
     def _alert(self, event: dict[str, Any]) -> None:
         title = f"{event['run']}: {event['event']}"

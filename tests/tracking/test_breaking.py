@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -16,9 +17,11 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import requests
 from wandb_server import WandbServer
 
 from resnet_cifar.config import schema
@@ -31,6 +34,7 @@ from resnet_cifar.tracking import multi
 from resnet_cifar.tracking.base import TrackedRun, Tracker, keep_identity, kept_identity, kept_rows
 from resnet_cifar.tracking.mlflow import MlflowTracker
 from resnet_cifar.tracking.multi import MultiTracker, check_trackers, start_trackers
+from resnet_cifar.tracking.wandb import WandbTracker
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -156,6 +160,34 @@ def test_what_breaks_in_mid_run_is_said_once_and_kept_offline(
         sync(tmp_path, said.split("`")[1], later)
     assert steps(later) == [1, 2, 3, 4, 5, 6]
     check_result(later)
+
+
+@pytest.mark.parametrize(
+    ("answers", "problem"),
+    [
+        ([requests.exceptions.SSLError()], None),  # by other certificates than W&B's
+        ([requests.Timeout(), 200], None),
+        ([502, 404], None),
+        ([requests.Timeout(), requests.Timeout()], "https://w does not answer: Timeout"),
+        ([requests.Timeout(), 503], "https://w answers 503"),
+    ],
+)
+def test_a_server_is_given_up_after_a_second_try(
+    answers: list[int | Exception], problem: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    def get(*_: object, **__: object) -> SimpleNamespace:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return SimpleNamespace(status_code=answer)
+
+    monkeypatch.setattr(requests, "get", get)
+    tracker = object.__new__(WandbTracker)
+    tracker._has_given_up = False
+    tracker._run = SimpleNamespace(offline=False, settings=SimpleNamespace(mode="online", base_url="https://w"))
+    with pytest.raises(ConnectionError, match=f"^{problem}$") if problem else contextlib.nullcontext():
+        tracker._check_server()
+    assert answers == []
 
 
 def test_model_whose_upload_takes_too_long_is_kept_offline(tmp_path: Path):
