@@ -177,6 +177,7 @@ def start_trackers(
         try:
             trackers[name] = tracker(opened_for)
         except UserError:
+            MultiTracker(trackers, run, -1, warn).finish("failed")  # those that are open: nobody else would end them
             raise
         except Exception as error:
             warn(f"{_field(name)} is disabled ({_reason(error)}): every row is in metrics.jsonl")

@@ -414,6 +414,19 @@ def test_an_mlflow_run_whose_files_are_refused_is_finished(
     )
 
 
+def test_a_mistake_in_a_second_tracker_ends_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise UserError("MLFLOW_RUN_ID is wrong")
+
+    monkeypatch.setattr(RegisteredTracker, "opened", [])
+    monkeypatch.setattr(MlflowTracker, "__init__", refuse)
+    monkeypatch.setitem(schema.TRACKERS, "mine", f"{__name__}:RegisteredTracker")
+    with pytest.raises(UserError, match=r"^MLFLOW_RUN_ID is wrong$"):
+        start_trackers(parse({"track": {"trackers": "mine,mlflow"}}), tmp_path, {}, pytest.fail)
+    (tracker,) = RegisteredTracker.opened
+    assert tracker.given == ["failed"]
+
+
 def test_mlflow_server_that_does_not_answer_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:secret@127.0.0.1:9")
     said: list[str] = []
