@@ -36,7 +36,8 @@ class Tracker(ABC):
 
     It is constructed in the main thread of rank 0 and then used from one other thread; a call may raise or hang without
     affecting training. `package`: the Python package that it needs. `identity`: kept in checkpoints, so that a resumed
-    run continues the same curves. `commands`: (what, command) to view the curves. `recovery_hint`: what the user can do
+    run continues the same curves. `named_run`: NAME=VALUE of the variable that names the run of a new run directory,
+    which may have rows already. `commands`: (what, command) to view the curves. `recovery_hint`: what the user can do
     after the tracker failed, appended to the warning. `upload_seconds`: how long the end of a finished run may wait for
     large files, in addition to what all trackers have. `for_nodes`: what `on_node` needs; None where further
     nodes have nothing to add.
@@ -44,6 +45,7 @@ class Tracker(ABC):
 
     package: str | None = None
     identity: str | None = None
+    named_run = ""
     commands: tuple[tuple[str, str], ...] = ()
     recovery_hint = ""
     upload_seconds = 0.0

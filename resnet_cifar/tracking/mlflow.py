@@ -50,6 +50,8 @@ class MlflowTracker(Tracker):
             for unfinished in folder.glob("mlflow.db*"):
                 unfinished.unlink()
         self._client = mlflow.MlflowClient(tracking_uri=uri or f"sqlite:///{folder.resolve() / 'mlflow.db'}")
+        given = os.environ.get("MLFLOW_RUN_ID") if kept_identity(identity) is None else None
+        self.named_run = f"MLFLOW_RUN_ID={given}" if given else ""
         self._run_id = self._known_run(identity)
         if self._run_id is None:
             place = None if uri else (folder / "artifacts").resolve().as_uri()

@@ -102,6 +102,9 @@ class _Worker:
     def _serve(self, step: int) -> None:
         try:
             self._latest = self._tracker.latest()
+            if self._tracker.named_run and self._latest >= 0:
+                has = f"{self._tracker.named_run} has rows up to step {self._latest}"
+                self._warn(f"{_field(self._name)}: {has}, which it keeps: this run adds later ones only")
             if step > self._latest:
                 for row in kept_rows(self._run, self._latest, step):
                     self._tracker.log(row)

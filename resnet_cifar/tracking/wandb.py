@@ -54,6 +54,8 @@ class WandbTracker(Tracker):
         is_new = run.identity is None and kept_identity(file) is None
         self.identity = _identity(file, run.identity)
         keep_identity(file, self.identity)
+        if is_new and self.identity == os.environ.get("WANDB_RUN_ID"):
+            self.named_run = f"WANDB_RUN_ID={self.identity}"
         self._folder = wandb_env.wandb_dir() or run.path
         folder = self._folder / "wandb"
         folder.mkdir(parents=True, exist_ok=True)

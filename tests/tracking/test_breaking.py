@@ -117,6 +117,12 @@ def test_the_users_variables_win_over_defaults(tmp_path: Path):
     assert {name: run.asked[name] for name in asked} == asked
     assert len(list((tmp_path / "scratch" / "wandb").glob("run-*-mine"))) == 2
     assert not list((tmp_path / "RUN" / "wandb").glob("run-*"))
+    with WandbServer() as later:  # a new run directory for a run that has rows
+        later.runs.update(server.runs)
+        code, said = go(tmp_path, "OTHER", "wandb", 1, 7, "interrupt", env=variables | later.account())
+    sentence = "warning: track.trackers wandb: WANDB_RUN_ID=mine has rows up to step 6, which it keeps: this run adds"
+    assert (code, said) == (0, f"{sentence} later ones only\n")
+    assert steps(later) == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_a_field_that_is_given_wins_over_the_variable(tmp_path: Path):
@@ -366,7 +372,8 @@ def test_mlflow_keeps_to_its_variables_and_states(
     given = mlflow_store.create_run(run.info.experiment_id).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", given)
     opened(tmp_path / "given").log({"step": 7, "epoch": 1.0})
-    assert opened(tmp_path / "given").latest() == 7
+    assert (opened(tmp_path / "given").latest(), opened(tmp_path / "given").named_run) == (7, "")
+    assert opened(tmp_path / "again").named_run == f"MLFLOW_RUN_ID={given}"
     assert mlflow_store.get_run(given).data.params["batch_size"] == "256"
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     with pytest.raises(UserError, match=f"^MLFLOW_RUN_ID={'0' * 32} is not a run of this store: correct or unset it$"):
@@ -533,6 +540,23 @@ def test_tracker_that_cannot_begin_is_left_out(tmp_path: Path):
     assert not trackers
     assert len(said) == 1
     assert said[0].startswith("track.trackers tensorboard is disabled (")
+
+
+def test_a_run_that_was_given_with_rows_is_said(tmp_path: Path):
+    class Given(RecordingTracker):
+        named_run = "ID=1"
+
+        def latest(self) -> int:
+            return 2
+
+    tracker, said = Given(), []
+    trackers = MultiTracker({"mlflow": tracker}, tmp_path, -1, said.append)
+    for step in (1, 2, 3):
+        trackers.log({"step": step})
+    trackers.finish("finished")
+    assert tracker.given == [3, "finished"]
+    sentence = "track.trackers mlflow: ID=1 has rows up to step 2, which it keeps: this run adds later ones only"
+    assert said == [sentence]
 
 
 class RegisteredTracker(RecordingTracker):
