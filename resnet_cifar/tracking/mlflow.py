@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shlex
+import socket
 import time
 import urllib.parse
 from pathlib import Path
@@ -21,9 +23,11 @@ _VARIABLES = {  # unless the user has set them; read when mlflow is imported
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; by default 120, with seven retries
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; by default 120
 }
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # read at every request; seven by default, which take minutes
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 0}  # 0: without a port, its host may be a data source name
+_SECONDS = 4.0  # for a database to accept a connection; SQLAlchemy and MLflow together take minutes to give up
 _STATES = {"finished": "FINISHED", "interrupted": "KILLED"}  # all others have failed
 _UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _EVERY_ROW = "epoch"  # a metric that each row has
@@ -41,6 +45,17 @@ class MlflowTracker(Tracker):
         server = _without_password(uri) if uri and uri.startswith(("http://", "https://")) else ""
         if server and not answers(server):
             raise ConnectionError(f"{server}, of MLFLOW_TRACKING_URI, does not answer")
+        if uri and (database := _database(uri)) and not _accepts(*database):
+            raise ConnectionError("{}:{}, of MLFLOW_TRACKING_URI, does not answer".format(*database))
+        is_ours = _RETRIES not in os.environ
+        os.environ.setdefault(_RETRIES, "1")  # training waits; later only a thread does
+        try:
+            self._open(run, uri, server)
+        finally:
+            if is_ours:
+                del os.environ[_RETRIES]
+
+    def _open(self, run: TrackedRun, uri: str | None, server: str) -> None:
         import mlflow
 
         folder, track = run.path / "mlflow", run.recipe.track
@@ -153,6 +168,27 @@ class MlflowTracker(Tracker):
                 if found is None:
                     raise
         return found.experiment_id
+
+
+def _database(uri: str) -> tuple[str, int] | None:
+    """The host and port at which it is reached, if the URI tells: not by a socket, or as its query says."""
+    parts = urllib.parse.urlsplit(uri)
+    kind = parts.scheme.partition("+")[0]
+    is_by_socket = kind == "mysql" and parts.hostname == "localhost"  # to MySQL's client, with any port
+    if kind not in _PORTS or is_by_socket or "host" in parts.query or "socket" in parts.query:
+        return None
+    with contextlib.suppress(ValueError):  # several hosts
+        port = parts.port or _PORTS[kind]
+        return (parts.hostname, port) if parts.hostname and port else None
+    return None
+
+
+def _accepts(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _without_password(address: str) -> str:

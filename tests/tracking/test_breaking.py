@@ -30,6 +30,7 @@ from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.validation import parse
+from resnet_cifar.tracking import mlflow as mlflow_tracker
 from resnet_cifar.tracking import multi
 from resnet_cifar.tracking.base import TrackedRun, Tracker, keep_identity, kept_identity, kept_rows
 from resnet_cifar.tracking.mlflow import MlflowTracker
@@ -39,6 +40,7 @@ from resnet_cifar.tracking.wandb import WandbTracker
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 SCRIPT = Path(__file__).with_name("tracked.py")
 
 
@@ -434,13 +436,54 @@ def test_a_mistake_in_a_second_tracker_ends_the_first(tmp_path: Path, monkeypatc
     assert tracker.given == ["failed"]
 
 
-def test_mlflow_server_that_does_not_answer_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:secret@127.0.0.1:9")
+def test_mlflow_retries_little_only_while_training_waits(
+    mlflow_store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    retries: list[str | None] = []
+    monkeypatch.setattr(MlflowTracker, "_log_params", lambda *_: retries.append(os.environ.get(RETRIES)))
+    monkeypatch.delenv(RETRIES, raising=False)
+    opened(tmp_path / "RUN")
+    assert (retries, os.environ.get(RETRIES)) == (["1"], None)
+    monkeypatch.setenv(RETRIES, "3")
+    opened(tmp_path / "RUN")
+    assert (retries, os.environ[RETRIES]) == (["1", "3"], "3")
+
+
+@pytest.mark.parametrize(
+    ("uri", "found"),
+    [
+        ("postgresql+psycopg2://ada:secret@host/db", ("host", 5432)),
+        ("mysql://host:33/db", ("host", 33)),
+        ("mssql+pyodbc://ada:secret@source", None),
+        ("mssql+pyodbc://host:1433/db", ("host", 1433)),
+        ("mysql://localhost/db", None),
+        ("mysql://host/db?unix_socket=/run/mysqld.sock", None),
+        ("postgresql:///db?host=/run/postgresql", None),
+        ("postgresql://one:5432,two:5432/db", None),
+        ("sqlite:////home/ada/mlflow.db", None),
+        ("databricks://profile:name", None),
+    ],
+)
+def test_where_an_mlflow_database_is_reached(uri: str, found: tuple[str, int] | None):
+    assert mlflow_tracker._database(uri) == found
+
+
+@pytest.mark.parametrize(
+    ("uri", "named"),
+    [
+        ("http://ada:secret@127.0.0.1:9", "http://127.0.0.1:9"),
+        ("postgresql://ada:secret@127.0.0.1:9/db", "127.0.0.1:9"),
+    ],
+)
+def test_mlflow_server_that_does_not_answer_is_said_once(
+    uri: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     said: list[str] = []
     assert not start_trackers(parse({"track": {"trackers": "mlflow"}}), tmp_path, {}, said.append)
     assert said == [
-        "track.trackers mlflow is disabled (http://127.0.0.1:9, of MLFLOW_TRACKING_URI, does not answer): every row is "
-        "in metrics.jsonl"
+        f"track.trackers mlflow is disabled ({named}, of MLFLOW_TRACKING_URI, does not answer): every row is in "
+        "metrics.jsonl"
     ]
 
 
