@@ -209,6 +209,7 @@ VARIABLES = [
         ),
         (notified, "NOTIFY=wandb TRACKERS=none", "NOTIFY=wandb TRACKERS=wandb"),
         (notified, "ACCURACY=0.9", "ACCURACY=0.9 NOTIFY=wandb"),
+        (sweeps_tracker, "TRACKERS=trackio TRACKIO_SPACE_ID=ada/photos", "TRACKERS=trackio"),
         (sweeps_tracker, "WANDB_SWEEP_ID=1 TRACKERS=none", "WANDB_SWEEP_ID=1 TRACKERS=wandb", "TRACKERS=none"),
     ]
 ]

@@ -35,6 +35,7 @@ from resnet_cifar.tracking import multi
 from resnet_cifar.tracking.base import TrackedRun, Tracker, keep_identity, kept_identity, kept_rows
 from resnet_cifar.tracking.mlflow import MlflowTracker
 from resnet_cifar.tracking.multi import MultiTracker, check_trackers, start_trackers
+from resnet_cifar.tracking.trackio import TrackioTracker
 from resnet_cifar.tracking.wandb import WandbTracker
 
 if TYPE_CHECKING:
@@ -132,7 +133,8 @@ def test_a_field_that_is_given_wins_over_the_variable(tmp_path: Path):
         env = {**server.account(), "WANDB_PROJECT": "theirs", "TRACKIO_DIR": str(tmp_path / "shared")}
         assert go(tmp_path, "RUN", "wandb,trackio", 1, 2, "finish", env=env | {"PROJECT": "ours"}) == (0, "")
     assert [key.split("/")[0] for key in server.runs] == ["ours"]
-    assert (tmp_path / "shared" / "ours.db").is_file() and not (tmp_path / "RUN" / "trackio").exists()
+    assert (tmp_path / "shared" / "ours.db").is_file()
+    assert [file.name for file in (tmp_path / "RUN" / "trackio").iterdir()] == [".id"]
 
 
 def fail(server: WandbServer, status: int) -> None:
@@ -288,6 +290,40 @@ def test_tracker_that_comes_later_gets_the_rows_from_the_beginning(tmp_path: Pat
     assert trackio_steps(tmp_path / "RUN") == [1, 2, 3, 4, 5, 6, 7, 8]
     assert tensorboard_steps(tmp_path / "RUN", "test/accuracy") == [4]
     assert tensorboard_steps(tmp_path / "RUN", "confusion") == [4]
+
+
+def test_runs_of_one_name_share_a_trackio_folder(tmp_path: Path):
+    """On a network file system, where trackio writes an inbox that the next start imports."""
+    env = {"TRACKIO_DIR": str(tmp_path / "shared"), "TRACKIO_STORAGE_MODE": "jsonl"}
+    for home, first, last, end in (("a", 1, 3, "interrupt"), ("a", 3, 5, "finish"), ("b", 1, 4, "finish")):
+        (tmp_path / home).mkdir(exist_ok=True)
+        assert go(tmp_path / home, "RUN", "trackio", first, last, end, env=env) == (0, "")
+    with sqlite3.connect(tmp_path / "shared" / "resnet-cifar.db") as data:
+        rows = data.execute("SELECT run_name, run_id, step, metrics FROM metrics ORDER BY step").fetchall()
+    rows = [row for row in rows if "confusion" not in json.loads(row[-1])]
+    for home, last in (("a", 5), ("b", 4)):
+        name = (tmp_path / home / "RUN" / "trackio" / ".id").read_text()
+        assert [step for found, _, step, _ in rows if found == name] == [*range(1, last + 1)]
+    assert len({identity for _, identity, _, _ in rows}) == 2
+
+
+def test_trackio_has_a_database_on_a_network_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    storage = SimpleNamespace(get_runs=lambda project: [], get_max_step_for_run=lambda project, name: None)
+    modules = {"": {"init": lambda *_, **__: None, "Image": None}, ".sqlite_storage": {"SQLiteStorage": storage}}
+    modules |= {".utils": {"TRACKIO_DIR": tmp_path / "trackio"}}
+    for name, content in modules.items():
+        monkeypatch.setitem(sys.modules, f"trackio{name}", SimpleNamespace(**content))
+    for name in ("TRACKIO_DIR", "TRACKIO_STORAGE_MODE"):
+        monkeypatch.setenv(name, "")
+    TrackioTracker(TrackedRun(parse({"track": {"trackers": "trackio"}}), tmp_path, {}, pytest.fail, None))
+    assert os.environ["TRACKIO_STORAGE_MODE"] == "sqlite"
+
+
+@pytest.mark.parametrize("name", ["TRACKIO_SERVER_URL", "TRACKIO_SPACE_ID"])
+def test_a_server_of_trackio_is_refused(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(name, "https://host/?write_token=SECRET")
+    with pytest.raises(UserError, match=f"^{name} sends rows to a server, .* stores them here: unset {name}$"):
+        check_trackers(parse({"track": {"trackers": "trackio"}}))
 
 
 def trackio_steps(run: Path) -> list[int]:
