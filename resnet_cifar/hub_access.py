@@ -11,7 +11,6 @@ import ssl
 import tempfile
 import threading
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import TypeVar
 
 from resnet_cifar.cache_folder import ask_once
 from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import is_web_address
 
 _DEFAULT_ENDPOINT = "https://huggingface.co"
 _SECONDS = 4  # `datasets` itself takes 24 s to notice that the hub is unreachable
@@ -38,8 +38,7 @@ def endpoint() -> str:
 
 def check_variables() -> None:
     """Raises UserError where the hub's variables cannot be what they should be."""
-    address = urllib.parse.urlsplit(endpoint())
-    if address.scheme not in ("http", "https") or not address.hostname:
+    if not is_web_address(endpoint()):
         raise UserError(f"HF_ENDPOINT={os.environ['HF_ENDPOINT']} is not a web address: use https://HOST, or unset it")
     for name in _TOKENS:
         token = os.environ.get(name, "").strip()

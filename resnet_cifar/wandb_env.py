@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import contextlib
+import netrc
 import os
 import re
 import urllib.parse
@@ -11,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import is_web_address
 
 SERVER_TIMEOUT = 2.0  # seconds
 SERVICE = "wandb-core"  # the process that W&B starts beside ours, in a session of its own
-_DEFAULT_URL = "https://api.wandb.ai"
+_DEFAULT_URL = "https://api.forge.coreweave.com"
+_DEFAULT_PAGE = "https://forge.coreweave.com/wandb"
+_BEHIND = {"api.forge.coreweave.com": "api.wandb.ai"}  # an address under which an earlier login may have stored its key
 _MODES = ("online", "offline", "disabled", "dryrun", "run")  # the last two are W&B's older names
 _YES, _NO = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0")
 _SHARED_MODE = (0, 68)  # the first W&B server with it
 _KEY = re.compile(r"(?:[^-]+-)?[\w-]{40,}|[\w-]+\.[\w-]+\.[\w-]+")  # with a server's prefix, or a JSON web token
+_FORBIDDEN = {"PROJECT": "/\\#?%:", "ENTITY": "/\\#?%:", "RUN_ID": ":;,#?/'"}  # in names
 # W&B's settings whose variable has another name.
 _VARIABLES = {
     "root_dir": "dir",
@@ -86,8 +91,8 @@ def mode() -> str | None:
     return {"dryrun": "offline", "run": "online"}.get(chosen, chosen) or None
 
 
-def check_variables() -> None:
-    """Raises UserError where a WANDB_* variable cannot be what it should be."""
+def check_variables(project: str = "") -> None:
+    """Raises UserError where a WANDB_* variable, or `track.project`, cannot be what it should be."""
     given = {name: os.environ.get(f"WANDB_{name}", "") for name in ("MODE", "DISABLED", "BASE_URL", "API_KEY", "DIR")}
     if given["MODE"] and given["MODE"].lower() not in _MODES:
         raise UserError(f"WANDB_MODE={given['MODE']} is not supported: use online, offline or disabled, or unset it")
@@ -96,24 +101,37 @@ def check_variables() -> None:
     chosen, key = mode(), given["API_KEY"].partition("-")[2] or given["API_KEY"]
     if chosen == "disabled":
         return
-    address = urllib.parse.urlsplit(given["BASE_URL"])
-    if given["BASE_URL"] and not (address.scheme in ("http", "https") and address.hostname):
+    if given["BASE_URL"] and not is_web_address(given["BASE_URL"]):
         raise UserError(f"WANDB_BASE_URL={given['BASE_URL']} is not a web address: use https://HOST, or unset it")
     if chosen != "offline" and key and not _KEY.fullmatch(given["API_KEY"]):
         raise UserError(
             f"WANDB_API_KEY is not a key (it has {len(key)} characters of 40 or more letters and digits): copy it from "
-            f"{endpoint()}/authorize, or unset it"
+            f"{endpoint().replace(_DEFAULT_URL, _DEFAULT_PAGE)}/authorize, or unset it"
         )
-    if folder := wandb_dir():
-        place = next(place for place in (folder, *folder.parents) if place.exists())
-        if not place.is_dir() or not os.access(place, os.W_OK):
-            raise UserError(f"WANDB_DIR={given['DIR']} cannot be written: name another folder, or unset it")
+    if not _dir_can_be_written():
+        raise UserError(f"WANDB_DIR={given['DIR']} cannot be written: name another folder, or unset it")
     for name in ("PROJECT", "NAME", "RUN_GROUP", "ENTITY", "RUN_ID"):
         value = os.environ.get(f"WANDB_{name}", "")
-        forbidden = sorted(set(value) & set("/\\#?%:")) if name in ("PROJECT", "RUN_ID", "ENTITY") else []
-        if forbidden or len(value) > 128:
-            problem = f"has {' '.join(forbidden)} in it" if forbidden else "is longer than 128 characters"
-            raise UserError(f"WANDB_{name}={value[:200]} {problem}, and W&B refuses that: use another, or unset it")
+        _check_name(f"WANDB_{name}={value[:200]}", value, _FORBIDDEN.get(name, ""), ", or unset it")
+    _check_name(f"track.project {project[:200]!r}", project, _FORBIDDEN["PROJECT"])
+
+
+def _check_name(named: str, value: str, forbidden: str, otherwise: str = "") -> None:
+    found = sorted(set(value) & set(forbidden))
+    if found or len(value) > 128:
+        problem = f"has {' '.join(found)} in it" if found else "is longer than 128 characters"
+        raise UserError(f"{named} {problem}, and W&B refuses that: use another{otherwise}")
+
+
+def _dir_can_be_written() -> bool:
+    """Whether it can, or is not set."""
+    try:
+        if (folder := wandb_dir()) is None:
+            return True
+        place = next(place for place in (folder, *folder.parents) if place.exists())
+        return place.is_dir() and os.access(place, os.W_OK)
+    except (RuntimeError, OSError):  # ~USER of nobody; a folder that may not be looked into
+        return False
 
 
 def invalid_variable(error: ValueError) -> str:
@@ -137,10 +155,22 @@ def endpoint() -> str:
 
 
 def has_account() -> bool:
-    """Whether there is a key for the server."""
-    from requests.utils import get_netrc_auth
+    """Whether there is a key for the server, or the token file that W&B accepts in its place."""
+    return bool(_key() or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"))
 
-    return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(endpoint()))
+
+def _key() -> str | None:
+    """The key of the environment, or as `wandb login` has stored it: under the host with its port, unlike requests."""
+    if key := os.environ.get("WANDB_API_KEY"):
+        return key
+    names = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    host = urllib.parse.urlsplit(endpoint()).netloc
+    with contextlib.suppress(OSError, RuntimeError, netrc.NetrcParseError):  # W&B does without such a file, too
+        for file in (file for name in names if (file := Path(name).expanduser()).exists()):
+            kept = netrc.netrc(file)
+            found = kept.authenticators(host) or kept.authenticators(_BEHIND.get(host, host))
+            return found[2] if found else None
+    return None
 
 
 def lacks_shared_mode() -> str:
@@ -164,7 +194,7 @@ def _query(text: str, **variables: str | None) -> dict[str, Any]:
     """The data that the server answers to a GraphQL query."""
     import requests
 
-    key = os.environ.get("WANDB_API_KEY")  # otherwise requests finds the one in .netrc
+    key = _key()
     answer = requests.post(
         f"{endpoint().rstrip('/')}/graphql",
         json={"query": text, "variables": variables},

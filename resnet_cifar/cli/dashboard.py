@@ -16,6 +16,7 @@ from resnet_cifar import wandb_env
 from resnet_cifar.cli.parser import check_page, parse
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import is_digits
+from resnet_cifar.tracking.base import kept_identity
 
 if TYPE_CHECKING:
     from resnet_cifar.reporting.dashboard.view import Dashboard
@@ -144,10 +145,9 @@ def _save(options: DashboardOptions) -> None:
 
 
 def _wandb_id(run: Path) -> str:
-    file = run / "wandb" / ".id"
-    if not file.is_file():
+    if (identity := kept_identity(run / "wandb" / ".id")) is None:
         raise UserError(f"--report {run} was not tracked by W&B: name runs of the project, trained with its tracker")
-    return file.read_text()
+    return identity
 
 
 def _write(dashboard: Dashboard, file: Path, ended: threading.Event) -> None:

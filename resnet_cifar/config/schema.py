@@ -68,13 +68,21 @@ def _trackers(value: Any) -> str:
     return ",".join(names)
 
 
+def is_web_address(word: str) -> bool:
+    """Whether the word is http://HOST or https://HOST, with or without more."""
+    try:
+        address = urllib.parse.urlsplit(word)
+    except ValueError:  # a bracket of an IPv6 address is missing
+        return False
+    return address.scheme in ("http", "https") and bool(address.hostname)
+
+
 def _notify(value: Any) -> str:
     word = "" if value in (None, False) else str(value).strip()
     kind, _, rest = word.partition(":")
-    address = urllib.parse.urlsplit(word)
     if word in ("", "wandb") or (kind in ("env", "slack") and rest.isidentifier()):
         return word
-    if address.scheme not in ("http", "https") or not address.hostname:
+    if not is_web_address(word):
         raise ValueError("it should be https://HOST/PATH, env:VARIABLE, slack:VARIABLE or wandb")
     return word
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resnet_cifar.atomic_io import atomic_write
 from resnet_cifar.config.schema import Recipe
 
 UPLOAD_SECONDS = 240.0  # for the model, at the end; torchrun on other nodes waits 300 s for the last process
@@ -35,7 +36,8 @@ class Tracker(ABC):
 
     It is constructed in the main thread of rank 0 and then used from one other thread; a call may raise or hang without
     affecting training. `package`: the Python package that it needs. `identity`: kept in checkpoints, so that a resumed
-    run continues the same curves. `commands`: (what, command) to view the curves. `recovery_hint`: what the user can do
+    run continues the same curves. `named_run`: NAME=VALUE of the variable that names the run of a new run directory,
+    which may have rows already. `commands`: (what, command) to view the curves. `recovery_hint`: what the user can do
     after the tracker failed, appended to the warning. `upload_seconds`: how long the end of a finished run may wait for
     large files, in addition to what all trackers have. `for_nodes`: what `on_node` needs; None where further
     nodes have nothing to add.
@@ -43,6 +45,7 @@ class Tracker(ABC):
 
     package: str | None = None
     identity: str | None = None
+    named_run = ""
     commands: tuple[tuple[str, str], ...] = ()
     recovery_hint = ""
     upload_seconds = 0.0
@@ -54,8 +57,8 @@ class Tracker(ABC):
         raise NotImplementedError
 
     @classmethod  # noqa: B027 (optional)
-    def check(cls) -> None:
-        """Raises UserError where the tracker's environment variables are invalid. Imports nothing heavy."""
+    def check(cls, recipe: Recipe) -> None:
+        """Raises UserError where the tracker's environment variables or fields are invalid. Imports nothing heavy."""
 
     @abstractmethod
     def __init__(self, run: TrackedRun) -> None:
@@ -79,6 +82,18 @@ class Tracker(ABC):
 
     def abandon(self) -> None:  # noqa: B027 (optional)
         """Drops whatever hangs or is broken immediately, so that the process can exit."""
+
+
+def kept_identity(file: Path) -> str | None:
+    """The id of a tracker's run, as an earlier attempt has kept it; an empty file was cut off by a kill."""
+    return (file.read_text().strip() or None) if file.is_file() else None
+
+
+def keep_identity(file: Path, identity: str) -> None:
+    """Keeps the id of a tracker's run, so that further attempts continue it."""
+    if identity != kept_identity(file):
+        with atomic_write(file) as aside:
+            aside.write_text(identity)
 
 
 def kept_rows(run: Path, after: int, until: int) -> Iterator[dict[str, Any]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shlex
+import socket
 import time
 import urllib.parse
 from pathlib import Path
@@ -15,15 +17,17 @@ from resnet_cifar.config.diff import flatten, recipe_key
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Track
 from resnet_cifar.hub_access import answers
-from resnet_cifar.tracking.base import UPLOAD_SECONDS, TrackedRun, Tracker
+from resnet_cifar.tracking.base import UPLOAD_SECONDS, TrackedRun, Tracker, keep_identity, kept_identity
 
 _VARIABLES = {  # unless the user has set them; read when mlflow is imported
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; by default 120, with seven retries
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; by default 120
 }
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # read at every request; seven by default, which take minutes
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 0}  # 0: without a port, its host may be a data source name
+_SECONDS = 4.0  # for a database to accept a connection; SQLAlchemy and MLflow together take minutes to give up
 _STATES = {"finished": "FINISHED", "interrupted": "KILLED"}  # all others have failed
 _UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _EVERY_ROW = "epoch"  # a metric that each row has
@@ -41,15 +45,28 @@ class MlflowTracker(Tracker):
         server = _without_password(uri) if uri and uri.startswith(("http://", "https://")) else ""
         if server and not answers(server):
             raise ConnectionError(f"{server}, of MLFLOW_TRACKING_URI, does not answer")
+        if uri and (database := _database(uri)) and not _accepts(*database):
+            raise ConnectionError("{}:{}, of MLFLOW_TRACKING_URI, does not answer".format(*database))
+        is_ours = _RETRIES not in os.environ
+        os.environ.setdefault(_RETRIES, "1")  # training waits; later only a thread does
+        try:
+            self._open(run, uri, server)
+        finally:
+            if is_ours:
+                del os.environ[_RETRIES]
+
+    def _open(self, run: TrackedRun, uri: str | None, server: str) -> None:
         import mlflow
 
         folder, track = run.path / "mlflow", run.recipe.track
         folder.mkdir(exist_ok=True)
         identity = folder / ".id"
-        if not identity.is_file():  # otherwise the process that created the database was killed meanwhile
+        if kept_identity(identity) is None:  # otherwise the process that created the database was killed meanwhile
             for unfinished in folder.glob("mlflow.db*"):
                 unfinished.unlink()
         self._client = mlflow.MlflowClient(tracking_uri=uri or f"sqlite:///{folder.resolve() / 'mlflow.db'}")
+        given = os.environ.get("MLFLOW_RUN_ID") if kept_identity(identity) is None else None
+        self.named_run = f"MLFLOW_RUN_ID={given}" if given else ""
         self._run_id = self._known_run(identity)
         if self._run_id is None:
             place = None if uri else (folder / "artifacts").resolve().as_uri()
@@ -59,7 +76,7 @@ class MlflowTracker(Tracker):
             tags["mlflow.source.git.commit"] = run.environment.get("commit") or ""
             experiment = self._experiment(name or track.project, place)
             self._run_id = self._client.create_run(experiment, tags=tags, run_name=run.path.name).info.run_id
-        identity.write_text(self._run_id)
+        keep_identity(identity, self._run_id)
         self._log_params(run)
         self._model = run.path / "model" if track.log_model else None
         self.upload_seconds = UPLOAD_SECONDS if track.log_model else 0.0
@@ -124,7 +141,7 @@ class MlflowTracker(Tracker):
         from mlflow.exceptions import MlflowException
 
         given = os.environ.get("MLFLOW_RUN_ID")
-        name = identity.read_text() if identity.is_file() else given
+        name = kept_identity(identity) or given
         if not name:
             return None
         try:
@@ -151,6 +168,27 @@ class MlflowTracker(Tracker):
                 if found is None:
                     raise
         return found.experiment_id
+
+
+def _database(uri: str) -> tuple[str, int] | None:
+    """The host and port at which it is reached, if the URI tells: not by a socket, or as its query says."""
+    parts = urllib.parse.urlsplit(uri)
+    kind = parts.scheme.partition("+")[0]
+    is_by_socket = kind == "mysql" and parts.hostname == "localhost"  # to MySQL's client, with any port
+    if kind not in _PORTS or is_by_socket or "host" in parts.query or "socket" in parts.query:
+        return None
+    with contextlib.suppress(ValueError):  # several hosts
+        port = parts.port or _PORTS[kind]
+        return (parts.hostname, port) if parts.hostname and port else None
+    return None
+
+
+def _accepts(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _without_password(address: str) -> str:

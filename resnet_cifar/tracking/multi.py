@@ -102,6 +102,9 @@ class _Worker:
     def _serve(self, step: int) -> None:
         try:
             self._latest = self._tracker.latest()
+            if self._tracker.named_run and self._latest >= 0:
+                has = f"{self._tracker.named_run} has rows up to step {self._latest}"
+                self._warn(f"{_field(self._name)}: {has}, which it keeps: this run adds later ones only")
             if step > self._latest:
                 for row in kept_rows(self._run, self._latest, step):
                     self._tracker.log(row)
@@ -154,7 +157,7 @@ def check_trackers(recipe: Recipe) -> None:
             raise UserError(
                 f"track.trackers {name!r} needs the package {tracker.package}: pip install -e '.[trackers]'"
             )
-        tracker.check()
+        tracker.check(recipe)
 
 
 def start_trackers(
@@ -177,6 +180,7 @@ def start_trackers(
         try:
             trackers[name] = tracker(opened_for)
         except UserError:
+            MultiTracker(trackers, run, -1, warn).finish("failed")  # those that are open: nobody else would end them
             raise
         except Exception as error:
             warn(f"{_field(name)} is disabled ({_reason(error)}): every row is in metrics.jsonl")

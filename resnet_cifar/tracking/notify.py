@@ -18,6 +18,7 @@ from typing import Any
 
 from resnet_cifar.atomic_io import read_json
 from resnet_cifar.config.errors import UserError
+from resnet_cifar.config.schema import is_web_address
 from resnet_cifar.tracking.base import TrackedRun, Tracker
 
 _WAITS = (0.0, 0.5, 2.0)  # seconds before each attempt to send a message
@@ -28,7 +29,7 @@ _AGAIN = (408, 429)  # of the answers below 500, those after which the same mess
 def check(notify: str) -> None:
     """Raises UserError if the variable that `track.notify` names does not hold an address."""
     kind, _, variable = notify.partition(":")
-    if kind in ("env", "slack") and not _is_address(os.environ.get(variable, "")):
+    if kind in ("env", "slack") and not is_web_address(os.environ.get(variable, "")):
         raise UserError(f"track.notify {notify!r}: {variable} holds no address: set it to https://HOST/PATH")
 
 
@@ -123,11 +124,6 @@ class Notifier(Tracker):
                 break
         host = urllib.parse.urlsplit(self._address).hostname
         self._warn(f"track.notify: {host} did not take the message that the run {text(event)} ({why})")
-
-
-def _is_address(word: str) -> bool:
-    address = urllib.parse.urlsplit(word)
-    return address.scheme in ("http", "https") and bool(address.hostname)
 
 
 def _rows(run: Path) -> list[dict[str, Any]]:

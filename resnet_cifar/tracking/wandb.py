@@ -19,7 +19,7 @@ from resnet_cifar.config.diff import fingerprint, to_dict
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe, Track
 from resnet_cifar.tracking import notify, wandb_nodes
-from resnet_cifar.tracking.base import UPLOAD_SECONDS, TrackedRun, Tracker, kept_rows
+from resnet_cifar.tracking.base import UPLOAD_SECONDS, TrackedRun, Tracker, keep_identity, kept_identity, kept_rows
 
 _TITLE = 63  # characters of an alert's title
 _SCORES = ("best/", "test/")  # prefixes of final numbers that belong to the model
@@ -36,9 +36,9 @@ class WandbTracker(Tracker):
     package = "wandb"
 
     @classmethod
-    def check(cls) -> None:
-        """Raises UserError where a variable of W&B is invalid."""
-        wandb_env.check_variables()
+    def check(cls, recipe: Recipe) -> None:
+        """Raises UserError where a variable of W&B, or the project, is invalid."""
+        wandb_env.check_variables(recipe.track.project)
 
     def __init__(self, run: TrackedRun) -> None:
         import wandb
@@ -50,8 +50,12 @@ class WandbTracker(Tracker):
         self._model_facts = {"data_fingerprint": data, "recipe_fingerprint": fingerprint(run.recipe)}
         (run.path / "wandb").mkdir(exist_ok=True)
         self._is_shared = run.path / "wandb" / ".shared"
-        is_new = run.identity is None and not (run.path / "wandb" / ".id").exists()
-        self.identity = _identity(run.path / "wandb" / ".id", run.identity)
+        file = run.path / "wandb" / ".id"
+        is_new = run.identity is None and kept_identity(file) is None
+        self.identity = _identity(file, run.identity)
+        keep_identity(file, self.identity)
+        if is_new and self.identity == os.environ.get("WANDB_RUN_ID"):
+            self.named_run = f"WANDB_RUN_ID={self.identity}"
         self._folder = wandb_env.wandb_dir() or run.path
         folder = self._folder / "wandb"
         folder.mkdir(parents=True, exist_ok=True)
@@ -262,12 +266,17 @@ class WandbTracker(Tracker):
         if self._has_given_up:
             raise ConnectionError("W&B has given up uploading")
         server = self._run.settings.base_url
-        try:
-            status = requests.get(server, timeout=wandb_env.SERVER_TIMEOUT, allow_redirects=False).status_code
-        except requests.RequestException as error:
-            raise ConnectionError(f"{server} does not answer: {type(error).__name__}") from None
-        if status >= 500:
-            raise ConnectionError(f"{server} answers {status}")
+        for _ in range(2):  # a hiccup is no reason to end a healthy run offline
+            try:
+                status = requests.get(server, timeout=wandb_env.SERVER_TIMEOUT, allow_redirects=False).status_code
+                problem = f"answers {status}" if status >= 500 else ""
+            except requests.exceptions.SSLError:  # W&B has certificates of its own, and its own opinion
+                problem = ""
+            except requests.RequestException as error:
+                problem = f"does not answer: {type(error).__name__}"
+            if not problem:
+                return
+        raise ConnectionError(f"{server} {problem}")
 
     def _alert(self, event: dict[str, Any]) -> None:
         title = f"{event['run']}: {event['event']}"
@@ -326,8 +335,6 @@ def _step(segment: Path) -> int:
 
 
 def _identity(file: Path, saved: str | None) -> str:
-    """The W&B id, stored in the run directory, so that every attempt continues one run; a sweep has its own."""
+    """The W&B id: that of earlier attempts, so that each continues one run; a sweep has its own."""
     given = os.environ.get("WANDB_RUN_ID")
-    if not file.is_file() or wandb_env.in_sweep():
-        file.write_text(given if wandb_env.in_sweep() else saved or given or secrets.token_hex(4))
-    return file.read_text()
+    return given if wandb_env.in_sweep() else kept_identity(file) or saved or given or secrets.token_hex(4)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,20 @@ from resnet_cifar import wandb_env
 from resnet_cifar.tracking.base import Tracker
 
 _FINISH_TIMEOUT = 5.0  # seconds to upload the rest at the end
+_KILL_TIMEOUT = 2.0  # seconds for a killed process to be gone, which takes it for ever while its disk hangs
 
 
 class NodeTracker(Tracker):
     """A writer that sends a node's system metrics (CPU, memory, GPUs) under its label, and nothing else.
 
-    It opens in its own thread, since rank 0's first step would wait for it, and writes to a temporary folder: the run
-    directory holds the segments of rank 0, which are uploaded together.
+    It opens in its own thread, since rank 0's first step would wait for it, and writes to a temporary folder, which may
+    fail there, too: the run directory holds the segments of rank 0, which are uploaded together.
     """
 
     def __init__(self, facts: dict[str, str], node: int) -> None:
         self._facts, self._node = facts, node
         self._run: Any = None
-        self._folder = tempfile.TemporaryDirectory(prefix="wandb-node-", ignore_cleanup_errors=True)
+        self._folder: tempfile.TemporaryDirectory | None = None
 
     def latest(self) -> int:
         """Opens the run, unless this node has no account, or its user wants no uploads from here."""
@@ -36,6 +38,7 @@ class NodeTracker(Tracker):
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
+        self._folder = tempfile.TemporaryDirectory(prefix="wandb-node-", ignore_cleanup_errors=True)
         facts = dict(self._facts)
         settings = wandb.Settings(
             silent=True,
@@ -68,12 +71,16 @@ class NodeTracker(Tracker):
         """Sends the latest metrics within a bounded time; the state of the run is rank 0's."""
         if self._run is not None:
             self._run.finish()
-        self._folder.cleanup()
+        self._clean_up()
 
     def abandon(self) -> None:
         """Kills W&B's service process, which Python would wait for at exit."""
         end_core()
-        self._folder.cleanup()
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
 
 
 def label(node: int) -> str:
@@ -83,11 +90,19 @@ def label(node: int) -> str:
 
 def end_core() -> None:
     """Kills the service process that W&B has started for this one."""
-    import wandb
-
     for child in psutil.Process().children():
         if child.name() == wandb_env.SERVICE:
             child.kill()
-            child.wait()
+            with contextlib.suppress(psutil.TimeoutExpired):
+                child.wait(_KILL_TIMEOUT)
+    # In a thread, since W&B waits for that process, too, without a limit.
+    thread = threading.Thread(target=_tear_down, daemon=True)
+    thread.start()
+    thread.join(_KILL_TIMEOUT)
+
+
+def _tear_down() -> None:
+    import wandb
+
     with contextlib.suppress(Exception, SystemExit):  # it would exit with the exit code of the service
         wandb.teardown()

@@ -209,6 +209,7 @@ VARIABLES = [
         ),
         (notified, "NOTIFY=wandb TRACKERS=none", "NOTIFY=wandb TRACKERS=wandb"),
         (notified, "ACCURACY=0.9", "ACCURACY=0.9 NOTIFY=wandb"),
+        (sweeps_tracker, "TRACKERS=trackio TRACKIO_SPACE_ID=ada/photos", "TRACKERS=trackio"),
         (sweeps_tracker, "WANDB_SWEEP_ID=1 TRACKERS=none", "WANDB_SWEEP_ID=1 TRACKERS=wandb", "TRACKERS=none"),
     ]
 ]
@@ -260,6 +261,8 @@ RECIPE = [
     advice("model without W&B", f"{TRAIN} --track.log_model True",
         f"{TRAIN} --track.log_model True --track.trackers wandb --dry-run",
         f"{TRAIN} --track.log_model False --dry-run"),
+    advice("project", f"{TRAIN} --track.trackers wandb --track.project ada/photos",
+        f"{TRAIN} --track.trackers wandb --track.project photos --dry-run"),
     advice("flag with a value", f"{TRAIN} --dry-run=no", f"{TRAIN} --dry-run"),
     advice("phase without lr", f"{TRAIN} --phases.2.epochs 1",
         f"{TRAIN} --phases.2.epochs 1 --phases.2.lr 0.1 --dry-run"),

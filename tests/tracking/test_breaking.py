@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -16,9 +17,11 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import requests
 from wandb_server import WandbServer
 
 from resnet_cifar.config import schema
@@ -27,14 +30,18 @@ from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.loading import read_recipe
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.config.validation import parse
+from resnet_cifar.tracking import mlflow as mlflow_tracker
 from resnet_cifar.tracking import multi
-from resnet_cifar.tracking.base import TrackedRun, Tracker, kept_rows
+from resnet_cifar.tracking.base import TrackedRun, Tracker, keep_identity, kept_identity, kept_rows
 from resnet_cifar.tracking.mlflow import MlflowTracker
 from resnet_cifar.tracking.multi import MultiTracker, check_trackers, start_trackers
+from resnet_cifar.tracking.trackio import TrackioTracker
+from resnet_cifar.tracking.wandb import WandbTracker
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 SCRIPT = Path(__file__).with_name("tracked.py")
 
 
@@ -113,6 +120,12 @@ def test_the_users_variables_win_over_defaults(tmp_path: Path):
     assert {name: run.asked[name] for name in asked} == asked
     assert len(list((tmp_path / "scratch" / "wandb").glob("run-*-mine"))) == 2
     assert not list((tmp_path / "RUN" / "wandb").glob("run-*"))
+    with WandbServer() as later:  # a new run directory for a run that has rows
+        later.runs.update(server.runs)
+        code, said = go(tmp_path, "OTHER", "wandb", 1, 7, "interrupt", env=variables | later.account())
+    sentence = "warning: track.trackers wandb: WANDB_RUN_ID=mine has rows up to step 6, which it keeps: this run adds"
+    assert (code, said) == (0, f"{sentence} later ones only\n")
+    assert steps(later) == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_a_field_that_is_given_wins_over_the_variable(tmp_path: Path):
@@ -120,7 +133,8 @@ def test_a_field_that_is_given_wins_over_the_variable(tmp_path: Path):
         env = {**server.account(), "WANDB_PROJECT": "theirs", "TRACKIO_DIR": str(tmp_path / "shared")}
         assert go(tmp_path, "RUN", "wandb,trackio", 1, 2, "finish", env=env | {"PROJECT": "ours"}) == (0, "")
     assert [key.split("/")[0] for key in server.runs] == ["ours"]
-    assert (tmp_path / "shared" / "ours.db").is_file() and not (tmp_path / "RUN" / "trackio").exists()
+    assert (tmp_path / "shared" / "ours.db").is_file()
+    assert [file.name for file in (tmp_path / "RUN" / "trackio").iterdir()] == [".id"]
 
 
 def fail(server: WandbServer, status: int) -> None:
@@ -156,6 +170,34 @@ def test_what_breaks_in_mid_run_is_said_once_and_kept_offline(
         sync(tmp_path, said.split("`")[1], later)
     assert steps(later) == [1, 2, 3, 4, 5, 6]
     check_result(later)
+
+
+@pytest.mark.parametrize(
+    ("answers", "problem"),
+    [
+        ([requests.exceptions.SSLError()], None),  # by other certificates than W&B's
+        ([requests.Timeout(), 200], None),
+        ([502, 404], None),
+        ([requests.Timeout(), requests.Timeout()], "https://w does not answer: Timeout"),
+        ([requests.Timeout(), 503], "https://w answers 503"),
+    ],
+)
+def test_a_server_is_given_up_after_a_second_try(
+    answers: list[int | Exception], problem: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    def get(*_: object, **__: object) -> SimpleNamespace:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return SimpleNamespace(status_code=answer)
+
+    monkeypatch.setattr(requests, "get", get)
+    tracker = object.__new__(WandbTracker)
+    tracker._has_given_up = False
+    tracker._run = SimpleNamespace(offline=False, settings=SimpleNamespace(mode="online", base_url="https://w"))
+    with pytest.raises(ConnectionError, match=f"^{problem}$") if problem else contextlib.nullcontext():
+        tracker._check_server()
+    assert answers == []
 
 
 def test_model_whose_upload_takes_too_long_is_kept_offline(tmp_path: Path):
@@ -250,6 +292,40 @@ def test_tracker_that_comes_later_gets_the_rows_from_the_beginning(tmp_path: Pat
     assert tensorboard_steps(tmp_path / "RUN", "confusion") == [4]
 
 
+def test_runs_of_one_name_share_a_trackio_folder(tmp_path: Path):
+    """On a network file system, where trackio writes an inbox that the next start imports."""
+    env = {"TRACKIO_DIR": str(tmp_path / "shared"), "TRACKIO_STORAGE_MODE": "jsonl"}
+    for home, first, last, end in (("a", 1, 3, "interrupt"), ("a", 3, 5, "finish"), ("b", 1, 4, "finish")):
+        (tmp_path / home).mkdir(exist_ok=True)
+        assert go(tmp_path / home, "RUN", "trackio", first, last, end, env=env) == (0, "")
+    with sqlite3.connect(tmp_path / "shared" / "resnet-cifar.db") as data:
+        rows = data.execute("SELECT run_name, run_id, step, metrics FROM metrics ORDER BY step").fetchall()
+    rows = [row for row in rows if "confusion" not in json.loads(row[-1])]
+    for home, last in (("a", 5), ("b", 4)):
+        name = (tmp_path / home / "RUN" / "trackio" / ".id").read_text()
+        assert [step for found, _, step, _ in rows if found == name] == [*range(1, last + 1)]
+    assert len({identity for _, identity, _, _ in rows}) == 2
+
+
+def test_trackio_has_a_database_on_a_network_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    storage = SimpleNamespace(get_runs=lambda project: [], get_max_step_for_run=lambda project, name: None)
+    modules = {"": {"init": lambda *_, **__: None, "Image": None}, ".sqlite_storage": {"SQLiteStorage": storage}}
+    modules |= {".utils": {"TRACKIO_DIR": tmp_path / "trackio"}}
+    for name, content in modules.items():
+        monkeypatch.setitem(sys.modules, f"trackio{name}", SimpleNamespace(**content))
+    for name in ("TRACKIO_DIR", "TRACKIO_STORAGE_MODE"):
+        monkeypatch.setenv(name, "")
+    TrackioTracker(TrackedRun(parse({"track": {"trackers": "trackio"}}), tmp_path, {}, pytest.fail, None))
+    assert os.environ["TRACKIO_STORAGE_MODE"] == "sqlite"
+
+
+@pytest.mark.parametrize("name", ["TRACKIO_SERVER_URL", "TRACKIO_SPACE_ID"])
+def test_a_server_of_trackio_is_refused(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(name, "https://host/?write_token=SECRET")
+    with pytest.raises(UserError, match=f"^{name} sends rows to a server, .* stores them here: unset {name}$"):
+        check_trackers(parse({"track": {"trackers": "trackio"}}))
+
+
 def trackio_steps(run: Path) -> list[int]:
     """Of the rows in trackio's one data base, without the one that holds the figures, whose file is there."""
     with sqlite3.connect(run / "trackio" / "resnet-cifar.db") as data:
@@ -334,14 +410,27 @@ def test_mlflow_keeps_to_its_variables_and_states(
     given = mlflow_store.create_run(run.info.experiment_id).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", given)
     opened(tmp_path / "given").log({"step": 7, "epoch": 1.0})
-    assert opened(tmp_path / "given").latest() == 7
+    assert (opened(tmp_path / "given").latest(), opened(tmp_path / "given").named_run) == (7, "")
+    assert opened(tmp_path / "again").named_run == f"MLFLOW_RUN_ID={given}"
     assert mlflow_store.get_run(given).data.params["batch_size"] == "256"
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     with pytest.raises(UserError, match=f"^MLFLOW_RUN_ID={'0' * 32} is not a run of this store: correct or unset it$"):
         opened(tmp_path / "new")
     monkeypatch.delenv("MLFLOW_RUN_ID")
-    (tmp_path / "RUN" / "mlflow" / ".id").write_text("0" * 32)
-    assert opened(tmp_path / "RUN").latest() == -1  # another store has this run: a new one gets all rows
+    for name in ("0" * 32, ""):  # another store has this run, or it was never written: a new one gets all rows
+        (tmp_path / "RUN" / "mlflow" / ".id").write_text(name)
+        assert opened(tmp_path / "RUN").latest() == -1
+
+
+@pytest.mark.parametrize("content", ["", "mine"])
+def test_an_id_is_kept_whole_and_written_once(content: str, tmp_path: Path):
+    file = tmp_path / ".id"
+    file.write_text(content)
+    assert kept_identity(file) == (content or None)
+    before = file.stat().st_ino
+    keep_identity(file, "mine")
+    assert (file.read_text(), file.stat().st_ino == before) == ("mine", bool(content))
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_an_mlflow_run_whose_files_are_refused_is_finished(
@@ -370,13 +459,67 @@ def test_an_mlflow_run_whose_files_are_refused_is_finished(
     )
 
 
-def test_mlflow_server_that_does_not_answer_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:secret@127.0.0.1:9")
+def test_a_mistake_in_a_second_tracker_ends_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise UserError("MLFLOW_RUN_ID is wrong")
+
+    monkeypatch.setattr(RegisteredTracker, "opened", [])
+    monkeypatch.setattr(MlflowTracker, "__init__", refuse)
+    monkeypatch.setitem(schema.TRACKERS, "mine", f"{__name__}:RegisteredTracker")
+    with pytest.raises(UserError, match=r"^MLFLOW_RUN_ID is wrong$"):
+        start_trackers(parse({"track": {"trackers": "mine,mlflow"}}), tmp_path, {}, pytest.fail)
+    (tracker,) = RegisteredTracker.opened
+    assert tracker.given == ["failed"]
+
+
+def test_mlflow_retries_little_only_while_training_waits(
+    mlflow_store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    retries: list[str | None] = []
+    monkeypatch.setattr(MlflowTracker, "_log_params", lambda *_: retries.append(os.environ.get(RETRIES)))
+    monkeypatch.delenv(RETRIES, raising=False)
+    opened(tmp_path / "RUN")
+    assert (retries, os.environ.get(RETRIES)) == (["1"], None)
+    monkeypatch.setenv(RETRIES, "3")
+    opened(tmp_path / "RUN")
+    assert (retries, os.environ[RETRIES]) == (["1", "3"], "3")
+
+
+@pytest.mark.parametrize(
+    ("uri", "found"),
+    [
+        ("postgresql+psycopg2://ada:secret@host/db", ("host", 5432)),
+        ("mysql://host:33/db", ("host", 33)),
+        ("mssql+pyodbc://ada:secret@source", None),
+        ("mssql+pyodbc://host:1433/db", ("host", 1433)),
+        ("mysql://localhost/db", None),
+        ("mysql://host/db?unix_socket=/run/mysqld.sock", None),
+        ("postgresql:///db?host=/run/postgresql", None),
+        ("postgresql://one:5432,two:5432/db", None),
+        ("sqlite:////home/ada/mlflow.db", None),
+        ("databricks://profile:name", None),
+    ],
+)
+def test_where_an_mlflow_database_is_reached(uri: str, found: tuple[str, int] | None):
+    assert mlflow_tracker._database(uri) == found
+
+
+@pytest.mark.parametrize(
+    ("uri", "named"),
+    [
+        ("http://ada:secret@127.0.0.1:9", "http://127.0.0.1:9"),
+        ("postgresql://ada:secret@127.0.0.1:9/db", "127.0.0.1:9"),
+    ],
+)
+def test_mlflow_server_that_does_not_answer_is_said_once(
+    uri: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     said: list[str] = []
     assert not start_trackers(parse({"track": {"trackers": "mlflow"}}), tmp_path, {}, said.append)
     assert said == [
-        "track.trackers mlflow is disabled (http://127.0.0.1:9, of MLFLOW_TRACKING_URI, does not answer): every row is "
-        "in metrics.jsonl"
+        f"track.trackers mlflow is disabled ({named}, of MLFLOW_TRACKING_URI, does not answer): every row is in "
+        "metrics.jsonl"
     ]
 
 
@@ -476,6 +619,23 @@ def test_tracker_that_cannot_begin_is_left_out(tmp_path: Path):
     assert not trackers
     assert len(said) == 1
     assert said[0].startswith("track.trackers tensorboard is disabled (")
+
+
+def test_a_run_that_was_given_with_rows_is_said(tmp_path: Path):
+    class Given(RecordingTracker):
+        named_run = "ID=1"
+
+        def latest(self) -> int:
+            return 2
+
+    tracker, said = Given(), []
+    trackers = MultiTracker({"mlflow": tracker}, tmp_path, -1, said.append)
+    for step in (1, 2, 3):
+        trackers.log({"step": step})
+    trackers.finish("finished")
+    assert tracker.given == [3, "finished"]
+    sentence = "track.trackers mlflow: ID=1 has rows up to step 2, which it keeps: this run adds later ones only"
+    assert said == [sentence]
 
 
 class RegisteredTracker(RecordingTracker):

@@ -121,8 +121,9 @@ def test_a_secret_is_refused_without_repeating_it(address: str) -> None:
     assert "SECRET" not in str(caught.value)
 
 
-def test_mistakes_are_named_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOOK", "hook.example")
+@pytest.mark.parametrize("address", ["hook.example", "https://[x"])
+def test_mistakes_are_named_before_training(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOOK", address)
     with pytest.raises(
         UserError, match=r"^track.notify 'env:HOOK': HOOK holds no address: set it to https://HOST/PATH$"
     ):

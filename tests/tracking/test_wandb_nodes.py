@@ -7,9 +7,12 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -18,6 +21,9 @@ from test_wandb import own
 from wandb_server import StoredRun, WandbServer
 
 from resnet_cifar import wandb_env
+from resnet_cifar.config.schema import Recipe
+from resnet_cifar.tracking import wandb_nodes
+from resnet_cifar.tracking.multi import start_node_trackers
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 TINY = "--recipe debug --model.name test_resnet --data.image_size 32 --data.limit 300 --batch_size 48 --micro_batch 8"
@@ -95,6 +101,29 @@ def test_two_nodes_show_in_one_run(tmp_path: Path, proof: bool):
     for node in (0, 1):
         said = (tmp_path / f"{node}.log").read_text()
         assert "warning: W&B" not in said and "wandb:" not in said and "Traceback" not in said
+
+
+def test_a_node_without_a_temporary_folder_is_merely_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "full"))
+    facts = {"id": "a", "entity": "local", "project": "p", "base_url": "http://127.0.0.1:9"}
+    start_node_trackers(Recipe(), tmp_path, {"wandb": facts}, 1).finish("finished")
+
+
+def test_a_service_that_outlives_its_kill_is_waited_for_in_vain(monkeypatch: pytest.MonkeyPatch):
+    def wait(timeout: float | None = None) -> None:
+        assert timeout is not None, "for ever"
+        waited.append("process")
+        raise psutil.TimeoutExpired(timeout)
+
+    waited, ended = [], threading.Event()
+    core = SimpleNamespace(name=lambda: wandb_env.SERVICE, kill=lambda: None, wait=wait)
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(children=lambda: [core]))
+    monkeypatch.setattr("wandb.teardown", lambda: waited.append("W&B") or ended.wait())
+    monkeypatch.setattr(wandb_nodes, "_KILL_TIMEOUT", 0.2)
+    wandb_nodes.end_core()
+    assert waited == ["process", "W&B"]
+    ended.set()
 
 
 OLD = "the server is version 0.67.2, and its shared mode came with 0.68"

@@ -66,11 +66,12 @@ def test_a_hub_that_does_not_answer_is_no_variable_of_the_users(monkeypatch: pyt
     assert "cannot be reached" in hub_access.explain(ConnectionError(), True, Path("x")).reason
 
 
-@pytest.mark.parametrize("address", ["huggingface.co", "ftp://host", "https://", "http:host"])
+@pytest.mark.parametrize("address", ["huggingface.co", "ftp://host", "https://", "http:host", "http://[::1"])
 def test_an_endpoint_that_is_no_address(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", address)
-    with pytest.raises(UserError, match=f"^HF_ENDPOINT={address} is not a web address: use https://HOST, or unset it$"):
+    with pytest.raises(UserError) as caught:
         hub_access.check_variables()
+    assert str(caught.value) == f"HF_ENDPOINT={address} is not a web address: use https://HOST, or unset it"
 
 
 @pytest.mark.parametrize("token", ["hf_ä", "hf x", "hf_\x00"])

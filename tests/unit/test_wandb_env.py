@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -25,12 +26,15 @@ WANDB = parse({"track": {"trackers": "wandb"}})
         ("MODE", "shared", "WANDB_MODE=shared is not supported"),
         ("DISABLED", "perhaps", "WANDB_DISABLED=perhaps should be true or false"),
         ("BASE_URL", "my.server", "WANDB_BASE_URL=my.server is not a web address: use https://HOST"),
+        ("BASE_URL", "http://[::1", "WANDB_BASE_URL=http://[::1 is not a web address"),
         ("API_KEY", "0123456789abcdef", "WANDB_API_KEY is not a key (it has 16 characters"),
         ("API_KEY", "x" * 39 + " ", "WANDB_API_KEY is not a key"),
         ("DIR", "/proc/version/wandb", "WANDB_DIR=/proc/version/wandb cannot be written"),
+        ("DIR", "~nobody-of-this-name/x", "WANDB_DIR=~nobody-of-this-name/x cannot be written"),
         ("PROJECT", "mine/yours", "WANDB_PROJECT=mine/yours has / in it, and W&B refuses that"),
         ("NAME", "n" * 129, "is longer than 128 characters"),
         ("RUN_ID", "a:b", "WANDB_RUN_ID=a:b has : in it"),
+        ("RUN_ID", "a;b,c'd", "WANDB_RUN_ID=a;b,c'd has ' , ; in it"),
     ],
 )
 def test_an_invalid_variable_is_named(name: str, value: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,6 +45,14 @@ def test_an_invalid_variable_is_named(name: str, value: str, sentence: str, monk
     if name == "API_KEY":
         assert value not in str(error.value), "it is a secret"
     check_trackers(parse({"track": {"trackers": "none"}}))
+
+
+@pytest.mark.parametrize(("name", "found"), [("ada/photos", "/"), ("50%", "%")])
+def test_a_project_that_wandb_refuses(name: str, found: str) -> None:
+    sentence = f"^track.project '{name}' has {found} in it, and W&B refuses that: use another$"
+    with pytest.raises(UserError, match=sentence):
+        check_trackers(parse({"track": {"trackers": "wandb", "project": name}}))
+    check_trackers(parse({"track": {"trackers": "tensorboard", "project": name}}))
 
 
 @pytest.mark.parametrize(
@@ -55,6 +67,33 @@ def test_a_key_is_not_needed_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "none")
     monkeypatch.setenv("WANDB_MODE", "dryrun")
     check_trackers(WANDB)
+
+
+@pytest.mark.parametrize(
+    ("server", "machine"),
+    [("http://localhost:8080", "localhost:8080"), ("", "api.forge.coreweave.com"), ("", "api.wandb.ai")],
+)
+def test_a_login_is_found_as_wandb_stores_it(
+    server: str, machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("requests.post", lambda *_, auth, **__: asked.append(auth))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_BASE_URL", server)
+    assert not wandb_env.has_account()
+    (tmp_path / ".netrc").write_text(f"machine {machine}\n  login user\n  password {'0' * 40}\n")
+    assert wandb_env.has_account()
+    assert wandb_env.lacks_shared_mode() == "" and asked == [("api", "0" * 40)]
+    (tmp_path / ".netrc").write_text("machine\n")
+    assert not wandb_env.has_account()
+    monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", "token.jwt")
+    assert wandb_env.has_account()
+
+
+def test_the_server_is_wandbs_own_unless_named() -> None:
+    import wandb
+
+    assert wandb_env.endpoint() == wandb.Settings().base_url
 
 
 @pytest.mark.parametrize(
