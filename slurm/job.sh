@@ -42,10 +42,15 @@ job_name() {
 }
 
 # The command that submits this job once more, to be pasted into a shell: SCRIPT and its ARGUMENTS, after those options of
-# sbatch that the script's own lines do not give. `array`: the tasks, if all of them are submitted.
+# sbatch that the script's own lines do not give. `array`: the tasks, if all of them are submitted. The user may have submitted
+# a copy of SCRIPT, with other lines: then SLURM runs the copy ($0 is elsewhere), and its name is said.
 submission() {
-    local command=(sbatch) facts
+    local command=(sbatch) facts script
     facts=$(timeout 60 scontrol show job "$(job_number)" 2>/dev/null)
+    script=$(sed -n 's/^ *Command=//p' <<<"$facts" | head -n 1) # with its arguments
+    script=${script#"$PWD/"}
+    script=${script%% *}
+    [[ $0 != "$1" && -f $script ]] || script=$1
     fact() { sed -n "s/.*\b$1=\([^ ]*\).*/\1/p" <<<"$facts" | head -n 1; }
     add() { # OPTION VALUE DEFAULT; the default is said, too, where a variable of site.sh asks for something else
         local variable=SBATCH_${1^^}
@@ -71,7 +76,7 @@ submission() {
         add mem-per-cpu "${SLURM_MEM_PER_CPU:-}" ''
     fi
     add time "$(fact TimeLimit)" "${SBATCH_TIMELIMIT:-04:00:00}"
-    printf '%s' "$(printf ' %q' "${command[@]}" "$@" | cut -c 2-)"
+    printf '%s' "$(printf ' %q' "${command[@]}" "$script" "${@:2}" | cut -c 2-)"
 }
 
 # GPUs that SLURM has given to this job on this node. Before 21.08 it said so in a list only.
