@@ -160,3 +160,24 @@ def test_a_canceled_job_says_how_to_resume(tmp_path: Path) -> None:
     said = sourced(script, tmp_path, facts, SLURM_JOB_ID="7", RESNET_CIFAR_SUBMIT="sbatch slurm/train.sh")
     assert said.startswith("== ended by SLURM at step 0, which starts this job again if")
     assert said.endswith("otherwise, to resume: sbatch slurm/train.sh\ncode 1\n")
+
+
+@pytest.mark.parametrize(
+    ("srun", "code", "tried"),
+    [
+        ("[ $STARTED_PER_NODE -ne 4 ] || exit 78", 0, [1, 2, 4, 6]),  # 76 and the 2 of a user's mistake
+        ("exit 78", 2, [1]),
+        ("[ $STARTED_PER_NODE -ne 4 ] || exit 77", 1, [1, 2, 4]),
+    ],
+    ids=["a batch that does not divide over 4", "nothing is measured", "a failure"],
+)
+def test_scale_skips_a_number_of_processes_that_the_batch_does_not_divide_over(
+    tmp_path: Path, srun: str, code: int, tried: list[int]
+) -> None:
+    (tmp_path / "srun").write_text(f"#!/bin/bash\necho $STARTED_PER_NODE >> {tmp_path}/tried\n{srun}\n")
+    (tmp_path / "srun").chmod(0o755)
+    env = JOB | {"SLURM_JOB_NODELIST": "node1", "SLURM_GPUS_ON_NODE": "6", "LOCAL_DISK": str(tmp_path)}
+    said = sourced("(source slurm/scale.sh) || echo code $?", tmp_path, "node1", **env).splitlines()
+    assert (tmp_path / "tried").read_text().split() == list(map(str, tried))
+    assert said[-1] == (f"code {code}" if code else "== runs/resnet-cifar-7/index.html")
+    assert ("== not measured, for the reason above: 4 processes" in said) == (code == 0)
