@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -113,6 +114,14 @@ def test_other_nodes_wait_for_what_the_first_one_writes(tmp_path: Path, node: in
     """Where /runs is a cached bucket, status.json says how the run ended only when the second wait is over."""
     late = f"[ -e waited ] && {status_as(state)}\ntouch waited"
     assert node_ends(tmp_path, python=status_as("running"), sleep=late, PET_NODE_RANK=str(node)) == code
+
+
+def test_the_image_starts_what_hears_docker_stop() -> None:
+    """The first process of a container gets SIGTERM alone, and `accelerate launch` dies of it."""
+    (line,) = re.findall(r"^CMD (.*)$", (FOLDER / "train.Dockerfile").read_text(), flags=re.MULTILINE)
+    command, *arguments = json.loads(line)
+    assert command == "containers/train.sh"
+    assert train.parse_arguments(arguments)[0].run
 
 
 def status_as(state: str) -> str:
