@@ -185,8 +185,8 @@ def _check_plugins() -> None:
             raise UserError(f"{what} ({where}) is not supported: every process holds the whole model, as in DDP; {fix}")
     if device := os.environ.get("ACCELERATE_TORCH_DEVICE"):
         raise UserError(
-            f"ACCELERATE_TORCH_DEVICE={device} is not supported: unset it, and use ACCELERATE_USE_CPU=1 for the CPU or "
-            "CUDA_VISIBLE_DEVICES=1 for the second GPU"
+            f"ACCELERATE_TORCH_DEVICE={device} is not supported: unset it, and use accelerate launch --config_file "
+            "accelerate_configs/cpu.yaml for the CPU or CUDA_VISIBLE_DEVICES=1 for the second GPU"
         )
     steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if steps != "1":

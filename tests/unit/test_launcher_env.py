@@ -275,3 +275,10 @@ def launched(config: str, **variables: str) -> dict[str, str]:
 
 def test_one_process_gets_the_gpu_that_the_user_has_chosen() -> None:
     assert launched("single_gpu", CUDA_VISIBLE_DEVICES="3")["CUDA_VISIBLE_DEVICES"] == "3"
+
+
+def test_the_advised_way_to_the_cpu_is_one() -> None:
+    """accelerate launch replaces ACCELERATE_USE_CPU where it starts one process."""
+    (file,) = re.findall(r"accelerate_configs/(\w+)\.yaml", refused(ACCELERATE_TORCH_DEVICE="cpu"))
+    os.environ |= launched(file, ACCELERATE_USE_CPU="false")
+    assert launcher_env.wants_cpu()
