@@ -20,4 +20,5 @@ COPY . .
 RUN mkdir -p /cache runs && chmod 1777 /cache runs
 ENV PATH=/opt/venv/bin:$PATH HOME=/cache HF_HOME=/cache/huggingface RESNET_CIFAR_CACHE=/cache/resnet_cifar
 USER 1000
-CMD ["accelerate", "launch", "train.py"]
+# Not `accelerate launch`: `docker stop` signals the first process only, and that launcher would die of it, with the run.
+CMD ["containers/train.sh", "--recipe", "finetune", "--run", "runs/finetune"]

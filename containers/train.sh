@@ -33,6 +33,8 @@ tell() {
     kill -TERM "${ranks[@]:-$launcher}"
 }
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100} # seconds to save, of the pod's 120
+# Nodes that are not there yet, because no machine is free for them, are waited for: torchrun would fail after a quarter of an hour.
+export PET_RDZV_CONF=${PET_RDZV_CONF:-timeout=86400}
 asked='' launcher=''
 trap tell TERM INT
 python -m torch.distributed.run -- train.py "$@" & # without `--`, torchrun would read --run as the beginning of its --run-path
@@ -57,8 +59,8 @@ done
 case $state in
 finished) [ "$code" -ne 0 ] || exit 0 ;;
 interrupted) [ "$after" = "$before" ] || exit 75 ;; # otherwise it is an earlier start's: this one has failed before training
-lost) [ "$(newest)" = "$saved" ] || exit 75 ;;
-esac
+lost | running) [ "$(newest)" = "$saved" ] || exit 75 ;;
+esac # running: rank 0, which writes it, was killed
 # Asked to end before training: also to be started again.
 [ -z "$asked" ] || exit 75
 exit $((code > 0 ? code : 1))

@@ -24,7 +24,24 @@ enter_project() {
     { [ -f train.py ] && [ -f slurm/site.sh ]; } || fail "$PWD is not the project's folder: cd there, then sbatch $0"
     # shellcheck source=slurm/site.sh
     . slurm/site.sh
-    unset RESNET_CIFAR_SUBMIT # of a job that has submitted this one
+    forget_outer_job
+}
+
+# A job that another one submits finds that one's variables in its environment. SLURM replaces only those that it sets for this
+# job; srun would take the others for options, which exclude this job's own, and this file for the job's array and starts.
+forget_outer_job() {
+    local facts pair name
+    unset RESNET_CIFAR_SUBMIT
+    facts=$(show_job "$SLURM_JOB_ID" | awk -v RS= -v id="JobId=$SLURM_JOB_ID" '$1 == id') # an array's last task has its number
+    [ -n "$facts" ] || return
+    [[ $facts == *" ArrayJobId="* ]] || unset "${!SLURM_ARRAY_@}"
+    [[ $facts != *" Restarts=0 "* ]] || unset SLURM_RESTART_COUNT
+    [[ $facts != *" CpusPerTres="* ]] || unset SLURM_CPUS_PER_TASK
+    for pair in CPUS_PER_GPU:CpusPerTres MEM_PER_GPU:MemPerTres MEM_PER_CPU:MinMemoryCPU MEM_PER_NODE:MinMemoryNode \
+        GPUS:TresPerJob GPUS_PER_NODE:TresPerNode GPUS_PER_TASK:TresPerTask TRES_PER_TASK:TresPerTask; do
+        name=SLURM_${pair%:*} # 0 is what SLURM shows for memory that was not requested, or for all of it
+        [[ $facts =~ [[:space:]]${pair#*:}=([^0]|${!name:-none}[[:space:]]) ]] || unset "$name"
+    done
 }
 
 # The job's number, as SLURM takes it and as logs are named: in an array the bare number can mean every task.
@@ -42,10 +59,15 @@ job_name() {
 }
 
 # The command that submits this job once more, to be pasted into a shell: SCRIPT and its ARGUMENTS, after those options of
-# sbatch that the script's own lines do not give. `array`: the tasks, if all of them are submitted.
+# sbatch that the script's own lines do not give. `array`: the tasks, if all of them are submitted. The user may have submitted
+# a copy of SCRIPT, with other lines: then SLURM runs the copy ($0 is elsewhere), and its name is said.
 submission() {
-    local command=(sbatch) facts
+    local command=(sbatch) facts script
     facts=$(timeout 60 scontrol show job "$(job_number)" 2>/dev/null)
+    script=$(sed -n 's/^ *Command=//p' <<<"$facts" | head -n 1) # with its arguments
+    script=${script#"$PWD/"}
+    script=${script%% *}
+    [[ $0 != "$1" && -f $script ]] || script=$1
     fact() { sed -n "s/.*\b$1=\([^ ]*\).*/\1/p" <<<"$facts" | head -n 1; }
     add() { # OPTION VALUE DEFAULT; the default is said, too, where a variable of site.sh asks for something else
         local variable=SBATCH_${1^^}
@@ -71,7 +93,7 @@ submission() {
         add mem-per-cpu "${SLURM_MEM_PER_CPU:-}" ''
     fi
     add time "$(fact TimeLimit)" "${SBATCH_TIMELIMIT:-04:00:00}"
-    printf '%s' "$(printf ' %q' "${command[@]}" "$@" | cut -c 2-)"
+    printf '%s' "$(printf ' %q' "${command[@]}" "$script" "${@:2}" | cut -c 2-)"
 }
 
 # GPUs that SLURM has given to this job on this node. Before 21.08 it said so in a list only.
@@ -163,11 +185,11 @@ run_once() {
         bash slurm/node.sh --once "$@"
 }
 
-# What `scontrol show job` says of this job; waits at least five minutes for a controller or a network that is gone.
+# What `scontrol show job` says of this job, or of $1; waits at least five minutes for a controller or a network that is gone.
 show_job() {
     local facts
     for _ in {1..60}; do
-        facts=$(timeout 60 scontrol show job "$(job_number)" 2>/dev/null) && [ -n "$facts" ] && break
+        facts=$(timeout 60 scontrol show job "${1:-$(job_number)}" 2>/dev/null) && [ -n "$facts" ] && break
         sleep 5
     done
     echo "$facts"
@@ -224,8 +246,7 @@ come_again() {
         echo "== SLURM has begun this job again elsewhere: start $((${SLURM_RESTART_COUNT:-0} + 1)) leaves it alone"
         exit 1
     fi
-    # A canceled job is not requeued.
-    [[ -z $ended && $facts == *JobState=RUNNING* ]] || exit 1
+    [[ -z $ended && $facts == *JobState=RUNNING* ]] || end_by_slurm # a canceled job is not requeued
     echo "== saved at step $(saved)${of:-}, and coming again"
     for _ in {1..6}; do
         timeout 60 scontrol requeue "$(job_number)" && exit 0

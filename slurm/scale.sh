@@ -35,10 +35,18 @@ up_to() {
     echo "$1"
 }
 
-# Ends the job if a measurement failed or a signal came; what was measured before is kept in $out.
+# Ends the job if a measurement failed or a signal came; what was measured before is kept in $out. After a mistake (2) of one
+# number only, over which the batch does not divide, others are still measured.
+measured=''
 check() {
     [ -z "$asked$ended" ] || { echo "== ended by a signal; what was measured is in $out"; exit 1; }
-    [ "$1" -eq 0 ] || exit "$(exit_code "$1")"
+    local code
+    code=$(exit_code "$1")
+    case $code:$measured in
+    0:*) measured=yes ;;
+    2:yes) echo "== not measured, for the reason above: $2 processes" ;;
+    *) exit "$code" ;;
+    esac
 }
 
 # Measures $2 processes on each of $1 nodes: the first of the job, so that the head node is among them.
@@ -46,7 +54,7 @@ options=("${SRUN_OPTIONS[@]}")
 measure() {
     SRUN_OPTIONS=("${options[@]}" "--nodelist=$(IFS=,; echo "${hosts[*]:0:$1}")")
     SLURM_JOB_NUM_NODES=$1 STARTED_PER_NODE=$2 run_everywhere -m resnet_cifar scale --launched "${words[@]}"
-    check $?
+    check $? $(($1 * $2))
 }
 
 for processes in $(up_to "$PROCESSES_PER_NODE"); do measure 1 "$processes"; done

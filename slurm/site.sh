@@ -29,7 +29,8 @@ CONTAINER=()     # (apptainer exec --nv --bind "$PWD" /images/pytorch.sif)
 SRUN_OPTIONS=()  # (--container-image=/images/pytorch.sqsh --container-mounts="$PWD" --container-workdir="$PWD")
 # A thousand ranks that import torch from one file server can wait minutes for it. Pack the environment once,
 #     tar -C .venv -cf /scratch/me/env.tar .
-# name it here, and every job copies it to its nodes' own disks (one file, by sbcast) and starts Python from there.
+# name it here, and every job copies it to its nodes' own disks (one file, by sbcast) and starts its ranks from there. What is one
+# process a job still starts from site_environment: the download, and a search of slurm/array.sh with its trials.
 # A container image is one file too and needs no archive.
 ENVIRONMENT_ARCHIVE=${ENVIRONMENT_ARCHIVE:-}
 LOCAL_DISK=${LOCAL_DISK:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}

@@ -15,8 +15,8 @@
 #SBATCH --output=logs/%x-%j.out
 # shellcheck source=slurm/job.sh
 . slurm/job.sh 2>/dev/null || { echo "error: $PWD is not the project's folder: cd there, then sbatch slurm/train.sh" >&2; exit 2; }
+listen # before SLURM is asked about this job, which can take long
 enter_project
-listen
 
 # The run directory: named after the job, unless the arguments name one.
 folder=''

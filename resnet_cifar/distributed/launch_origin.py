@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ def origin(variable: str, flag: str) -> tuple[str, str]:
     launcher = launch_command()
     if launcher is None or launcher.environment.get(variable) == os.environ[variable]:
         return by_variable
-    options = {word.partition("=")[0].replace("-", "_"): number for number, word in enumerate(launcher.words)}
+    options = _options(launcher.words)
     if flag and flag.replace("-", "_") in options:
         return f"accelerate launch {flag}", f"remove {flag}"
     file = _config_file(launcher.words, options.get("__config_file"))
@@ -29,6 +30,22 @@ def origin(variable: str, flag: str) -> tuple[str, str]:
         return by_variable
     fix = f"use --config_file accelerate_configs/multi_gpu.yaml (or cpu.yaml), or correct {shlex.quote(str(file))}"
     return str(file), fix
+
+
+def file_names_gpus(launcher: LaunchCommand | None) -> bool:
+    """Whether the command named a configuration file with gpu_ids. `all` sets no variable that would tell.
+
+    Not the file that `accelerate config` writes: it has them on machines without GPUs, too.
+    """
+    words = launcher.words if launcher else []
+    option = _options(words).get("__config_file")
+    file = None if option is None else _config_file(words, option)
+    return file is not None and file.is_file() and bool(re.search(r'^[ "]*gpu_ids\b', file.read_text(), re.MULTILINE))
+
+
+def _options(words: list[str]) -> dict[str, int]:
+    """The place of each option among the words."""
+    return {word.partition("=")[0].replace("-", "_"): number for number, word in enumerate(words)}
 
 
 def _config_file(words: list[str], option: int | None) -> Path:

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 
 from resnet_cifar.config.errors import NodeError, UserError
-from resnet_cifar.distributed.launch_origin import launch_command, origin
+from resnet_cifar.distributed.launch_origin import file_names_gpus, launch_command, origin
 
 # Environment variable: HOST:PID of the process that monitors this run (a notebook or a search).
 FOLLOWER = "RESNET_CIFAR_FOLLOWER"
@@ -185,8 +185,8 @@ def _check_plugins() -> None:
             raise UserError(f"{what} ({where}) is not supported: every process holds the whole model, as in DDP; {fix}")
     if device := os.environ.get("ACCELERATE_TORCH_DEVICE"):
         raise UserError(
-            f"ACCELERATE_TORCH_DEVICE={device} is not supported: unset it, and use ACCELERATE_USE_CPU=1 for the CPU or "
-            "CUDA_VISIBLE_DEVICES=1 for the second GPU"
+            f"ACCELERATE_TORCH_DEVICE={device} is not supported: unset it, and use accelerate launch --config_file "
+            "accelerate_configs/cpu.yaml for the CPU or CUDA_VISIBLE_DEVICES=1 for the second GPU"
         )
     steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if steps != "1":
@@ -242,16 +242,15 @@ def _check_place() -> None:
 
 def check_devices(on_cpu: bool) -> None:
     """Raises UserError where the launcher's settings contradict the machine."""
-    several = place() is not None
+    several, launcher = place() is not None, launch_command()
     devices = os.environ.get("CUDA_VISIBLE_DEVICES")
     hidden = devices is not None and devices.split(",")[0].strip() in ("", "-1")  # accelerate_configs/cpu_ddp.yaml
-    asked_for_gpu = by_accelerate() and not wants_cpu() and not hidden and (several or bool(devices))
-    if on_cpu and asked_for_gpu:
+    asked_for_gpu = several or bool(devices) or file_names_gpus(launcher)
+    if on_cpu and by_accelerate() and not wants_cpu() and not hidden and asked_for_gpu:
         raise NodeError(
             "accelerate launch was configured for GPUs and this machine has none that torch can use: use "
             f"--config_file accelerate_configs/{'cpu_ddp' if several else 'cpu'}.yaml, or check the driver (nvidia-smi)"
         )
-    launcher = launch_command()
     if (
         by_accelerate()
         and not by_elastic()

@@ -59,7 +59,7 @@ def inside() -> Callable[..., list[str]]:
 def test_a_run_is_trained_exported_and_served_in_containers(inside: Callable[..., list[str]], tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     runs, words = f"{tmp_path}:/app/runs", ("--recipe", "debug", "--run", "runs/mine", "--track.trackers", "none")
-    run(*inside("train", runs, "accelerate", "launch", "train.py", *words))
+    run(*inside("train", runs, "containers/train.sh", *words))
     assert "test/accuracy" in json.loads((tmp_path / "mine" / "result.json").read_text())
     run(*inside("train", runs, "resnet-cifar", "export", "runs/mine", "--to", "onnx"))
     serve = ("resnet-cifar", "serve", "/model", "--host", "0.0.0.0", "--port", "0")

@@ -184,7 +184,7 @@ VARIABLES = [
     for check, given, *remedies in [
         (check_launcher, "ACCELERATE_USE_CPU=perhaps", "ACCELERATE_USE_CPU=true", ""),
         (check_launcher, "RANK=x", ""),
-        (check_launcher, "ACCELERATE_TORCH_DEVICE=cpu", "", "ACCELERATE_USE_CPU=1", "CUDA_VISIBLE_DEVICES=1"),
+        (check_launcher, "ACCELERATE_TORCH_DEVICE=cpu", "", "ACCELERATE_USE_CPU=True", "CUDA_VISIBLE_DEVICES=1"),
         (check_launcher, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=1", ""),
         (
             check_launcher,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,19 @@ def test_a_wrong_recipe_ends_the_job(submit):
     assert not list(job.project.glob("runs/*"))
     again = "sbatch --partition=gpu --nodes=2 --cpus-per-gpu=1 slurm/train.sh --recipe debug"
     assert f"When it is fixed: {again} --optimizer.nmae sgd --run runs/resnet-cifar-{job.id}" in job.log
+
+
+def test_a_job_that_another_job_submits_is_its_own(submit, project: Path):
+    """SLURM passes on the variables of the outer one: a task of an array, at its third start, with other memory."""
+    outer = {"ARRAY_JOB_ID": 1, "ARRAY_TASK_ID": 3, "RESTART_COUNT": 2, "MEM_PER_CPU": 100, "MEM_PER_NODE": 1000}
+    shutil.copy(project / "slurm/train.sh", project / "slurm/mine.sh")
+    words = ("--recipe", "debug", "--optimizer.nmae", "sgd")
+    job = submit(script="mine.sh", words=words, **{f"SLURM_{name}": str(value) for name, value in outer.items()})
+    job.wait("FAILED", seconds=60)
+    assert f"== job {job.id} (resnet-cifar), start 1: node1" in job.log
+    assert "error: unknown field --optimizer.nmae" in job.log  # so srun has started a process
+    again = f"{' '.join(words)} --run runs/resnet-cifar-{job.id}"
+    assert job.resubmission == f"sbatch --partition=gpu --cpus-per-gpu=1 slurm/mine.sh {again}"
 
 
 def test_a_wrong_recipe_is_not_submitted_and_a_right_one_is(cluster: Cluster, project: Path):

@@ -13,6 +13,8 @@ from unittest import mock
 import psutil
 import pytest
 import torch
+from accelerate.commands import launch
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
 from resnet_cifar.cli import entry
 from resnet_cifar.config.errors import NodeError, RankError, UserError
@@ -20,6 +22,7 @@ from resnet_cifar.distributed import launch_origin, launcher_env
 from resnet_cifar.distributed.launcher_env import Place, check_devices, check_launcher, is_reported_elsewhere, place
 
 TWO = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "host", "MASTER_PORT": "29500"}
+ROOT = Path(__file__).parents[2]
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_MODE": "default"}
 
 
@@ -190,6 +193,14 @@ class TestOrigin:
         self.launch(monkeypatch, MASTER_ADDR="host")
         check_devices(on_cpu=True)
 
+    def test_a_file_that_names_gpus_on_a_machine_without_any(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        os.environ.update(LAUNCHED)
+        self.launch(monkeypatch, "--config_file", str(ROOT / "accelerate_configs/single_gpu.yaml"))
+        with pytest.raises(NodeError, match=r"was configured for GPUs .* --config_file accelerate_configs/cpu\.yaml"):
+            check_devices(on_cpu=True)
+        self.launch(monkeypatch, "--config_file", str(ROOT / "accelerate_configs/cpu.yaml"))
+        check_devices(on_cpu=True)
+
     def test_without_a_launcher_there_is_no_command(self) -> None:
         assert launch_origin.launch_command() is None
         os.environ.update(LAUNCHED)
@@ -252,3 +263,22 @@ def test_the_launchers_word_for_yes_is_accelerates(monkeypatch: pytest.MonkeyPat
     for word in ("1", "true", "YES", "on", "y", "t"):
         monkeypatch.setenv("ACCELERATE_USE_CPU", word)
         assert launcher_env.wants_cpu()
+
+
+def launched(config: str, **variables: str) -> dict[str, str]:
+    """The environment of the process that `accelerate launch --config_file accelerate_configs/CONFIG.yaml` starts."""
+    os.environ.update(variables)
+    words = ["--config_file", str(ROOT / f"accelerate_configs/{config}.yaml"), "train.py"]
+    arguments, *_ = launch._validate_launch_command(launch.launch_command_parser().parse_args(words))
+    return prepare_simple_launcher_cmd_env(arguments)[1]
+
+
+def test_one_process_gets_the_gpu_that_the_user_has_chosen() -> None:
+    assert launched("single_gpu", CUDA_VISIBLE_DEVICES="3")["CUDA_VISIBLE_DEVICES"] == "3"
+
+
+def test_the_advised_way_to_the_cpu_is_one() -> None:
+    """accelerate launch replaces ACCELERATE_USE_CPU where it starts one process."""
+    (file,) = re.findall(r"accelerate_configs/(\w+)\.yaml", refused(ACCELERATE_TORCH_DEVICE="cpu"))
+    os.environ |= launched(file, ACCELERATE_USE_CPU="false")
+    assert launcher_env.wants_cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from torch.distributed import run as torchrun
 
 from resnet_cifar.cli import train
 from resnet_cifar.distributed.signals import EXIT_RESUBMIT
@@ -93,6 +95,8 @@ def test_skypilot_takes_its_file() -> None:
         ("lost", "step-00000004", 1),
         ("lost", "step-00000008.writing-ab12", 1),
         ("lost", "step-00000004.damaged", 1),
+        ("running", "step-00000008", EXIT_RESUBMIT),  # rank 0, which writes the state, was killed
+        ("running", "step-00000004", 1),
         ("interrupted", "step-00000004", EXIT_RESUBMIT),
         ("failed", "step-00000008", 1),
     ],
@@ -113,6 +117,22 @@ def test_other_nodes_wait_for_what_the_first_one_writes(tmp_path: Path, node: in
     """Where /runs is a cached bucket, status.json says how the run ended only when the second wait is over."""
     late = f"[ -e waited ] && {status_as(state)}\ntouch waited"
     assert node_ends(tmp_path, python=status_as("running"), sleep=late, PET_NODE_RANK=str(node)) == code
+
+
+def test_a_node_waits_for_others_that_have_no_machine_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun's own quarter of an hour would be a failure, and four of them the end of the TrainJob."""
+    node_ends(tmp_path, python='echo "$PET_RDZV_CONF" > waits')
+    monkeypatch.setenv("PET_RDZV_CONF", (tmp_path / "waits").read_text().strip())
+    config, *_ = torchrun.config_from_args(torchrun.parse_args(["--nnodes", "2", "train.py"]))
+    assert int(config.rdzv_configs["timeout"]) >= 24 * 3600
+
+
+def test_the_image_starts_what_hears_docker_stop() -> None:
+    """The first process of a container gets SIGTERM alone, and `accelerate launch` dies of it."""
+    (line,) = re.findall(r"^CMD (.*)$", (FOLDER / "train.Dockerfile").read_text(), flags=re.MULTILINE)
+    command, *arguments = json.loads(line)
+    assert command == "containers/train.sh"
+    assert train.parse_arguments(arguments)[0].run
 
 
 def status_as(state: str) -> str:
