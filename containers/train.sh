@@ -35,6 +35,8 @@ tell() {
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100} # seconds to save, of the pod's 120
 # Nodes that are not there yet, because no machine is free for them, are waited for: torchrun would fail after a quarter of an hour.
 export PET_RDZV_CONF=${PET_RDZV_CONF:-timeout=86400}
+# One node is its own: torchrun would look for the container's host name, and wait for ever where it is not in /etc/hosts.
+case ${PET_NNODES:-1} in 1 | 1:1) export PET_LOCAL_ADDR=${PET_LOCAL_ADDR:-127.0.0.1} ;; esac
 asked='' launcher=''
 trap tell TERM INT
 python -m torch.distributed.run -- train.py "$@" & # without `--`, torchrun would read --run as the beginning of its --run-path

@@ -49,8 +49,18 @@ def figures() -> Path:
     return RESULTS / "proof-faults-cpu.json"
 
 
+@pytest.fixture(scope="session")
+def commit(proof: bool) -> str | None:
+    """Of the code that is proved, before figures change the checkout."""
+    if not proof:
+        return None
+    from resnet_cifar.reporting import environment
+
+    return environment.describe()["commit"]
+
+
 @pytest.fixture  # of each test, since the room of the first one has figures of its own
-def record(proof: bool, figures: Path) -> Callable[..., None]:
+def record(proof: bool, figures: Path, commit: str | None) -> Callable[..., None]:
     """`record(name, **found)`: keeps what a proof has measured, beside what other tests have written before."""
 
     def keep(name: str, **found: object) -> None:
@@ -58,7 +68,7 @@ def record(proof: bool, figures: Path) -> Callable[..., None]:
             return
         from resnet_cifar.reporting import environment
 
-        facts = environment.describe()
+        facts = environment.describe() | {"commit": commit}
         facts.pop("command")  # it names folders of the machine
         kept = json.loads(figures.read_text()) if figures.is_file() else {}
         when = {each: facts[each] for each in ("commit", "time")}

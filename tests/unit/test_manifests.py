@@ -127,6 +127,18 @@ def test_a_node_waits_for_others_that_have_no_machine_yet(tmp_path: Path, monkey
     assert int(config.rdzv_configs["timeout"]) >= 24 * 3600
 
 
+@pytest.mark.parametrize(("nodes", "address"), [("", "127.0.0.1"), ("1:1", "127.0.0.1"), ("2", None)])
+def test_one_node_does_not_look_for_its_host_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: str, address: str | None
+) -> None:
+    """Where it does not resolve, torchrun would wait for it without a word."""
+    node_ends(tmp_path, python='echo "$PET_LOCAL_ADDR" > address', PET_NNODES=nodes)
+    if given := (tmp_path / "address").read_text().strip():
+        monkeypatch.setenv("PET_LOCAL_ADDR", given)
+    config, *_ = torchrun.config_from_args(torchrun.parse_args(["--nnodes", nodes or "1", "train.py"]))
+    assert config.local_addr == address
+
+
 def test_the_image_starts_what_hears_docker_stop() -> None:
     """The first process of a container gets SIGTERM alone, and `accelerate launch` dies of it."""
     (line,) = re.findall(r"^CMD (.*)$", (FOLDER / "train.Dockerfile").read_text(), flags=re.MULTILINE)
