@@ -29,10 +29,6 @@ def parse_arguments(arguments: list[str]) -> tuple[TrainOptions, Recipe]:
             f"--scaling-devices {options.scaling_devices} needs measurements: add --scaling DIR/scaling.json, which "
             "resnet-cifar scale writes"
         )
-    if options.scaling:
-        from resnet_cifar.training import scaling_results  # imports scipy, which training does not need
-
-        scaling_results.read(Path(options.scaling))  # a wrong file is found before images are prepared
     if options.refit:
         first = Path(options.refit)
         for name in ("recipe", "extend-epochs"):

@@ -67,6 +67,10 @@ def _set_up(
     if extends and not context.run_on_main(lambda: "yes" if folder.is_extending(base, options.recipe, extends) else ""):
         recipe = extended(base, extends)
     preflight.check(recipe, context)
+    if options.scaling:
+        from resnet_cifar.training import scaling_results  # imports scipy, which training does not need
+
+        measured = scaling_results.read(Path(options.scaling))  # a wrong file is found before images are prepared
     if not options.dry_run and context.run_on_main(lambda: _existing_run(folder, options, recipe, screen)):
         return None
     context.run_on_main(lambda: preflight.check_init_from(recipe) or "")
@@ -100,10 +104,7 @@ def _set_up(
     if options.dry_run:
         screen.facts(plan_summary.estimate(state, data))
         if options.scaling:
-            from resnet_cifar.training import scaling_results  # imports scipy, which training does not need
-
             file, devices = Path(options.scaling), options.scaling_devices or context.size
-            measured = scaling_results.read(file)
             screen.facts(scaling_results.describe(measured, file, plan, devices, context.compiled))
         return None
     writer = RunWriter(plan, context, data, folder, screen, timings)

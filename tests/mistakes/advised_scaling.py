@@ -107,9 +107,8 @@ SCALING = [
     advice("a plan far beyond the measurements", planned("out/scaling.json", processes=256, batch_size=8192),
         planned("out/scaling.json", processes=128, batch_size=8192), prepare=measured("out")),
     advice("scaling without a plan", parsed("train", "--recipe debug --scaling out/scaling.json"),
-        parsed("train", "--recipe debug --scaling out/scaling.json --dry-run"), prepare=measured("out")),
+        parsed("train", "--recipe debug --scaling out/scaling.json --dry-run")),
     advice("devices without scaling", parsed("train", "--recipe debug --dry-run --scaling-devices 8"),
-        parsed("train", "--recipe debug --dry-run --scaling-devices 8 --scaling out/scaling.json"),
-        prepare=measured("out")),
+        parsed("train", "--recipe debug --dry-run --scaling-devices 8 --scaling out/scaling.json")),
 ]
 # fmt: on
