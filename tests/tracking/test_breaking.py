@@ -56,8 +56,14 @@ def go(home: Path, *words: object, env: dict[str, str], half: Callable[[], None]
             assert line, printed
             printed += line
         half()
-        rest, _ = process.communicate("\n", timeout=120)
-    return process.returncode, (printed + rest).replace("half\n", "")
+        # Not communicate(), which would lose what readline() has already taken from the pipe.
+        limit = threading.Timer(120, process.kill)
+        limit.start()
+        process.stdin.write("\n")
+        process.stdin.close()
+        printed += process.stdout.read()
+        limit.cancel()
+    return process.returncode, printed.replace("half\n", "")
 
 
 def sync(home: Path, command: str, server: WandbServer) -> None:
