@@ -25,7 +25,6 @@ from resnet_cifar.data.image_dataset import free_memory
 from resnet_cifar.data.loader import Loader
 from resnet_cifar.data.prepared_data import ImageData
 from resnet_cifar.distributed.context import DistributedContext
-from resnet_cifar.reporting import environment
 from resnet_cifar.training import auto_micro_batch, preflight, scaling_results
 from resnet_cifar.training.plan import Plan
 from resnet_cifar.training.train_state import TrainState
@@ -105,7 +104,6 @@ def measure(recipe: Recipe, context: DistributedContext, seconds: float) -> dict
             "unit": row_unit(recipe),
             "step": scaling_results.step_fields(recipe),
         },
-        "environment": environment.describe(),
     }
 
 

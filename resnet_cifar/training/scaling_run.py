@@ -9,7 +9,7 @@ from resnet_cifar.atomic_io import write_json
 from resnet_cifar.config.errors import UserError
 from resnet_cifar.config.schema import Recipe
 from resnet_cifar.distributed.context import DistributedContext
-from resnet_cifar.reporting import scaling_report
+from resnet_cifar.reporting import environment, scaling_report
 from resnet_cifar.reporting.console import Screen, speed
 from resnet_cifar.training import scaling_measurement, scaling_results
 
@@ -34,6 +34,7 @@ def measure_launched(recipe: Recipe, out: Path, seconds: float, price: float) ->
 def _write(recipe: Recipe, world: dict[str, Any], out: Path, price: float) -> str:
     try:
         out.mkdir(parents=True, exist_ok=True)
+        world = {**world, "environment": environment.describe()}
         found = scaling_results.add(scaling_results.read_kept(out, recipe), world, recipe, price)
         write_json(out / scaling_results.FILE, found)
         scaling_report.write(found, out / "index.html")
