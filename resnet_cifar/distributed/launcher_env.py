@@ -245,8 +245,8 @@ def check_devices(on_cpu: bool) -> None:
     several, launcher = place() is not None, launch_command()
     devices = os.environ.get("CUDA_VISIBLE_DEVICES")
     hidden = devices is not None and devices.split(",")[0].strip() in ("", "-1")  # accelerate_configs/cpu_ddp.yaml
-    asked_for_gpu = several or bool(devices) or file_names_gpus(launcher)
-    if on_cpu and by_accelerate() and not wants_cpu() and not hidden and asked_for_gpu:
+    may_use_gpu = by_accelerate() and not wants_cpu() and not hidden
+    if on_cpu and may_use_gpu and (several or devices or file_names_gpus(launcher)):
         raise NodeError(
             "accelerate launch was configured for GPUs and this machine has none that torch can use: use "
             f"--config_file accelerate_configs/{'cpu_ddp' if several else 'cpu'}.yaml, or check the driver (nvidia-smi)"
