@@ -61,8 +61,8 @@ done
 case $state in
 finished) [ "$code" -ne 0 ] || exit 0 ;;
 interrupted) [ "$after" = "$before" ] || exit 75 ;; # otherwise it is an earlier start's: this one has failed before training
-lost | running) [ "$(newest)" = "$saved" ] || exit 75 ;;
-esac # running: rank 0, which writes it, was killed
+lost | running) [ "$(newest)" = "$saved" ] || exit 75 ;; # running: rank 0, which writes the state, was killed
+esac
 # Asked to end before training: also to be started again.
 [ -z "$asked" ] || exit 75
 exit $((code > 0 ? code : 1))

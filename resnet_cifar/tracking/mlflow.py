@@ -61,11 +61,12 @@ class MlflowTracker(Tracker):
         folder, track = run.path / "mlflow", run.recipe.track
         folder.mkdir(exist_ok=True)
         identity = folder / ".id"
-        if kept_identity(identity) is None:  # otherwise the process that created the database was killed meanwhile
+        is_new = kept_identity(identity) is None
+        if is_new:  # otherwise the process that created the database was killed meanwhile
             for unfinished in folder.glob("mlflow.db*"):
                 unfinished.unlink()
         self._client = mlflow.MlflowClient(tracking_uri=uri or f"sqlite:///{folder.resolve() / 'mlflow.db'}")
-        given = os.environ.get("MLFLOW_RUN_ID") if kept_identity(identity) is None else None
+        given = os.environ.get("MLFLOW_RUN_ID") if is_new else None
         self.named_run = f"MLFLOW_RUN_ID={given}" if given else ""
         self._run_id = self._known_run(identity)
         if self._run_id is None:
